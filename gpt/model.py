@@ -1,0 +1,192 @@
+"""The same GPT with fused weights, over a table of operations.
+
+`ops` is any record with the operations of `kernels.Ops`; this file does not know which
+implementation serves them. Only the leaf modules call it: `Block.forward` stays the lecture's
+two lines. For every config the logits, the loss and the gradients equal those of
+`gpt/reference.py` after `gpt/weights.py` has mapped the weights, and a fresh model drawn from
+the same seed has the same weights.
+
+Letters: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size.
+"""
+
+import torch
+import torch.nn as nn
+
+from gpt.presets import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm with weight (C,) and bias (C,) or none."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        self.kind = config.norm
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        has_bias = config.bias and config.norm == "layer_norm"
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if has_bias else None
+
+    def forward(self, x):
+        if self.kind == "rms_norm":
+            return self.ops.rms_norm(x, self.weight, eps=NORM_EPS)
+        return self.ops.layer_norm(x, self.weight, self.bias, eps=NORM_EPS)
+
+
+class PackedProjection(nn.Linear):
+    """query, key and value of all heads as one matrix: rows are [query | key | value], (3C, C)."""
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding over (B, T, H, D), the angles computed once."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D = config.n_embd // config.n_head
+        frequency = ROPE_BASE ** (-torch.arange(0, D, 2).float() / D)  # (D/2,)
+        angle = torch.arange(config.block_size).float()[:, None] * frequency  # (T, D/2)
+        self.register_buffer("cos", angle.cos()[:, None, :], persistent=False)  # (T, 1, D/2)
+        self.register_buffer("sin", angle.sin()[:, None, :], persistent=False)
+
+    def forward(self, x):
+        T = x.shape[1]
+        cos, sin = self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype)
+        a, b = x.chunk(2, dim=-1)  # (B, T, H, D/2) each
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """The lecture's heads as one batch dimension (its exercise 1)."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        self.n_head = config.n_head
+        self.dropout_p = config.dropout
+        self.qk_norm = config.qk_norm
+        self.qkv = PackedProjection(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.rotary = Rotary(config) if config.position == "rope" else None
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        qkv = self.qkv(x)  # (B, T, 3C)
+        dropout_p = self.dropout_p if self.training else 0.0
+        if self.qk_norm or self.rotary is not None:
+            q, k, v = self.position_queries_and_keys(qkv)  # (B, H, T, D) each
+            out = self.ops.attention(q, k, v, dropout_p=dropout_p)  # (B, H, T, D)
+            out = out.transpose(1, 2).reshape(x.shape)  # (B, T, C)
+        else:
+            out = self.ops.attention_qkv(qkv, self.n_head, dropout_p=dropout_p)  # (B, T, C)
+        return self.dropout(self.proj(out))
+
+    def position_queries_and_keys(self, qkv):
+        B, T, _ = qkv.shape
+        q, k, v = qkv.view(B, T, 3 * self.n_head, -1).split(self.n_head, dim=2)  # (B, T, H, D)
+        if self.qk_norm:
+            q = self.ops.rms_norm(q, None, eps=NORM_EPS)
+            k = self.ops.rms_norm(k, None, eps=NORM_EPS)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Up to four times the width, a non-linearity, and back down, with dropout: one operation."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        self.activation = config.activation
+        self.dropout_p = config.dropout
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        return self.ops.feed_forward(
+            x,
+            self.up.weight,
+            self.up.bias,
+            self.down.weight,
+            self.down.bias,
+            activation=self.activation,
+            dropout_p=self.dropout_p if self.training else 0.0,
+        )
+
+
+class Block(nn.Module):
+    """Transformer block: communication followed by computation."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.sa = MultiHeadAttention(config, ops)
+        self.ffwd = FeedForward(config, ops)
+        self.ln1 = Norm(config, ops)
+        self.ln2 = Norm(config, ops)
+
+    def forward(self, x):
+        x = x + self.sa(self.ln1(x))
+        x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+class GPT(nn.Module):
+    """GPT over an `Ops` table.
+
+    tokens (B, T) int64 -> logits (B, T, V), None.
+    tokens and targets (B, T) int64 -> None, loss (): the logits are never held whole, so they
+    are not returned. Targets equal to -1 are not counted.
+    """
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.config = config
+        self.ops = ops
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.blocks = nn.Sequential(*[Block(config, ops) for _ in range(config.n_layer)])
+        self.ln_f = Norm(config, ops)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied_head:
+            self.lm_head.weight = self.token_embedding_table.weight
+        self.initialise()
+
+    def initialise(self):
+        """Draw all weights from the global generator, in the order of the reference."""
+        self.apply(self._init_weights)
+        for block in self.blocks:
+            for weight in (block.sa.proj.weight, block.ffwd.down.weight):
+                if self.config.projection_init == "scaled":
+                    nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * self.config.n_layer) ** 0.5)
+                elif self.config.projection_init == "zero":
+                    nn.init.zeros_(weight)
+
+    def _init_weights(self, module):
+        if isinstance(module, PackedProjection):
+            # the reference draws key, query, value of head 0, then of head 1, ...
+            weight = module.weight.detach().view(3, self.config.n_head, -1, self.config.n_embd)
+            for head in range(self.config.n_head):
+                for part in (1, 0, 2):
+                    nn.init.normal_(weight[part, head], mean=0.0, std=0.02)  # (D, C)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, tokens, targets=None):
+        position = self.position_embedding_table.weight if self._has_positions else None
+        x = self.ops.embedding(tokens, self.token_embedding_table.weight, position)  # (B, T, C)
+        x = self.dropout(x)
+        x = self.blocks(x)  # (B, T, C)
+        x = self.ln_f(x)  # (B, T, C)
+        if targets is None:
+            return self.lm_head(x), None  # (B, T, V)
+        loss = self.ops.linear_cross_entropy(
+            x, self.lm_head.weight, self.lm_head.bias, targets, ignore_index=IGNORE_INDEX
+        )
+        return None, loss
+
+    @property
+    def _has_positions(self) -> bool:
+        return self.config.position == "learned"

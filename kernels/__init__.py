@@ -1,0 +1,129 @@
+"""The operations of a GPT, each by PyTorch (`native.py`) and by Triton (`fused.py`).
+
+`load("triton")` gives a table of functions, `load("torch")` the same table by PyTorch's own
+operations, `load("triton,attention=torch")` a mixture. Nothing is chosen behind the caller's
+back: a name that cannot be served on this machine raises `Unavailable` with what to do.
+
+The promise of every Triton operation: the same inputs give the same bits, every time; values and
+gradients differ from fp64 by at most twice what PyTorch's own fp32 computation does, rounded once
+to the output's dtype (operations with a matrix product in the middle state their own bound);
+inputs are never written; tensors of any stride are taken; a wrong shape is a `ValueError`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Unavailable(RuntimeError):
+    """The asked implementation cannot run here; the message says why and what to use instead."""
+
+
+class Ops(NamedTuple):
+    """One function per operation. B batch, T time, C channels, V vocabulary, H heads, D head size.
+
+    A NamedTuple of functions rather than a module, because a module breaks `copy.deepcopy`.
+    Where a function takes `dropout_p` and `seed`: kept values are scaled by 1/(1-p); `seed` is an
+    int64 tensor () on the device, drawn from the device's default generator when it is None.
+    """
+
+    # (tokens (B, T) int64, token_table (V, C), position_table (>=T, C) or None) -> (B, T, C)
+    embedding: Callable
+    # (x (..., C), weight (C,), bias (C,) or None, *, eps) -> (..., C)
+    layer_norm: Callable
+    # (x (..., C), weight (C,) or None, *, eps) -> (..., C)
+    rms_norm: Callable
+    # (residual (..., C), x (..., C), weight, bias, *, eps, dropout_p, seed)
+    # -> residual + dropout(x) (..., C), layer_norm of that (..., C)
+    add_layer_norm: Callable
+    # (q (B, H, Tq, D), k and v (B, Hkv, Tk, D), *, causal, dropout_p, scale, seed)
+    # -> (B, H, Tq, D)
+    attention: Callable
+    # (qkv (B, T, 3C) as [query | key | value], n_head, *, causal, dropout_p, scale, seed)
+    # -> (B, T, C)
+    attention_qkv: Callable
+    # (x (..., C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None,
+    #  *, activation, dropout_p, seed) -> (..., C)
+    feed_forward: Callable
+    # (logits (..., V), targets (...) int64, *, ignore_index) -> () mean over counted targets
+    cross_entropy: Callable
+    # (x (..., C), weight (V, C), bias (V,) or None, targets (...) int64, *, ignore_index) -> ()
+    linear_cross_entropy: Callable
+
+
+def load(choice: str, device: str | torch.device | None = None) -> Ops:
+    """The table for `choice`: "auto", "triton", "torch", or "triton,attention=torch".
+
+    `device` (default: CUDA where there is one) is where the operations will run. Raises
+    `ValueError` for a name that does not exist and `Unavailable` for one that cannot run there.
+    """
+    from kernels import native
+
+    base, *overrides = (part.strip() for part in choice.split(","))
+    ops = _table(base, device)
+    for override in overrides:
+        name, equals, implementation = (part.strip() for part in override.partition("="))
+        if not equals or name not in Ops._fields:
+            raise ValueError(
+                f"kernels: {override!r} is not an override; write OPERATION=triton or "
+                f"OPERATION=torch with an operation of {', '.join(Ops._fields)}"
+            )
+        table = native.OPS if implementation == "torch" else _table(implementation, device)
+        ops = ops._replace(**{name: getattr(table, name)})
+    return ops
+
+
+def explain_auto(device: str | torch.device | None = None) -> tuple[str, str]:
+    """What "auto" means on `device`: the name of a table, and the reason in a few words."""
+    reason = unavailable_reason(device)
+    if reason is None:
+        return "triton", "a CUDA card of compute capability 8.0 or newer"
+    return "torch", reason
+
+
+def unavailable_reason(device: str | torch.device | None = None) -> str | None:
+    """Why the Triton operations cannot run on `device`, or None where they can."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed"
+    if triton.knobs.runtime.interpret:
+        return None  # TRITON_INTERPRET=1: slowly, on any device
+    if device.type != "cuda":
+        return f"the device is {device.type}, and Triton kernels need an NVIDIA GPU"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA card"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the card's compute capability is {major}.{minor}, and the kernels need 8.0"
+    return None
+
+
+def serving(ops: Ops) -> dict[str, str]:
+    """Which implementation serves each operation of a table: {"layer_norm": "triton", ...}."""
+    return {
+        name: "torch" if function.__module__ == "kernels.native" else "triton"
+        for name, function in ops._asdict().items()
+    }
+
+
+def _table(name: str, device) -> Ops:
+    if name == "auto":
+        name, _ = explain_auto(device)
+    if name == "torch":
+        from kernels import native
+
+        return native.OPS
+    if name == "triton":
+        reason = unavailable_reason(device)
+        if reason is not None:
+            raise Unavailable(
+                f"--kernels triton cannot run here: {reason}; use --kernels torch, or set "
+                "TRITON_INTERPRET=1 to run the kernels slowly in the interpreter"
+            )
+        from kernels import fused
+
+        return fused.OPS
+    raise ValueError(f"kernels: {name!r} is unknown; choose auto, triton or torch")

@@ -1,0 +1,8 @@
+"""The Triton operations under the names of `kernels.Ops`.
+
+An operation that is not written in Triton yet is PyTorch's own, and `kernels.serving` says so.
+"""
+
+from kernels import native
+
+OPS = native.OPS._replace()

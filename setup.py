@@ -1,0 +1,29 @@
+"""Package metadata; tool settings are in pyproject.toml, tested versions in constraints.txt."""
+
+from setuptools import setup
+
+setup(
+    name="gpt-kernels",
+    version="0.1.0",
+    description="Karpathy's lecture GPT, carried to the speed of the hardware by Triton kernels",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["gpt", "kernels", "bench"],
+    py_modules=["train", "sample"],
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy",
+        "safetensors",
+        "tyro",
+        "tqdm",
+        "matplotlib",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff", "tiktoken"],
+        "report": ["matplotlib"],
+        "weights": ["huggingface_hub", "transformers"],
+        "log": ["tensorboard", "wandb"],
+        "bpe": ["tiktoken"],
+    },
+)
