@@ -35,6 +35,10 @@ class Norm(nn.Module):
 class PackedProjection(nn.Linear):
     """query, key and value of all heads as one matrix: rows are [query | key | value], (3C, C)."""
 
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.matrices = 3 * config.n_head  # (D, C) each, for an optimizer that works on matrices
+
 
 class Rotary(nn.Module):
     """Rotary position embedding over (B, T, H, D), the angles computed once."""
@@ -63,7 +67,7 @@ class MultiHeadAttention(nn.Module):
         self.n_head = config.n_head
         self.dropout_p = config.dropout
         self.qk_norm = config.qk_norm
-        self.qkv = PackedProjection(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.qkv = PackedProjection(config)
         self.rotary = Rotary(config) if config.position == "rope" else None
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)

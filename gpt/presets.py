@@ -1,6 +1,6 @@
-"""The architecture of a model as a frozen record, and the constants that every part shares."""
+"""What a model is, how it is trained, and both under a name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 NORM_EPS = 1e-5  # PyTorch's LayerNorm default, GPT-2's too
@@ -12,8 +12,8 @@ IGNORE_INDEX = -1  # targets that do not count, as in nanoGPT and llm.c
 class ModelConfig:
     """What a model is; nothing here says how it is trained or which kernels compute it."""
 
-    vocab_size: int = 65
-    block_size: int = 256
+    vocab_size: int = 0  # 0: as many as the tokenizer has; more is padding
+    block_size: int = 256  # the longest context, in tokens
     n_layer: int = 6
     n_head: int = 6
     n_embd: int = 384
@@ -26,5 +26,159 @@ class ModelConfig:
     activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared"] = "relu"
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     position: Literal["learned", "rope"] = "learned"
-    qk_norm: bool = False
-    projection_init: Literal["normal", "scaled", "zero"] = "normal"
+    qk_norm: bool = False  # RMS-normalise each query and key
+    projection_init: Literal["normal", "scaled", "zero"] = "normal"  # back into the residual stream
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The names are nanoGPT's where nanoGPT has one."""
+
+    preset: str = "lecture"  # the set of defaults that the other options change
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    # data
+    data: str = "auto"  # shakespeare, python-docs, a text file, or a folder with train.bin, val.bin
+    data_dir: str = "data"  # where downloaded or prepared data is looked for first
+    tokenizer: Literal["char", "byte", "gpt2"] = "char"  # of text; token files bring their own
+
+    # what computes it
+    kernels: str = "auto"  # auto, triton, torch, reference, or triton,attention=torch
+    lecture: str = ""  # train a step of the lecture's road (gpt/lecture.py) instead: bigram, ...
+    device: str = "auto"  # cuda, cuda:1, cpu, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False  # torch.compile the model
+    seed: int = 1337
+
+    # the optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, AdamW the rest
+    learning_rate: float = 3e-4
+    muon_learning_rate: float = 0.02
+    weight_decay: float = 0.01
+    decay_all: bool = True  # False: weight decay for matrices alone, as GPT-2 and nanoGPT do
+    beta1: float = 0.9
+    beta2: float = 0.999
+    grad_clip: float = 0.0  # largest norm of all gradients together; 0 is off
+    decay_lr: bool = False  # warm up, then a cosine down to min_lr
+    warmup_iters: int = 0
+    lr_decay_iters: int = 0  # where the cosine ends; 0 is max_iters
+    min_lr: float = 0.0  # where it ends, as a learning rate
+
+    # the loop
+    batch_size: int = 64  # sequences in one forward pass
+    tokens_per_step: int = 0  # in all, over accumulated passes; 0 is batch_size * block_size
+    gradient_accumulation_steps: int = 0  # the same, given as a number of passes
+    max_iters: int = 5000
+    eval_interval: int = 500
+    eval_iters: int = 0  # 0: the whole validation split; else so many random batches, as nanoGPT
+    eval_only: bool = False
+    log_interval: int = 10
+
+    # the run
+    out_dir: str = "out"
+    init_from: Literal["scratch", "resume"] = "scratch"
+    resume: bool = False  # go on from the last checkpoint in out_dir
+    overwrite: bool = False  # start afresh in an out_dir that holds another run
+    log: Literal["none", "tensorboard", "wandb"] = "none"  # besides metrics.jsonl and loss.png
+    sample: int = 0  # characters to print when the run is over
+
+
+_LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))
+
+_SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
+    preset="shakespeare-char",
+    model=ModelConfig(
+        dropout=0.2,
+        embedding_dropout=0.2,
+        bias=False,
+        head_bias=False,
+        tied_head=True,
+        activation="gelu",
+        projection_init="scaled",
+    ),
+    data="shakespeare",
+    learning_rate=1e-3,
+    min_lr=1e-4,
+    decay_lr=True,
+    warmup_iters=100,
+    beta2=0.99,
+    weight_decay=0.1,
+    decay_all=False,
+    grad_clip=1.0,
+    eval_interval=250,
+)
+
+_GPT2 = TrainConfig(  # nanoGPT, train.py: 12 sequences x 40 passes, half a million tokens a step
+    preset="gpt2",
+    model=ModelConfig(
+        block_size=1024,
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+        bias=False,
+        head_bias=False,
+        tied_head=True,
+        activation="gelu",
+        projection_init="scaled",
+    ),
+    data="data/openwebtext",
+    tokenizer="gpt2",
+    learning_rate=6e-4,
+    min_lr=6e-5,
+    decay_lr=True,
+    warmup_iters=2000,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay_all=False,
+    grad_clip=1.0,
+    batch_size=12,
+    gradient_accumulation_steps=40,
+    max_iters=600_000,
+    eval_interval=2000,
+)
+
+
+def _larger_gpt2(name: str, n_layer: int, n_head: int, n_embd: int) -> TrainConfig:
+    model = replace(_GPT2.model, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    return replace(_GPT2, preset=name, model=model)
+
+
+_QUICKSTART = TrainConfig(  # two CPU cores, under a minute; the switches of papers since
+    preset="quickstart",
+    model=ModelConfig(
+        block_size=64,
+        n_layer=4,
+        n_head=4,
+        n_embd=128,
+        bias=False,
+        head_bias=False,
+        tied_head=True,
+        activation="relu_squared",
+        norm="rms_norm",
+        position="rope",
+        qk_norm=True,
+        projection_init="zero",
+    ),
+    optimizer="muon",
+    learning_rate=3e-3,
+    muon_learning_rate=0.02,
+    weight_decay=0.0,
+    decay_all=False,
+    beta2=0.95,
+    decay_lr=True,
+    warmup_iters=20,
+    batch_size=24,
+    max_iters=1200,
+    eval_interval=300,
+    sample=500,
+)
+
+PRESETS = {
+    "quickstart": _QUICKSTART,
+    "lecture": _LECTURE,
+    "shakespeare-char": _SHAKESPEARE_CHAR,
+    "gpt2": _GPT2,
+    "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
+    "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),
+    "gpt2-xl": _larger_gpt2("gpt2-xl", 48, 25, 1600),
+}

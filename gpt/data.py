@@ -1,0 +1,78 @@
+"""Tokens to batches, which are a function of (seed, step) alone, gathered on the device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gpt import Refused
+from gpt.presets import IGNORE_INDEX
+from gpt.tokenizer import Tokenizer
+
+
+@dataclass
+class Data:
+    """Two splits of tokens, and the tokenizer that made them."""
+
+    name: str
+    train: torch.Tensor  # (N,) int32 on the device, or uint16 over a memory-mapped file
+    val: torch.Tensor
+    tokenizer: Tokenizer
+
+    def batch(self, seed: int, first_row: int, rows: int, block_size: int, split: str = "train"):
+        """Rows `first_row` ... of the endless table of random rows that `seed` names.
+
+        Step s of a run with R rows a step takes rows s*R to (s+1)*R - 1, however many passes or
+        ranks share them. Returns x and y, (rows, block_size) int64, y one token ahead of x.
+        """
+        tokens = self.train if split == "train" else self.val
+        starts = random_integers(seed, first_row, rows, len(tokens) - block_size, tokens.device)
+        window = torch.arange(block_size + 1, device=tokens.device)
+        chunk = tokens[starts[:, None] + window].long()  # (rows, block_size + 1)
+        return chunk[:, :-1], chunk[:, 1:]
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data with its tokens on `device`, so that batches are gathered there."""
+        return Data(self.name, self.train.to(device), self.val.to(device), self.tokenizer)
+
+    def check_block(self, block_size: int) -> None:
+        """Refuse a block that one of the splits cannot fill."""
+        for split, tokens in (("training", self.train), ("validation", self.val)):
+            if len(tokens) <= block_size:
+                raise Refused(
+                    f"the {split} split of {self.name} has {len(tokens)} tokens, and a block of "
+                    f"{block_size} needs at least {block_size + 1}; give more text or a smaller "
+                    "--block-size"
+                )
+
+
+def windows(tokens: torch.Tensor, block_size: int):
+    """The whole split in consecutive windows, so that every position is predicted once.
+
+    tokens (N,) -> x, y (ceil((N-1) / block_size), block_size); the last row is filled up with
+    token 0 in x and with targets that do not count in y.
+    """
+    count = len(tokens) - 1
+    rows = -(-count // block_size)
+    x = tokens.new_zeros(rows * block_size, dtype=torch.long)
+    y = tokens.new_full((rows * block_size,), IGNORE_INDEX, dtype=torch.long)
+    x[:count], y[:count] = tokens[:-1], tokens[1:]
+    return x.view(rows, block_size), y.view(rows, block_size)
+
+
+def random_integers(seed: int, first: int, count: int, limit: int, device) -> torch.Tensor:
+    """Integers [0, limit) at places `first` ... of the sequence `seed`, (count,) int64.
+
+    splitmix64 (Steele, Lea and Flood 2014) of the place: no state, the same on every device.
+    """
+    z = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    z = (z + _signed(seed * 0xD1342543DE82EF95)) * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
+    z = z ^ (z >> 31 & (1 << 33) - 1)
+    return (z & (1 << 63) - 1) % limit
+
+
+def _signed(value: int) -> int:
+    """The low 64 bits as the int64 with the same bits, since PyTorch has no uint64 product."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
