@@ -2,10 +2,27 @@
 
 import os
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the interpreter's products are small
+
+import hypothesis
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before any import
+    from tests.instruments import install_bf16_shim
+
+    install_bf16_shim()
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile(
+    "kernels", derandomize=True, deadline=None, database=None, max_examples=20
+)
+hypothesis.settings.load_profile("kernels")
+
+
+def pytest_configure(config):
+    # the interpreter is NumPy: an overflow or 0/0 that a GPU would compute silently is a warning
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
 def pytest_report_header():

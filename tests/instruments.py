@@ -1,0 +1,298 @@
+"""What the kernel tests share: honest bf16, one tolerance, guarded memory, bit-equal repeats.
+
+`hold_against(operation, oracle, operands)` is the usual way in: values and gradients of a kernel
+against the same operation in fp64, each rounded once, every operand between guards, every byte
+that the kernel allocates poisoned. The rest is for tests that need one instrument alone.
+"""
+
+import contextlib
+import math
+from unittest import mock
+
+import numpy as np
+import torch
+from hypothesis import strategies
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SIZES = (1, 2, 3, 7, 31, 33, 63, 64, 65, 127, 129, 257)  # around every power of two of a tile
+GUARD = 256  # elements on either side: more than a tile may overshoot a row, and 16-byte aligned
+
+
+# --- bf16 in the interpreter ----------------------------------------------------------------------
+
+
+def install_bf16_shim() -> None:
+    """Make Triton's interpreter round to bf16 as a GPU does, and multiply bf16 as numbers.
+
+    The interpreter keeps bf16 as uint16: its casts truncate, and its dot multiplies the bits.
+    Arithmetic directly on bf16 stays wrong, so kernels compute in `ACC`, as they should anyway.
+    """
+    from triton.language import bfloat16, float32
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast_impl, create_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def widen(handle):
+        if handle.dtype.scalar != bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), float32)
+
+    def cast(builder, source, to):
+        if source.dtype.scalar == to.scalar:
+            return source
+        if to.scalar != bfloat16:
+            return cast_impl(builder, widen(source), to)
+        bits = cast_impl(builder, source, float32).data.view(np.uint32)
+        nearest_even = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+        quiet_nan = bits >> 16 | 0x0040
+        is_nan = bits & 0x7FFFFFFF > 0x7F800000
+        return TensorHandle(np.where(is_nan, quiet_nan, nearest_even).astype(np.uint16), bfloat16)
+
+    def dot(builder, a, b, *arguments):
+        return create_dot(builder, widen(a), widen(b), *arguments)
+
+    InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast, dot
+
+
+# --- one tolerance --------------------------------------------------------------------------------
+
+
+def assert_rounded_once(actual, exact, baseline, name="value", factor=2.0) -> None:
+    """err(actual) <= factor * err(baseline) + tiny, err being the largest distance from `exact`.
+
+    `exact` is fp64; `baseline` is PyTorch's computation on the same inputs in fp32 (fp64 for fp64),
+    rounded once to `actual`'s dtype. tiny is four roundings of the computation, for the small
+    tensors on which the baseline is right by luck. NaN and infinity never pass.
+    """
+    assert exact.dtype == torch.float64, f"{name}: the exact value is {exact.dtype}, not float64"
+    assert actual.shape == exact.shape, f"{name}: {tuple(actual.shape)}, not {tuple(exact.shape)}"
+    if actual.numel() == 0:
+        return
+    assert actual.isfinite().all(), f"{name}: {(~actual.isfinite()).sum()} elements are not finite"
+    accumulator = torch.finfo(torch.promote_types(actual.dtype, torch.float32))
+    tiny = 4 * accumulator.eps * exact.abs().max().item() + accumulator.smallest_normal
+    error = (actual.double() - exact).abs()
+    bound = factor * (baseline.to(actual.dtype).double() - exact).abs().max().item() + tiny
+    worst = np.unravel_index(error.argmax().item(), error.shape)
+    assert error.max() <= bound, (
+        f"{name}: error {error.max().item():.3e} at {tuple(map(int, worst))}, "
+        f"where at most {bound:.3e} is allowed ({actual.dtype}, shape {tuple(actual.shape)})"
+    )
+
+
+def differentiate(function, operands, upstream=None, dtype=None):
+    """Outputs of `function(*operands)` and gradients of its floating operands, as flat tuples.
+
+    Computed in `dtype` where one is given. `upstream` holds a gradient for each output; without it
+    the gradients are ().
+    """
+    leaves = [_leaf(operand, dtype, upstream is not None) for operand in operands]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    if upstream is None:
+        return outputs, ()
+    wanted = [leaf for leaf in leaves if torch.is_tensor(leaf) and leaf.requires_grad]
+    upstream = [gradient if dtype is None else gradient.to(dtype) for gradient in upstream]
+    gradients = torch.autograd.grad(outputs, wanted, upstream)
+    return tuple(output.detach() for output in outputs), gradients
+
+
+def hold_against(
+    operation, oracle, operands, *, backward=True, out_dtype=None, compute=None, factor=2.0
+) -> None:
+    """Check `operation(*operands)` and its gradients against `oracle`: rounded once, memory intact.
+
+    Both functions take `operands` (tensors or None) in this order and return a tensor or a tuple of
+    `out_dtype` (that of the first operand). The gradients that flow in are random. An operation
+    that rounds in the middle states the dtype of its baseline in `compute`, else fp32.
+    """
+    out_dtype = out_dtype or operands[0].dtype
+    compute = compute or torch.promote_types(out_dtype, torch.float32)
+    outputs, _ = differentiate(oracle, operands, dtype=compute)
+    upstream = None
+    if backward:
+        upstream = [randn(*y.shape, dtype=out_dtype, seed=7 + i) for i, y in enumerate(outputs)]
+    exact = sum(differentiate(oracle, operands, upstream, torch.float64), ())
+    baseline = sum(differentiate(oracle, operands, upstream, compute), ())
+
+    inside, checks = zip(*map(guarded, (*operands, *(upstream or ()))), strict=True)
+    inside, arriving = inside[: len(operands)], inside[len(operands) :]
+    with guarded_memory():
+        actual = sum(differentiate(operation, inside, arriving if backward else None), ())
+    for check in checks:
+        check()
+
+    names = [f"output {i}" for i in range(len(outputs))]
+    dtypes = [out_dtype] * len(outputs)
+    if backward:
+        for i, operand in enumerate(operands):
+            if torch.is_tensor(operand) and operand.is_floating_point():
+                names.append(f"gradient of operand {i}")
+                dtypes.append(operand.dtype)
+    for name, dtype, *values in zip(names, dtypes, actual, exact, baseline, strict=True):
+        assert values[0].dtype == dtype, f"{name} is {values[0].dtype}, not {dtype}"
+        assert_rounded_once(*values, name, factor)
+
+
+def assert_deterministic(function, repeats=3) -> None:
+    """`function()`, a tensor or a tuple of them, gives the same bits every time."""
+    first = None
+    for repeat in range(repeats):
+        outputs = function()
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        bits = [output.detach().reshape(-1).view(torch.uint8) for output in outputs]
+        first = first or bits
+        for index, (once, again) in enumerate(zip(first, bits, strict=True)):
+            assert torch.equal(once, again), f"output {index} changed its bits in repeat {repeat}"
+
+
+# --- guarded memory -------------------------------------------------------------------------------
+
+
+def guarded(tensor):
+    """`tensor` with the same strides between NaN guards, and a function that checks them.
+
+    The check also fails when the operand itself was written. The gaps of a strided tensor are
+    guards too. None gives None and a check of nothing.
+    """
+    if tensor is None:
+        return None, lambda: None
+    inside, guards_intact = _between_guards(tensor)
+    distinct = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+    inside[distinct] = tensor.detach()[distinct]
+    before = inside.clone()
+
+    def check():
+        guards_intact()
+        same = torch.equal(before.nan_to_num(nan=12345.0), inside.detach().nan_to_num(nan=12345.0))
+        assert same, f"an operand of shape {tuple(tensor.shape)} was written"
+
+    return inside.requires_grad_(tensor.requires_grad), check
+
+
+@contextlib.contextmanager
+def guarded_memory():
+    """Inside, torch.empty and its kin give NaN (a sentinel for integers) between guards.
+
+    What a kernel leaves unwritten is then visible in its result, and a store past the end of a
+    buffer, which the interpreter would not notice, fails on leaving.
+    """
+    checks = []
+
+    def poison(allocate):
+        def poisoned(*arguments, **options):
+            tensor = allocate(*arguments, **options)
+            if tensor.is_meta:
+                return tensor
+            inside, check = _between_guards(tensor)
+            checks.append(check)
+            return inside
+
+        return poisoned
+
+    with contextlib.ExitStack() as patches:
+        for owner, name in (
+            (torch, "empty"),
+            (torch, "empty_like"),
+            (torch, "empty_strided"),
+            (torch.Tensor, "new_empty"),
+            (torch.Tensor, "new_empty_strided"),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, poison(getattr(owner, name))))
+        yield
+    for check in checks:
+        check()
+
+
+def sentinel(dtype):
+    """What fills guards and poisoned memory: NaN, or an integer that no kernel computes."""
+    if dtype == torch.bool:
+        return True
+    return math.nan if dtype.is_floating_point else torch.iinfo(dtype).max // 3
+
+
+_real_empty = torch.empty  # `guarded_memory` replaces it
+
+
+def _between_guards(tensor):
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    extent = last + 1 if tensor.numel() else 0
+    options = {"dtype": tensor.dtype, "device": tensor.device}
+    buffer = _real_empty(GUARD + extent + GUARD, **options).fill_(sentinel(tensor.dtype))
+    inside = _real_empty(0, **options)
+    inside.set_(buffer.untyped_storage(), GUARD, tensor.shape, tensor.stride())
+    outside = _real_empty(buffer.shape, dtype=torch.bool, device=tensor.device).fill_(True)
+    outside.as_strided(tensor.shape, tensor.stride(), GUARD).fill_(False)
+
+    def check():
+        guards = buffer[outside]
+        intact = guards.isnan() if buffer.is_floating_point() else guards == sentinel(buffer.dtype)
+        assert intact.all(), (
+            f"{(~intact).sum()} elements were written outside a tensor of shape "
+            f"{tuple(tensor.shape)}, strides {tensor.stride()}"
+        )
+
+    return inside, check
+
+
+# --- operands -------------------------------------------------------------------------------------
+
+
+def randn(*shape, dtype=torch.float32, scale=1.0, shift=0.0, seed=0):
+    """Normal numbers on `DEVICE`, the same on every machine: drawn on the CPU from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, dtype=torch.float64, generator=generator) * scale + shift
+    return values.to(dtype).to(DEVICE)
+
+
+def transposed(x):
+    """The same values with the memory order of the dimensions reversed."""
+    order = tuple(reversed(range(x.ndim)))
+    return x.permute(order).contiguous().permute(order)
+
+
+def stepped(x):
+    """The same values, every second element of a wider buffer."""
+    return torch.stack((x, x), dim=-1)[..., 0]
+
+
+def offset(x):
+    """The same values, contiguous, beginning one element into a buffer: not 16-byte aligned."""
+    return torch.cat((x.new_zeros(1), x.reshape(-1)))[1:].view(x.shape)
+
+
+LAYOUTS = (torch.clone, transposed, stepped, offset)
+
+
+def layouts():
+    """Functions that change a tensor's strides and keep its values."""
+    return strategies.sampled_from(LAYOUTS)
+
+
+def dtypes():
+    return strategies.sampled_from(DTYPES)
+
+
+def sizes(largest=SIZES[-1]):
+    """Sizes up to `largest`, most of them at the edges of tiles."""
+    edges = [size for size in SIZES if size <= largest]
+    return strategies.one_of(strategies.sampled_from(edges), strategies.integers(1, largest))
+
+
+def shapes(largest, dimensions=3):
+    """Shapes (..., size) of one to `dimensions` dimensions with at most `largest` elements."""
+
+    def limited(shape):
+        return math.prod(shape) <= largest
+
+    few = strategies.integers(1, 5)
+    leading = strategies.lists(few, max_size=dimensions - 1).map(tuple)
+    return strategies.tuples(leading, sizes()).map(lambda s: (*s[0], s[1])).filter(limited)
+
+
+def _leaf(operand, dtype, requires_grad):
+    if not torch.is_tensor(operand) or not operand.is_floating_point():
+        return operand
+    operand = operand.detach() if dtype is None else operand.detach().to(dtype)
+    return operand.requires_grad_(requires_grad)
