@@ -1,12 +1,16 @@
 """Weights of one model as weights of another: lecture <-> fused, both ways, bit-equal.
 
 The lecture keeps key, query and value of each head apart; the fused model keeps one matrix with
-rows [query | key | value], each the heads side by side. Everything else is a change of name.
+rows [query | key | value], each the heads side by side. Everything else is a change of name. A
+state dict that is not one of the config's model is refused before anything is made of it.
 """
 
 import re
 
 import torch
+
+from gpt import Refused, model, reference
+from gpt.presets import ModelConfig
 
 _RENAMED = (("ffwd.net.0.", "ffwd.up."), ("ffwd.net.2.", "ffwd.down."))
 _HEAD = re.compile(r"(blocks\.\d+\.sa)\.heads\.(\d+)\.(query|key|value)\.(weight|bias)")
@@ -15,13 +19,14 @@ _PARTS = ("query", "key", "value")  # the order of the rows of the packed matrix
 State = dict[str, torch.Tensor]
 
 
-def fused_from_lecture(lecture: State) -> State:
+def fused_from_lecture(lecture: State, config: ModelConfig) -> State:
     """The state dict of `gpt.model.GPT` from that of `gpt.reference.GPT` or the lecture's file."""
+    lecture = _without_masks(lecture)
+    with torch.device("meta"):
+        refuse_unless_like(_without_masks(reference.GPT(config).state_dict()), lecture)
     fused: State = {}
     parts: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
     for name, tensor in lecture.items():
-        if name.endswith(".tril"):
-            continue  # the causal mask is a constant of the lecture's Head, not a weight
         if match := _HEAD.fullmatch(name):
             attention, head, part, kind = match.groups()
             packed = parts.setdefault(f"{attention}.qkv.{kind}", {})
@@ -33,21 +38,47 @@ def fused_from_lecture(lecture: State) -> State:
     return fused
 
 
-def lecture_from_fused(fused: State, n_head: int, block_size: int) -> State:
+def lecture_from_fused(fused: State, config: ModelConfig) -> State:
     """The state dict of `gpt.reference.GPT`, the causal masks included, from the fused one."""
+    with torch.device("meta"):
+        refuse_unless_like(model.GPT(config, ops=None).state_dict(), fused)
     lecture: State = {}
     for name, tensor in fused.items():
         if ".sa.qkv." in name:
             attention, kind = name.split(".qkv.")
-            heads = tensor.view(3, n_head, -1, *tensor.shape[1:])  # (3, H, D, C) or (3, H, D)
+            heads = tensor.view(
+                3, config.n_head, -1, *tensor.shape[1:]
+            )  # (3, H, D, C) or (3, H, D)
             for part, part_heads in zip(_PARTS, heads, strict=True):
                 for head, weight in enumerate(part_heads):
                     lecture[f"{attention}.heads.{head}.{part}.{kind}"] = weight.clone()
-                    mask = torch.tril(torch.ones(block_size, block_size, device=tensor.device))
-                    lecture[f"{attention}.heads.{head}.tril"] = mask
+            for head in range(config.n_head):
+                mask = torch.ones(config.block_size, config.block_size, device=tensor.device)
+                lecture[f"{attention}.heads.{head}.tril"] = torch.tril(mask)
         else:
             lecture[_rename(name, [(new, old) for old, new in _RENAMED])] = tensor
     return lecture
+
+
+def refuse_unless_like(expected: State, state: State) -> None:
+    """Refuse a state dict whose names or shapes are not those of `expected`."""
+    hint = "the config must be that of the model which was saved"
+    for name, tensor in expected.items():
+        if name not in state:
+            raise Refused(f"weights: {name!r} is missing from the state dict; {hint}")
+        if state[name].shape != tensor.shape:
+            raise Refused(
+                f"weights: {name!r} has shape {tuple(state[name].shape)} where the model has "
+                f"{tuple(tensor.shape)}; {hint}"
+            )
+    for name in state:
+        if name not in expected:
+            raise Refused(f"weights: the model has no {name!r}; {hint}")
+
+
+def _without_masks(state: State) -> State:
+    """Without the buffers `tril`: a constant of the lecture's Head, not a weight."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith(".tril")}
 
 
 def _rename(name: str, pairs) -> str:

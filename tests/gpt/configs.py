@@ -1,0 +1,58 @@
+"""Small models for the tests: one config for each switch, and a few combinations."""
+
+from dataclasses import replace
+
+import torch
+
+from gpt.presets import ModelConfig
+
+LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
+
+CONFIGS = {
+    "lecture": LECTURE,
+    "gelu": replace(LECTURE, activation="gelu"),
+    "gelu_tanh": replace(LECTURE, activation="gelu_tanh"),
+    "relu_squared": replace(LECTURE, activation="relu_squared"),
+    "no bias": replace(LECTURE, bias=False),
+    "qkv bias": replace(LECTURE, qkv_bias=True),
+    "no head bias": replace(LECTURE, head_bias=False),
+    "tied head": replace(LECTURE, tied_head=True),
+    "rms_norm": replace(LECTURE, norm="rms_norm"),
+    "rope": replace(LECTURE, position="rope"),
+    "qk_norm": replace(LECTURE, qk_norm=True),
+    "scaled": replace(LECTURE, projection_init="scaled"),
+    "zero": replace(LECTURE, projection_init="zero"),
+    "one head": replace(LECTURE, n_head=1, n_layer=1),
+    "gpt2": replace(
+        LECTURE,
+        qkv_bias=True,
+        head_bias=False,
+        tied_head=True,
+        activation="gelu_tanh",
+        projection_init="scaled",
+    ),
+    "modern": replace(
+        LECTURE,
+        bias=False,
+        head_bias=False,
+        tied_head=True,
+        activation="relu_squared",
+        norm="rms_norm",
+        position="rope",
+        qk_norm=True,
+        projection_init="zero",
+    ),
+}
+
+
+@torch.no_grad()
+def randomise(model, seed=0):
+    """Weights so large that every term of the equations shows in the logits, biases included."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return model
+
+
+def draw_tokens(B, T, seed=0, vocab_size=LECTURE.vocab_size):
+    return torch.randint(vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))

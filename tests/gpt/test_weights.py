@@ -1,0 +1,119 @@
+"""gpt/weights.py: every weight arrives where it belongs, bit for bit, and strangers are refused."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernels
+from gpt import Refused, model, reference
+from gpt.weights import fused_from_lecture, lecture_from_fused
+from tests.gpt.configs import CONFIGS, LECTURE, randomise
+
+
+def lecture_state(config=LECTURE):
+    return randomise(reference.GPT(config)).state_dict()
+
+
+def fused_state(config=LECTURE):
+    return randomise(model.GPT(config, kernels.load("torch"))).state_dict()
+
+
+def assert_equal(state, other):
+    assert state.keys() == other.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_round_trips_are_bit_equal(name):
+    config = CONFIGS[name]
+    lecture, fused = lecture_state(config), fused_state(config)
+    there = fused_from_lecture(lecture, config)
+    back = lecture_from_fused(fused, config)
+    assert there.keys() == fused.keys()
+    assert back.keys() == lecture.keys()
+    assert_equal(lecture_from_fused(there, config), lecture)
+    assert_equal(fused_from_lecture(back, config), fused)
+
+
+def test_the_names_of_the_lecture():
+    expected = {
+        "token_embedding_table.weight",
+        "position_embedding_table.weight",
+        "ln_f.weight",
+        "ln_f.bias",
+        "lm_head.weight",
+        "lm_head.bias",
+    }
+    for block in ("blocks.0", "blocks.1"):
+        for head in (f"{block}.sa.heads.0", f"{block}.sa.heads.1"):
+            expected |= {f"{head}.{part}.weight" for part in ("key", "query", "value")}
+            expected.add(f"{head}.tril")
+        for module in ("sa.proj", "ffwd.net.0", "ffwd.net.2", "ln1", "ln2"):
+            expected |= {f"{block}.{module}.weight", f"{block}.{module}.bias"}
+    lecture = lecture_from_fused(fused_state(), LECTURE)
+    assert lecture.keys() == expected
+    for name, tensor in lecture.items():
+        if name.endswith(".tril"):
+            assert tensor.tolist() == [[float(s <= t) for s in range(8)] for t in range(8)]
+
+
+def test_where_each_head_lies_in_the_packed_matrix():
+    config = replace(LECTURE, qkv_bias=True)
+    lecture = lecture_state(config)
+    fused = fused_from_lecture(lecture, config)
+    for kind in ("weight", "bias"):
+        packed = fused[f"blocks.1.sa.qkv.{kind}"]
+        assert packed.shape[0] == 3 * 32
+        for part, row in (("query", 0), ("key", 32), ("value", 64)):
+            for head in range(2):
+                rows = packed[row + 16 * head : row + 16 * (head + 1)]
+                assert torch.equal(rows, lecture[f"blocks.1.sa.heads.{head}.{part}.{kind}"])
+
+
+@pytest.mark.parametrize("convert", [fused_from_lecture, lecture_from_fused])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state.pop("ln_f.bias"), "'ln_f.bias' is missing"),
+        (
+            lambda state: state.update({"blocks.2.ln1.weight": torch.ones(32)}),
+            "the model has no 'blocks.2.ln1.weight'",
+        ),
+        (
+            lambda state: state.update({"lm_head.weight": torch.ones(32, 11)}),
+            "'lm_head.weight' has shape (32, 11) where the model has (11, 32)",
+        ),
+        (lambda state: state.clear(), "'token_embedding_table.weight' is missing"),
+    ],
+)
+def test_a_foreign_state_dict_is_refused_by_its_first_name(convert, spoil, message):
+    state = lecture_state() if convert is fused_from_lecture else fused_state()
+    spoil(state)
+    with pytest.raises(Refused, match=re.escape(message)):
+        convert(state, LECTURE)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (replace(LECTURE, n_head=4), "blocks.0.sa.heads.0.key.weight"),
+        (replace(LECTURE, n_layer=3), "blocks.2.sa.heads.0.key.weight"),
+        (replace(LECTURE, vocab_size=12), "token_embedding_table.weight"),
+        (replace(LECTURE, block_size=9), "position_embedding_table.weight"),
+        (replace(LECTURE, bias=False), "blocks.0.sa.proj.bias"),
+        (replace(LECTURE, position="rope"), "position_embedding_table.weight"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(config, name):
+    with pytest.raises(Refused, match=f"'{name}'"):
+        fused_from_lecture(lecture_state(), config)
+
+
+def test_conversion_draws_no_random_numbers():
+    lecture = lecture_state()
+    before = torch.get_rng_state()
+    lecture_from_fused(fused_from_lecture(lecture, LECTURE), LECTURE)
+    assert torch.equal(torch.get_rng_state(), before)
