@@ -1,0 +1,161 @@
+"""gpt/model.py over each table of operations is gpt/reference.py: logits, loss, gradients, runs.
+
+On a CPU models are compared in fp64, where only a wrong equation makes a difference; on a GPU, for
+which the kernels are not compiled in fp64, in fp32.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernels
+from gpt import model, reference
+from gpt.weights import fused_from_lecture
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.instruments import DEVICE
+
+TABLES = ("torch", "triton")
+DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
+
+
+def build(table, config, dtype=torch.float32):
+    """A fused model with the weights of `build_reference`."""
+    fused = model.GPT(config, kernels.load(table, DEVICE))
+    fused.load_state_dict(fused_from_lecture(build_reference(config).state_dict(), config))
+    return fused.to(DEVICE, dtype)
+
+
+def build_reference(config, dtype=torch.float32, device="cpu"):
+    return randomise(reference.GPT(config)).to(device, dtype)
+
+
+def gradients(trained):
+    return {name: w.grad for name, w in trained.named_parameters(remove_duplicate=False)}
+
+
+def assert_same(actual, exact, name):
+    assert actual.shape == exact.shape, name
+    error = (actual.cpu().double() - exact).abs().max()
+    assert error <= TOLERANCE * exact.abs().max(), f"{name}: {error}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    ("name", "T"), [*((name, 7) for name in CONFIGS), ("lecture", 1), ("modern", 1), ("modern", 8)]
+)
+def test_logits_loss_and_gradients_are_those_of_the_reference(name, T, table):
+    config = CONFIGS[name]
+    tokens, targets = draw_tokens(2, T), draw_tokens(2, T, seed=1)
+    targets[1, 0] = -1  # not counted
+    truth, fused = build_reference(config, torch.float64), build(table, config, DTYPE)
+
+    logits, loss = truth(tokens, targets)
+    loss.backward()
+    assert_same(fused(tokens.to(DEVICE))[0], logits, "logits")
+    no_logits, fused_loss = fused(tokens.to(DEVICE), targets.to(DEVICE))
+    assert no_logits is None  # they are never held whole
+    assert_same(fused_loss, loss, "loss")
+    fused_loss.backward()
+    expected, actual = fused_from_lecture(gradients(truth), config), gradients(fused)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_same(actual[name], gradient, name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fresh_models_of_one_seed_have_the_same_weights(name):
+    config = CONFIGS[name]
+    models = [reference.GPT(config), model.GPT(config, kernels.load("torch"))]
+    for seed in (0, 1):
+        for fresh in models:
+            torch.manual_seed(seed)
+            fresh.initialise()
+        expected = fused_from_lecture(models[0].state_dict(), config)
+        for name, weight in models[1].state_dict().items():
+            assert torch.equal(weight, expected[name]), name
+
+
+def losses_of_a_run(trained, device, steps=20):
+    """AdamW by PyTorch, fp32, learning to count on batches that are the same for everybody."""
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    losses = []
+    for step in range(steps):
+        tokens = (draw_tokens(4, 1, seed=step) + torch.arange(9)) % LECTURE.vocab_size
+        tokens = tokens.to(device)
+        _, loss = trained(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_twenty_training_steps_have_the_losses_of_the_reference(name, table):
+    config = CONFIGS[name]
+    models = [reference.GPT(config).to(DEVICE)]
+    models.append(model.GPT(config, kernels.load(table, DEVICE)).to(DEVICE))
+    runs = []
+    for fresh in models:
+        torch.manual_seed(1337)
+        fresh.initialise()
+        runs.append(losses_of_a_run(fresh, DEVICE))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert runs[0][-1] < 0.5 * runs[0][0]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_a_token_changes_no_logits_before_it(name, table):
+    fused = build(table, CONFIGS[name])
+    tokens = draw_tokens(2, 8).to(DEVICE)
+    before, _ = fused(tokens)
+    for t in (1, 6):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % LECTURE.vocab_size
+        after, _ = fused(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.equal(after[:, t], before[:, t])
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_a_deep_copy_is_a_model_of_its_own(name, table):
+    original = build(table, CONFIGS[name])
+    tokens = draw_tokens(2, 7).to(DEVICE)
+    copied = copy.deepcopy(original)
+    before, _ = original(tokens)
+    assert torch.equal(copied(tokens)[0], before)
+    randomise(copied, seed=1)
+    assert not torch.equal(copied(tokens)[0], before)
+    assert torch.equal(original(tokens)[0], before)
+
+
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_dropout_reaches_the_operations_in_training_alone(name):
+    """On attention weights and after the feed-forward by the operations, else by nn.Dropout."""
+    config = replace(CONFIGS[name], dropout=0.2, embedding_dropout=0.1)
+    asked = []
+
+    def recorder(operation):
+        def record(*operands, dropout_p, **options):
+            asked.append((operation, dropout_p))
+            return getattr(torch_table, operation)(*operands, dropout_p=dropout_p, **options)
+
+        return record
+
+    torch_table = kernels.load("torch", DEVICE)
+    names = ("attention", "attention_qkv", "feed_forward")
+    recording = torch_table._replace(**{name: recorder(name) for name in names})
+    fused = randomise(model.GPT(config, recording)).to(DEVICE)
+    places = {n: m.p for n, m in fused.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert places == {"dropout": 0.1, "blocks.0.sa.dropout": 0.2, "blocks.1.sa.dropout": 0.2}
+
+    attention = "attention_qkv" if name == "lecture" else "attention"
+    for training, p in ((True, 0.2), (False, 0.0)):
+        asked.clear()
+        fused.train(training)(draw_tokens(2, 7).to(DEVICE))
+        assert asked == [(attention, p), ("feed_forward", p)] * config.n_layer
