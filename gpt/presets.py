@@ -75,10 +75,9 @@ class TrainConfig:
     log_interval: int = 10
 
     # the run
-    out_dir: str = "out"
+    out_dir: str = "out"  # an earlier run in it is kept under another name
     init_from: Literal["scratch", "resume"] = "scratch"
     resume: bool = False  # go on from the last checkpoint in out_dir
-    overwrite: bool = False  # start afresh in an out_dir that holds another run
     log: Literal["none", "tensorboard", "wandb"] = "none"  # besides metrics.jsonl and loss.png
     sample: int = 0  # characters to print when the run is over
 

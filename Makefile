@@ -1,0 +1,35 @@
+# make train: set up, train on the lecture's text, print a sample.   make test: set up, run all tests.
+# A virtual environment is made in .venv unless one is active.
+
+VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.gpt-kernels-installed
+
+.PHONY: train test bench prove ledger mutants lint
+
+train: $(INSTALLED)
+	$(PYTHON) train.py $(ARGS)
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest $(ARGS)
+
+bench: $(INSTALLED)
+	$(PYTHON) -m pytest bench $(ARGS)
+
+prove: $(INSTALLED)
+	$(PYTHON) -m bench.prove $(ARGS)
+
+ledger: $(INSTALLED)
+	$(PYTHON) -m bench.ledger --check $(ARGS)
+
+mutants: $(INSTALLED)
+	$(PYTHON) -m tests.mutants $(ARGS)
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+$(INSTALLED): setup.py constraints.txt
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -e ".[test]" -c constraints.txt
+	touch $@

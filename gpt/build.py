@@ -1,0 +1,57 @@
+"""A model by its description: the reference, the fast model, or a step of the lecture's road."""
+
+import torch
+import torch.nn as nn
+
+from gpt import Refused, lecture, reference
+from gpt.model import GPT
+from gpt.presets import ModelConfig
+from gpt.weights import fused_from_lecture, lecture_from_fused, refuse_unless_like
+
+
+def build(config: ModelConfig, ops, step: str = "") -> nn.Module:
+    """`ops` is a table of operations, or None for the reference; `step` names the lecture's."""
+    check(config)
+    if step:
+        if step not in lecture.STEPS:
+            raise Refused(f"--lecture {step} is unknown; choose of {', '.join(lecture.STEPS)}")
+        return lecture.STEPS[step](config)
+    return reference.GPT(config) if ops is None else GPT(config, ops)
+
+
+def check(config: ModelConfig) -> None:
+    """Refuse sizes that make no model."""
+    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        if getattr(config, name) < 1:
+            raise Refused(f"--{name.replace('_', '-')} must be at least 1")
+    for name in ("dropout", "embedding_dropout"):
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise Refused(f"--{name.replace('_', '-')} must be at least 0 and less than 1")
+    if config.n_embd % config.n_head:
+        raise Refused(
+            f"--n-embd {config.n_embd} cannot be divided into {config.n_head} heads; "
+            "choose --n-head so that it divides --n-embd"
+        )
+    if config.position == "rope" and config.n_embd // config.n_head % 2:
+        raise Refused("--position rope turns channels in pairs, so the head size must be even")
+
+
+def portable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under the names of the fused model, whichever implementation trained them."""
+    state = model.state_dict()
+    if isinstance(model, reference.GPT):
+        state = fused_from_lecture(state, model.config)
+    if model.config.tied_head and "token_embedding_table.weight" in state:
+        state.pop("lm_head.weight", None)  # one tensor, kept once
+    return state
+
+
+def load_portable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Set the weights that `portable_state` gave; `Refused` when they are another model's."""
+    config = model.config
+    if config.tied_head and "token_embedding_table.weight" in state:
+        state = {**state, "lm_head.weight": state["token_embedding_table.weight"]}
+    if isinstance(model, reference.GPT):
+        state = lecture_from_fused(state, config)
+    refuse_unless_like(model.state_dict(), state)
+    model.load_state_dict(state)

@@ -1,0 +1,98 @@
+"""What the machine is: its device, the dtype it is best at, and how many FLOPs it can do."""
+
+import torch
+
+from gpt import Refused
+from gpt.presets import ModelConfig
+
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendor's data sheets.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "A10": 125e12,
+    "L4": 121e12,
+}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; auto is cuda, then mps, then cpu."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise Refused(f"--device {name} is no device; choose cuda, cuda:N, cpu or mps") from None
+    if device.type not in ("cuda", "cpu", "mps"):
+        raise Refused(f"--device {name} is not supported; choose cuda, cuda:N, cpu or mps")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise Refused(f"--device {name}: PyTorch sees no CUDA card here; use --device cpu")
+        if (device.index or 0) >= count:
+            raise Refused(f"--device {name}: there are only {count} cards, cuda:0 ...")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise Refused("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: that of `--dtype`; auto is the fastest that trains safely."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if bf16 else torch.float16
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The tabled bf16 peak of a CUDA card, or None where none is tabled."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for card, peak in PEAK_FLOPS.items() if card in name), None)
+
+
+def flops_per_token(config: ModelConfig, parameters: int) -> float:
+    """Forward and backward FLOPs of one token (PaLM, appendix B): 6 N + 12 L C T."""
+    positions = config.block_size * config.n_embd if config.position == "learned" else 0
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * (parameters - positions) + attention
+
+
+def peak_memory(device: torch.device) -> int:
+    """The largest memory in bytes so far: of the card, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024  # Linux counts in KiB
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,201 @@
+"""Train a GPT: options -> wiring -> the loop. `python train.py --help` lists the options.
+
+`--kernels triton|torch|reference` chooses what computes the same model: the Triton kernels,
+PyTorch's own operations, or the lecture's modules.
+"""
+
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import kernels
+from gpt import Refused, hardware
+from gpt.build import build
+from gpt.checkpoint import read_json
+from gpt.corpus import open_data
+from gpt.generate import generate, stream_text
+from gpt.optim import make_optimizers
+from gpt.options import option_value, parse_run, train_config_from_json
+from gpt.presets import TrainConfig
+from gpt.progress import Progress
+from gpt.record import Record, open_folder
+from gpt.run import restore_run, save_run
+from gpt.step import Precision, Step, evaluate, passes_per_step
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        train(read_options(arguments))
+    except (Refused, kernels.Unavailable) as refusal:
+        print(f"train.py: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_options(arguments: list[str]) -> TrainConfig:
+    """The options over the preset's defaults, or over those of the run to go on with."""
+    resumed = None
+    if "--resume" in arguments or option_value(arguments, "--init-from") == "resume":
+        path = Path(option_value(arguments, "--out-dir") or TrainConfig.out_dir) / "last.json"
+        resumed = train_config_from_json(read_json(path).get("train"), path)
+    default_preset = "lecture" if torch.cuda.is_available() else "quickstart"
+    return parse_run(arguments, default_preset, resumed)
+
+
+def train(config: TrainConfig) -> None:
+    # the machine
+    device = hardware.choose_device(config.device)
+    dtype = hardware.choose_dtype(config.dtype, device)
+    precision = Precision(device, dtype)
+    ops = load_ops(config, device)
+
+    # the data, on the device
+    data = open_data(config.data, config.data_dir, config.tokenizer).to(device)
+    data.check_block(config.model.block_size)
+    model_config = replace(config.model, vocab_size=vocabulary(config, data))
+    config = replace(config, data=data.name, model=model_config)
+
+    # the model: the same weights from the same seed, whatever computes them
+    model = build(config.model, ops, config.lecture)
+    torch.manual_seed(config.seed)
+    model.initialise()
+    model.to(device)
+    optimizers = make_optimizers(model, config, torch.optim.AdamW)
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens_per_step = passes_per_step(config) * config.batch_size * config.model.block_size
+    describe(config, device, dtype, ops, parameters)
+
+    # the run, from its beginning or from its last checkpoint
+    folder = Path(config.out_dir)
+    reached = {"step": 0, "seconds": 0.0, "best_val_loss": float("inf")}
+    if config.resume:
+        reached = restore_run(folder, model, optimizers, precision)
+        print(f"going on from step {reached['step']} of the run in {folder}")
+    compiled = torch.compile(model) if config.compile else model
+    if config.eval_only:
+        val_loss = evaluate(compiled, data, config, precision)
+        print(f"step {reached['step']}: val loss {val_loss:.4f}")
+        return
+    lock, earlier = open_folder(folder, config.resume)
+    if earlier:
+        print(f"{folder} held an earlier run, which is kept as {earlier}")
+
+    # the loop
+    first, best = reached["step"], reached["best_val_loss"]
+    record = Record(folder, config, first if config.resume else None)
+    progress = Progress(
+        record,
+        config,
+        device,
+        first_step=first,
+        seconds=reached["seconds"],
+        tokens_per_step=tokens_per_step,
+        flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step,
+    )
+    take_step = Step(compiled, optimizers, data, config, precision)
+    for step in range(first, config.max_iters + 1):
+        due = step % config.eval_interval == 0 or step == config.max_iters
+        if due and not (config.resume and step == first):  # where it stopped, that was done
+            with progress.paused():
+                val_loss = evaluate(compiled, data, config, precision)
+                progress.evaluation(step, val_loss)
+                improved, best = val_loss < best, min(best, val_loss)
+                reached = {"step": step, "val_loss": val_loss, "best_val_loss": best}
+                reached["seconds"] = progress.seconds
+                if improved:
+                    save_run(folder, "best", reached, model, [], precision, config, data)
+                save_run(folder, "last", reached, model, optimizers, precision, config, data)
+        if step < config.max_iters:
+            progress.step(step, take_step(step))
+
+    # what came of it
+    progress.bar.close()
+    summary = {
+        "best_val_loss": best,
+        "final_val_loss": reached["val_loss"],
+        "steps": config.max_iters,
+        "training_seconds": progress.seconds,
+        "tokens_per_second": progress.tokens_per_second(config.max_iters),
+        "peak_memory_bytes": hardware.peak_memory(device),
+        "parameters": parameters,
+        "data": data.name,
+        "device": hardware.device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "kernels": serving(config, ops),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    record.finish(summary)
+    print(
+        f"best val loss {best:.4f}, {summary['training_seconds']:.1f} s of training, "
+        f"{summary['tokens_per_second']:,.0f} tok/s; the run is in {folder}"
+    )
+    speak(model, data, config, precision)
+    lock.close()
+
+
+def load_ops(config: TrainConfig, device: torch.device):
+    """The table of operations, or None where the lecture's own modules compute everything."""
+    if config.lecture or config.kernels == "reference":
+        return None
+    try:
+        return kernels.load(config.kernels, device)
+    except ValueError as error:
+        raise Refused(f"--{error}") from None
+
+
+def serving(config: TrainConfig, ops) -> dict[str, str]:
+    """Which implementation serves each operation."""
+    if ops is None:
+        return {"model": f"lecture step {config.lecture}" if config.lecture else "reference"}
+    return kernels.serving(ops)
+
+
+def vocabulary(config: TrainConfig, data) -> int:
+    """How many tokens the model knows: those of the tokenizer, or more, as padding."""
+    asked, needed = config.model.vocab_size, data.tokenizer.vocab_size
+    if 0 < asked < needed:
+        raise Refused(f"--vocab-size {asked} is less than the {needed} tokens of {data.name}")
+    return asked or needed
+
+
+def describe(config: TrainConfig, device, dtype, ops, parameters: int) -> None:
+    """The first lines: what is trained, on what, by which kernels."""
+    passes = passes_per_step(config)
+    tokens = passes * config.batch_size * config.model.block_size
+    print(f"preset {config.preset}: {parameters / 1e6:.6f} M parameters, data {config.data}")
+    print(
+        f"{tokens:,} tokens a step: {passes} x {config.batch_size} sequences of "
+        f"{config.model.block_size}"
+    )
+    by: dict[str, list[str]] = {}
+    for operation, implementation in serving(config, ops).items():
+        by.setdefault(implementation, []).append(operation)
+    table = "; ".join(f"{name}: {', '.join(operations)}" for name, operations in by.items())
+    reason = ""
+    if config.kernels == "auto" and ops is not None:
+        reason = " (auto: {1})".format(*kernels.explain_auto(device))
+    dtype_name = str(dtype).removeprefix("torch.")
+    print(f"{hardware.device_name(device)}, {dtype_name}, kernels by {table}{reason}", flush=True)
+
+
+def speak(model, data, config: TrainConfig, precision: Precision) -> None:
+    """Print a sample from the trained model, as it is made."""
+    if not config.sample:
+        return
+    start = data.tokenizer.encode("\n")
+    prompt = torch.from_numpy(start)[None].to(precision.device)  # (1, T)
+    generator = torch.Generator(precision.device).manual_seed(config.seed)
+    tokens = generate(model, prompt, config.sample, generator=generator)
+    for text in stream_text(tokens, data.tokenizer.stream()):
+        print(text, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
