@@ -75,7 +75,7 @@ def keep_in_tile(
 @triton.jit
 def _is_kept(word, half, threshold):
     """Whether the upper (half 0) or lower (half 1) 16 bits of `word` reach the threshold."""
-    return (word << (16 * half).to(tl.uint32)) >= (tl.to_tensor(threshold).to(tl.uint32) << 16)
+    return (word << (16 * half).to(tl.uint32)) >= (tl.cast(threshold, tl.uint32) << 16)
 
 
 # --- the same masks in PyTorch, on any device -----------------------------------------------------
