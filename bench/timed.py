@@ -1,0 +1,185 @@
+"""What is timed, and the least work that any implementation of it has to do.
+
+Work counts each input read once and each result written once, in bytes, and floating-point
+operations; causal attention counts half of its square, whatever a kernel does with the rest.
+The order of `CARD` is the order of measurement within an operation: time may run out, so what
+`bench.targets` asks for comes first.
+
+Letters: B batch, T time, C channels, H heads, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.cases import GPT2, GPT2_XL, LECTURE, PRECISIONS, Case, Sizes
+
+PASSES = ("forward", "backward", "both")
+
+
+class Work(NamedTuple):
+    bytes: float
+    flops: float = 0.0
+
+
+class ModuleCase(NamedTuple):
+    """A module of `gpt/`, with its parameters; in all else like a `Case`."""
+
+    operation: str  # a class of gpt.reference that gpt.model has too
+    sizes: Sizes
+    precision: str = "bf16"
+    config: dict[str, Any] = {}  # noqa: RUF012 (never written)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def inputs(self, device) -> tuple:
+        dtype = PRECISIONS[self.precision].narrow
+        x = torch.randn(
+            self.sizes.B, self.sizes.T, self.sizes.C, dtype=dtype, device=device, requires_grad=True
+        )
+        return (x,)
+
+
+GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
+GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
+GPT2_8K = GPT2._replace(name="gpt2-8k", B=2, T=8192)
+GPT2_16K = GPT2._replace(name="gpt2-16k", B=1, T=16384)
+GPT2_XL_16K = GPT2_XL._replace(name="gpt2-xl-16k", B=16)
+WIDE_HEADS = Sizes("wide-heads", B=4, T=2048, C=2048, H=16, V=50304)
+NANO = Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's recipe for a CPU
+
+LECTURE_DROPOUT = {"dropout_p": 0.2}
+GPT2_DROPOUT = {"dropout_p": 0.1}
+
+CARD = (
+    Case("layer_norm", GPT2_64K),
+    Case("layer_norm", LECTURE),
+    Case("layer_norm", GPT2_XL_16K),
+    Case("add_layer_norm", GPT2_64K),
+    Case("add_layer_norm", LECTURE, options=LECTURE_DROPOUT),
+    Case("rms_norm", GPT2),
+    Case("attention", GPT2),
+    Case("attention", GPT2_4K),
+    Case("attention", GPT2_16K),
+    Case("attention", GPT2, options=GPT2_DROPOUT),
+    Case("attention", LECTURE, options=LECTURE_DROPOUT),
+    Case("attention", GPT2_8K),
+    Case("attention", LECTURE),
+    Case("attention", WIDE_HEADS),
+    Case("attention_qkv", LECTURE, options=LECTURE_DROPOUT),
+    Case("attention_qkv", GPT2),
+    Case("feed_forward", GPT2_64K, options={"activation": "gelu"}),
+    Case("feed_forward", LECTURE, options={"activation": "relu"}),
+    Case("cross_entropy", GPT2),
+    Case("cross_entropy", LECTURE),
+    Case("linear_cross_entropy", GPT2),
+    Case("linear_cross_entropy", GPT2_64K),
+    Case("linear_cross_entropy", LECTURE),
+    Case("embedding", GPT2_64K),
+    Case("embedding", LECTURE),
+    ModuleCase("MultiHeadAttention", LECTURE, config={"dropout": 0.2}),
+    ModuleCase("FeedForward", LECTURE, config={"dropout": 0.2}),
+    ModuleCase("Block", LECTURE, config={"dropout": 0.2}),
+    ModuleCase("Block", GPT2, config={"activation": "gelu", "qkv_bias": True}),
+)
+
+CPU = (
+    *(
+        Case(operation, NANO, "fp32")
+        for operation in (
+            "layer_norm",
+            "add_layer_norm",
+            "rms_norm",
+            "attention",
+            "attention_qkv",
+            "feed_forward",
+            "cross_entropy",
+            "linear_cross_entropy",
+            "embedding",
+        )
+    ),
+    *(ModuleCase(name, NANO, "fp32") for name in ("MultiHeadAttention", "FeedForward", "Block")),
+)
+
+
+def cases(device: torch.device) -> tuple:
+    return CARD if device.type == "cuda" else CPU
+
+
+def shape(case) -> str:
+    """The shape of a case as tables print it, with its options."""
+    _, B, T, C, H, V = case.sizes
+    D, rows = C // H, B * T
+    text = {
+        "layer_norm": f"{rows:,} x {C:,}",
+        "add_layer_norm": f"{rows:,} x {C:,}",
+        "rms_norm": f"{rows:,} x {H} x {D}",
+        "attention": f"({B}, {H}, {T:,}, {D})",
+        "attention_qkv": f"({B}, {T:,}, 3 x {H} x {D})",
+        "feed_forward": f"{rows:,} x {C:,} x {4 * C:,}",
+        "cross_entropy": f"{rows:,} x {V:,}",
+        "linear_cross_entropy": f"{rows:,} x {C:,} x {V:,}",
+        "embedding": f"({B}, {T:,}) of {V:,} x {C:,}",
+    }.get(case.operation, f"({B}, {T:,}, {C:,})")
+    words = case.config if isinstance(case, ModuleCase) else case.options
+    if "activation" in words:
+        text += f" {words['activation']}"
+    dropout = words.get("dropout") or words.get("dropout_p")
+    return text + (f", dropout {dropout}" if dropout else "")
+
+
+def work(case) -> dict[str, Work]:
+    """The least work of each pass."""
+    forward, backward, both = _elements(case)
+    forward_flops, backward_flops = _flops(case)
+    size = PRECISIONS[case.precision].narrow.itemsize
+    return {
+        "forward": Work(size * forward, forward_flops),
+        "backward": Work(size * backward, backward_flops),
+        "both": Work(size * (both or forward + backward), forward_flops + backward_flops),
+    }
+
+
+def _elements(case) -> tuple[float, float, float]:
+    """Elements read and written in forward, backward and both; 0 for both means their sum."""
+    _, B, T, C, _, V = case.sizes
+    n, weights = B * T * C, 8 * C * C  # the feed-forward's two matrices
+    rows, table = B * T, V * C
+    same = 4 if case.options.get("dropout_p") else 3  # dropout tells dx from dresidual
+    return {
+        "layer_norm": (2 * n, 3 * n, 0),  # x; y | x, dy; dx
+        "rms_norm": (2 * n, 3 * n, 0),
+        "add_layer_norm": (4 * n, (1 + same) * n, 0),  # residual, x; sum, y | sum, dsum, dy; dx
+        "attention": (4 * n, 8 * n, 0),  # q, k, v; out | q, k, v, out, dout; dq, dk, dv
+        "attention_qkv": (4 * n, 8 * n, 0),
+        "feed_forward": (2 * n + weights, 3 * n + 2 * weights, 0),
+        # a pass that has read the logits can write their gradient at once
+        "cross_entropy": (rows * V, 2 * rows * V, 2 * rows * V),
+        "linear_cross_entropy": (n + table, 2 * n + 2 * table, 0),
+        "embedding": (2 * n, n + table + T * C, 0),
+        "MultiHeadAttention": (2 * n + 4 * C * C, 3 * n + 8 * C * C, 0),
+        "FeedForward": (2 * n + weights, 3 * n + 2 * weights, 0),
+        "Block": (2 * n + 12 * C * C, 3 * n + 24 * C * C, 0),
+    }[case.operation]
+
+
+def _flops(case) -> tuple[float, float]:
+    """Floating-point operations of forward and backward; 0 where the bytes decide."""
+    _, B, T, C, _, V = case.sizes
+    rows = B * T
+    attention = 4 * rows * T * C / 2  # 4 B H T^2 D, the causal half
+    feed_forward, projections, head = 16 * rows * C * C, 8 * rows * C * C, 2 * rows * C * V
+    return {
+        "attention": (attention, 2.5 * attention),
+        "attention_qkv": (attention, 2.5 * attention),
+        "feed_forward": (feed_forward, 2 * feed_forward),
+        "linear_cross_entropy": (head, 2 * head),
+        "MultiHeadAttention": (attention + projections, 2.5 * attention + 2 * projections),
+        "FeedForward": (feed_forward, 2 * feed_forward),
+        "Block": (
+            attention + projections + feed_forward,
+            2.5 * attention + 2 * (projections + feed_forward),
+        ),
+    }.get(case.operation, (0.0, 0.0))
