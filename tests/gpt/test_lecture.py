@@ -15,7 +15,7 @@ from gpt.lecture import (
     one_head,
 )
 from gpt.presets import ModelConfig
-from gpt.reference import GPT
+from gpt.reference import GPT, Block
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
 
 VIDEO = ModelConfig(vocab_size=65, block_size=8, n_layer=3, n_head=4, n_embd=32)
@@ -74,6 +74,35 @@ def test_version_4_and_one_head_are_their_loops(layer, scale):
             for s, affinity in enumerate(affinities):
                 out += affinity / sum(affinities) * (attention.value.weight @ x[b, s])
             torch.testing.assert_close(actual[b, t], out, rtol=1e-11, atol=1e-12)
+
+
+def test_what_the_later_steps_put_together():
+    x = draw(2, 8, 32)
+
+    many_heads = build("many-heads").layer.double()
+    heads = many_heads.heads
+    side_by_side = torch.cat([heads[0](x), heads[1](x), heads[2](x), heads[3](x)], dim=2)
+    torch.testing.assert_close(many_heads(x), side_by_side)
+
+    feed_forward = build("feed-forward").layer.double()
+    communicate, linear, *_ = feed_forward
+    computed = (communicate(x) @ linear.weight.T + linear.bias).clamp(min=0)
+    torch.testing.assert_close(feed_forward(x), computed)
+
+    residual = build("residual").layer.double()
+    added = x
+    for block in residual:
+        added = added + block.sa(added)
+        added = added + block.ffwd(added)
+    torch.testing.assert_close(residual(x), added)
+
+    layer_norm = build("layer-norm").layer.double()
+    *blocks, _ = layer_norm
+    assert [type(block) for block in blocks] == 3 * [Block]
+    out = blocks[2](blocks[1](blocks[0](x)))
+    centred = out - out.mean(dim=-1, keepdim=True)
+    normed = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer_norm(x), normed)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,27 @@ def test_a_deep_copy_is_a_model_of_its_own(name, table):
 
 
 @pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_the_dropout_modules_stand_where_those_of_the_reference_do(name):
+    """With a known mask in the place of each, the logits are still equal."""
+
+    def mask(module, inputs, output):
+        generator = torch.Generator().manual_seed(0)
+        return inputs[0] * torch.randint(2, inputs[0].shape, generator=generator).to(output)
+
+    config = CONFIGS[name]
+    truth, fused = build_reference(config, torch.float64), build("torch", config, DTYPE)
+    tokens = draw_tokens(2, 7)
+    without, _ = truth(tokens)
+    for place in ("dropout", "blocks.0.sa.dropout", "blocks.1.sa.dropout"):
+        for changed in (truth, fused):
+            changed.get_submodule(place).register_forward_hook(mask)
+        logits, _ = truth(tokens)
+        assert not torch.equal(logits, without)
+        assert_same(fused(tokens.to(DEVICE))[0], logits, place)
+        without = logits
+
+
+@pytest.mark.parametrize("name", ["lecture", "modern"])
 def test_dropout_reaches_the_operations_in_training_alone(name):
     """On attention weights and after the feed-forward by the operations, else by nn.Dropout."""
     config = replace(CONFIGS[name], dropout=0.2, embedding_dropout=0.1)

@@ -180,6 +180,7 @@ def test_dropout_stands_where_the_lecture_has_it():
 
     tokens = draw_tokens(1, T)
     logits, _ = model(tokens)
+    assert scale.keys() == places.keys()
     expected = Equations(config, model, scale).logits(tokens[0].tolist())
     expected = torch.tensor(expected, dtype=torch.float64)
     assert (logits[0] - expected).abs().max() <= tolerance(config) * expected.abs().max()
@@ -198,10 +199,26 @@ def test_a_token_changes_no_logits_before_it(name):
         assert not torch.equal(after[:, t], before[:, t])
 
 
-def test_the_lecture_has_10788929_parameters():
+def count(config):
     with torch.device("meta"):
-        model = GPT(ModelConfig(vocab_size=65))
-    assert sum(weight.numel() for weight in model.parameters()) == 10_788_929
+        return sum(weight.numel() for weight in GPT(config).parameters())
+
+
+def test_the_lecture_has_10788929_parameters():
+    assert count(ModelConfig(vocab_size=65)) == 10_788_929
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_switch_adds_or_takes_its_parameters(name):
+    config = CONFIGS[name]
+    V, C = config.vocab_size, config.n_embd
+    norm = C + C * (config.bias and config.norm == "layer_norm")
+    attention = 4 * C * C + 3 * C * config.qkv_bias + C * config.bias
+    feed_forward = 2 * C * 4 * C + (4 * C + C) * config.bias
+    embeddings = V * C + config.block_size * C * (config.position == "learned")
+    head = V * C * (not config.tied_head) + V * config.head_bias
+    blocks = config.n_layer * (2 * norm + attention + feed_forward)
+    assert count(config) == embeddings + blocks + norm + head
 
 
 @pytest.mark.parametrize(
