@@ -1,0 +1,170 @@
+"""The calls that the ledger compiles and the benchmarks time. One line of `CASES` is one case.
+
+Letters: B batch, T time, C channels, H heads, D = C / H, F = 4 C, V vocabulary. `inputs` makes
+random operands on any device; on "meta" there is nothing but shapes, and that is enough to
+launch for an architecture that is not there.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Precision(NamedTuple):
+    """The dtypes of a training step."""
+
+    wide: torch.dtype  # the residual stream and the parameters
+    narrow: torch.dtype  # operands and results of matrix products
+
+
+PRECISIONS = {
+    "bf16": Precision(torch.bfloat16, torch.bfloat16),
+    "fp16": Precision(torch.float16, torch.float16),
+    "fp32": Precision(torch.float32, torch.float32),
+    "autocast": Precision(torch.float32, torch.bfloat16),
+}
+
+
+class Sizes(NamedTuple):
+    name: str
+    B: int
+    T: int
+    C: int
+    H: int
+    V: int
+
+
+LECTURE = Sizes("lecture", B=64, T=256, C=384, H=6, V=65)
+GPT2 = Sizes("gpt2", B=16, T=1024, C=768, H=12, V=50304)
+GPT2_XL = Sizes("gpt2-xl", B=4, T=1024, C=1600, H=25, V=50304)
+WIDE_HEADS = Sizes("wide-heads", B=4, T=2048, C=2048, H=16, V=50304)
+
+
+class Case(NamedTuple):
+    operation: str  # a name of kernels.Ops
+    sizes: Sizes
+    precision: str = "bf16"  # a name of PRECISIONS
+    options: dict[str, Any] = {}  # noqa: RUF012 (never written)
+
+    def __str__(self):
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.operation} {self.sizes.name} {self.precision}{options}"
+
+    def inputs(self, device) -> tuple:
+        """Operands of the operation, drawn on `device`; those with a gradient require it."""
+        return _INPUTS[self.operation](self.sizes, PRECISIONS[self.precision], device)
+
+    def call(self, ops, inputs):
+        return getattr(ops, self.operation)(*inputs, **self.options)
+
+
+def _layer_norm(sizes, precision, device):
+    leaf = _leaves(device)
+    _, B, T, C, *_ = sizes
+    return leaf((B, T, C), precision.wide), leaf((C,), precision.wide), leaf((C,), precision.wide)
+
+
+def _rms_norm(sizes, precision, device):
+    """The norm of queries: heads of a packed projection (B, T, 3C), without a weight."""
+    _, B, T, C, H, _ = sizes
+    qkv = _leaves(device)((B, T, 3 * H, C // H), precision.narrow)
+    return qkv[:, :, :H], None
+
+
+def _add_layer_norm(sizes, precision, device):
+    leaf = _leaves(device)
+    _, B, T, C, *_ = sizes
+    branch = leaf((B, T, C), precision.narrow)
+    return leaf((B, T, C), precision.wide), branch, *_layer_norm(sizes, precision, device)[1:]
+
+
+def _attention(sizes, precision, device):
+    _, B, T, C, H, _ = sizes
+    leaf = _leaves(device)
+    return tuple(leaf((B, H, T, C // H), precision.narrow) for _ in range(3))
+
+
+def _attention_qkv(sizes, precision, device):
+    _, B, T, C, H, _ = sizes
+    return _leaves(device)((B, T, 3 * C), precision.narrow), H
+
+
+def _feed_forward(sizes, precision, device):
+    """Weights of a size that keeps activations at one."""
+    _, B, T, C, *_ = sizes
+    leaf, dtype = _leaves(device), precision.narrow
+    w1, b1 = leaf((4 * C, C), dtype, C**-0.5), leaf((4 * C,), dtype)
+    w2, b2 = leaf((C, 4 * C), dtype, (4 * C) ** -0.5), leaf((C,), dtype)
+    return leaf((B, T, C), dtype), w1, b1, w2, b2
+
+
+def _cross_entropy(sizes, precision, device):
+    _, B, T, *_, V = sizes
+    logits = _leaves(device)((B, T, V), precision.narrow)
+    return logits, torch.randint(V, (B, T), device=device)
+
+
+def _linear_cross_entropy(sizes, precision, device):
+    """GPT-2's head, which has no bias."""
+    _, B, T, C, _, V = sizes
+    leaf = _leaves(device)
+    weight = leaf((V, C), precision.narrow, C**-0.5)
+    return leaf((B, T, C), precision.narrow), weight, None, torch.randint(V, (B, T), device=device)
+
+
+def _embedding(sizes, precision, device):
+    _, B, T, C, _, V = sizes
+    leaf = _leaves(device)
+    tokens = torch.randint(V, (B, T), device=device)
+    return tokens, leaf((V, C), precision.wide), leaf((T, C), precision.wide)
+
+
+def _leaves(device):
+    def leaf(shape, dtype, scale=1.0):
+        return (scale * torch.randn(shape, dtype=dtype, device=device)).requires_grad_()
+
+    return leaf
+
+
+_INPUTS = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "add_layer_norm": _add_layer_norm,
+    "attention": _attention,
+    "attention_qkv": _attention_qkv,
+    "feed_forward": _feed_forward,
+    "cross_entropy": _cross_entropy,
+    "linear_cross_entropy": _linear_cross_entropy,
+    "embedding": _embedding,
+}
+
+_DROPOUT = {"dropout_p": 0.2}
+
+CASES = (
+    Case("layer_norm", LECTURE),
+    Case("layer_norm", LECTURE, "fp32"),
+    Case("layer_norm", GPT2),
+    Case("layer_norm", GPT2, "fp16"),
+    Case("layer_norm", GPT2, "autocast"),
+    Case("layer_norm", GPT2_XL),
+    Case("add_layer_norm", LECTURE, "autocast", _DROPOUT),
+    Case("add_layer_norm", GPT2),
+    Case("add_layer_norm", GPT2, "autocast"),
+    Case("add_layer_norm", GPT2_XL, "bf16", _DROPOUT),
+    Case("rms_norm", LECTURE),
+    Case("rms_norm", GPT2),
+    Case("attention", GPT2),
+    Case("attention", GPT2, "fp16", {"causal": False}),
+    Case("attention", GPT2, "fp32"),
+    Case("attention", WIDE_HEADS),
+    Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
+    Case("attention_qkv", GPT2),
+    Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT),
+    Case("feed_forward", GPT2),
+    Case("feed_forward", GPT2, "bf16", {"activation": "gelu_tanh"}),
+    Case("cross_entropy", LECTURE),
+    Case("cross_entropy", GPT2),
+    Case("cross_entropy", GPT2, "fp32"),
+    Case("linear_cross_entropy", GPT2),
+    Case("embedding", GPT2, "autocast"),
+)
