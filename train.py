@@ -45,6 +45,8 @@ def read_options(arguments: list[str]) -> TrainConfig:
         path = Path(option_value(arguments, "--out-dir") or TrainConfig.out_dir) / "last.json"
         resumed = train_config_from_json(read_json(path).get("train"), path)
     default_preset = "lecture" if torch.cuda.is_available() else "quickstart"
+    if option_value(arguments, "--lecture"):
+        default_preset = "lecture-small"
     return parse_run(arguments, default_preset, resumed)
 
 
@@ -66,7 +68,7 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     model.initialise()
     model.to(device)
-    optimizers = make_optimizers(model, config, torch.optim.AdamW)
+    optimizers = make_optimizers(model, config, torch.optim.AdamW, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     tokens_per_step = passes_per_step(config) * config.batch_size * config.model.block_size
     describe(config, device, dtype, ops, parameters)

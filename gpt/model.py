@@ -47,15 +47,16 @@ class Rotary(nn.Module):
         super().__init__()
         D = config.n_embd // config.n_head
         frequency = ROPE_BASE ** (-torch.arange(0, D, 2).float() / D)  # (D/2,)
-        angle = torch.arange(config.block_size).float()[:, None] * frequency  # (T, D/2)
-        self.register_buffer("cos", angle.cos()[:, None, :], persistent=False)  # (T, 1, D/2)
-        self.register_buffer("sin", angle.sin()[:, None, :], persistent=False)
+        angle = torch.arange(config.block_size).float()[:, None, None] * frequency  # (T, 1, D/2)
+        cos, sin = angle.cos(), angle.sin()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (T, 1, D)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
     def forward(self, x):
-        T = x.shape[1]
+        T, D = x.shape[1], x.shape[-1]
         cos, sin = self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype)
-        a, b = x.chunk(2, dim=-1)  # (B, T, H, D/2) each
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
+        return torch.addcmul(x * cos, x.roll(D // 2, dims=-1), sin)
 
 
 class MultiHeadAttention(nn.Module):
@@ -85,12 +86,13 @@ class MultiHeadAttention(nn.Module):
 
     def position_queries_and_keys(self, qkv):
         B, T, _ = qkv.shape
-        q, k, v = qkv.view(B, T, 3 * self.n_head, -1).split(self.n_head, dim=2)  # (B, T, H, D)
+        H = self.n_head
+        qk, v = qkv.view(B, T, 3 * H, -1).split((2 * H, H), dim=2)  # (B, T, 2H, D), (B, T, H, D)
         if self.qk_norm:
-            q = self.ops.rms_norm(q, None, eps=NORM_EPS)
-            k = self.ops.rms_norm(k, None, eps=NORM_EPS)
+            qk = self.ops.rms_norm(qk, None, eps=NORM_EPS)
         if self.rotary is not None:
-            q, k = self.rotary(q), self.rotary(k)
+            qk = self.rotary(qk)
+        q, k = qk.split(H, dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
@@ -181,6 +183,9 @@ class GPT(nn.Module):
     def forward(self, tokens, targets=None):
         position = self.position_embedding_table.weight if self._has_positions else None
         x = self.ops.embedding(tokens, self.token_embedding_table.weight, position)  # (B, T, C)
+        if torch.is_autocast_enabled(x.device.type):
+            # the residual stream in the dtype of the products: half the bytes, as in llm.c
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.dropout(x)
         x = self.blocks(x)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)

@@ -9,10 +9,11 @@ import torch.nn as nn
 from gpt.presets import TrainConfig
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig, adamw: Callable):
+def make_optimizers(model: nn.Module, config: TrainConfig, adamw: Callable, dtype=torch.float32):
     """The optimizers of a run, in the order in which they step.
 
-    `adamw(groups, lr=, betas=, eps=, weight_decay=)` makes the AdamW, by PyTorch or by Triton.
+    `adamw(groups, lr=, betas=, eps=, weight_decay=)` makes the AdamW;
+    `dtype` is that of the run's matrix products, Muon's included.
     """
     matrices = blocks_matrices(model) if config.optimizer == "muon" else []
     taken = {id(weight) for weight, _ in matrices}
@@ -30,7 +31,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, adamw: Callable):
     betas = (config.beta1, config.beta2)
     optimizers = [adamw(groups, lr=config.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0)]
     if matrices:
-        optimizers.append(Muon(matrices, lr=config.muon_learning_rate))
+        optimizers.append(Muon(matrices, lr=config.muon_learning_rate, dtype=dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]  # what the schedule scales
@@ -73,12 +74,13 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are orthogonalised as one batch.
     """
 
-    def __init__(self, matrices: Iterable[tuple[nn.Parameter, int]], lr: float, momentum=0.95):
+    def __init__(self, matrices: Iterable[tuple[nn.Parameter, int]], lr, momentum=0.95, dtype=None):
         groups: dict[tuple, dict] = {}
         for weight, count in matrices:
             shape = (weight.shape[0] // count, weight.shape[1])
             group = groups.setdefault(shape, {"params": [], "shape": shape})
             group["params"].append(weight)
+        self.dtype = dtype  # of the products in `orthogonalise`
         super().__init__(list(groups.values()), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -90,7 +92,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
             batch = torch.cat([update.view(-1, *shape) for update in updates])  # (N, rows, columns)
-            batch = orthogonalise(batch).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
+            batch = orthogonalise(batch.to(self.dtype)).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
             sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
             for weight, update in zip(weights, batch.split(sizes), strict=True):
                 weight.add_(update.view_as(weight), alpha=-group["lr"])
@@ -111,10 +113,8 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    if x.is_cuda:
-        x = x.bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x

@@ -43,7 +43,7 @@ class TrainConfig:
     tokenizer: Literal["char", "byte", "gpt2"] = "char"  # of text; token files bring their own
 
     # what computes it
-    kernels: str = "auto"  # auto, triton, torch, reference, or triton,attention=torch
+    kernels: str = "auto"  # a table of kernels.load, or reference: the lecture's own modules
     lecture: str = ""  # train a step of the lecture's road (gpt/lecture.py) instead: bigram, ...
     device: str = "auto"  # cuda, cuda:1, cpu, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -83,6 +83,13 @@ class TrainConfig:
 
 
 _LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))
+
+_LECTURE_SMALL = TrainConfig(  # the video's numbers on the road there, before it scales up
+    preset="lecture-small",
+    model=ModelConfig(block_size=8, n_layer=3, n_head=4, n_embd=32),
+    learning_rate=1e-3,
+    batch_size=32,
+)
 
 _SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
     preset="shakespeare-char",
@@ -142,39 +149,38 @@ def _larger_gpt2(name: str, n_layer: int, n_head: int, n_embd: int) -> TrainConf
     return replace(_GPT2, preset=name, model=model)
 
 
-_QUICKSTART = TrainConfig(  # two CPU cores, under a minute; the switches of papers since
+_QUICKSTART = TrainConfig(  # two CPU cores, under a minute; with what papers since have found
     preset="quickstart",
     model=ModelConfig(
         block_size=64,
-        n_layer=4,
-        n_head=4,
+        n_layer=3,
+        n_head=2,
         n_embd=128,
         bias=False,
         head_bias=False,
-        tied_head=True,
         activation="relu_squared",
-        norm="rms_norm",
         position="rope",
         qk_norm=True,
         projection_init="zero",
     ),
     optimizer="muon",
-    learning_rate=3e-3,
+    learning_rate=6e-3,
     muon_learning_rate=0.02,
     weight_decay=0.0,
     decay_all=False,
     beta2=0.95,
     decay_lr=True,
-    warmup_iters=20,
+    warmup_iters=5,
     batch_size=24,
-    max_iters=1200,
-    eval_interval=300,
+    max_iters=650,
+    eval_interval=150,
     sample=500,
 )
 
 PRESETS = {
     "quickstart": _QUICKSTART,
     "lecture": _LECTURE,
+    "lecture-small": _LECTURE_SMALL,
     "shakespeare-char": _SHAKESPEARE_CHAR,
     "gpt2": _GPT2,
     "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
