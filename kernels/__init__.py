@@ -89,6 +89,8 @@ def unavailable_reason(device: str | torch.device | None = None) -> str | None:
         import triton
     except ImportError:
         return "triton is not installed"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+        return f"triton {triton.__version__} is older than 3.6"
     if triton.knobs.runtime.interpret:
         return None  # TRITON_INTERPRET=1: slowly, on any device
     if device.type != "cuda":

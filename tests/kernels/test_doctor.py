@@ -1,0 +1,127 @@
+"""The doctor: facts in, sentences out; and the facts of this machine."""
+
+import json
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import torch
+
+import kernels
+from kernels import doctor
+from kernels.doctor import Facts, advice, examine, main, report
+
+H200 = Facts(
+    python="3.12.3",
+    torch="2.11.0+cu130",
+    cuda="13.0",
+    hip=None,
+    triton="3.6.0",
+    numpy="2.5.0",
+    driver=True,
+    cards=("NVIDIA H200",),
+    capability=(9, 0),
+    interpreter=False,
+    auto="triton",
+    reason="a CUDA card of compute capability 8.0 or newer",
+    serving={"layer_norm": "triton"},
+)
+CPU = H200._replace(cuda=None, driver=False, cards=(), capability=None, auto="torch", reason="CPU")
+
+
+def test_a_machine_with_nothing_to_improve_is_told_so():
+    assert advice(H200) == []
+    assert "full speed" in report(H200)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (CPU, ["no card", "TRITON_INTERPRET=1", "--kernels triton"]),
+        (CPU._replace(driver=True), ["built without CUDA", "pytorch.org"]),
+        (CPU._replace(driver=True, cuda="13.0"), ["sees no card", "CUDA_VISIBLE_DEVICES", "13.0"]),
+        (H200._replace(cards=("Tesla T4",), capability=(7, 5)), ["7.5", "torch", "float16"]),
+        (H200._replace(hip="7.0", cuda=None), ["AMD", "--kernels torch", "pytest tests/kernels"]),
+        (H200._replace(triton=None), ["not installed", "pip install 'triton>=3.6'"]),
+        (H200._replace(triton="3.5.1"), ["3.5.1", "older than 3.6", "--kernels torch"]),
+        (H200._replace(triton="3.10.0"), ["3.10.0", "newer than 3.9", "bench.ledger --check"]),
+        (H200._replace(torch="2.9.1"), ["2.9.1", "torch>=2.11"]),
+        (H200._replace(interpreter=True, numpy="2.3.5"), ["TRITON_INTERPRET=1", "unset"]),
+        (CPU._replace(interpreter=True, numpy="2.4.0"), ["NumPy 2.4.0", "numpy<2.4", "3.7"]),
+    ],
+)
+def test_each_shortcoming_has_its_sentence(facts, words):
+    said = " ".join(advice(facts))
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        H200._replace(triton="3.9.1"),
+        H200._replace(numpy="2.5.0", interpreter=False),
+        CPU._replace(
+            interpreter=True, triton="3.7.1", numpy="2.5.0", driver=True, capability=(8, 0)
+        ),
+    ],
+)
+def test_what_is_tested_is_not_warned_of(facts):
+    said = " ".join(advice(facts))
+    assert "newer than" not in said
+    assert "does not work with" not in said
+
+
+def test_the_facts_are_those_of_this_process():
+    facts = examine()
+    assert facts.torch == torch.__version__
+    assert facts.cards == () or torch.cuda.is_available()
+    assert facts.interpreter is not torch.cuda.is_available()  # as conftest sets it
+    assert facts.serving == kernels.serving(kernels.load(facts.auto))
+
+
+def test_a_card_that_is_too_old_is_served_by_pytorch():
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(torch.cuda, "device_count", return_value=1),
+        mock.patch.object(torch.cuda, "get_device_name", return_value="Tesla T4"),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(7, 5)),
+        mock.patch("triton.knobs.runtime.interpret", False),
+    ):
+        facts = examine()
+    assert (facts.auto, facts.cards, facts.capability) == ("torch", ("Tesla T4",), (7, 5))
+    assert "7.5" in facts.reason
+    assert set(facts.serving.values()) == {"torch"}
+
+
+def test_an_old_triton_is_served_by_pytorch_and_not_asked_for_more():
+    with mock.patch("triton.__version__", "3.3.0"), mock.patch("triton.knobs", None):
+        facts = examine()
+    assert (facts.triton, facts.auto, facts.interpreter) == ("3.3.0", "torch", False)
+    assert facts.reason == "triton 3.3.0 is older than 3.6"
+
+
+def test_a_missing_triton_is_a_fact_not_an_error():
+    with mock.patch.dict(sys.modules, {"triton": None}):
+        facts = examine()
+    assert (facts.triton, facts.auto, facts.reason) == (None, "torch", "triton is not installed")
+
+
+def test_the_report_names_every_operation(capsys):
+    main([])
+    printed = capsys.readouterr().out
+    assert all(operation in printed for operation in kernels.Ops._fields)
+    assert torch.__version__ in printed
+
+
+def test_json_holds_facts_and_advice(capsys):
+    main(["--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.keys() == {*Facts._fields, "advice"}
+    assert printed["advice"] == advice(doctor.examine())
+
+
+def test_the_command_exits_0():
+    done = subprocess.run([sys.executable, "-m", "kernels.doctor"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--kernels auto" in done.stdout
