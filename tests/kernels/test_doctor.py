@@ -60,10 +60,7 @@ def test_each_shortcoming_has_its_sentence(facts, words):
     "facts",
     [
         H200._replace(triton="3.9.1"),
-        H200._replace(numpy="2.5.0", interpreter=False),
-        CPU._replace(
-            interpreter=True, triton="3.7.1", numpy="2.5.0", driver=True, capability=(8, 0)
-        ),
+        CPU._replace(interpreter=True, triton="3.7.1", numpy="2.5.0"),
     ],
 )
 def test_what_is_tested_is_not_warned_of(facts):
