@@ -69,10 +69,10 @@ class Progress:
         """The model that took `step` steps has that loss on the validation split."""
         if self._losses:
             train_loss = torch.stack(self._losses).mean().item()
-            self.record.log(step=step, train_loss=train_loss, val_loss=val_loss)
+            self.record.log(step=step, train_loss=train_loss, val_loss=val_loss, seconds=self.seconds)
             line = f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}"
         else:
-            self.record.log(step=step, val_loss=val_loss)
+            self.record.log(step=step, val_loss=val_loss, seconds=self.seconds)
             line = f"step {step}: val loss {val_loss:.4f}"
         self._losses = []
         self.bar.write(line, file=sys.stdout)
