@@ -1,0 +1,168 @@
+"""From a call to the machine code that it would launch, for an architecture that is not there.
+
+A case is called, forward and backward, on meta tensors under `kernels.launch.record`: what comes
+out is the launcher's own description of each launch. Triton's own runtime then specialises and
+compiles it, behind a driver that knows nothing but the architecture. So what is compiled here is
+what a card would load: kernel, tile, divisibility and options come from one place.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from triton import TritonError
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from bench import loads, loops, sass
+from bench.occupancy import resident_blocks
+from kernels import fused, launch
+
+AMD_TILES = launch.INTERPRETED  # the family whose tiles an AMD card would be given
+
+
+class Target(NamedTuple):
+    """Where code is compiled for, and the cards that run the same code."""
+
+    name: str  # "90", "gfx942"
+    cards: tuple[int, ...]  # whose launches are recorded
+
+    @property
+    def gpu(self) -> GPUTarget:
+        if self.name.startswith("gfx"):
+            return GPUTarget("hip", self.name, 64)
+        return GPUTarget("cuda", int(self.name), 32)
+
+
+def parse_target(name: str) -> Target:
+    if name.startswith("gfx"):
+        return Target(name, (AMD_TILES,))
+    return Target(name, (80, 86, 89) if name == "80" else (int(name),))
+
+
+class Offline:
+    """A Triton driver without a card: the runtime asks it only what to compile for."""
+
+    def __init__(self, gpu: GPUTarget):
+        self.gpu = gpu
+
+    def get_current_target(self):
+        return self.gpu
+
+    def get_current_device(self):
+        return self.gpu  # the runtime keeps its compiled kernels by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
+class Launched(NamedTuple):
+    case: str
+    card: int
+    launch: launch.Launch
+
+
+def record(case, card: int) -> list[Launched]:
+    """Everything that `case` would launch on `card`, forward and backward."""
+    with launch.record(card) as launches:
+        outputs = case.call(fused.OPS, case.inputs("meta"))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+    return [Launched(str(case), card, one) for one in launches]
+
+
+def rows(launched: Iterable[Launched], target: Target) -> list[dict]:
+    """One row of figures for every different kernel that was launched."""
+    driver.set_active(Offline(target.gpu))  # for good: this is why the ledger has its own process
+    found: dict[str, dict] = {}
+    for case, card, one in launched:
+        try:
+            kernel = compile_launch(one)
+        except (TritonError, RuntimeError) as error:  # RuntimeError: one of the compiler's passes
+            key = f"{name(one)} {_words(one.options)}"
+            failed = {"error": str(error).strip().partition("\n")[0], "narrow": []}
+            row = found.setdefault(key, failed)
+        else:
+            key = describe(one, kernel)
+            if key not in found:
+                found[key] = figures(kernel, target)
+            row = found[key]
+            row["narrow"] = sorted({*row["narrow"], *narrow_loads(one, kernel)})
+        row["cards"] = sorted({*row.get("cards", ()), card})
+        row["cases"] = sorted({*row.get("cases", ()), case})
+    return [{"target": target.name, "key": key, **row} for key, row in found.items()]
+
+
+def compile_launch(one: launch.Launch):
+    """Triton's own launch, stopped before the launch: specialised, compiled, not run."""
+    return one.kernel.run(*one.arguments, grid=one.grid, warmup=True, **one.options)
+
+
+def figures(kernel, target: Target) -> dict:
+    """What the ledger says of one kernel."""
+    metadata = kernel.metadata
+    row = {"shared": metadata.shared, "narrow": []}
+    if "amdgcn" in kernel.asm:
+        return row | _amd_figures(kernel.asm["amdgcn"])
+    code = sass.disassemble(kernel.asm["cubin"])
+    row["registers"] = sass.registers(kernel.asm["cubin"])
+    row["blocks"] = resident_blocks(
+        int(target.name), metadata.num_warps, row["registers"], metadata.shared, metadata.tmem_size
+    )
+    row |= sass.counts(code)
+    row["products"] = products(kernel.asm["ttir"])
+    row["loop"] = loops.hottest(code, kernel.asm["ttgir"], int(target.name), metadata.num_warps)
+    return row
+
+
+def _amd_figures(assembly: str) -> dict:
+    def figure(field):
+        return int(re.search(rf"\.{field}:\s*(\d+)", assembly).group(1))
+
+    return {"registers": figure("vgpr_count"), "spills": figure("vgpr_spill_count")}
+
+
+def products(ttir: str) -> int:
+    """Matrix products that tensor cores take: of 16-bit numbers or narrower, or asked as tf32."""
+    dots = re.findall(r"= tt\.dot(?:_scaled)? (.*)", ttir)
+    wide = re.compile(r"tensor<\w+xf(?:32|64)> \*")
+    return sum("inputPrecision" in dot or not wide.search(dot) for dot in dots)
+
+
+def name(one: launch.Launch) -> str:
+    """layer_norm._forward"""
+    function = one.kernel.fn
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+
+def narrow_loads(one: launch.Launch, kernel) -> list[str]:
+    if "ptx" not in kernel.asm:
+        return []
+    named = zip(one.kernel.arg_names, one.arguments, strict=False)  # constexprs come by keyword
+    tensors = {key: value for key, value in named if isinstance(value, torch.Tensor)}
+    threads = kernel.metadata.num_warps * kernel.metadata.warp_size
+    return loads.narrow(kernel.asm["ttir"], kernel.asm["ptx"], tensors, threads)
+
+
+def describe(one: launch.Launch, kernel) -> str:
+    """What makes this kernel different from others: types, divisibility, constants, options.
+
+    `*bf16/16` is a pointer, and `i32/16` a size, that Triton knows to be divisible by 16.
+    """
+    signature, attributes = kernel.src.signature, kernel.src.attrs
+    names = list(signature)
+    types = [
+        kind + ("/16" if ["tt.divisibility", 16] in attributes.get((index,), []) else "")
+        for index, kind in enumerate(signature.values())
+        if kind != "constexpr"
+    ]
+    constants = {names[path[0]]: value for path, value in kernel.src.constants.items()}
+    options = {key: value for key, value in one.options.items() if key not in names}
+    options |= {key: getattr(kernel.metadata, key) for key in ("num_warps", "num_stages")}
+    del options["enable_fp_fusion"]  # the same for all
+    return f"{name(one)}({', '.join(types)}) {_words(constants)} {_words(options)}"
+
+
+def _words(values: dict) -> str:
+    return " ".join(f"{key}={getattr(value, '__name__', value)}" for key, value in values.items())

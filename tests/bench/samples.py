@@ -1,0 +1,110 @@
+"""Kernels whose figures are known from their text, compiled for the tests of the ledger.
+
+`python -m tests.bench.samples FILE` writes their rows. It is run as a process of its own, because
+nothing is compiled in a process where kernels are interpreted.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+
+from bench import compiled
+from kernels.launch import launch, record
+
+SAMPLES = {
+    "80": ("product", "deep product"),
+    "90": (),  # all
+    "100": ("product",),
+    "gfx942": ("wide", "product"),
+}
+ROWS, LENGTH = 64, 1024  # a row of bf16 is 2 KiB: 16 bytes for each of 128 threads
+M, N, K, DEPTH = 128, 64, 64, 512
+
+
+@triton.jit
+def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
+    tl.store(y_ptr + at, tl.load(x_ptr + at))
+
+
+@triton.jit(do_not_specialize=["row_stride"])
+def _copy_forgetful(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
+    tl.store(y_ptr + at, tl.load(x_ptr + at))
+
+
+@triton.jit
+def _sum(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
+    tl.atomic_add(y_ptr, tl.sum(tl.load(x_ptr + at).to(tl.float32), 0))
+
+
+@triton.jit
+def _exponentials(x_ptr, y_ptr, count, BLOCK: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        total += tl.exp2(tl.load(x_ptr + start + columns))
+    tl.store(y_ptr + columns, total)
+
+
+@triton.jit
+def _product(x_ptr, y_ptr, z_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    total = tl.zeros((M, N), tl.float32)
+    for start in range(0, depth, K):
+        x = tl.load(x_ptr + m * depth + start + k[None, :])
+        y = tl.load(y_ptr + (start + k[:, None]) * N + n)
+        total = tl.dot(x, y, total, input_precision="ieee")
+    tl.store(z_ptr + m * N + n, total)
+
+
+def _meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _calls() -> dict:
+    x, y, total = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH), _meta(1, dtype=torch.float32)
+    shifted = _meta(ROWS * LENGTH + 1)[1:].view(ROWS, LENGTH)
+    ragged = _meta(ROWS, LENGTH + 1)
+    many, few = _meta(2**16, dtype=torch.float32), _meta(LENGTH, dtype=torch.float32)
+
+    def product(dtype, **options):
+        a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
+        return _product, (a, b, c, DEPTH), dict(M=M, N=N, K=K, num_warps=4) | options
+
+    return {
+        "wide": (_copy, (x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "shifted": (_copy, (shifted, y, LENGTH), dict(BLOCK=LENGTH)),
+        "ragged": (_copy, (ragged, y, LENGTH + 1), dict(BLOCK=LENGTH)),
+        "small tile": (_copy, (x, y, LENGTH), dict(BLOCK=256)),
+        "forgetful": (_copy_forgetful, (x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "atomic": (_sum, (x, total, LENGTH), dict(BLOCK=LENGTH)),
+        "spilling": (_exponentials, (many, many, 2**16), dict(BLOCK=2**15)),
+        "exponentials": (_exponentials, (many, few, 2**16), dict(BLOCK=LENGTH)),
+        "product": product(torch.bfloat16, num_stages=2),
+        "deep product": product(torch.bfloat16, num_stages=6),
+        "fp32 product": product(torch.float32, M=16, N=16, K=16),
+    }
+
+
+def main(file: str) -> None:
+    found = {}
+    calls = _calls()
+    for architecture, names in SAMPLES.items():
+        target = compiled.parse_target(architecture)
+        for name in names or calls:
+            kernel, arguments, options = calls[name]
+            with record(target.cards[0]) as launches:
+                launch(kernel, (ROWS,), *arguments, **options)
+            launched = [compiled.Launched(name, card, launches[0]) for card in target.cards]
+            (found[f"{name} {architecture}"],) = compiled.rows(launched, target)
+    Path(file).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
