@@ -4,5 +4,9 @@ An operation that is not written in Triton yet is PyTorch's own, and `kernels.se
 """
 
 from kernels import native
+from kernels.attention import attention, attention_qkv
 
-OPS = native.OPS._replace()
+OPS = native.OPS._replace(
+    attention=attention,
+    attention_qkv=attention_qkv,
+)

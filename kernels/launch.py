@@ -13,7 +13,23 @@ from typing import Any, NamedTuple
 import torch
 
 # kernel -> architecture family -> tile; a family serves every later one that has no row.
-TILES: dict[str, dict[int, Any]] = {}
+TILES: dict[str, dict[int, Any]] = {
+    # bytes of a tile of short rows, of a tile of a long row, and of a tile per thread
+    "cross_entropy": {80: (8_192, 16_384, 32)},
+    "attention": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_short": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_q": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_kv": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_short_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_q_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
+    "attention_kv_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
+    "embedding": {80: (4_096, 16, 4)},  # elements of a tile, its rows at most, warps
+}
+
+# linear_cross_entropy holds so many bytes of logits, up to a multiple of 128 rows: 2,688 rows of
+# 50,304 in bf16, a sixth of 16 k tokens' logits, with 0.2 TFLOP in each of their three products.
+LOGITS_BYTES = 2**28
 
 FAMILIES = (80, 90, 100, 120)  # Ampere and Ada, Hopper, Blackwell (data centre), Blackwell (RTX)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}

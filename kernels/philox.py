@@ -44,6 +44,7 @@ def keep_in_rows(seed, stream, rows, first_column, threshold, COLUMNS: tl.conste
     """
     cell_row = rows.to(tl.int32)[:, None]  # (R, 1)
     cell_column = (first_column // 8 + tl.arange(0, COLUMNS // 8))[None, :]  # (1, COLUMNS / 8)
+    stream = tl.cast(stream, tl.uint32)
     a, b, c, d = tl.philox(seed, cell_row, cell_column, stream, 0, ROUNDS)  # (R, COLUMNS / 8) each
     a, b, c, d = a[:, :, None], b[:, :, None], c[:, :, None], d[:, :, None]
     k = tl.arange(0, 8)[None, None, :]
@@ -64,6 +65,7 @@ def keep_in_tile(
     cell_row = tl.reshape(cell_row, (M // 16, 1, 8, 1, 1, 1, 1))
     cell_column = first_column // 4 + tl.arange(0, N // 4)  # 8 n + c
     cell_column = tl.reshape(cell_column, (1, 1, 1, N // 32, 1, 1, 8))
+    stream, substream = tl.cast(stream, tl.uint32), tl.cast(substream, tl.uint32)
     a, b, c, d = tl.philox(seed, cell_row, cell_column, stream, substream, ROUNDS)
     i = tl.reshape(tl.arange(0, 2), (1, 2, 1, 1, 1, 1, 1))
     j = tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 2, 1, 1))

@@ -1,0 +1,266 @@
+"""Causal self-attention, one tile of rows at a time, with dropout on the attention weights.
+
+    S = scale Q K^T, -inf where a row may not see a key   (causal: row >= key)
+    P = softmax(S)                                        out = dropout(P) V
+
+The (T, T) matrices never exist. One program holds M rows of Q and walks over tiles of N keys,
+with a running maximum m and a running sum z of every row (FlashAttention-2, Dao 2023):
+
+    m_new = max(m, max S)      alpha = 2^(m - m_new)        p = 2^(S - m_new)
+    z = alpha z + sum p        acc = alpha acc + keep p V   m = m_new
+    out = acc / (1 - dropout_p) / z                         lse = m + log2 z
+
+- Everything is in base 2, log2(e) folded into the scale: the hardware has exp2 and not exp.
+- z sums p before dropout, as the lecture normalises before it drops.
+- One loop for all tiles of keys; only those on the diagonal, or past the last key, enter the
+  branch that masks. Two loops would make ptxas wait for every product of the tensor cores.
+- Kept for the backward: out and lse, in fp32, so memory grows with T and not with T^2.
+
+`attention` takes any strides; `attention_qkv` runs the same kernels on views of the packed
+projection, and its backward writes one packed gradient: nothing is transposed or copied.
+The backward stands in `attention_backward.py`.
+
+Letters: B batch, H heads, Hkv heads of keys and values, T time, D head size.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from kernels.attention_backward import LOG2_E, attention_backward, options
+from kernels.launch import launch
+from kernels.philox import keep_in_tile, threshold_and_scale
+
+LARGEST_HEAD = 256  # a row of Q, K, V and the accumulator must fit on chip
+SHORT = 256  # up to here the tile on the diagonal is most of the work, so tiles are small
+
+
+@triton.jit
+def _forward(
+    out_ptr,  # (B, H, Tq, D)
+    lse_ptr,  # (B, H, Tq)
+    q_ptr,  # (B, H, Tq, D)
+    k_ptr,  # (B, Hkv, Tk, D)
+    v_ptr,  # (B, Hkv, Tk, D)
+    seed_ptr,  # ()
+    stride_outb,
+    stride_outh,
+    stride_outt,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kh,
+    stride_kt,
+    stride_vb,
+    stride_vh,
+    stride_vt,
+    Tq,
+    Tk,
+    SCALE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    KEEP_SCALE: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M  # the longest rows first
+    head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
+    is_d = (d < D)[None, :]
+    inside = (row < Tq)[:, None] & is_d
+    long_row = row.to(tl.int64)[:, None]
+
+    q_ptr += batch * stride_qb + head * stride_qh
+    q = tl.load(q_ptr + long_row * stride_qt + d[None, :], inside, other=0.0)  # (M, D)
+    k_ptr += batch * stride_kb + head // GROUP * stride_kh
+    v_ptr += batch * stride_vb + head // GROUP * stride_vh
+    seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
+    m = tl.full((M,), float("-inf"), ACC)
+    z = tl.zeros((M,), ACC)
+    acc = tl.zeros((M, BLOCK_D), ACC)
+    seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
+    seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
+    for first_key in tl.range(0, seen_by_any, N):
+        key = first_key + tl.arange(0, N)
+        inside_k = (key < Tk)[:, None] & is_d
+        offset = key.to(tl.int64)[:, None]
+        k = tl.load(k_ptr + offset * stride_kt + d[None, :], inside_k, other=0.0)  # (N, D)
+        v = tl.load(v_ptr + offset * stride_vt + d[None, :], inside_k, other=0.0)  # (N, D)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
+        if first_key + N > seen_by_all:
+            seen = (key < Tk)[None, :]
+            if CAUSAL:
+                seen &= row[:, None] >= key[None, :]
+            s = tl.where(seen, s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1) * (SCALE * LOG2_E))
+        p = tl.exp2(s * (SCALE * LOG2_E) - m_new[:, None])
+        alpha = tl.exp2(m - m_new)
+        z = z * alpha + tl.sum(p, 1)
+        if THRESHOLD > 0:
+            keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
+            p = tl.where(keep, p, 0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee", out_dtype=ACC)
+        m = m_new
+    out_ptr += batch * stride_outb + head * stride_outh
+    out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + long_row * stride_outt + d[None, :], out, inside)
+    statistics = (batch * tl.num_programs(1) + head) * Tq + row
+    tl.store(lse_ptr + statistics, m + tl.log2(z), row < Tq)
+
+
+class Attention(torch.autograd.Function):
+    """Out (B, H, Tq, D) lies in memory as (B, Tq, H, D), so that joining the heads is free."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, seed, constants):
+        q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
+        B, H, Tq, D = q.shape
+        out = torch.empty((B, Tq, H, D), dtype=q.dtype, device=q.device).transpose(1, 2)
+        lse = _launch_forward(out, q, k, v, seed, constants)
+        ctx.save_for_backward(q, k, v, out, lse, seed)
+        ctx.constants = constants
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        q, k, v, out, lse, seed = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dout = _whole_rows(dout)
+        attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, ctx.constants)
+        return dq, dk, dv, None, None
+
+
+class PackedAttention(torch.autograd.Function):
+    """(B, T, 3C) as [query | key | value] -> (B, T, C), and one gradient (B, T, 3C)."""
+
+    @staticmethod
+    def forward(ctx, qkv, n_head, seed, constants):
+        qkv = _whole_rows(qkv)
+        B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        out = torch.empty((B, T, C), dtype=qkv.dtype, device=qkv.device)
+        lse = _launch_forward(*_heads(out, 1, n_head), *_heads(qkv, 3, n_head), seed, constants)
+        ctx.save_for_backward(qkv, out, lse, seed)
+        ctx.n_head, ctx.constants = n_head, constants
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        qkv, out, lse, seed = ctx.saved_tensors
+        dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+        attention_backward(
+            *_heads(dqkv, 3, ctx.n_head),
+            *_heads(_whole_rows(dout), 1, ctx.n_head),
+            *_heads(qkv, 3, ctx.n_head),
+            *_heads(out, 1, ctx.n_head),
+            lse,
+            seed,
+            ctx.constants,
+        )
+        return dqkv, None, None, None
+
+
+def _launch_forward(out, q, k, v, seed, constants):
+    """Fill `out`, return the log-sum-exp (B, H, Tq) in base 2. The last stride of all is 1."""
+    B, H, Tq, _ = q.shape
+    lse = torch.empty((B, H, Tq), dtype=_accumulator(q.dtype), device=q.device)
+    tile = options("attention_short" if Tq <= SHORT else "attention", q, constants)
+    grid = (triton.cdiv(Tq, tile["M"]), H, B)
+    strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
+    launch(_forward, grid, out, lse, q, k, v, seed, *strides, Tq, k.shape[2], **tile)
+    return lse
+
+
+def _heads(x, parts, n_head):
+    """`parts` views (B, H, T, D) of x (B, T, parts C)."""
+    return x.unflatten(-1, (parts, n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _whole_rows(x):
+    """x with its last dimension contiguous, which it is unless the caller went out of their way."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
+    """softmax(scale q k^T) v with dropout on the weights; shapes and defaults in `kernels.Ops`.
+
+    With `causal`, row t sees keys 0..t, also where Tq and Tk differ. H is a multiple of Hkv, and
+    head h reads keys and values h // (H / Hkv).
+    """
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.ndim == k.ndim == 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
+        raise ValueError(f"attention takes q (B, H, Tq, D), k and v (B, Hkv, Tk, D), not {shapes}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"attention needs H to be a multiple of Hkv; it got {shapes}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"attention needs one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
+    if q.shape[2] and not k.shape[2]:
+        raise ValueError(f"attention needs at least one key; it got {shapes}")
+    constants = _constants(q, causal, dropout_p, scale, group=q.shape[1] // k.shape[1])
+    return Attention.apply(q, k, v, _seed(q, seed, constants), constants)
+
+
+def attention_qkv(qkv, n_head, *, causal=True, dropout_p=0.0, scale=None, seed=None):
+    """Attention of all heads from the packed projection; shapes and defaults in `kernels.Ops`."""
+    qkv = _autocast(qkv)
+    if qkv.ndim != 3 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * n_head):
+        raise ValueError(
+            f"attention_qkv takes qkv (B, T, 3C) with C a multiple of n_head, not "
+            f"{tuple(qkv.shape)} and {n_head} heads"
+        )
+    constants = _constants(*_heads(qkv, 3, n_head)[:1], causal, dropout_p, scale, group=1)
+    return PackedAttention.apply(qkv, n_head, _seed(qkv, seed, constants), constants)
+
+
+def _constants(q, causal, dropout_p, scale, group):
+    """What the kernels are compiled for, the tile aside."""
+    D = q.shape[-1]
+    if not 1 <= D <= LARGEST_HEAD:
+        raise ValueError(f"attention takes heads of 1 to {LARGEST_HEAD} channels, not {D}")
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"attention takes fp16, bf16, fp32 or fp64, not {q.dtype}")
+    scale = D**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"attention needs a positive scale, not {scale}")
+    threshold, keep_scale = threshold_and_scale(dropout_p)
+    return {
+        "SCALE": float(scale),
+        "CAUSAL": bool(causal),
+        "THRESHOLD": threshold,
+        "KEEP_SCALE": keep_scale,
+        "GROUP": group,
+        "D": D,
+        "BLOCK_D": max(16, triton.next_power_of_2(D)),  # a tensor core multiplies 16 at a time
+        "ACC": tl.float64 if q.dtype == torch.float64 else tl.float32,
+    }
+
+
+def _accumulator(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _autocast(x):
+    """x as a matrix product takes it under autocast."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
+def _seed(x, seed, constants):
+    """The seed of this call, () int64 on the device; none where nothing is dropped."""
+    if constants["THRESHOLD"] == 0:
+        return None
+    if seed is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+    return seed
