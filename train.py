@@ -16,6 +16,7 @@ from gpt import Refused, hardware
 from gpt.build import build
 from gpt.checkpoint import read_json
 from gpt.corpus import open_data
+from gpt.evaluate import evaluate
 from gpt.generate import generate, stream_text
 from gpt.optim import make_optimizers
 from gpt.options import option_value, parse_run, train_config_from_json
@@ -23,7 +24,7 @@ from gpt.presets import TrainConfig
 from gpt.progress import Progress
 from gpt.record import Record, open_folder
 from gpt.run import restore_run, save_run
-from gpt.step import Precision, Step, evaluate, passes_per_step
+from gpt.step import Precision, choose_step, passes_per_step
 
 
 def main(arguments: list[str]) -> int:
@@ -71,7 +72,8 @@ def train(config: TrainConfig) -> None:
     optimizers = make_optimizers(model, config, torch.optim.AdamW, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     tokens_per_step = passes_per_step(config) * config.batch_size * config.model.block_size
-    describe(config, device, dtype, ops, parameters)
+    step_kind, step_reason = choose_step(config.step, precision, data)
+    describe(config, device, dtype, ops, parameters, step_reason)
 
     # the run, from its beginning or from its last checkpoint
     folder = Path(config.out_dir)
@@ -100,7 +102,7 @@ def train(config: TrainConfig) -> None:
         tokens_per_step=tokens_per_step,
         flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step,
     )
-    take_step = Step(compiled, optimizers, data, config, precision)
+    take_step = step_kind(compiled, optimizers, data, config, precision)
     for step in range(first, config.max_iters + 1):
         due = step % config.eval_interval == 0 or step == config.max_iters
         if due and not (config.resume and step == first):  # where it stopped, that was done
@@ -166,14 +168,14 @@ def vocabulary(config: TrainConfig, data) -> int:
     return asked or needed
 
 
-def describe(config: TrainConfig, device, dtype, ops, parameters: int) -> None:
+def describe(config: TrainConfig, device, dtype, ops, parameters: int, step: str) -> None:
     """The first lines: what is trained, on what, by which kernels."""
     passes = passes_per_step(config)
     tokens = passes * config.batch_size * config.model.block_size
     print(f"preset {config.preset}: {parameters / 1e6:.6f} M parameters, data {config.data}")
     print(
         f"{tokens:,} tokens a step: {passes} x {config.batch_size} sequences of "
-        f"{config.model.block_size}"
+        f"{config.model.block_size}; a step is {step}"
     )
     by: dict[str, list[str]] = {}
     for operation, implementation in serving(config, ops).items():

@@ -18,7 +18,7 @@ class Data:
     val: torch.Tensor
     tokenizer: Tokenizer
 
-    def batch(self, seed: int, first_row: int, rows: int, block_size: int, split: str = "train"):
+    def batch(self, seed: int, first_row, rows: int, block_size: int, split: str = "train"):
         """Rows `first_row` ... of the endless table of random rows that `seed` names.
 
         Step s of a run with R rows a step takes rows s*R to (s+1)*R - 1, however many passes or
@@ -59,12 +59,13 @@ def windows(tokens: torch.Tensor, block_size: int):
     return x.view(rows, block_size), y.view(rows, block_size)
 
 
-def random_integers(seed: int, first: int, count: int, limit: int, device) -> torch.Tensor:
+def random_integers(seed: int, first, count: int, limit: int, device) -> torch.Tensor:
     """Integers [0, limit) at places `first` ... of the sequence `seed`, (count,) int64.
 
     splitmix64 (Steele, Lea and Flood 2014) of the place: no state, the same on every device.
+    `first` may be a tensor () on the device, so that a CUDA graph replays other places.
     """
-    z = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    z = torch.arange(count, dtype=torch.int64, device=device) + first
     z = (z + _signed(seed * 0xD1342543DE82EF95)) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)

@@ -34,8 +34,18 @@ def make_optimizers(model: nn.Module, config: TrainConfig, adamw: Callable, dtyp
         optimizers.append(Muon(matrices, lr=config.muon_learning_rate, dtype=dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]  # what the schedule scales
+            group["initial_lr"] = float(group["lr"])  # what the schedule scales
     return optimizers
+
+
+def set_learning_rates(optimizers, scale: float) -> None:
+    """Every learning rate is its initial one times `scale`, on the device where it lives there."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(group["initial_lr"] * scale)
+            else:
+                group["lr"] = group["initial_lr"] * scale
 
 
 def learning_rate_scale(step: int, config: TrainConfig) -> float:
@@ -95,7 +105,7 @@ class Muon(torch.optim.Optimizer):
             batch = orthogonalise(batch.to(self.dtype)).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
             sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
             for weight, update in zip(weights, batch.split(sizes), strict=True):
-                weight.add_(update.view_as(weight), alpha=-group["lr"])
+                weight.sub_(update.view_as(weight) * group["lr"])
 
     def _buffer(self, weight):
         state = self.state[weight]

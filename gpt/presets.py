@@ -48,6 +48,7 @@ class TrainConfig:
     device: str = "auto"  # cuda, cuda:1, cpu, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False  # torch.compile the model
+    step: Literal["auto", "eager", "graph"] = "auto"  # graph: all of a step as one CUDA graph
     seed: int = 1337
 
     # the optimizer

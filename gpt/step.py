@@ -1,4 +1,4 @@
-"""One training step and one evaluation: forward, backward, clipping, update."""
+"""One training step: forward, backward, clipping, update; and the same as one CUDA graph."""
 
 import contextlib
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn as nn
 
 from gpt import Refused
-from gpt.data import Data, windows
-from gpt.optim import learning_rate_scale
-from gpt.presets import IGNORE_INDEX, TrainConfig
+from gpt.data import Data
+from gpt.optim import learning_rate_scale, set_learning_rates
+from gpt.presets import TrainConfig
 
-EVALUATION_TOKENS = 16_384  # in one forward pass of an evaluation
+WARM_UP = 3  # eager steps before a capture: every kernel loaded, every buffer allocated
 
 
 class Precision:
@@ -20,6 +20,8 @@ class Precision:
         self.device, self.dtype = device, dtype
         # fp16 has no room for small gradients: the loss is scaled up, and the gradients down again
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        # fp32 is for parity; beside 16 bits the few products left in fp32 may be TF32
+        torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
 
     def autocast(self):
         if self.dtype == torch.float32:
@@ -39,6 +41,14 @@ class Step:
         self.passes = passes_per_step(config)
 
     def __call__(self, step: int) -> torch.Tensor:
+        set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
+        loss = self.update(step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def update(self, step) -> torch.Tensor:
+        """All of a step that the device does; `step` is a number, or a tensor () there."""
         config, scaler = self.config, self.precision.scaler
         total = 0.0
         for index in range(self.passes):
@@ -50,18 +60,77 @@ class Step:
                 loss = self.model(x, y)[1] / self.passes
             scaler.scale(loss).backward()
             total = total + loss.detach()
-        scale = learning_rate_scale(step, config)
-        for optimizer in self.optimizers:
-            scaler.unscale_(optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * scale
         if config.grad_clip:
+            for optimizer in self.optimizers:
+                scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         for optimizer in self.optimizers:
             scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
         scaler.update()
         return total
+
+
+class GraphStep(Step):
+    """The same step as one CUDA graph: launched whole, however many kernels it has.
+
+    Everything that changes from step to step lies on the device: the step's number, from which the
+    batch follows, learning rates, and the state of the generator that dropout draws seeds from.
+    Gradients stay where they are and are filled with zeros, since a graph writes to addresses.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.graph, self.taken = None, 0
+        self.number = torch.zeros((), dtype=torch.int64, device=self.precision.device)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def __call__(self, step: int) -> torch.Tensor:
+        set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
+        for optimizer in self.optimizers:
+            if hasattr(optimizer, "send"):
+                optimizer.send()  # the Triton AdamW's numbers, to the device
+        self.number.fill_(step)
+        if self.taken < WARM_UP:
+            self.taken += 1
+            return self._on_a_side_stream()
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.loss = self._update_and_clear()
+        self.graph.replay()
+        return self.loss.clone()  # the next replay writes over it
+
+    def _on_a_side_stream(self) -> torch.Tensor:
+        """An eager step where captures happen too, so that the allocator knows its sizes."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss = self._update_and_clear()
+        torch.cuda.current_stream().wait_stream(stream)
+        return loss
+
+    def _update_and_clear(self) -> torch.Tensor:
+        loss = self.update(self.number)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=False)
+        return loss
+
+
+def choose_step(mode: str, precision: Precision, data: Data) -> tuple[type[Step], str]:
+    """The kind of step that `--step` means here, and the reason in a few words."""
+    reason = None
+    if precision.device.type != "cuda":
+        reason = f"the device is {precision.device.type}"
+    elif precision.scaler.is_enabled():
+        reason = "the fp16 scaler waits for the device"
+    elif data.train.device != precision.device:
+        reason = "the data is too large for the card"
+    if mode == "graph" and reason:
+        raise Refused(f"--step graph cannot be had: {reason}; use --step eager")
+    if mode == "graph" or (mode == "auto" and reason is None):
+        return GraphStep, "one CUDA graph"
+    return Step, f"eager, {reason}" if mode == "auto" else "eager"
 
 
 def passes_per_step(config: TrainConfig) -> int:
@@ -78,30 +147,3 @@ def passes_per_step(config: TrainConfig) -> int:
             "pass (--batch-size times --block-size)"
         )
     return tokens // tokens_per_pass
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: Data, config: TrainConfig, precision: Precision) -> float:
-    """The mean loss over the whole validation split, every position once, without dropout.
-
-    With `eval_iters` it is nanoGPT's estimate instead: the mean over that many random batches.
-    """
-    model.eval()
-    block_size = config.model.block_size
-    if config.eval_iters:
-        batches = (
-            data.batch(config.seed, i * config.batch_size, config.batch_size, block_size, "val")
-            for i in range(config.eval_iters)
-        )
-    else:
-        rows = max(1, EVALUATION_TOKENS // block_size)
-        x, y = windows(data.val, block_size)
-        batches = zip(x.split(rows), y.split(rows), strict=True)
-    total, count = 0.0, 0
-    for x, y in batches:
-        with precision.autocast():
-            loss = model(x, y)[1]
-        counted = (y != IGNORE_INDEX).sum()
-        total, count = total + loss.double() * counted, count + counted
-    model.train()
-    return (total / count).item()

@@ -1,0 +1,71 @@
+"""A step as one CUDA graph takes the very steps that the eager one takes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import kernels
+from gpt.data import Data
+from gpt.model import GPT
+from gpt.optim import make_optimizers
+from gpt.presets import PRESETS, ModelConfig
+from gpt.step import GraphStep, Precision, Step, choose_step
+from gpt.tokenizer import ByteTokenizer
+
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+MODEL = ModelConfig(vocab_size=256, block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=0.2)
+
+
+def a_run(kind, implementation: str, optimizer: str, device: str, **options):
+    config = dataclasses.replace(
+        PRESETS["shakespeare-char"], model=MODEL, batch_size=4, optimizer=optimizer, **options
+    )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(256, (2000,), generator=generator, dtype=torch.int32).to(device)
+    data = Data("random", tokens, tokens, ByteTokenizer())
+    ops = kernels.load(implementation)
+    torch.manual_seed(1)
+    model = GPT(config.model, ops).to(device)
+    optimizers = make_optimizers(model, config, ops.adamw)
+    return kind(model, optimizers, data, config, Precision(torch.device(device), torch.bfloat16))
+
+
+@needs_card
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_graph_and_eager_give_the_same_losses_bit_for_bit(implementation, optimizer):
+    losses = {}
+    for kind in (Step, GraphStep):
+        step = a_run(kind, implementation, optimizer, "cuda", gradient_accumulation_steps=2)
+        torch.cuda.manual_seed(7)
+        losses[kind] = [step(number).item() for number in range(12)]
+    assert losses[Step] == losses[GraphStep]
+
+
+@needs_card
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_every_replay_drops_other_elements(implementation):
+    # without learning, and on the same batch, losses differ by their dropout masks alone
+    step = a_run(GraphStep, implementation, "adamw", "cuda", learning_rate=0.0, decay_lr=False)
+    losses = [step(0).item() for _ in range(8)]
+    assert len(set(losses)) == len(losses)
+
+
+def test_the_number_of_a_step_may_live_on_the_device():
+    one, other = (a_run(Step, "torch", "muon", "cpu") for _ in range(2))
+    torch.manual_seed(3)
+    by_number = one.update(5)
+    torch.manual_seed(3)
+    by_tensor = other.update(torch.tensor(5))
+    assert torch.equal(by_number, by_tensor)
+
+
+def test_a_graph_is_refused_without_a_card_and_auto_says_why():
+    step = a_run(Step, "torch", "adamw", "cpu")
+    kind, reason = choose_step("auto", step.precision, step.data)
+    assert kind is Step
+    assert "the device is cpu" in reason
+    with pytest.raises(ValueError, match="--step graph cannot be had: the device is cpu"):
+        choose_step("graph", step.precision, step.data)
