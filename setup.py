@@ -8,7 +8,7 @@ setup(
     description="Karpathy's lecture GPT, carried to the speed of the hardware by Triton kernels",
     license="MIT",
     python_requires=">=3.10",
-    packages=["gpt", "kernels", "bench"],
+    packages=["gpt", "kernels", "bench", "bench.stages"],
     py_modules=["train", "sample"],
     install_requires=[
         "torch>=2.11",

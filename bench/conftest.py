@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import figures, peers, timed
-from bench.race import Failed, Race, row
+from bench.race import Failed, Race, attempt, row
 from bench.timing import Replay, measure_ceilings, stopwatch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,9 +113,10 @@ def measure(request, benchmark):
         if isinstance(result, Failed):
             _report_failure(rival, result)
         figures_of_it = row(case, direction, rival, result, lap.ceilings)
-        if DEVICE.type == "cuda":
-            figures_of_it["kernels"] = lap.race.kernels(rival, direction)
-            figures_of_it["peak_mb"] = round(lap.race.peak_bytes(rival) / 1e6)
+        if DEVICE.type == "cuda" and direction == "both":
+            named = attempt(lap.race.kernels, rival)
+            figures_of_it["kernels"] = [] if isinstance(named, Failed) else named
+            figures_of_it["peak_mb"] = round(lap.race.peak_bytes(rival) / 1e6, 1)
         benchmark.extra_info.update(figures_of_it)
         seconds = iter(result.seconds)
         benchmark.pedantic(

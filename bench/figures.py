@@ -1,8 +1,8 @@
 """Measured figures as JSON: a file per card and date, which `make prove` writes.
 
 {"schema": 1, "card": {...}, "date": "2026-11-21", "ceilings": {...}, "stages": {name: {...}},
-"rows": [{...}]}: every stage says with which commit it ran, and every row too. A row is what
-`bench.race.row` makes.
+"rows": [{...}]}: every stage and row says with which commit it was measured, and when. A row is
+what `bench.race.row` makes.
 """
 
 import json
@@ -83,18 +83,33 @@ def write(path: Path, result: dict) -> None:
     path.write_text(f'{text},\n "rows": [\n{rows}\n]}}\n')
 
 
-def merge(earlier: dict, later: dict) -> dict:
-    """Both runs of one card and date: what `later` has measured again replaces the earlier."""
+def add(earlier: dict, later: dict) -> dict:
+    """Both runs: what `later` has measured again replaces the earlier.
+
+    If the card or a version has changed in between, the earlier run counts no more.
+    """
+    if earlier["card"] != later["card"]:
+        return later
     rows = {tuple(row[key] for key in KEY): row for row in (*earlier["rows"], *later["rows"])}
     stages = earlier["stages"] | later["stages"]
-    ceilings = later["ceilings"] or earlier["ceilings"]
-    return later | {"ceilings": ceilings, "stages": stages, "rows": list(rows.values())}
+    return later | {"stages": stages, "rows": list(rows.values())}
 
 
-def newest() -> list[dict]:
-    """The newest result of every card, sorted by the card's name."""
+def of_every_card(folder: Path = RESULTS) -> list[dict]:
+    """Each card's results in one, what was measured last counting; sorted by the card's name."""
     found: dict[str, dict] = {}
-    for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stem[-len("2026-11-21") :]):
-        result = read(path)
-        found[result["card"]["name"]] = result
+    for result in _oldest_first(folder):
+        if "card" in result:
+            name = result["card"]["name"]
+            found[name] = add(found[name], result) if name in found else result
     return [found[name] for name in sorted(found)]
+
+
+def of_programs(folder: Path = RESULTS) -> dict[str, dict]:
+    """What other programs have measured, the newest of each: {"schema": 1, "table": the name of
+    its table in the README, "date": ..., "machine": ..., "commit": ..., "rows": [{...}]}."""
+    return {result["table"]: result for result in _oldest_first(folder) if "table" in result}
+
+
+def _oldest_first(folder: Path) -> list[dict]:
+    return sorted(map(read, folder.glob("*.json")), key=lambda result: result["date"])

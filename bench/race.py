@@ -11,7 +11,7 @@ from bench.peers import Maker, Rival
 from bench.timing import Ceilings, Samples, Trial, in_turns, spread
 
 SECONDS_PER_RIVAL = 0.12  # of timing in turns, per rival and pass; warming up comes before
-NAMED_KERNELS = 4  # of a pass, the longest first
+NAMED_KERNELS = 4  # of a rival, the longest first
 
 
 class Failed(NamedTuple):
@@ -35,7 +35,7 @@ class Race:
         failed: dict[str, Failed] = {}
         for name in self.makers:
             rival = self._rival(name)
-            trial = rival if isinstance(rival, Failed) else _attempt(self._trial, rival, direction)
+            trial = rival if isinstance(rival, Failed) else attempt(self._trial, rival, direction)
             if isinstance(trial, Failed):
                 failed[name] = trial
             else:
@@ -44,7 +44,7 @@ class Race:
 
     def _rival(self, name: str) -> Rival | Failed:
         if name not in self.rivals:
-            self.rivals[name] = _attempt(self.makers[name])
+            self.rivals[name] = attempt(self.makers[name])
         return self.rivals[name]
 
     def _trial(self, rival: Rival, direction: str) -> Trial:
@@ -74,12 +74,12 @@ class Race:
             "both": Trial(lambda: backward(forward())),
         }[direction]
         backward(outputs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # here, so that what goes wrong is told of this rival
         return trial
 
-    def peak_bytes(self, name: str) -> int | None:
+    def peak_bytes(self, name: str) -> int:
         """Memory that forward and backward take on top of the inputs, at the highest."""
-        if self.device.type != "cuda":
-            return None
         both = self._trial(self.rivals[name], "both")
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -87,15 +87,11 @@ class Race:
         both.call()
         return torch.cuda.max_memory_allocated() - before
 
-    def kernels(self, name: str, direction: str) -> list[str]:
-        """The kernels that ran, the longest first, as the profiler names them."""
-        if self.device.type != "cuda":
-            return []
-        trial = self._trial(self.rivals[name], direction)
-        arguments = () if trial.before is None else (trial.before(),)
-        torch.cuda.synchronize()
+    def kernels(self, name: str) -> list[str]:
+        """The kernels of forward and backward, the longest first, as the profiler names them."""
+        both = self._trial(self.rivals[name], "both")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            trial.call(*arguments)
+            both.call()
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}
         for event in profile.events():
@@ -132,7 +128,7 @@ def _short(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _attempt(make, *arguments):
+def attempt(make, *arguments):
     """What `make` returns, or `Failed`: a rival that fails is reported and the others go on."""
     try:
         return make(*arguments)
@@ -150,6 +146,7 @@ def _failures() -> tuple:
         RuntimeError,  # PyTorch's own, out of memory and torch.compile's among them
         ValueError,
         TypeError,
+        ArithmeticError,
         AssertionError,
         ImportError,
         AttributeError,

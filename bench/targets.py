@@ -125,12 +125,14 @@ TARGETS: tuple[Target, ...] = (
 
 def evaluate(target: Target, rows: Rows) -> Verdict:
     """`target` held against the rows of one result."""
-    key = (target.case.operation, timed.shape(target.case), target.case.precision, target.direction)
-    found = [row for row in rows if _key(row) == key]
+    found = rows_of(rows, target.case, target.direction)
     ours = [row for row in found if row["rival"] == OURS]
     measured = target.measure(ours[0], found) if ours else None
     return Verdict(target, *(measured or (None, "")))
 
 
-def _key(row: dict) -> tuple:
-    return row["operation"], row["shape"], row["precision"], row["pass"]
+def rows_of(rows: Rows, case, direction: str) -> Rows:
+    """The rows of one case and pass: ours and the rivals'."""
+    key = (case.operation, timed.shape(case), case.precision, direction)
+    names = ("operation", "shape", "precision", "pass")
+    return [row for row in rows if tuple(row[name] for name in names) == key]

@@ -1,0 +1,93 @@
+"""Pictures of one card's figures: ours against the best peer, and how far from the ceilings."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from bench import targets, timed
+from bench.peers import OURS
+from bench.tables import HEADLINES, times_best
+
+COLOURS = {"forward": "#4477aa", "backward": "#ee6677", "both": "#228833"}  # Tol's bright
+
+
+def digest(result: dict) -> str:
+    """What a picture was drawn from; it stands inside the picture."""
+    text = json.dumps([result["card"], result["ceilings"], result["rows"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def paths(folder: Path, result: dict) -> dict[str, Path]:
+    stem = "-".join(result["card"]["name"].lower().split())
+    return {name: folder / f"{stem}-{name}.svg" for name in ("speedup", "roofline")}
+
+
+def is_current(path: Path, result: dict) -> bool:
+    return path.exists() and digest(result) in path.read_text()
+
+
+def draw(folder: Path, result: dict) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "gpt-kernels"  # the same picture from the same figures
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in paths(folder, result).items():
+        figure = {"speedup": speedup, "roofline": roofline}[name](result)
+        figure.savefig(path, metadata={"Date": None, "Source": digest(result)})
+
+
+def speedup(result: dict):
+    """Bars: how many times faster than the best peer, per operation and pass."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.5 * len(HEADLINES) + 1), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(timed.PASSES)
+    for index, direction in enumerate(timed.PASSES):
+        for place, (_, case) in enumerate(HEADLINES):
+            best = times_best(targets.rows_of(result["rows"], case, direction))
+            if best is not None:
+                y = place + height * (index - 1)
+                axes.barh(y, best[0], height, color=COLOURS[direction])
+                axes.text(best[0], y, f" {best[1]}", va="center", fontsize=6)
+        axes.barh(0, 0, color=COLOURS[direction], label=direction)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(HEADLINES)), [label for label, _ in HEADLINES])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"times faster than the best peer (named), {result['card']['name']}")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def roofline(result: dict):
+    """Left: what moves bytes, against the copy's rate; right: what multiplies, under its roof."""
+    from matplotlib.figure import Figure
+
+    ours = [row for row in result["rows"] if row["rival"] == OURS]
+    copy = result["ceilings"]["copy_bytes_per_second"]
+    matmul = result["ceilings"]["matmul_flops_per_second"]
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    bars, roof = figure.subplots(1, 2)
+    moving = [row for row in ours if "tflop_s" not in row]
+    labels = [f"{row['operation']} {row['shape']}, {row['pass']}" for row in moving]
+    colours = [COLOURS[row["pass"]] for row in moving]
+    bars.barh(range(len(moving)), [row["gb_s"] / 1e3 for row in moving], color=colours)
+    bars.axvline(copy / 1e12, color="black", linewidth=0.8)
+    bars.set_yticks(range(len(moving)), labels, fontsize=5)
+    bars.invert_yaxis()
+    bars.set_xlabel("TB/s; the line is a copy")
+    for row in ours:
+        if "tflop_s" in row:
+            intensity = row["tflop_s"] * 1e12 / (row["gb_s"] * 1e9)
+            roof.plot(intensity, row["tflop_s"], "o", color=COLOURS[row["pass"]], markersize=4)
+            roof.annotate(row["operation"], (intensity, row["tflop_s"]), fontsize=5)
+    ridge = matmul / copy
+    xs = [ridge / 64, ridge, ridge * 64]
+    roof.plot(xs, [min(copy * x, matmul) / 1e12 for x in xs], color="black", linewidth=0.8)
+    roof.set_xscale("log")
+    roof.set_yscale("log")
+    roof.set_xlabel("operations per byte that must be moved")
+    roof.set_ylabel("TFLOP/s; the line is the measured roof")
+    figure.suptitle(result["card"]["name"])
+    return figure

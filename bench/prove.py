@@ -1,0 +1,230 @@
+"""One command that proves the kernels on a card: right, the same every time, and how fast.
+
+    python -m bench.prove                          all stages, in nine minutes
+    python -m bench.prove --stages bench --minutes 20 --out results
+
+Stages: parity (the kernel tests, compiled), sanitize (compute-sanitizer), repeat (250 bit-equal
+runs), ledger (the loaded kernels are the committed ones), tune (other tiles, timed), bench
+(pytest-benchmark against peers). Each runs as a process of its own and within its share of the
+time; one that fails is reported and the next one runs. What was found goes to one JSON file in
+--out, named after card and date; a second run on the same day adds to it. Copied to
+bench/results/, it is what `python -m bench.report` makes its tables of. Exit code: 0, 1 if a
+stage has failed, 2 without a card.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bench import figures, timed
+from bench.stages import Outcome, failed, no_time, worst
+
+
+class Stage(NamedTuple):
+    module: str
+    share: float  # of the time, against the shares of the other stages that are asked for
+    by_operation: bool = True  # its parts are operations, and --only chooses among them
+
+
+STAGES = {
+    "parity": Stage("bench.stages.parity", 30, by_operation=False),
+    "sanitize": Stage("bench.stages.sanitize", 10, by_operation=False),
+    "repeat": Stage("bench.stages.repeat", 8),
+    "ledger": Stage("bench.stages.ledger", 5),
+    "tune": Stage("bench.stages.tune", 12),
+    "bench": Stage("bench.stages.speed", 35),
+}
+CARD = "bench.stages.card"
+CARD_SECONDS = 60  # at most, for the ceilings; they need some ten
+SOFT = 0.85  # of its time, after which a stage begins no further part; all of it, and it is killed
+LOG = "prove.log"
+
+# module, seconds, log, more arguments -> the parts and their outcomes
+Run = Callable[[str, float, Path, list[str]], dict[str, Outcome]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    if not torch.cuda.is_available():
+        print(
+            "make prove needs a CUDA card, and PyTorch sees none here; without one, "
+            "`make test` runs the kernels in Triton's interpreter and `make ledger` compiles them"
+        )
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    seconds, log = 60 * options.minutes, options.out / LOG
+    result = prove(options.stages, seconds, log, run_stage, only=options.only)
+    if "card" not in result:
+        print(f"the card does not work: {result['stages']['card']['says']}")
+        return 1
+    date, commit = datetime.date.today().isoformat(), options.commit or figures.commit()
+    path = save(options.out, stamp(result, date, commit))
+    print(f"\n{table(result['stages'])}\n\n{path}")
+    return 1 if worst(result["stages"].values()) == "failed" else 0
+
+
+def prove(
+    stages: list[str], seconds: float, log: Path, run: Run, only=(), clock=time.monotonic
+) -> dict:
+    """Run the stages within `seconds`; {"card", "ceilings", "stages", "rows"}."""
+    deadline = clock() + seconds
+    card = run(CARD, min(CARD_SECONDS, seconds), log, [])["card"]
+    if card["state"] != "passed":
+        return {"stages": {"card": card}, "rows": []}
+    print(f"{card['card']['name']}: {card['says']}", flush=True)
+    result = {"card": card["card"], "ceilings": card["ceilings"], "stages": {}, "rows": []}
+    for index, name in enumerate(stages):
+        shares = [STAGES[later].share for later in stages[index:]]
+        began = clock()
+        allowance = (deadline - began) * shares[0] / sum(shares)
+        print(f"{name}: at most {max(allowance, 0):.0f} s", flush=True)
+        parts = {name: no_time()}
+        if allowance > 0:
+            choice = ["--only", ",".join(only)] if only and STAGES[name].by_operation else []
+            parts = run(STAGES[name].module, allowance, log, choice)
+        for part in parts.values():
+            result["rows"] += part.pop("rows", [])
+        result["stages"][name] = {
+            "state": worst(parts.values()),
+            "says": sentence(parts),
+            "seconds": round(clock() - began, 1),
+            "parts": parts,
+        }
+    return result
+
+
+def run_stage(module: str, seconds: float, log: Path, arguments: list[str]) -> dict[str, Outcome]:
+    """Run a stage until each of its parts has an outcome, or the time is over.
+
+    When the stage's process dies in a part, that part has failed, and the stage begins again
+    without it.
+    """
+    deadline = time.monotonic() + seconds
+    parts: dict[str, Outcome] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        while (left := deadline - time.monotonic()) > 0:
+            command = [sys.executable, "-m", module, "--seconds", f"{SOFT * left:.1f}"]
+            command += ["--report", str(report), *arguments]
+            command += ["--without", ",".join(parts)] if parts else []
+            code = _run(command, left, log)
+            content = json.loads(report.read_text()) if report.exists() else {}
+            report.unlink(missing_ok=True)
+            parts |= content.get("parts", {})
+            if code == 0:
+                return parts
+            guilty = content.get("at")
+            parts[guilty or module.rpartition(".")[2]] = (
+                no_time() if code is None else failed(f"ended with {code}: {_last_line(log)}")
+            )
+            if guilty is None:  # it cannot even begin
+                return parts
+    return parts
+
+
+def _run(command: list[str], seconds: float, log: Path) -> int | None:
+    """The exit code of a process that writes to `log`; None if it had to be killed."""
+    with log.open("a") as file:
+        file.write(f"\n$ {' '.join(command)}\n")
+        file.flush()
+        process = subprocess.Popen(
+            command,
+            cwd=figures.REPOSITORY,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that what it has started can be ended with it
+        )
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def sentence(parts: dict[str, Outcome]) -> str:
+    """One line for a stage: its worst part, or all of them together."""
+    state = worst(parts.values())
+    of_that = [name for name, part in parts.items() if part["state"] == state]
+    if not of_that:
+        return "nothing was done"
+    says = f"{of_that[0]}: {parts[of_that[0]]['says']}"
+    if len(parts) == 1:
+        return parts[of_that[0]]["says"]
+    return says if state == "failed" else f"{len(of_that)} of {len(parts)} {state}; {says}"
+
+
+def stamp(result: dict, date: str, commit: str) -> dict:
+    """The result as it is kept: every stage and row with the state that was measured, and when."""
+    state = {"commit": commit, "date": date}
+    stages = {name: stage | state for name, stage in result["stages"].items()}
+    rows = [row | state for row in result["rows"]]
+    return {"schema": figures.SCHEMA, "date": date, **result, "stages": stages, "rows": rows}
+
+
+def save(folder: Path, result: dict) -> Path:
+    """Write the result to the folder, together with what is there of the same card and date."""
+    path = folder / figures.file_name(result["card"]["name"], result["date"])
+    if path.exists():
+        result = figures.add(figures.read(path), result)
+    figures.write(path, result)
+    return path
+
+
+def table(stages: dict) -> str:
+    width = max(map(len, stages))
+    return "\n".join(
+        f"{name:<{width}}  {stage['state']:<9}  {stage['seconds']:>6.1f} s  {stage['says']}"
+        for name, stage in stages.items()
+    )
+
+
+def _options(arguments: list[str] | None):
+    summary = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m bench.prove", description=summary)
+    add = parser.add_argument
+    add("--stages", type=_stages, default=list(STAGES), help=f"of {', '.join(STAGES)}; a list")
+    add("--only", type=_operations, default=[], help="operations, for the stages that go by them")
+    add("--minutes", type=float, default=9.0, help="for everything together")
+    add("--out", type=Path, default=Path("out-prove"), metavar="DIR", help="result and log")
+    add("--commit", help="what to call this state, in a copy of the files without .git")
+    return parser.parse_args(arguments)
+
+
+def _stages(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no stage; known: {', '.join(STAGES)}")
+    return names
+
+
+def _operations(text: str) -> list[str]:
+    names, known = text.split(","), list(dict.fromkeys(case.operation for case in timed.CARD))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Which card is there, and what it does at best: the ceilings that every figure is held against."""
+
+import torch
+
+from bench import figures
+from bench.stages import passed, work_through
+from bench.timing import DeviceStopwatch, measure_ceilings
+
+
+def work(part: str, seconds: float) -> dict:
+    device = torch.device("cuda")
+    ceilings = measure_ceilings(device, DeviceStopwatch(device))
+    copy, matmul = ceilings.copy_bytes_per_second, ceilings.matmul_flops_per_second
+    return passed(
+        f"copies {copy / 1e12:.2f} TB/s, multiplies {matmul / 1e12:.0f} TFLOP/s in bf16",
+        card=figures.card(),
+        ceilings=ceilings._asdict(),
+    )
+
+
+if __name__ == "__main__":
+    work_through({"card": 1}, work)

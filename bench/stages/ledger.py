@@ -1,0 +1,64 @@
+"""The kernels that this card loads are those of bench/ledger.json: registers, spills, memory."""
+
+import json
+
+import torch
+import triton
+
+from bench.cases import CASES
+from bench.compiled import compile_launch, describe
+from bench.ledger import COMMITTED
+from bench.stages import failed, not_there, passed, work_through
+from bench.stages.repeat import operations
+from kernels import fused, launch
+
+
+def work(operation: str, seconds: float) -> dict:
+    committed = rows_for(launch.architecture(torch.device("cuda")))
+    if committed is None:
+        return not_there(f"bench/ledger.json has no kernels by triton {triton.__version__}")
+    found, seen = [], 0
+    for case in CASES:
+        if case.operation != operation:
+            continue
+        for key, figures in loaded(case).items():
+            seen += 1
+            if key not in committed:
+                found.append(f"{key} is not in the ledger")
+                continue
+            expected = {name: committed[key][name] for name in figures}
+            if figures != expected:
+                found.append(f"{key} has {figures}, and in the ledger {expected}")
+    if found:
+        return failed(f"{len(found)} of {seen} kernels differ: {found[0]}", differences=found)
+    return passed(f"{seen} kernels are those of the ledger")
+
+
+def loaded(case) -> dict[str, dict]:
+    """The figures of every kernel that `case` would launch here, as the driver has loaded it."""
+    with launch.record(launch.architecture(torch.device("cuda"))) as launches:
+        outputs = case.call(fused.OPS, case.inputs("cuda"))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+    found = {}
+    for one in launches:
+        kernel = compile_launch(one)
+        kernel._init_handles()  # loads it, and with that the driver's figures
+        found[describe(one, kernel)] = {
+            "registers": kernel.n_regs,
+            "spills": kernel.n_spills,
+            "shared": kernel.metadata.shared,
+        }
+    return found
+
+
+def rows_for(architecture: int) -> dict[str, dict] | None:
+    """The committed rows by key, of the code that a card of this architecture runs."""
+    rows = json.loads(COMMITTED.read_text()).get(triton.__version__) if COMMITTED.exists() else None
+    if rows is None:
+        return None
+    return {row["key"]: row for row in rows if architecture in row["cards"]}
+
+
+if __name__ == "__main__":
+    work_through(dict.fromkeys(operations(), 1), work)

@@ -1,0 +1,33 @@
+"""A pytest plugin: each test's outcome in a file at once, and a lost card ends the process.
+
+A kernel that writes where it may not makes the card refuse everything after it. Then this process
+ends; pytest-xdist, where it is installed, begins another one with the next test, and reports the
+guilty test as crashed.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+FILE = "GPT_KERNELS_OUTCOMES"  # an environment variable: xdist's workers inherit it
+CARD_LOST = 3
+
+
+def pytest_runtest_logreport(report):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # its controller is told too, and alone knows of crashes
+    if report.when == "call" or report.outcome != "passed":
+        with Path(os.environ[FILE]).open("a") as file:
+            file.write(json.dumps([report.nodeid, report.outcome, report.longreprtext]) + "\n")
+
+
+def pytest_runtest_teardown(item):
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"{item.nodeid} has lost the card: {error}", flush=True)
+        os._exit(CARD_LOST)

@@ -1,0 +1,60 @@
+"""The tests of the kernels, compiled: the files that run interpreted where there is no card."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from bench.figures import REPOSITORY
+from bench.stages import failed, outcomes, passed, work_through
+
+TESTS = "tests/kernels"
+WORKERS = 12  # they compile most of the time, each on one core
+
+
+def work(part: str, seconds: float) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outcomes"
+        ended = run(part, file, seconds)
+        return judge(read(file), ended)
+
+
+def run(tests: str, file: Path, seconds: float) -> str | None:
+    """Run `tests`, their outcomes going to `file`; None, or why not all of them have run."""
+    command = [sys.executable, "-m", "pytest", tests, "-p", "bench.stages.outcomes", "--tb=short"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-p", "xdist.plugin", "-n", str(min(WORKERS, os.cpu_count() or 1))]
+    # no other plugin that happens to be installed: our warnings are errors, theirs too
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", outcomes.FILE: str(file)}
+    try:
+        code = subprocess.run(command, cwd=REPOSITORY, env=environment, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return "the time was over before the last test"
+    return None if code in (0, 1) else f"pytest ended with {code}"  # 1: tests have failed
+
+
+def read(file: Path) -> list[tuple[str, str, str]]:
+    """(test, outcome, what it said) of every test that has run."""
+    return (
+        [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    )
+
+
+def judge(ran: list[tuple[str, str, str]], ended: str | None) -> dict:
+    counts = Counter(outcome for _, outcome, _ in ran)
+    says = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    says = says or "no test has run"
+    failures = {test: text[-2000:] for test, outcome, text in ran if outcome == "failed"}
+    if failures:
+        return failed(f"{says}; the first is {next(iter(failures))}", failures=failures)
+    if ended or not counts["passed"]:
+        return failed(f"{says}; {ended}" if ended else says)
+    return passed(says)
+
+
+if __name__ == "__main__":
+    work_through({TESTS: 1}, work)

@@ -1,0 +1,192 @@
+"""The tables of the README and the docs, as Markdown, from measured figures alone.
+
+Each function takes the result of every card and the rows of the ledger. Where nothing
+was measured, the table stands there all the same and says so.
+"""
+
+from bench import targets, timed
+from bench.cases import GPT2, LECTURE, Case
+from bench.peers import OURS
+from bench.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT, ModuleCase
+
+NOT_MEASURED = "not measured"
+UNFAIR = ("reference", "torch deterministic")  # not what is meant by the best peer
+
+# label, case: what the README shows
+HEADLINES = (
+    ("LayerNorm", Case("layer_norm", GPT2_64K)),
+    ("add + LayerNorm", Case("add_layer_norm", GPT2_64K)),
+    ("attention", Case("attention", GPT2)),
+    ("attention, long", Case("attention", GPT2_16K)),
+    ("attention with dropout", Case("attention", GPT2, options=GPT2_DROPOUT)),
+    ("attention, lecture", Case("attention", LECTURE, options=LECTURE_DROPOUT)),
+    ("feed-forward", Case("feed_forward", GPT2_64K, options={"activation": "gelu"})),
+    ("cross entropy", Case("cross_entropy", GPT2)),
+    ("head + cross entropy", Case("linear_cross_entropy", GPT2)),
+    ("a block, lecture", ModuleCase("Block", LECTURE, config={"dropout": 0.2})),
+)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def by_card(results: list[dict], table) -> str:
+    """`table` of each card under a line that names it, or of no card."""
+    if not results:
+        return table(None)
+    return "\n\n".join(f"{provenance(result)}\n\n{table(result)}" for result in results)
+
+
+def provenance(result: dict) -> str:
+    card, ceilings = result["card"], result["ceilings"]
+    commits = sorted({row["commit"] for row in result["rows"]})
+    dates = sorted({row["date"] for row in result["rows"]} or {result["date"]})
+    return (
+        f"{card['name']}, driver {card['driver']}, torch {card['torch']}, triton {card['triton']}, "
+        f"{' and '.join(dates)}, commit {', '.join(commits) or 'unknown'}; measured ceilings: "
+        f"copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
+        f"bf16 product {ceilings['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s"
+    )
+
+
+def card(results, ledger) -> str:
+    lines = "\n".join(f"- {provenance(result)}" for result in results)
+    return lines or f"- every figure that needs a card: {NOT_MEASURED}"
+
+
+def peers(results, ledger) -> str:
+    """For the README: ours against the best peer, per pass, and the share of the ceiling."""
+    return by_card(results, _peers) if results else f"- {NOT_MEASURED}"
+
+
+def _peers(result: dict) -> str:
+    header = ["", "shape", *timed.PASSES, "share of the ceiling, both"]
+    rows = []
+    for label, case in HEADLINES:
+        passes = {name: targets.rows_of(result["rows"], case, name) for name in timed.PASSES}
+        ours = next((row for row in passes["both"] if row["rival"] == OURS), None)
+        share = NOT_MEASURED if ours is None else f"{100 * ours['ceiling']:.0f}%"
+        cells = [_times_best(passes[name]) for name in timed.PASSES]
+        rows.append([label, timed.shape(case), *cells, share])
+    return markdown(header, rows)
+
+
+def times_best(rows: list[dict]) -> tuple[float, str] | None:
+    """How many times faster than the best peer, and that peer's name."""
+    fair = [row["rival"] for row in rows if row["rival"] not in (OURS, *UNFAIR)]
+    ours = [row for row in rows if row["rival"] == OURS]
+    return targets.times_faster_than(*fair)(ours[0], rows) if ours else None
+
+
+def _times_best(rows: list[dict]) -> str:
+    best = times_best(rows)
+    return NOT_MEASURED if best is None else f"{best[0]:.2f}x {best[1]}"
+
+
+def reached(results, ledger) -> str:
+    return by_card(results, _reached)
+
+
+def _reached(result: dict | None) -> str:
+    header = ["target", "operation", "shape", "pass", "at least", "measured", "against", "reached"]
+    rows = []
+    for target in targets.TARGETS:
+        verdict = targets.evaluate(target, result["rows"] if result else [])
+        measured = NOT_MEASURED if verdict.value is None else f"{verdict.value:.2f}"
+        answer = {None: "", True: "yes", False: "no"}[verdict.reached]
+        case = target.case
+        what = [target.what, case.operation, timed.shape(case), target.direction]
+        rows.append([*what, f"{target.at_least:.2f}", measured, verdict.against, answer])
+    return markdown(header, rows)
+
+
+def speed(results, ledger) -> str:
+    """Every figure: medians, the 20th and 80th percentile, the kernel that took longest."""
+    return by_card(results, _speed)
+
+
+def _speed(result: dict | None) -> str:
+    parts = []
+    for operation in dict.fromkeys(case.operation for case in timed.CARD):
+        rows = [row for row in result["rows"] if row["operation"] == operation] if result else []
+        lines = [_speed_line(row) for row in rows]
+        header = ["shape", "pass", "who", "µs", "p20-p80", "GB/s", "TFLOP/s", "ceiling", "kernel"]
+        parts.append(f"**{operation}**\n\n{markdown(header, lines) if lines else NOT_MEASURED}")
+    return "\n\n".join(parts)
+
+
+def _speed_line(row: dict) -> list[str]:
+    kernel = (row.get("kernels") or [""])[0].replace("|", "\\|")
+    return [
+        f"{row['shape']}, {row['precision']}",
+        row["pass"],
+        row["rival"],
+        f"{row['median_us']:,.1f}",
+        f"{row['p20_us']:,.1f}-{row['p80_us']:,.1f}",
+        f"{row['gb_s']:,.0f}",
+        f"{row['tflop_s']:,.0f}" if "tflop_s" in row else "",
+        f"{100 * row['ceiling']:.0f}%",
+        f"`{kernel[:60]}`" if kernel else "",
+    ]
+
+
+def proof(results, ledger) -> str:
+    return by_card(results, _proof)
+
+
+def _proof(result: dict | None) -> str:
+    if result is None:
+        return f"- make prove on a card: {NOT_MEASURED}"
+    rows = [
+        [name, stage["state"], stage["says"].replace("|", "\\|"), stage["commit"]]
+        for name, stage in result["stages"].items()
+    ]
+    return markdown(["stage", "state", "what it says", "commit"], rows)
+
+
+def kernels(results, ledger) -> str:
+    """What the compiled kernels are made of: the most registers, the fewest blocks."""
+    if not ledger:
+        return f"- compiled kernels: {NOT_MEASURED}"
+    version, rows = ledger
+    architectures = sorted({row["target"] for row in rows}, key=int)
+    names = dict.fromkeys(row["key"].partition("(")[0] for row in rows)
+    lines = []
+    for name in names:
+        of_name = [row for row in rows if row["key"].partition("(")[0] == name]
+        cells = [_compiled([r for r in of_name if r["target"] == one]) for one in architectures]
+        lines.append([f"`{name}`", *cells])
+    header = [f"triton {version}", *(f"sm_{one}" for one in architectures)]
+    return markdown(header, lines)
+
+
+def _compiled(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    registers, shared = max(row["registers"] for row in rows), max(row["shared"] for row in rows)
+    spills = sum(row["spills"] for row in rows)
+    said = f"{registers} registers, {shared:,} bytes"
+    return said + (f", {spills} spills" if spills else "")
+
+
+def of_program(result: dict | None) -> str:
+    """A table that another program has measured: its rows as they are."""
+    if result is None:
+        return f"- {NOT_MEASURED}"
+    lines = [[str(value) for value in row.values()] for row in result["rows"]]
+    named = f"{result['machine']}, {result['date']}, commit {result['commit']}"
+    return f"{named}\n\n{markdown(list(result['rows'][0]), lines)}"
+
+
+# tables that a program of that name measures and leaves in bench/results/
+PROGRAMS = ("quickstart",)
+TABLES = {
+    "card": card,
+    "peers": peers,
+    "targets": reached,
+    "speed": speed,
+    "proof": proof,
+    "ledger": kernels,
+}

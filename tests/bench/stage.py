@@ -1,0 +1,26 @@
+"""A stage with something wrong in it, for the tests of `bench.prove`."""
+
+import os
+import subprocess
+import sys
+import time
+
+from bench.stages import failed, passed, work_through
+
+
+def work(part: str, seconds: float) -> dict:
+    if part == "raises":
+        raise RuntimeError("an illegal memory access")
+    if part == "dies":
+        os._exit(7)
+    if part == "hangs":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        time.sleep(60)
+    if part == "differs":
+        return failed("a bit differs")
+    return passed("as it should be", rows=[{"part": part}])
+
+
+if __name__ == "__main__":
+    parts = os.environ["PARTS"].split(",")
+    work_through(dict.fromkeys(parts, 1), work)

@@ -1,0 +1,287 @@
+"""Tables come from figures alone, and a table that differs from its figures is found."""
+
+import json
+
+import pytest
+
+from bench import figures, pictures, report, tables, targets, timed
+from bench.cases import GPT2, LECTURE, Case
+from bench.timed import GPT2_64K
+
+CEILINGS = {"copy_bytes_per_second": 4e12, "matmul_flops_per_second": 8e14}
+CARD = {"name": "Card 9000", "driver": "580.1", "torch": "2.11.0", "triton": "3.6.0"}
+ALL_TABLES = (*tables.TABLES, *tables.PROGRAMS, "pictures")
+NORM = Case("layer_norm", GPT2_64K)
+ATTENTION = Case("attention", GPT2)
+
+
+def _row(case, direction, rival, microseconds, **more):
+    work = timed.work(case)[direction]
+    seconds = microseconds * 1e-6
+    floor = max(work.bytes / 4e12, work.flops / 8e14)
+    row = {
+        "operation": case.operation,
+        "shape": timed.shape(case),
+        "precision": case.precision,
+        "pass": direction,
+        "rival": rival,
+        "median_us": microseconds,
+        "p20_us": microseconds - 1,
+        "p80_us": microseconds + 1,
+        "rounds": 50,
+        "host_us": 20.0,
+        "gb_s": work.bytes / seconds / 1e9,
+        "ceiling": floor / seconds,
+        "commit": "abc",
+        "date": "2026-11-21",
+    }
+    if work.flops:
+        row["tflop_s"] = work.flops / seconds / 1e12
+    return row | more
+
+
+def _result(*rows, name="Card 9000", date="2026-11-21"):
+    stages = {"parity": {"state": "passed", "says": "10 passed", "commit": "abc", "date": date}}
+    return {
+        "schema": 1,
+        "date": date,
+        "card": CARD | {"name": name},
+        "ceilings": CEILINGS,
+        "stages": stages,
+        "rows": list(rows),
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository with a README and a page that have room for every table."""
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    marked = "\n\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ALL_TABLES)
+    (tmp_path / "README.md").write_text(
+        "# Title\n\n<!-- begin peers -->\nold\n<!-- end peers -->\n\nEnd.\n"
+    )
+    (tmp_path / "docs" / "benchmarks.md").write_text(f"Before.\n\n{marked}\n\nAfter.\n")
+    (tmp_path / "docs" / "other.md").write_text("Nothing generated here.\n")
+    return tmp_path
+
+
+def _write(root, result):
+    path = root / "bench" / "results" / figures.file_name(result["card"]["name"], result["date"])
+    figures.write(path, result)
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+def _target(case, direction, measure_of):
+    (target,) = [
+        one
+        for one in targets.TARGETS
+        if one.case == case and one.direction == direction and one.measure is measure_of
+    ]
+    return target
+
+
+def _sdpa_target(direction):
+    (target,) = [
+        one for one in targets.TARGETS if one.case == ATTENTION and one.direction == direction
+    ]
+    return target
+
+
+def test_a_ratio_is_taken_to_the_fastest_of_its_rivals():
+    rows = [
+        _row(ATTENTION, "forward", "triton", 100.0),
+        _row(ATTENTION, "forward", "sdpa flash", 140.0),
+        _row(ATTENTION, "forward", "sdpa cudnn", 110.0),
+        _row(ATTENTION, "forward", "reference", 50.0),  # not an SDPA backend
+        _row(ATTENTION, "backward", "sdpa cudnn", 10.0),  # another pass
+        _row(Case("attention", LECTURE), "forward", "sdpa cudnn", 10.0),  # another shape
+    ]
+    verdict = targets.evaluate(_sdpa_target("forward"), rows)
+    assert verdict.value == pytest.approx(1.1)
+    assert verdict.against == "sdpa cudnn"
+    assert verdict.reached
+
+
+def test_a_target_that_is_missed_says_so():
+    rows = [
+        _row(ATTENTION, "backward", "triton", 100.0),
+        _row(ATTENTION, "backward", "sdpa cudnn", 79.0),
+    ]
+    assert targets.evaluate(_sdpa_target("backward"), rows).reached is False
+
+
+@pytest.mark.parametrize("rivals", [[], ["triton"], ["sdpa cudnn"], ["triton", "torch"]])
+def test_a_target_without_both_sides_is_not_measured(rivals):
+    rows = [_row(ATTENTION, "forward", rival, 100.0) for rival in rivals]
+    verdict = targets.evaluate(_sdpa_target("forward"), rows)
+    assert (verdict.value, verdict.reached) == (None, None)
+
+
+def test_a_share_of_the_ceiling_needs_no_rival():
+    target = _target(NORM, "forward", targets.share_of_ceiling)
+    least = 2 * 65_536 * 768 * 2 / 4e12 * 1e6  # microseconds
+    assert targets.evaluate(target, [_row(NORM, "forward", "triton", least / 0.9)]).reached
+    assert not targets.evaluate(target, [_row(NORM, "forward", "triton", least / 0.8)]).reached
+
+
+def test_memory_is_compared_where_it_was_measured():
+    case = Case("linear_cross_entropy", GPT2)
+    rows = [
+        _row(case, "both", "triton", 100.0, peak_mb=50.0),
+        _row(case, "both", "torch", 100.0, peak_mb=450.0),
+    ]
+    verdicts = [targets.evaluate(one, rows) for one in targets.TARGETS if one.case == case]
+    assert sorted(verdict.value for verdict in verdicts) == [1, 9]
+
+
+def test_every_target_is_of_a_case_that_is_timed():
+    cases = [(case.operation, timed.shape(case), case.precision) for case in timed.CARD]
+    for target in targets.TARGETS:
+        case = target.case
+        assert (case.operation, timed.shape(case), case.precision) in cases
+        assert target.direction in timed.PASSES
+
+
+def test_every_headline_is_of_a_case_that_is_timed():
+    cases = [(case.operation, timed.shape(case)) for case in timed.CARD]
+    for _, case in tables.HEADLINES:
+        assert (case.operation, timed.shape(case)) in cases
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_without_figures_every_table_stands_and_says_not_measured(root):
+    assert report.main([], root) == 0
+    page = (root / "docs" / "benchmarks.md").read_text()
+    for name in ALL_TABLES:
+        table = page.partition(f"<!-- begin {name} -->")[2].partition(f"<!-- end {name} -->")[0]
+        assert "not measured" in table
+    assert page.startswith("Before.\n\n")
+    assert page.endswith("\n\nAfter.\n")
+    readme = (root / "README.md").read_text()
+    assert "old" not in readme
+    assert readme.startswith("# Title\n\n")
+    assert readme.endswith("\n\nEnd.\n")
+    assert not (root / "docs" / "pictures").exists()
+    assert report.main(["--check"], root) == 0
+
+
+def test_the_best_peer_is_named_with_its_ratio(root):
+    rows = [
+        _row(NORM, "backward", rival, time)
+        for rival, time in (("triton", 100.0), ("torch", 150.0), ("torch.compile", 140.0))
+    ]
+    _write(root, _result(*rows))
+    report.main([], root)
+    readme = (root / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if line.startswith("| LayerNorm"))
+    assert "| not measured | 1.40x torch.compile | not measured | not measured |" in line
+    assert "Card 9000, driver 580.1" in readme
+    assert "commit abc" in readme
+    assert "copy 4.00 TB/s, bf16 product 800 TFLOP/s" in readme
+
+
+def test_every_figure_is_in_the_long_table(root):
+    row = _row(ATTENTION, "both", "triton", 1234.5, kernels=["a_kernel|with_a_bar"])
+    _write(root, _result(row))
+    report.main([], root)
+    page = (root / "docs" / "benchmarks.md").read_text()
+    line = next(line for line in page.splitlines() if "1,234.5" in line)
+    assert "1,233.5-1,235.5" in line
+    assert "`a_kernel\\|with_a_bar`" in line
+
+
+def test_check_finds_a_table_that_is_not_that_of_its_figures(root, capsys):
+    _write(root, _result(_row(NORM, "forward", "triton", 60.0)))
+    assert report.main(["--check"], root) == 1
+    assert "README.md" in capsys.readouterr().out
+    assert "old" in (root / "README.md").read_text()  # it changes nothing
+    report.main([], root)
+    assert report.main(["--check"], root) == 0
+    readme = root / "README.md"
+    readme.write_text(readme.read_text().replace("800 TFLOP/s", "801 TFLOP/s"))
+    assert report.main(["--check"], root) == 1
+
+
+def test_check_finds_a_picture_that_is_not_that_of_its_figures(root, capsys):
+    result = _result(
+        _row(NORM, "both", "triton", 60.0),
+        _row(NORM, "both", "torch", 90.0),
+        _row(ATTENTION, "both", "triton", 60.0),
+    )
+    _write(root, result)
+    report.main([], root)
+    drawn = sorted(path.name for path in (root / "docs" / "pictures").iterdir())
+    assert drawn == ["card-9000-roofline.svg", "card-9000-speedup.svg"]
+    assert "(pictures/card-9000-speedup.svg)" in (root / "docs" / "benchmarks.md").read_text()
+    picture = root / "docs" / "pictures" / "card-9000-speedup.svg"
+    assert pictures.is_current(picture, result)
+    picture.write_text(picture.read_text().replace(pictures.digest(result), "0" * 16))
+    assert report.main(["--check"], root) == 1
+    assert "card-9000-speedup.svg" in capsys.readouterr().out
+
+
+def test_figures_of_two_days_add_up_and_two_cards_stand_apart(root):
+    old, new = (_row(NORM, "forward", "triton", time) for time in (60.0, 50.0))
+    kept = _row(NORM, "backward", "triton", 70.0)
+    _write(root, _result(old, kept, date="2026-11-20"))
+    _write(root, _result(new))
+    _write(root, _result(kept, name="Another"))
+    another, first = figures.of_every_card(root / "bench" / "results")
+    assert another["card"]["name"] == "Another"
+    assert {row["pass"]: row["median_us"] for row in first["rows"]} == {
+        "forward": 50.0,
+        "backward": 70.0,
+    }
+
+
+def test_the_ledger_is_summed_up_by_kernel(root):
+    key = "layer_norm._forward(*bf16/16) C=768"
+    row = {"target": "90", "key": key, "registers": 40, "shared": 1024, "spills": 0}
+    more = row | {"key": "layer_norm._forward(*fp32/16) C=768", "registers": 48}
+    (root / "bench" / "ledger.json").write_text(
+        json.dumps({"3.6.0": [], "3.10.0": [row, more], "3.9.0": []})
+    )
+    report.main([], root)
+    page = (root / "docs" / "benchmarks.md").read_text()
+    assert "| triton 3.10.0 | sm_90 |" in page
+    assert "| `layer_norm._forward` | 48 registers, 1,024 bytes |" in page
+
+
+def test_a_program_brings_its_own_table(root):
+    page = root / "docs" / "other.md"
+    page.write_text("<!-- begin quickstart -->\n<!-- end quickstart -->\n")
+    result = {"schema": 1, "table": "quickstart", "machine": "two cores", "commit": "abc"}
+    rows = [{"who": "this", "seconds": 12.5}, {"who": "another", "seconds": 66}]
+    figures.write(
+        root / "bench" / "results" / "quickstart-2026-11-21.json",
+        result | {"date": "2026-11-21", "rows": rows},
+    )
+    assert report.main([], root) == 0
+    assert "two cores, 2026-11-21, commit abc\n\n| who | seconds |" in page.read_text()
+    assert "| this | 12.5 |\n| another | 66 |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<!-- begin peers -->\n", "`<!-- begin peers -->` has no `<!-- end peers -->`"),
+        ("<!-- end peers -->\n", "does not fit the marker before it"),
+        ("<!-- begin peers -->\n<!-- begin speed -->\n", "does not fit the marker before it"),
+        ("<!-- begin peers -->\n<!-- end speed -->\n", "does not fit the marker before it"),
+        ("<!-- begin speling -->\n<!-- end speling -->\n", "there is no table 'speling'"),
+    ],
+)
+def test_markers_that_do_not_fit_are_an_error(root, capsys, text, says):
+    (root / "docs" / "other.md").write_text(text)
+    assert report.main([], root) == 1
+    assert says in capsys.readouterr().out
+    assert (root / "docs" / "other.md").read_text() == text
+
+
+def test_the_pages_of_this_repository_are_current(capsys):
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
