@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from bench.timed import ModuleCase
+from bench.timed import ModuleCase, OptimizerCase
 from gpt import model, reference
 from gpt.presets import NORM_EPS, ModelConfig
 from kernels import native
@@ -54,6 +54,8 @@ def rivals(case, device: torch.device) -> dict[str, Maker | str]:
     """Name -> how to make that rival on `device`, or the reason why it cannot be made."""
     if isinstance(case, ModuleCase):
         return _modules(case, device)
+    if isinstance(case, OptimizerCase):
+        return _optimizers(device)
     name = case.operation
     found: dict[str, Maker | str] = {
         OURS: _why_not_ours(name, device)
@@ -195,4 +197,24 @@ def _modules(case: ModuleCase, device: torch.device) -> dict[str, Maker | str]:
         "torch": lambda: Rival(fused(native.OPS)),
         "torch.compile": _on_card(device, lambda: Rival(compiled(fused(native.OPS)))),
         "reference": lambda: Rival(spelled_out()),
+    }
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+def _optimizers(device: torch.device) -> dict[str, Maker | str]:
+    """A rival's function takes the parameters and returns what makes a step over them."""
+
+    def ours(*parameters):
+        from kernels.adamw import AdamW
+
+        return AdamW(parameters).step
+
+    return {
+        OURS: _why_not_ours("adamw", device) or (lambda: Rival(ours)),
+        "torch": lambda: Rival(lambda *parameters: torch.optim.AdamW(parameters).step),
+        "torch fused": lambda: Rival(
+            lambda *parameters: torch.optim.AdamW(parameters, fused=True).step
+        ),
     }

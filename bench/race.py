@@ -30,7 +30,7 @@ class Race:
         self.rivals: dict[str, Rival | Failed] = {}
 
     def run(self, direction: str) -> dict[str, Samples | Failed]:
-        """Time one pass ("forward", "backward" or "both") of every rival, in turns."""
+        """Time one pass of `timed.passes` of every rival, in turns."""
         trials: dict[str, Trial] = {}
         failed: dict[str, Failed] = {}
         for name in self.makers:
@@ -50,6 +50,10 @@ class Race:
     def _trial(self, rival: Rival, direction: str) -> Trial:
         """The pass as a trial that has been called once, so that it is known to work."""
         inputs = self.inputs
+        if direction == timed.STEP:
+            trial = Trial(rival.function(*inputs))
+            trial.call()
+            return self._awaited(trial)
         if rival.own_inputs:
             inputs = tuple(_copy(value) for value in inputs)
         weights = rival.function.parameters() if isinstance(rival.function, torch.nn.Module) else ()
@@ -74,24 +78,27 @@ class Race:
             "both": Trial(lambda: backward(forward())),
         }[direction]
         backward(outputs)
+        return self._awaited(trial)
+
+    def _awaited(self, trial: Trial) -> Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # here, so that what goes wrong is told of this rival
         return trial
 
-    def peak_bytes(self, name: str) -> int:
-        """Memory that forward and backward take on top of the inputs, at the highest."""
-        both = self._trial(self.rivals[name], "both")
+    def peak_bytes(self, name: str, direction: str) -> int:
+        """Memory that a pass takes on top of the inputs, at the highest."""
+        trial = self._trial(self.rivals[name], direction)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        both.call()
+        trial.call()
         return torch.cuda.max_memory_allocated() - before
 
-    def kernels(self, name: str) -> list[str]:
-        """The kernels of forward and backward, the longest first, as the profiler names them."""
-        both = self._trial(self.rivals[name], "both")
+    def kernels(self, name: str, direction: str) -> list[str]:
+        """The kernels of a pass, the longest first, as the profiler names them."""
+        trial = self._trial(self.rivals[name], direction)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            both.call()
+            trial.call()
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}
         for event in profile.events():

@@ -11,7 +11,15 @@ from typing import NamedTuple
 from bench import timed
 from bench.cases import GPT2, LECTURE, Case
 from bench.peers import OURS, SDPA
-from bench.timed import GPT2_4K, GPT2_8K, GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT
+from bench.timed import (
+    GPT2_4K,
+    GPT2_8K,
+    GPT2_16K,
+    GPT2_64K,
+    GPT2_DROPOUT,
+    LECTURE_DROPOUT,
+    OptimizerCase,
+)
 
 Rows = list[dict]
 Measure = Callable[[dict, Rows], tuple[float, str] | None]  # our row, the rivals' -> value, of what
@@ -115,11 +123,18 @@ def _cross_entropy():
         yield Target("head and loss, memory", linear, "both", 8.0, times_less_memory_than("torch"))
 
 
+def _adamw():
+    case = OptimizerCase("adamw", GPT2, n_layer=12)
+    yield Target("share of copy bandwidth", case, timed.STEP, 0.88, share_of_ceiling)
+    yield Target("AdamW", case, timed.STEP, 1.0, times_faster_than("torch fused"))
+
+
 TARGETS: tuple[Target, ...] = (
     *_layer_norm(),
     *_attention(),
     *_feed_forward(),
     *_cross_entropy(),
+    *_adamw(),
 )
 
 

@@ -13,8 +13,12 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.cases import GPT2, GPT2_XL, LECTURE, PRECISIONS, Case, Sizes
+from gpt.model import GPT
+from gpt.presets import ModelConfig
+from kernels import native
 
 PASSES = ("forward", "backward", "both")
+STEP = "step"  # the one pass of an optimizer
 
 
 class Work(NamedTuple):
@@ -40,6 +44,31 @@ class ModuleCase(NamedTuple):
             self.sizes.B, self.sizes.T, self.sizes.C, dtype=dtype, device=device, requires_grad=True
         )
         return (x,)
+
+
+class OptimizerCase(NamedTuple):
+    """A step of an optimizer over the parameters of a GPT."""
+
+    operation: str
+    sizes: Sizes
+    n_layer: int
+    precision: str = "fp32"
+
+    def inputs(self, device) -> tuple:
+        """Parameters with gradients."""
+        dtype = PRECISIONS[self.precision].wide
+        parameters = []
+        for shape in self.shapes():
+            parameter = torch.nn.Parameter(torch.randn(shape, dtype=dtype, device=device))
+            parameter.grad = torch.randn_like(parameter)
+            parameters.append(parameter)
+        return tuple(parameters)
+
+    def shapes(self) -> list[torch.Size]:
+        _, _, T, C, H, V = self.sizes
+        config = ModelConfig(V, T, self.n_layer, H, C, head_bias=False, tied_head=True)
+        with torch.device("meta"):
+            return [weight.shape for weight in GPT(config, native.OPS).parameters()]
 
 
 GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
@@ -83,6 +112,7 @@ CARD = (
     ModuleCase("FeedForward", LECTURE, config={"dropout": 0.2}),
     ModuleCase("Block", LECTURE, config={"dropout": 0.2}),
     ModuleCase("Block", GPT2, config={"activation": "gelu", "qkv_bias": True}),
+    OptimizerCase("adamw", GPT2, n_layer=12),  # 124 M parameters
 )
 
 CPU = (
@@ -101,6 +131,7 @@ CPU = (
         )
     ),
     *(ModuleCase(name, NANO, "fp32") for name in ("MultiHeadAttention", "FeedForward", "Block")),
+    OptimizerCase("adamw", NANO, n_layer=4),
 )
 
 
@@ -108,8 +139,14 @@ def cases(device: torch.device) -> tuple:
     return CARD if device.type == "cuda" else CPU
 
 
+def passes(case) -> tuple[str, ...]:
+    return (STEP,) if isinstance(case, OptimizerCase) else PASSES
+
+
 def shape(case) -> str:
     """The shape of a case as tables print it, with its options."""
+    if isinstance(case, OptimizerCase):
+        return f"{sum(shape.numel() for shape in case.shapes()) / 1e6:.1f} M parameters"
     _, B, T, C, H, V = case.sizes
     D, rows = C // H, B * T
     text = {
@@ -132,6 +169,9 @@ def shape(case) -> str:
 
 def work(case) -> dict[str, Work]:
     """The least work of each pass."""
+    if isinstance(case, OptimizerCase):  # parameter and two moments read and written, gradient read
+        elements = 7 * sum(shape.numel() for shape in case.shapes())
+        return {STEP: Work(elements * PRECISIONS[case.precision].wide.itemsize)}
     forward, backward, both = _elements(case)
     forward_flops, backward_flops = _flops(case)
     size = PRECISIONS[case.precision].narrow.itemsize
