@@ -50,6 +50,23 @@ class Ops(NamedTuple):
     cross_entropy: Callable
     # (x (..., C), weight (V, C), bias (V,) or None, targets (...) int64, *, ignore_index) -> ()
     linear_cross_entropy: Callable
+    # (parameters or groups of them, *, lr, betas, eps, weight_decay) -> torch.optim.Optimizer
+    adamw: Callable
+
+    # One token of each of B rows, to generate text with; these have no gradient.
+    # (x (B, K), weight (N, K), bias (N,) or None, *, scale (N,) of an int8 weight or None,
+    #  norm "layer_norm", "rms_norm" or None, norm_weight (K,), norm_bias (K,) or None, eps,
+    #  activation or None, residual (B, N) or None)
+    # -> residual + activation(norm(x) @ (scale * weight)^T + bias) (B, N)
+    linear_step: Callable
+    # (qkv (B, 3C) as [query | key | value], cache (2, B, H, T, D) of keys and values,
+    #  position (B,) int64, *, qk_norm, eps, cos and sin (T, D) or None) -> (B, C)
+    # The new key and value are written to the cache at `position`; the query sees all up to it.
+    attention_step: Callable
+    # (logits (B, V), *, temperature, top_k, top_p, seed () int64) -> tokens (B,) int64
+    # The same tokens for the same logits and seed, as exp(logits / temperature) would draw them.
+    # Only tokens count with fewer than top_k likelier ones, and those with less than top_p together.
+    draw: Callable
 
 
 def load(choice: str, device: str | torch.device | None = None) -> Ops:

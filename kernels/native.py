@@ -83,6 +83,99 @@ def linear_cross_entropy(x, weight, bias, targets, *, ignore_index=-100):
     return cross_entropy(F.linear(x, weight, bias), targets, ignore_index=ignore_index)
 
 
+def adamw(params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
+    options = {}
+    if all(parameter.is_cuda for group in groups for parameter in group["params"]):
+        # one launch per step, which a CUDA graph can hold: the learning rate is on the device
+        options = {"fused": True, "capturable": True}
+        lr = torch.tensor(lr, device=groups[0]["params"][0].device)
+    return torch.optim.AdamW(
+        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options
+    )
+
+
+def linear_step(
+    x,
+    weight,
+    bias=None,
+    *,
+    scale=None,
+    norm=None,
+    norm_weight=None,
+    norm_bias=None,
+    eps=1e-5,
+    activation=None,
+    residual=None,
+):
+    if norm == "layer_norm":
+        x = layer_norm(x, norm_weight, norm_bias, eps=eps)
+    elif norm == "rms_norm":
+        x = rms_norm(x, norm_weight, eps=eps)
+    y = F.linear(x, weight, bias) if scale is None else _int8_linear(x, weight, scale, bias)
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y if residual is None else residual + y
+
+
+def _int8_linear(x, weight, scale, bias):
+    if x.device.type == "cpu" and x.dtype != torch.float64:
+        y = torch._weight_int8pack_mm(x, weight, scale.to(x.dtype))  # reads a byte per weight
+    else:
+        y = F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
+    return y if bias is None else y + bias
+
+
+def attention_step(qkv, cache, position, *, qk_norm=False, eps=1e-5, cos=None, sin=None):
+    _, B, H, T, D = cache.shape
+    qk, v = qkv.view(B, 3 * H, D).split((2 * H, H), dim=1)
+    if qk_norm:
+        qk = rms_norm(qk, eps=eps)
+    if cos is not None:
+        turned = qk.roll(D // 2, dims=-1) * sin[position][:, None].to(qk.dtype)
+        qk = torch.addcmul(turned, qk, cos[position][:, None].to(qk.dtype))
+    q, k = qk.split(H, dim=1)  # (B, H, D) each
+    row = torch.arange(B, device=qkv.device)
+    cache[0, row, :, position], cache[1, row, :, position] = k, v
+    key = torch.arange(T, device=qkv.device)
+    seen = (key <= position[:, None])[:, None, None]  # (B, 1, 1, T)
+    return F.scaled_dot_product_attention(q[:, :, None], *cache, attn_mask=seen).reshape(B, -1)
+
+
+def draw(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+    B, V = logits.shape
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    z = logits.float() / temperature
+    kept = torch.ones_like(z, dtype=torch.bool)
+    if 0 < top_k < V:
+        kept &= z >= z.topk(top_k, dim=-1).values[:, -1:]
+    if top_p < 1.0:
+        p, order = z.softmax(-1).sort(dim=-1, descending=True)
+        first = torch.searchsorted(-p, -p)  # of the tokens that are as likely
+        likelier = (p.cumsum(-1) - p).gather(-1, first)
+        kept &= torch.empty_like(kept).scatter_(-1, order, likelier < top_p)
+    # where z + Gumbel noise is largest is a draw from softmax(z)
+    noise = -(-torch.log1p(-_uniform(B, V, z.device, seed))).log()
+    return (z + noise).masked_fill(~kept, float("-inf")).argmax(-1)
+
+
+def _uniform(B, V, device, seed):
+    """Numbers in (0, 1), (B, V), by splitmix64 (Steele, Lea and Flood 2014) of seed and place.
+
+    A function of a seed that lies on the device, which PyTorch's own generators are not: a CUDA
+    graph draws anew when its seed has moved on, and the same seed draws the same everywhere.
+    """
+    if seed is None:
+        seed = torch.randint(2**63 - 1, (), device=device)
+    place = torch.arange(1, B * V + 1, device=device).view(B, V)
+    z = seed + place * -0x61C8864680B583EB  # the constants as the int64 of the same bits
+    z = (z ^ (z >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
+    z = (z ^ (z >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
+    z = z ^ (z >> 31 & (1 << 33) - 1)
+    return ((z >> 32 & (1 << 32) - 1) + 0.5) * 2.0**-32
+
+
 OPS = Ops(
     embedding,
     layer_norm,
@@ -93,4 +186,8 @@ OPS = Ops(
     feed_forward,
     cross_entropy,
     linear_cross_entropy,
+    adamw,
+    linear_step,
+    attention_step,
+    draw,
 )
