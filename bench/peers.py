@@ -207,9 +207,7 @@ def _optimizers(device: torch.device) -> dict[str, Maker | str]:
     """A rival's function takes the parameters and returns what makes a step over them."""
 
     def ours(*parameters):
-        from kernels.adamw import AdamW
-
-        return AdamW(parameters).step
+        return kernels.load("triton", device).adamw(parameters).step
 
     return {
         OURS: _why_not_ours("adamw", device) or (lambda: Rival(ours)),
