@@ -3,13 +3,11 @@
 Everything that can be wrong with a user's data is refused here, in one sentence.
 """
 
+import contextlib
 import hashlib
 import http.client
-import io
-import json
 import os
-import pickle
-import urllib.error
+import time
 import urllib.request
 from pathlib import Path
 
@@ -18,7 +16,8 @@ import torch
 
 from gpt import Refused
 from gpt.data import Data
-from gpt.tokenizer import GPT2Tokenizer, Tokenizer, for_text, from_json
+from gpt.token_files import read_token_files
+from gpt.tokenizer import for_text
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -26,30 +25,36 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_BYTES = 1_115_394
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
+DOWNLOAD_LIMIT = 60.0  # seconds in all, for a server that answers byte by byte
 TRAIN_FRACTION = 0.9  # the lecture's split: the first 90% is train, the rest validation
 
-TOKEN_FILE_MAGIC = 20240520  # llm.c and modded-nanogpt: 256 int32 first
-TOKEN_FILE_HEADER_BYTES = 256 * 4
+
+class NotToBeHad(Refused):
+    """Tiny shakespeare is not on this machine and cannot be downloaded."""
 
 
 def open_data(name: str, data_dir: str, tokenizer: str, say=print) -> Data:
     """The data that `--data` names; `say` hears of a download or of a stand-in."""
-    if name == "auto":
+    if name in ("auto", "shakespeare"):
         try:
             return _from_text("shakespeare", _shakespeare(Path(data_dir), say), tokenizer)
-        except Refused as refusal:
+        except NotToBeHad as refusal:
+            if name == "shakespeare":
+                raise
             say(f"data: {refusal}; going on with python-docs, the text of Python's own help")
-            return _from_text("python-docs", _python_docs(), tokenizer)
-    if name == "shakespeare":
-        return _from_text(name, _shakespeare(Path(data_dir), say), tokenizer)
+            name = "python-docs"
     if name == "python-docs":
         return _from_text(name, _python_docs(), tokenizer)
-    path = Path(name)
-    if path.is_dir():
-        return _from_token_files(path)
-    if (Path(data_dir) / name / "train.bin").is_file():
-        return _from_token_files(Path(data_dir) / name)
-    if not path.is_file():
+    path, prepared = Path(name), Path(data_dir) / name
+    try:
+        if path.is_dir():
+            return Data(name, *read_token_files(path))
+        if (prepared / "train.bin").is_file():
+            return Data(name, *read_token_files(prepared))
+        found = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise Refused(f"--data {name}: {error.strerror}") from None
+    if not found:
         raise Refused(
             f"--data {name}: no such file or folder; give a text file, a folder with train.bin "
             "and val.bin, shakespeare or python-docs"
@@ -92,11 +97,14 @@ def _shakespeare(data_dir: Path, say) -> str:
     names = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")
     folders = (data_dir, data_dir / "shakespeare", data_dir / "shakespeare_char", cache_dir())
     for path in (folder / name for folder in folders for name in names):
-        if path.is_file() and _sha256(path.read_bytes()) == SHAKESPEARE_SHA256:
-            return path.read_text(encoding="utf-8")
+        with contextlib.suppress(OSError):  # a file that cannot be read is as good as none
+            if path.stat().st_size == SHAKESPEARE_BYTES:
+                content = path.read_bytes()
+                if _is_shakespeare(content):
+                    return content.decode("utf-8")
     content = _download(SHAKESPEARE_URL, SHAKESPEARE_BYTES)
-    if _sha256(content) != SHAKESPEARE_SHA256:
-        raise Refused("tiny shakespeare was downloaded, but its sha256 is not the expected one")
+    if not _is_shakespeare(content):
+        raise NotToBeHad("tiny shakespeare was downloaded, but its sha256 is not the expected one")
     path = cache_dir() / names[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,66 +118,19 @@ def _shakespeare(data_dir: Path, say) -> str:
 
 
 def _download(url: str, size: int) -> bytes:
+    content, end = b"", time.monotonic() + DOWNLOAD_LIMIT
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
-            return response.read(size + 1)  # one more, so that a longer file fails its sha256
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            # one byte more than `size`, so that a longer file fails its sha256
+            while len(content) <= size and (block := response.read1(size + 1 - len(content))):
+                content += block
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it took longer than {DOWNLOAD_LIMIT:.0f} s")
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise Refused(f"tiny shakespeare could not be downloaded ({reason})") from None
+        raise NotToBeHad(f"tiny shakespeare could not be downloaded ({reason})") from None
+    return content
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _from_token_files(folder: Path) -> Data:
-    train, val = (_token_file(folder / f"{split}.bin") for split in ("train", "val"))
-    return Data(str(folder), train, val, _token_files_tokenizer(folder))
-
-
-def _token_file(path: Path) -> torch.Tensor:
-    """uint16 tokens, little-endian, behind llm.c's header or none (nanoGPT): (N,), mapped."""
-    if not path.is_file():
-        raise Refused(f"{path} is missing; a data folder holds train.bin and val.bin")
-    size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=min(3, size // 4))
-    skip, count = 0, size // 2
-    if len(header) == 3 and header[0] == TOKEN_FILE_MAGIC:
-        if header[1] != 1:
-            raise Refused(f"{path} has token-file version {header[1]}, and this reads version 1")
-        skip, count = TOKEN_FILE_HEADER_BYTES, int(header[2])
-    if size != skip + 2 * count or count < 2:
-        raise Refused(f"{path} has {size} bytes, which is no whole number of uint16 tokens")
-    tokens = np.memmap(path, dtype="<u2", mode="c", offset=skip, shape=(count,))
-    return torch.from_numpy(tokens)
-
-
-def _token_files_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer beside the token files: meta.json, nanoGPT's meta.pkl, or GPT-2's."""
-    if (folder / "meta.json").is_file():
-        return from_json(_parse(folder / "meta.json", json.loads))
-    if (folder / "meta.pkl").is_file():
-        meta = _parse(folder / "meta.pkl", lambda content: _PlainUnpickler(content).load())
-        characters = meta.get("itos") if isinstance(meta, dict) else None
-        if not isinstance(characters, dict) or sorted(characters) != list(range(len(characters))):
-            raise Refused(f"{folder / 'meta.pkl'} has no character table as nanoGPT writes it")
-        text = "".join(str(characters[token]) for token in range(len(characters)))
-        return from_json({"kind": "char", "characters": text})
-    return GPT2Tokenizer()
-
-
-def _parse(path: Path, parse):
-    try:
-        return parse(path.read_bytes())
-    except (ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, texts and numbers; any name of code is refused, so none can run."""
-
-    def __init__(self, content: bytes):
-        super().__init__(io.BytesIO(content))
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain data is read")
+def _is_shakespeare(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256

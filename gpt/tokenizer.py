@@ -118,6 +118,10 @@ def from_json(record: dict) -> Tokenizer:
         characters = record.get("characters")
         if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
             raise Refused("the tokenizer's characters must be a sorted text without repetition")
+        if not characters or any("\ud800" <= c <= "\udfff" for c in characters):
+            raise Refused(
+                "the tokenizer's characters must be some, and none half of a surrogate pair"
+            )
         return CharTokenizer(characters)
     if kind == "byte":
         return ByteTokenizer()
