@@ -69,7 +69,8 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     model.initialise()
     model.to(device)
-    optimizers = make_optimizers(model, config, torch.optim.AdamW, dtype)
+    adamw = (ops or kernels.load("torch")).adamw
+    optimizers = make_optimizers(model, config, adamw, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     tokens_per_step = passes_per_step(config) * config.batch_size * config.model.block_size
     step_kind, step_reason = choose_step(config.step, precision, data)

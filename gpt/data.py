@@ -14,9 +14,10 @@ class Data:
     """Two splits of tokens, and the tokenizer that made them."""
 
     name: str
-    train: torch.Tensor  # (N,) int32 on the device, or uint16 over a memory-mapped file
+    train: torch.Tensor  # (N,) int32 of a text, or uint16 over a memory-mapped file
     val: torch.Tensor
     tokenizer: Tokenizer
+    device: torch.device | str = "cpu"  # where batches are wanted
 
     def batch(self, seed: int, first_row, rows: int, block_size: int, split: str = "train"):
         """Rows `first_row` ... of the endless table of random rows that `seed` names.
@@ -27,12 +28,26 @@ class Data:
         tokens = self.train if split == "train" else self.val
         starts = random_integers(seed, first_row, rows, len(tokens) - block_size, tokens.device)
         window = torch.arange(block_size + 1, device=tokens.device)
-        chunk = tokens[starts[:, None] + window].long()  # (rows, block_size + 1)
+        chunk = widen(tokens[starts[:, None] + window])  # (rows, block_size + 1)
+        if tokens.device != torch.device(self.device):
+            chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
 
     def to(self, device: torch.device | str) -> "Data":
-        """The same data with its tokens on `device`, so that batches are gathered there."""
-        return Data(self.name, self.train.to(device), self.val.to(device), self.tokenizer)
+        """The same data for batches on `device`: its tokens lie there too, if there is room.
+
+        A split that would take more than a quarter of the card's free memory stays in its file.
+        """
+        device, train, val = torch.device(device), self.train, self.val
+        if device.type == "cuda":
+            # the bits of uint16 as int16, because CUDA cannot index uint16
+            train, val = (
+                t.view(torch.int16) if t.dtype == torch.uint16 else t for t in (train, val)
+            )
+            free, _ = torch.cuda.mem_get_info(device)
+            if train.nbytes > free // 4:
+                return Data(self.name, train, val.to(device), self.tokenizer, device)
+        return Data(self.name, train.to(device), val.to(device), self.tokenizer, device)
 
     def check_block(self, block_size: int) -> None:
         """Refuse a block that one of the splits cannot fill."""
@@ -45,6 +60,11 @@ class Data:
                 )
 
 
+def widen(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens as int64; those in int16 are the bits of uint16."""
+    return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
+
+
 def windows(tokens: torch.Tensor, block_size: int):
     """The whole split in consecutive windows, so that every position is predicted once.
 
@@ -55,7 +75,7 @@ def windows(tokens: torch.Tensor, block_size: int):
     rows = -(-count // block_size)
     x = tokens.new_zeros(rows * block_size, dtype=torch.long)
     y = tokens.new_full((rows * block_size,), IGNORE_INDEX, dtype=torch.long)
-    x[:count], y[:count] = tokens[:-1], tokens[1:]
+    x[:count], y[:count] = widen(tokens[:-1]), widen(tokens[1:])
     return x.view(rows, block_size), y.view(rows, block_size)
 
 
