@@ -12,24 +12,23 @@ from pathlib import Path
 import torch
 
 import kernels
-from gpt import Refused, hardware
+from gpt import Refused, hardware, ranks
 from gpt.build import build
-from gpt.checkpoint import read_json
 from gpt.corpus import open_data
 from gpt.evaluate import evaluate
 from gpt.generate import generate, stream_text
 from gpt.optim import make_optimizers
-from gpt.options import option_value, parse_run, train_config_from_json
+from gpt.options import parse_run
 from gpt.presets import TrainConfig
 from gpt.progress import Progress
-from gpt.record import Record, open_folder
+from gpt.record import NoRecord, Record, open_folder
 from gpt.run import restore_run, save_run
-from gpt.step import Precision, choose_step, passes_per_step
+from gpt.step import Precision, choose_step, passes_per_step, tokens_per_step
 
 
 def main(arguments: list[str]) -> int:
     try:
-        train(read_options(arguments))
+        train(parse_run(arguments, "lecture" if torch.cuda.is_available() else "quickstart"))
     except (Refused, kernels.Unavailable) as refusal:
         print(f"train.py: {refusal}", file=sys.stderr)
         return 2
@@ -39,21 +38,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def read_options(arguments: list[str]) -> TrainConfig:
-    """The options over the preset's defaults, or over those of the run to go on with."""
-    resumed = None
-    if "--resume" in arguments or option_value(arguments, "--init-from") == "resume":
-        path = Path(option_value(arguments, "--out-dir") or TrainConfig.out_dir) / "last.json"
-        resumed = train_config_from_json(read_json(path).get("train"), path)
-    default_preset = "lecture" if torch.cuda.is_available() else "quickstart"
-    if option_value(arguments, "--lecture"):
-        default_preset = "lecture-small"
-    return parse_run(arguments, default_preset, resumed)
-
-
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, device: torch.device) -> None:
     # the machine
-    device = hardware.choose_device(config.device)
     dtype = hardware.choose_dtype(config.dtype, device)
     precision = Precision(device, dtype)
     ops = load_ops(config, device)
@@ -69,10 +55,11 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     model.initialise()
     model.to(device)
+    if ranks.rank():
+        torch.manual_seed(config.seed + ranks.rank())  # for dropout; one rank's seed goes on
     adamw = (ops or kernels.load("torch")).adamw
     optimizers = make_optimizers(model, config, adamw, dtype)
     parameters = sum(p.numel() for p in model.parameters())
-    tokens_per_step = passes_per_step(config) * config.batch_size * config.model.block_size
     step_kind, step_reason = choose_step(config.step, precision, data)
     describe(config, device, dtype, ops, parameters, step_reason)
 
@@ -82,26 +69,27 @@ def train(config: TrainConfig) -> None:
     if config.resume:
         reached = restore_run(folder, model, optimizers, precision)
         print(f"going on from step {reached['step']} of the run in {folder}")
-    compiled = torch.compile(model) if config.compile else model
+    compiled = ranks.parallel(torch.compile(model) if config.compile else model)
     if config.eval_only:
         val_loss = evaluate(compiled, data, config, precision)
         print(f"step {reached['step']}: val loss {val_loss:.4f}")
         return
-    lock, earlier = open_folder(folder, config.resume)
+    lock, earlier = open_folder(folder, config.resume) if ranks.is_main() else (None, None)
     if earlier:
         print(f"{folder} held an earlier run, which is kept as {earlier}")
 
     # the loop
     first, best = reached["step"], reached["best_val_loss"]
-    record = Record(folder, config, first if config.resume else None)
+    resume_at = first if config.resume else None
+    record = Record(folder, config, resume_at) if ranks.is_main() else NoRecord()
     progress = Progress(
         record,
         config,
         device,
         first_step=first,
         seconds=reached["seconds"],
-        tokens_per_step=tokens_per_step,
-        flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step,
+        tokens_per_step=tokens_per_step(config),
+        flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step(config),
     )
     take_step = step_kind(compiled, optimizers, data, config, precision)
     for step in range(first, config.max_iters + 1):
@@ -140,8 +128,9 @@ def train(config: TrainConfig) -> None:
         f"best val loss {best:.4f}, {summary['training_seconds']:.1f} s of training, "
         f"{summary['tokens_per_second']:,.0f} tok/s; the run is in {folder}"
     )
-    speak(model, data, config, precision)
-    lock.close()
+    if ranks.is_main():
+        speak(model, data, config, precision)
+        lock.close()
 
 
 def load_ops(config: TrainConfig, device: torch.device):
@@ -172,11 +161,10 @@ def vocabulary(config: TrainConfig, data) -> int:
 def describe(config: TrainConfig, device, dtype, ops, parameters: int, step: str) -> None:
     """The first lines: what is trained, on what, by which kernels."""
     passes = passes_per_step(config)
-    tokens = passes * config.batch_size * config.model.block_size
     print(f"preset {config.preset}: {parameters / 1e6:.6f} M parameters, data {config.data}")
     print(
-        f"{tokens:,} tokens a step: {passes} x {config.batch_size} sequences of "
-        f"{config.model.block_size}; a step is {step}"
+        f"{tokens_per_step(config):,} tokens a step: {passes} x {ranks.world()} x "
+        f"{config.batch_size} sequences of {config.model.block_size}; a step is {step}"
     )
     by: dict[str, list[str]] = {}
     for operation, implementation in serving(config, ops).items():
