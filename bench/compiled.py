@@ -6,9 +6,11 @@ compiles it, behind a driver that knows nothing but the architecture. So what is
 what a card would load: kernel, tile, divisibility and options come from one place.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from triton import TritonError
@@ -65,11 +67,19 @@ class Launched(NamedTuple):
 
 def record(case, card: int) -> list[Launched]:
     """Everything that `case` would launch on `card`, forward and backward."""
-    with launch.record(card) as launches:
+    with launch.record(card) as launches, _autocast_off_on_meta():
         outputs = case.call(fused.OPS, case.inputs("meta"))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
     return [Launched(str(case), card, one) for one in launches]
+
+
+def _autocast_off_on_meta():
+    """PyTorch has no answer to whether autocast is on for meta tensors: here it is off."""
+    asked = torch.is_autocast_enabled
+    return mock.patch.object(
+        torch, "is_autocast_enabled", lambda *kind: kind != ("meta",) and asked(*kind)
+    )
 
 
 def rows(launched: Iterable[Launched], target: Target) -> list[dict]:
@@ -148,7 +158,7 @@ def narrow_loads(one: launch.Launch, kernel) -> list[str]:
 def describe(one: launch.Launch, kernel) -> str:
     """What makes this kernel different from others: types, divisibility, constants, options.
 
-    `*bf16/16` is a pointer, and `i32/16` a size, that Triton knows to be divisible by 16.
+    `2 *bf16/16` are two pointers, and `i32/16` is a size, that Triton knows to be divisible by 16.
     """
     signature, attributes = kernel.src.signature, kernel.src.attrs
     names = list(signature)
@@ -157,11 +167,14 @@ def describe(one: launch.Launch, kernel) -> str:
         for index, kind in enumerate(signature.values())
         if kind != "constexpr"
     ]
+    runs = [(kind, len(list(equal))) for kind, equal in itertools.groupby(types)]
+    types = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in runs)
     constants = {names[path[0]]: value for path, value in kernel.src.constants.items()}
     options = {key: value for key, value in one.options.items() if key not in names}
+    options = {key: value for key, value in options.items() if value is not None}
     options |= {key: getattr(kernel.metadata, key) for key in ("num_warps", "num_stages")}
     del options["enable_fp_fusion"]  # the same for all
-    return f"{name(one)}({', '.join(types)}) {_words(constants)} {_words(options)}"
+    return f"{name(one)}({types}) {_words(constants)} {_words(options)}"
 
 
 def _words(values: dict) -> str:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 TENSOR = re.compile(r"[HIDQO]MMA|[HIQB]GMMA|UTC[A-Z]*MMA")  # sm_80 and sm_120, sm_90, sm_100
 ATOMICS = {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDS", "UTMAREDG", "UBLKRED"}
-BITWISE = ("ATOMS.AND", "ATOMS.OR")  # have no order; sm_100 hands out its tensor memory by them
 SPILLS = {"LDL", "STL"}  # local memory is where ptxas puts what the registers cannot hold
 BULK = {"UTMALDG", "UTMASTG", "UBLKCP"}  # one thread moves a whole tile (TMA)
 _WIDTH = re.compile(r"\.(?:ENL2\.)?(256|128|64|32|[US]?16|[US]8)\b")
@@ -76,12 +75,22 @@ def counts(code: list[Instruction]) -> dict:
     return {
         "instructions": len(code) - named["NOP"],
         "spills": sum(named[name] for name in SPILLS),
-        "atomics": sum(i.name in ATOMICS and not i.opcode.startswith(BITWISE) for i in code),
+        "atomics": sum(i.name in ATOMICS and not _is_housekeeping(i) for i in code),
         "tensor": {name: n for name, n in sorted(named.items()) if TENSOR.fullmatch(name)},
         "exp2": sum(instruction.opcode.startswith("MUFU.EX2") for instruction in code),
         "loads": _widths(code, ("LDG", "LDGSTS"), ("UTMALDG",)),
         "stores": _widths(code, ("STG",), ("UTMASTG",)),
     }
+
+
+def _is_housekeeping(one: Instruction) -> bool:
+    """The compiler's own atomics, whose order does not matter.
+
+    AND and OR of shared memory hand out tensor memory (sm_100); an exchange that drops the old
+    value publishes a TMA descriptor.
+    """
+    dropped = re.match(r"(PT, )?RZ\b", one.operands)
+    return bool(dropped) and one.opcode.startswith(("ATOMS.AND", "ATOMS.OR", "ATOMG.E.EXCH"))
 
 
 def _widths(code, names, bulk) -> dict[str, int]:
