@@ -28,13 +28,18 @@ from gpt.step import Precision, choose_step, passes_per_step, tokens_per_step
 
 def main(arguments: list[str]) -> int:
     try:
-        train(parse_run(arguments, "lecture" if torch.cuda.is_available() else "quickstart"))
+        config = parse_run(arguments, "lecture" if torch.cuda.is_available() else "quickstart")
+        device = hardware.choose_device(ranks.join(config.device))
+        with ranks.main_speaks():
+            train(config, device)
     except (Refused, kernels.Unavailable) as refusal:
         print(f"train.py: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ntrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
+    finally:
+        ranks.leave()
     return 0
 
 

@@ -3,6 +3,7 @@
 import torch
 import torch.nn as nn
 
+from gpt import ranks
 from gpt.data import Data, windows
 from gpt.presets import IGNORE_INDEX, TrainConfig
 from gpt.step import Precision
@@ -14,7 +15,8 @@ EVALUATION_TOKENS = 16_384  # in one forward pass
 def evaluate(model: nn.Module, data: Data, config: TrainConfig, precision: Precision) -> float:
     """The mean loss over the whole validation split, every position once, without dropout.
 
-    With `eval_iters` it is nanoGPT's estimate instead: the mean over that many random batches.
+    Every rank takes its share of the windows. With `eval_iters` it is nanoGPT's estimate instead:
+    the mean over that many random batches.
     """
     model.eval()
     block_size = config.model.block_size
@@ -25,13 +27,14 @@ def evaluate(model: nn.Module, data: Data, config: TrainConfig, precision: Preci
         )
     else:
         rows = max(1, EVALUATION_TOKENS // block_size)
-        x, y = windows(data.val, block_size)
+        x, y = (each[ranks.rank() :: ranks.world()] for each in windows(data.val, block_size))
         batches = zip(x.split(rows), y.split(rows), strict=True)
-    total, count = 0.0, 0
+    total = torch.zeros(2, dtype=torch.float64)  # of losses, of counted targets
     for x, y in batches:
         with precision.autocast():
             loss = model(x, y)[1]
-        counted = (y != IGNORE_INDEX).sum()
-        total, count = total + loss.double() * counted, count + counted
+        counted = (y != IGNORE_INDEX).sum().item()
+        total += torch.tensor([loss.item() * counted, counted], dtype=torch.float64)
     model.train()
-    return (total / count).item()
+    loss_sum, count = ranks.total_on(precision.device, total)
+    return loss_sum / count

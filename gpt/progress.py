@@ -7,7 +7,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from gpt import hardware
+from gpt import hardware, ranks
 from gpt.presets import TrainConfig
 from gpt.record import Record
 
@@ -39,7 +39,7 @@ class Progress:
             total=config.max_iters,
             initial=first_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and ranks.is_main()),
         )
 
     def step(self, step: int, loss: torch.Tensor) -> None:
@@ -48,7 +48,7 @@ class Progress:
         self._unlogged += 1
         self.bar.update()
         if (step + 1) % self.config.log_interval == 0:
-            self._line(step + 1, loss.item())  # waits for the device
+            self._line(step + 1, ranks.mean(loss).item())  # waits for the device
 
     def _line(self, iteration: int, loss: float) -> None:
         seconds = self._lap() / self._unlogged
@@ -68,8 +68,10 @@ class Progress:
     def evaluation(self, step: int, val_loss: float) -> None:
         """The model that took `step` steps has that loss on the validation split."""
         if self._losses:
-            train_loss = torch.stack(self._losses).mean().item()
-            self.record.log(step=step, train_loss=train_loss, val_loss=val_loss, seconds=self.seconds)
+            train_loss = ranks.mean(torch.stack(self._losses).mean()).item()
+            self.record.log(
+                step=step, train_loss=train_loss, val_loss=val_loss, seconds=self.seconds
+            )
             line = f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}"
         else:
             self.record.log(step=step, val_loss=val_loss, seconds=self.seconds)

@@ -74,6 +74,16 @@ class Record:
         draw_losses(self.metrics, self.folder / "loss.png")
 
 
+class NoRecord:
+    """What every rank but the main one writes."""
+
+    def log(self, **values) -> None:
+        pass
+
+    def finish(self, summary: dict) -> None:
+        pass
+
+
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl; a last line that was cut off is left out."""
     path = folder / "metrics.jsonl"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from gpt import Refused, checkpoint
+from gpt import Refused, checkpoint, ranks
 from gpt.build import build, load_portable_state, portable_state
 from gpt.options import model_config_from_json
 from gpt.step import Precision
@@ -28,7 +28,8 @@ def save_run(folder: Path, name: str, progress: dict, model, optimizers, precisi
     if optimizers:
         tensors["optimizer"] = checkpoint.optimizer_tensors(optimizers, model)
         tensors["random"] = _random_state(precision.device)
-    checkpoint.save(folder, name, tensors, record)
+    if ranks.is_main():
+        checkpoint.save(folder, name, tensors, record)
 
 
 def restore_run(folder: Path, model: nn.Module, optimizers, precision: Precision) -> dict:
@@ -37,9 +38,11 @@ def restore_run(folder: Path, model: nn.Module, optimizers, precision: Precision
     load_portable_state(model, tensors["weights"])
     checkpoint.load_optimizer_tensors(optimizers, model, tensors["optimizer"])
     precision.scaler.load_state_dict(record["scaler"])
-    torch.set_rng_state(tensors["random"]["cpu"])
-    if "cuda" in tensors["random"] and precision.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random"]["cuda"], precision.device)
+    random, rank = tensors["random"], ranks.rank()
+    if f"cpu.{rank}" in random:  # a rank that the run did not have goes on as it began
+        torch.set_rng_state(random[f"cpu.{rank}"])
+    if f"cuda.{rank}" in random and precision.device.type == "cuda":
+        torch.cuda.set_rng_state(random[f"cuda.{rank}"], precision.device)
     return record
 
 
@@ -57,7 +60,12 @@ def load_model(folder: Path, name: str, ops, device) -> tuple[nn.Module, Tokeniz
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+    """The generators of every rank."""
+    kinds = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+        kinds["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        f"{kind}.{rank}": state
+        for kind, mine in kinds.items()
+        for rank, state in enumerate(ranks.gather(mine))
+    }

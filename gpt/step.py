@@ -5,7 +5,7 @@ import contextlib
 import torch
 import torch.nn as nn
 
-from gpt import Refused
+from gpt import Refused, ranks
 from gpt.data import Data
 from gpt.optim import learning_rate_scale, set_learning_rates
 from gpt.presets import TrainConfig
@@ -32,7 +32,8 @@ class Precision:
 class Step:
     """Calling it with a step number trains the model by that step and returns the loss ().
 
-    Step s of a run sees rows s*R to (s+1)*R - 1 of the data, R = batch_size * passes.
+    Step s of a run sees rows s*R to (s+1)*R - 1 of the data, R = passes * ranks * batch_size: N
+    ranks see together what one would see with N times the batch.
     """
 
     def __init__(self, model: nn.Module, optimizers, data: Data, config: TrainConfig, precision):
@@ -52,13 +53,15 @@ class Step:
         config, scaler = self.config, self.precision.scaler
         total = 0.0
         for index in range(self.passes):
-            first_row = (step * self.passes + index) * config.batch_size
+            batch = (step * self.passes + index) * ranks.world() + ranks.rank()
             x, y = self.data.batch(
-                config.seed, first_row, config.batch_size, config.model.block_size
+                config.seed, batch * config.batch_size, config.batch_size, config.model.block_size
             )
-            with self.precision.autocast():
-                loss = self.model(x, y)[1] / self.passes
-            scaler.scale(loss).backward()
+            is_last = index == self.passes - 1
+            with contextlib.nullcontext() if is_last else ranks.without_exchange(self.model):
+                with self.precision.autocast():
+                    loss = self.model(x, y)[1] / self.passes
+                scaler.scale(loss).backward()
             total = total + loss.detach()
         if config.grad_clip:
             for optimizer in self.optimizers:
@@ -126,6 +129,8 @@ def choose_step(mode: str, precision: Precision, data: Data) -> tuple[type[Step]
         reason = "the fp16 scaler waits for the device"
     elif data.train.device != precision.device:
         reason = "the data is too large for the card"
+    elif ranks.world() > 1:
+        reason = "ranks exchange gradients"
     if mode == "graph" and reason:
         raise Refused(f"--step graph cannot be had: {reason}; use --step eager")
     if mode == "graph" or (mode == "auto" and reason is None):
@@ -140,10 +145,16 @@ def passes_per_step(config: TrainConfig) -> int:
         raise Refused("give --tokens-per-step or --gradient-accumulation-steps, not both")
     if not tokens:
         return passes or 1
-    tokens_per_pass = config.batch_size * config.model.block_size
+    tokens_per_pass = ranks.world() * config.batch_size * config.model.block_size
     if tokens % tokens_per_pass:
         raise Refused(
             f"--tokens-per-step {tokens} is no multiple of the {tokens_per_pass} tokens of one "
-            "pass (--batch-size times --block-size)"
+            "pass (--batch-size times --block-size, on every rank)"
         )
     return tokens // tokens_per_pass
+
+
+def tokens_per_step(config: TrainConfig) -> int:
+    """Of all passes on all ranks."""
+    tokens_per_pass = ranks.world() * config.batch_size * config.model.block_size
+    return passes_per_step(config) * tokens_per_pass

@@ -1,0 +1,103 @@
+"""Several processes, one card each, as `torchrun` starts them: who I am, what all know together.
+
+Without torchrun there is one rank, and everything here does nothing.
+"""
+
+import contextlib
+import io
+import os
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from gpt import Refused
+
+
+def join(device_name: str) -> str:
+    """Join the other ranks, if there are any; the name of this rank's device.
+
+    torchrun tells by RANK, LOCAL_RANK and WORLD_SIZE. Cards talk by NCCL, CPUs by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device_name
+    on_cards = device_name.startswith("cuda") or (
+        device_name == "auto" and torch.cuda.is_available()
+    )
+    local = int(os.environ["LOCAL_RANK"])
+    if on_cards:
+        if local >= torch.cuda.device_count():
+            raise Refused(
+                f"torchrun started {local + 1} ranks or more on this machine, which has "
+                f"{torch.cuda.device_count()} cards; give --nproc_per_node as many as there are"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if on_cards else "gloo")
+    return f"cuda:{local}" if on_cards else "cpu"
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that prints and writes."""
+    return rank() == 0
+
+
+def main_speaks():
+    """A context in which the lines of all ranks but one go nowhere."""
+    return contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO())
+
+
+def wait() -> None:
+    """Until all ranks have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean over all ranks."""
+    return total(value) / world()
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def total_on(device: torch.device, value: torch.Tensor) -> list[float]:
+    """The sums over all ranks of numbers that lie on the CPU; `device` is where ranks talk."""
+    return total(value.to(device)).tolist() if dist.is_initialized() else value.tolist()
+
+
+def gather(value: torch.Tensor) -> list[torch.Tensor]:
+    """The values of all ranks, in their order; a tensor on the CPU."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model whose gradients are means over all ranks."""
+    return nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
+
+
+def without_exchange(model: nn.Module):
+    """A context for the passes of a step before the last: gradients stay with their rank."""
+    return model.no_sync() if dist.is_initialized() else contextlib.nullcontext()
