@@ -251,4 +251,4 @@ def cross_entropy(logits, targets, *, ignore_index=-100):  # (..., V), (...) -> 
     if rows.stride(1) != 1 or rows.stride(0) < V:
         rows = rows.contiguous()
     needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return CrossEntropy.apply(rows, targets.reshape(-1), ignore_index, needs_gradient)
+    return CrossEntropy.apply(rows, targets.reshape(-1).contiguous(), ignore_index, needs_gradient)

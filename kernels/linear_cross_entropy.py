@@ -161,4 +161,5 @@ def linear_cross_entropy(
         torch.is_grad_enabled() and operand is not None and operand.requires_grad
         for operand in operands
     )
-    return LinearCrossEntropy.apply(*operands, targets.reshape(-1), ignore_index, dtype, needs)
+    targets = targets.reshape(-1).contiguous()
+    return LinearCrossEntropy.apply(*operands, targets, ignore_index, dtype, needs)

@@ -105,10 +105,10 @@ def test_logits_are_never_held_whole(monkeypatch):
     assert len({chunk.data_ptr() for chunk in logits}) == 1
 
 
-@given(layouts(), layouts(), strategies.sampled_from([(3,), (2, 3), (2, 1, 2), (0,)]))
-def test_any_strides(of_x, of_weight, shape):
+@given(layouts(), layouts(), layouts(), strategies.sampled_from([(3,), (2, 3), (2, 1, 2), (0,)]))
+def test_any_strides(of_x, of_weight, of_targets, shape):
     x, weight = of_x(randn(*shape, 5)), of_weight(randn(9, 5))
-    arguments = x, weight, randn(9), targets_below(9, *shape)
+    arguments = x, weight, randn(9), of_targets(targets_below(9, *shape))
     hold_against(ours, exactly, arguments, out_dtype=FLOAT32)
 
 

@@ -1,0 +1,155 @@
+"""Token plus position embedding.
+
+    y[b, t] = token_table[tokens[b, t]] + position_table[t]
+    dtoken_table[v]    = sum of dy[b, t] over tokens[b, t] = v
+    dposition_table[t] = sum_b dy[b, t]
+
+Decisions:
+- Backward sorts the tokens, stably: then the rows of dy that belong to a row of the table stand in
+  one piece and in a fixed order, and a program adds them up in fp32. No atomics, the same bits
+  every run, every element rounded once, and rows that no token asks for become 0 on the way.
+- With a small vocabulary a common token would keep one program busy for long: of the 16,384
+  characters of the lecture's batch one in seven is a space. Then several programs share a row, as
+  many as the shapes say, and their partial sums are added in order.
+- dposition_table is a sum over the batch, and PyTorch's is as good as any.
+- A token outside the table gives NaN, or with TRITON_DEBUG=1 the kernel stops and says why.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from kernels.launch import launch, tile
+
+ROWS_PER_SHARE = 8  # at least so many rows of dy per program, were all tokens equally common
+MOST_SHARES = 32
+
+
+@triton.jit
+def _forward(
+    tokens_ptr, token_table_ptr, position_table_ptr, y_ptr,
+    N, T, V, C, token_stride, position_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    inside = (row < N)[:, None] & (column < C)
+    token = tl.load(tokens_ptr + row, mask=row < N, other=0)
+    known = (token >= 0) & (token < V)
+    tl.device_assert(known, "embedding: a token is outside the table")
+    at = token[:, None] * token_stride + column
+    y = tl.load(token_table_ptr + at, mask=inside & known[:, None], other=float("nan")).to(ACC)
+    if position_table_ptr is not None:
+        at = (row % T)[:, None] * position_stride + column
+        y += tl.load(position_table_ptr + at, mask=inside).to(ACC)
+    tl.store(y_ptr + row[:, None] * C + column, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward(
+    dy_ptr, order_ptr, first_ptr, gradient_ptr,
+    V, C, dy_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    token, share, shares = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    column = (tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    first = tl.load(first_ptr + token)
+    last = tl.load(first_ptr + token + 1)
+    length = tl.cdiv(last - first, shares)
+    first += share * length
+    last = tl.minimum(first + length, last)
+    total = tl.zeros((ROWS, COLUMNS), ACC)
+    for start in range(first, last, ROWS):
+        at = start + tl.arange(0, ROWS)
+        row = tl.load(order_ptr + at, mask=at < last, other=0)
+        inside = (at < last)[:, None] & (column < C)
+        total += tl.load(dy_ptr + row[:, None] * dy_stride + column, inside, other=0.0).to(ACC)
+    gradient = tl.sum(total, 0)[None, :].to(gradient_ptr.dtype.element_ty)
+    at = (share.to(tl.int64) * V + token) * C + column
+    tl.store(gradient_ptr + at, gradient, mask=column < C)
+
+
+class Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens, token_table, position_table):  # (B, T), (V, C), (P, C) or None
+        (B, T), (V, C) = tokens.shape, token_table.shape
+        dtype, position_stride = token_table.dtype, 0
+        if position_table is not None:
+            dtype = torch.promote_types(dtype, position_table.dtype)
+            position_stride = position_table.stride(0)
+        y = torch.empty(B, T, C, dtype=dtype, device=tokens.device)
+        tensors = tokens.contiguous(), token_table, position_table, y
+        sizes = B * T, T, V, C, token_table.stride(0), position_stride
+        options = _tiles(C, dtype, tokens.device)
+        grid = triton.cdiv(B * T, options["ROWS"]), triton.cdiv(C, options["COLUMNS"])
+        launch(_forward, grid, *tensors, *sizes, **options)
+        ctx.save_for_backward(tokens)
+        ctx.tables = [
+            None if table is None else (table.shape, table.dtype)
+            for table in (token_table, position_table)
+        ]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        (tokens,) = ctx.saved_tensors
+        token_table, position_table = ctx.tables
+        dtokens = dpositions = None
+        if ctx.needs_input_grad[1]:
+            dtokens = _token_gradient(dy, tokens, *token_table)
+        if ctx.needs_input_grad[2]:
+            shape, dtype = position_table
+            dpositions = torch.zeros(shape, dtype=dtype, device=dy.device)
+            dpositions[: dy.shape[1]] = dy.sum(0)
+        return None, dtokens, dpositions
+
+
+def _token_gradient(dy, tokens, shape, dtype):
+    V, C = shape
+    dy = dy.reshape(-1, C)
+    if dy.stride(1) != 1:
+        dy = dy.contiguous()
+    ordered, order = tokens.reshape(-1).to(torch.int32).sort(stable=True)  # half the radix passes
+    boundaries = torch.arange(V + 1, dtype=torch.int32, device=tokens.device)
+    first = torch.searchsorted(ordered, boundaries, out_int32=True)  # (V + 1,)
+    shares = min(max(len(dy) // (ROWS_PER_SHARE * V), 1), MOST_SHARES)
+    wide = torch.promote_types(dtype, torch.float32)
+    gradient = torch.empty(shares, V, C, dtype=wide if shares > 1 else dtype, device=dy.device)
+    options = _tiles(C, dy.dtype, dy.device)
+    grid = V, shares, triton.cdiv(C, options["COLUMNS"])
+    launch(_backward, grid, dy, order, first, gradient, V, C, dy.stride(0), **options)
+    return gradient.sum(0).to(dtype) if shares > 1 else gradient[0]
+
+
+def _tiles(C, dtype, device):
+    elements, rows, num_warps = tile("embedding", device)
+    COLUMNS = min(triton.next_power_of_2(C), elements)
+    return {
+        "ROWS": min(elements // COLUMNS, rows),
+        "COLUMNS": COLUMNS,
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "num_warps": num_warps,
+    }
+
+
+def embedding(tokens, token_table, position_table=None):  # (B, T), (V, C), (P, C) -> (B, T, C)
+    """token_table[tokens], plus the first T rows of position_table where there is one."""
+    fits = tokens.ndim == token_table.ndim == 2 and token_table.numel() > 0
+    if fits and position_table is not None:
+        fits = position_table.ndim == 2 and position_table.shape[1] == token_table.shape[1]
+        fits = fits and position_table.shape[0] >= tokens.shape[1]
+    if not fits:
+        raise ValueError(
+            f"embedding: tokens {tuple(tokens.shape)}, token_table {tuple(token_table.shape)} and "
+            f"position_table {None if position_table is None else tuple(position_table.shape)} do "
+            "not fit; give (B, T), (V, C), and (at least T, C) or None"
+        )
+    if tokens.dtype != torch.int64:
+        raise ValueError(f"embedding: tokens are {tokens.dtype}; give torch.int64")
+    token_table, position_table = (
+        table if table is None or table.stride(1) == 1 else table.contiguous()
+        for table in (token_table, position_table)
+    )
+    return Embedding.apply(tokens, token_table, position_table)

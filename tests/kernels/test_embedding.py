@@ -1,0 +1,198 @@
+"""Token plus position embedding: a gather, and its transpose without atomics."""
+
+import pytest
+import torch
+from hypothesis import given, strategies
+from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
+
+from kernels import native
+from kernels.embedding import embedding
+from tests.instruments import (
+    DEVICE,
+    DTYPES,
+    assert_deterministic,
+    dtypes,
+    guarded_memory,
+    hold_against,
+    layouts,
+    randn,
+)
+
+
+def tokens_below(V, *shape, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(V, shape, generator=generator).to(DEVICE)
+
+
+def operands(B, T, V, C, dtype=torch.float32, spare=2):
+    positions = randn(T + spare, C, dtype=dtype, seed=1)
+    return tokens_below(V, B, T), randn(V, C, dtype=dtype), positions
+
+
+def check(tokens, token_table, position_table):
+    dtype = token_table.dtype
+    hold_against(
+        embedding, native.embedding, (tokens, token_table, position_table), out_dtype=dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("C", [1, 2, 3, 7, 31, 33, 64, 127, 257])
+def test_values_and_gradients_are_rounded_once(C, dtype):
+    check(*operands(2, 5, 7, C, dtype))
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "V", "C"),
+    [
+        (8, 64, 7, 33),  # several programs share a row of the table
+        (1, 300, 2, 5),  # and add up many tiles each
+        (2, 3, 70, 16),  # most rows of the table are asked for by nobody
+        (3, 1, 5, 5000),  # rows longer than a tile
+        (1, 1, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_common_and_rare_tokens(B, T, V, C, dtype):
+    check(*operands(B, T, V, C, dtype))
+
+
+def test_without_positions():
+    tokens, token_table, _ = operands(2, 9, 7, 12)
+    check(tokens, token_table, None)
+
+
+@pytest.mark.parametrize(("B", "T", "V"), [(2, 3, 5), (1, 3, 1), (17, 1, 1)])
+def test_gradients_are_the_derivatives(B, T, V):
+    tokens, *tables = operands(B, T, V, 3, torch.float64)
+    tables = [table.requires_grad_() for table in tables]
+    assert gradcheck(lambda *inside: embedding(tokens, *inside), tables)
+
+
+def test_one_token_for_all():
+    tokens, token_table, position_table = operands(4, 33, 9, 8)
+    check(torch.full_like(tokens, 3), token_table, position_table)
+
+
+@given(layouts(), layouts(), layouts(), dtypes())
+def test_any_strides(of_tokens, of_table, of_positions, dtype):
+    tokens, token_table, position_table = operands(3, 5, 7, 9, dtype)
+    check(of_tokens(tokens), of_table(token_table), of_positions(position_table))
+
+
+def test_a_gradient_of_any_strides():
+    tokens, *tables = operands(3, 5, 7, 9, torch.float64)
+    tables = [table.requires_grad_() for table in tables]
+    for use in (torch.sum, lambda y: (y.transpose(0, 2) * randn(9, 5, 3)).sum()):
+        actual = torch.autograd.grad(use(embedding(tokens, *tables)), tables)
+        exact = torch.autograd.grad(use(native.embedding(tokens, *tables)), tables)
+        torch.testing.assert_close(actual, exact, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_no_tokens(shape):
+    token_table, position_table = randn(7, 3).requires_grad_(), randn(6, 3).requires_grad_()
+    with guarded_memory():
+        y = embedding(tokens_below(7, *shape), token_table, position_table)
+        y.sum().backward()
+    assert y.shape == (*shape, 3)
+    assert not token_table.grad.any()
+    assert not position_table.grad.any()
+
+
+@given(strategies.integers(0, 2**32), strategies.sampled_from([1, 2, 7, 33]))
+def test_the_gradient_of_a_sum_counts_tokens(seed, V):
+    tokens = tokens_below(V, 3, 17, seed=seed)
+    token_table = torch.zeros(V, 2, device=DEVICE, requires_grad=True)
+    embedding(tokens, token_table).sum().backward()
+    counts = torch.bincount(tokens.flatten(), minlength=V)
+    assert torch.equal(token_table.grad, counts[:, None].expand(V, 2).float())
+
+
+def test_the_same_bits_every_time():
+    tokens, *tables = operands(8, 40, 5, 33, torch.bfloat16)
+    tables = [table.requires_grad_() for table in tables]
+    dy = randn(8, 40, 33, dtype=torch.bfloat16)
+
+    def once():
+        y = embedding(tokens, *tables)
+        return y, *torch.autograd.grad(y, tables, dy)
+
+    assert_deterministic(once)
+
+
+def test_the_order_of_the_batch_changes_no_value():
+    tokens, *tables = operands(4, 9, 7, 16, torch.bfloat16)
+    forwards = embedding(tokens, *tables)
+    assert torch.equal(embedding(tokens.flip(0), *tables).flip(0), forwards)
+
+
+@pytest.mark.parametrize("wrong", [7, -1, 2**40])
+def test_a_token_outside_the_table_is_not_looked_up(wrong):
+    tokens, *tables = operands(1, 5, 7, 16)
+    tokens[0, 2] = wrong
+    y = embedding(tokens, *tables)
+    assert y[0, 2].isnan().all()
+    assert y[0, [0, 1, 3, 4]].isfinite().all()
+
+
+def test_only_the_gradients_that_are_wanted_are_made():
+    tokens, token_table, position_table = operands(2, 5, 7, 3)
+    embedding(tokens, token_table.requires_grad_(), position_table).sum().backward()
+    assert position_table.grad is None
+    table = token_table.detach()
+    embedding(tokens, table, position_table.requires_grad_()).sum().backward()
+    assert position_table.grad[:, 0].tolist() == [2, 2, 2, 2, 2, 0, 0]
+
+
+def test_tables_of_two_dtypes():
+    tokens, token_table, position_table = operands(2, 5, 7, 3)
+    tables = token_table.bfloat16().requires_grad_(), position_table.requires_grad_()
+    actual, exact = embedding(tokens, *tables), native.embedding(tokens, *tables)
+    assert actual.dtype == exact.dtype == torch.float32
+    assert torch.equal(actual, exact)
+    for mine, theirs in zip(
+        torch.autograd.grad(actual.sum(), tables),
+        torch.autograd.grad(exact.sum(), tables),
+        strict=True,
+    ):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+def test_twice_in_one_graph_and_under_checkpointing():
+    tokens, *tables = operands(2, 5, 7, 3, torch.float64)
+    tables = [table.requires_grad_() for table in tables]
+
+    def twice(function):
+        y = function(tokens, *tables) * checkpoint(
+            function, tokens.flip(1), *tables, use_reentrant=False
+        )
+        return torch.autograd.grad(y.sum(), tables)
+
+    torch.testing.assert_close(twice(embedding), twice(native.embedding), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "token_table", "position_table"),
+    [
+        ((5,), (7, 3), None),
+        ((2, 5), (7,), None),
+        ((2, 5), (0, 3), None),
+        ((2, 5), (7, 3), (4, 3)),
+        ((2, 5), (7, 3), (5, 2)),
+        ((2, 5), (7, 3), (3,)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(tokens, token_table, position_table):
+    position_table = None if position_table is None else randn(*position_table)
+    tokens = torch.zeros(tokens, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(ValueError, match=r"embedding: tokens .*, token_table .* do not fit"):
+        embedding(tokens, randn(*token_table), position_table)
+
+
+def test_tokens_must_be_int64():
+    tokens, *tables = operands(2, 5, 7, 3)
+    with pytest.raises(ValueError, match=r"tokens are torch.int32; give torch.int64"):
+        embedding(tokens.int(), *tables)
