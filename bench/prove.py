@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench import figures, timed
+from bench import figures, targets, timed
 from bench.stages import Outcome, failed, no_time, worst
 
 
@@ -46,6 +46,7 @@ STAGES = {
     "tune": Stage("bench.stages.tune", 12),
     "bench": Stage("bench.stages.speed", 35),
 }
+MOST_LINES = 12  # of a part; all of them are in the file
 CARD = "bench.stages.card"
 CARD_SECONDS = 60  # at most, for the ceilings; they need some ten
 SOFT = 0.85  # of its time, after which a stage begins no further part; all of it, and it is killed
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     date, commit = datetime.date.today().isoformat(), options.commit or figures.commit()
     path = save(options.out, stamp(result, date, commit))
-    print(f"\n{table(result['stages'])}\n\n{path}")
+    print(f"\n{told(result)}\n\n{path}")
     return 1 if worst(result["stages"].values()) == "failed" else 0
 
 
@@ -190,12 +191,22 @@ def save(folder: Path, result: dict) -> Path:
     return path
 
 
-def table(stages: dict) -> str:
-    width = max(map(len, stages))
-    return "\n".join(
-        f"{name:<{width}}  {stage['state']:<9}  {stage['seconds']:>6.1f} s  {stage['says']}"
-        for name, stage in stages.items()
-    )
+def told(result: dict) -> str:
+    """The end of the output: what each stage has to show, the targets, and the table of stages."""
+    stages = result["stages"].items()
+    lines = [
+        f"{name}: {line}"
+        for name, stage in stages
+        for part in stage["parts"].values()
+        for line in part.get("lines", ())[:MOST_LINES]
+    ]
+    verdicts = [targets.evaluate(target, result["rows"]) for target in targets.TARGETS]
+    lines += [verdict.sentence for verdict in verdicts if verdict.value is not None]
+    lines += [
+        f"{name:<9}{stage['state']:<10}{stage['seconds']:>6.1f} s  {stage['says']}"
+        for name, stage in stages
+    ]
+    return "\n".join(lines)
 
 
 def _options(arguments: list[str] | None):

@@ -42,6 +42,14 @@ class Verdict(NamedTuple):
     def reached(self) -> bool | None:
         return None if self.value is None else self.value >= self.target.at_least
 
+    @property
+    def sentence(self) -> str:
+        what, case, direction, at_least, _ = self.target
+        says = {None: "not measured", True: "reached", False: "missed"}[self.reached]
+        value = "" if self.value is None else f" {self.value:.2f} of"
+        place = f"{case.operation} {timed.shape(case)} {direction}"
+        return f"{says}:{value} {at_least:.2f}, {what}, {place}, {self.against}"
+
 
 def times_faster_than(*rivals: str) -> Measure:
     """Their median over ours, of the fastest of `rivals` that was measured."""

@@ -8,14 +8,12 @@ The order of `CARD` is the order of measurement within an operation: time may ru
 Letters: B batch, T time, C channels, H heads, V vocabulary.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 
 from bench.cases import GPT2, GPT2_XL, LECTURE, PRECISIONS, Case, Sizes
-from gpt.model import GPT
-from gpt.presets import ModelConfig
-from kernels import native
 
 PASSES = ("forward", "backward", "both")
 STEP = "step"  # the one pass of an optimizer
@@ -47,7 +45,7 @@ class ModuleCase(NamedTuple):
 
 
 class OptimizerCase(NamedTuple):
-    """A step of an optimizer over the parameters of a GPT."""
+    """A step of an optimizer over the parameters of GPT-2."""
 
     operation: str
     sizes: Sizes
@@ -64,11 +62,17 @@ class OptimizerCase(NamedTuple):
             parameters.append(parameter)
         return tuple(parameters)
 
-    def shapes(self) -> list[torch.Size]:
-        _, _, T, C, H, V = self.sizes
-        config = ModelConfig(V, T, self.n_layer, H, C, head_bias=False, tied_head=True)
-        with torch.device("meta"):
-            return [weight.shape for weight in GPT(config, native.OPS).parameters()]
+    def shapes(self) -> list[tuple[int, ...]]:
+        _, _, T, C, _, V = self.sizes
+        norm = [(C,), (C,)]
+        attention = [(3 * C, C), (3 * C,), (C, C), (C,)]
+        feed_forward = [(4 * C, C), (4 * C,), (C, 4 * C), (C,)]
+        block = [*norm, *attention, *norm, *feed_forward]
+        return [(V, C), (T, C), *self.n_layer * block, *norm]
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(math.prod, self.shapes()))
 
 
 GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
@@ -146,7 +150,7 @@ def passes(case) -> tuple[str, ...]:
 def shape(case) -> str:
     """The shape of a case as tables print it, with its options."""
     if isinstance(case, OptimizerCase):
-        return f"{sum(shape.numel() for shape in case.shapes()) / 1e6:.1f} M parameters"
+        return f"{case.parameters / 1e6:.1f} M parameters"
     _, B, T, C, H, V = case.sizes
     D, rows = C // H, B * T
     text = {
@@ -170,8 +174,7 @@ def shape(case) -> str:
 def work(case) -> dict[str, Work]:
     """The least work of each pass."""
     if isinstance(case, OptimizerCase):  # parameter and two moments read and written, gradient read
-        elements = 7 * sum(shape.numel() for shape in case.shapes())
-        return {STEP: Work(elements * PRECISIONS[case.precision].wide.itemsize)}
+        return {STEP: Work(7 * case.parameters * PRECISIONS[case.precision].wide.itemsize)}
     forward, backward, both = _elements(case)
     forward_flops, backward_flops = _flops(case)
     size = PRECISIONS[case.precision].narrow.itemsize

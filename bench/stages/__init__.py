@@ -4,9 +4,9 @@
 
 A stage works through its parts, mostly operations, and after each writes its report: a JSON file
 {"at": the part that is being worked on, "parts": {name: outcome}}. An outcome has a `state`, one
-of `STATES`, and a sentence under `says`. A stage catches nothing: an error that loses the card
-takes the process with it, the report says where, and `bench.prove` starts it again `--without`
-the parts that have their outcome.
+of `STATES`, a sentence under `says`, and perhaps more `lines` for people. A stage catches nothing:
+an error that loses the card takes the process with it, the report says where, and `bench.prove`
+starts it again `--without` the parts that have their outcome.
 """
 
 import argparse
@@ -14,6 +14,9 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+# a pytest with no other plugins than it is told of: what is installed on a card is not ours
+ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 STATES = ("passed", "not there", "no time", "failed")  # the later, the worse
 Outcome = dict

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.figures import REPOSITORY
-from bench.stages import failed, outcomes, passed, work_through
+from bench.stages import ALONE, failed, outcomes, passed, work_through
 
 TESTS = "tests/kernels"
 WORKERS = 12  # they compile most of the time, each on one core
@@ -26,10 +26,10 @@ def work(part: str, seconds: float) -> dict:
 def run(tests: str, file: Path, seconds: float) -> str | None:
     """Run `tests`, their outcomes going to `file`; None, or why not all of them have run."""
     command = [sys.executable, "-m", "pytest", tests, "-p", "bench.stages.outcomes", "--tb=short"]
+    command += ["-W", "default"]  # a library's deprecation there says nothing of our numbers
     if importlib.util.find_spec("xdist"):
         command += ["-p", "xdist.plugin", "-n", str(min(WORKERS, os.cpu_count() or 1))]
-    # no other plugin that happens to be installed: our warnings are errors, theirs too
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", outcomes.FILE: str(file)}
+    environment = os.environ | ALONE | {outcomes.FILE: str(file)}
     try:
         code = subprocess.run(command, cwd=REPOSITORY, env=environment, timeout=seconds).returncode
     except subprocess.TimeoutExpired:
@@ -48,12 +48,19 @@ def judge(ran: list[tuple[str, str, str]], ended: str | None) -> dict:
     counts = Counter(outcome for _, outcome, _ in ran)
     says = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     says = says or "no test has run"
-    failures = {test: text[-2000:] for test, outcome, text in ran if outcome == "failed"}
-    if failures:
-        return failed(f"{says}; the first is {next(iter(failures))}", failures=failures)
+    lines = [f"{test}: {_last_line(text)}" for test, outcome, text in ran if outcome == "failed"]
+    if lines:
+        return failed(says, lines=lines)
     if ended or not counts["passed"]:
         return failed(f"{says}; {ended}" if ended else says)
     return passed(says)
+
+
+def _last_line(text: str) -> str:
+    """What went wrong, of a traceback: the last line that pytest marks with an E."""
+    lines = text.strip().splitlines() or [""]
+    marked = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
+    return (marked or lines)[-1][:200]
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ def work(operation: str, seconds: float) -> Outcome:
             for kernel in asked_by(case, device):
                 tried += climb(case, kernel, device, watch, pool, deadline)
     lines = [proposal(one) for one in tried if one.get("best")]
-    says = f"{len(tried)} tiles timed; " + ("; ".join(lines) or "no better tile")
-    return passed(says, tried=tried)
+    return passed(f"{len(tried)} tiles timed, {len(lines)} better", lines=lines, tried=tried)
 
 
 def climb(case, kernel: str, device, watch, pool, deadline: float) -> list[dict]:

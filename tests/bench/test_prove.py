@@ -5,10 +5,13 @@ import time
 
 import pytest
 import torch
+import triton
 
-from bench import figures, prove
+from bench import figures, prove, timed
+from bench.cases import Case
 from bench.stages import (
     failed,
+    ledger,
     no_time,
     parity,
     passed,
@@ -20,6 +23,8 @@ from bench.stages import (
     worst,
 )
 from bench.stages.tune import neighbours
+from bench.timed import GPT2_64K
+from kernels import launch
 
 CARD = {
     "name": "NVIDIA H200",
@@ -308,9 +313,10 @@ def test_the_sanitized_program_names_every_operation_that_has_dropout():
 def test_parity_fails_with_a_test_and_with_tests_that_did_not_run():
     ran = [("t::a", "passed", ""), ("t::b", "skipped", "no"), ("t::c", "passed", "")]
     assert parity.judge(ran, None) == passed("2 passed, 1 skipped")
-    wrong = parity.judge([*ran, ("t::d", "failed", "E assert 1 == 2")], None)
+    text = "t.py:3\nE   assert 1 == 2\nt.py:3: Error"
+    wrong = parity.judge([*ran, ("t::d", "failed", text)], None)
     assert wrong["state"] == "failed"
-    assert "t::d" in wrong["says"]
+    assert wrong["lines"] == ["t::d: assert 1 == 2"]
     assert parity.judge(ran, "the time was over before the last test")["state"] == "failed"
     assert parity.judge([("t::b", "skipped", "no")], None)["state"] == "failed"
 
@@ -329,6 +335,40 @@ def test_bench_keeps_what_was_measured_before_a_failure():
     broken = speed.judge("attention", [row], 1)
     assert (broken["state"], broken["rows"]) == ("failed", [row])
     assert speed.judge("attention", [], 0) == no_time()
+
+
+def test_the_loaded_kernels_are_held_against_the_ledger(monkeypatch, tmp_path):
+    figures_of_it = {"registers": 40, "spills": 0, "shared": 1024}
+    row = {"key": "layer_norm._forward() C=768", "target": "80", "cards": [80, 86, 89]}
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps({triton.__version__: [row | figures_of_it]}))
+    monkeypatch.setattr(ledger, "COMMITTED", path)
+    loaded = {row["key"]: figures_of_it}
+    monkeypatch.setattr(ledger, "loaded", lambda case: loaded)
+    with launch.target(86):
+        assert ledger.work("layer_norm", 1.0)["state"] == "passed"
+        loaded[row["key"]] = figures_of_it | {"registers": 41}
+        wrong = ledger.work("layer_norm", 1.0)
+        assert wrong["state"] == "failed"
+        assert "'registers': 41" in wrong["lines"][0]
+        loaded["layer_norm._forward() C=384"] = figures_of_it
+        assert any("not in the ledger" in line for line in ledger.work("layer_norm", 1.0)["lines"])
+        path.write_text(json.dumps({"0.0.1": []}))
+        assert ledger.work("layer_norm", 1.0)["state"] == "not there"
+
+
+def test_what_people_read_last_is_the_table_of_stages(monkeypatch, tmp_path, capsys):
+    case = Case("layer_norm", GPT2_64K)
+    row = ROW | {"operation": "layer_norm", "shape": timed.shape(case), "pass": "forward"}
+    parts = {"layer_norm": passed("3 figures", rows=[row | {"ceiling": 0.9}])}
+    outcomes = {"speed": parts, "tune": {"a": passed("9 tiles timed", lines=["a better tile"])}}
+    _command(monkeypatch, tmp_path, Card(0, outcomes), "--stages", "tune,bench")
+    *_, better, target, tune, bench, _, path = capsys.readouterr().out.splitlines()
+    assert better == "tune: a better tile"
+    assert target.startswith("reached: 0.90 of 0.85, share of copy bandwidth, layer_norm 65,536")
+    assert tune.split()[:2] == ["tune", "passed"]
+    assert bench.split()[:2] == ["bench", "passed"]
+    assert path.endswith(".json")
 
 
 def test_repeat_compares_bits():
