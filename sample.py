@@ -1,9 +1,14 @@
 """Load a run and let it speak. `python sample.py --help` lists the options.
 
 python sample.py --out-dir out --start "ROMEO:" --max-new-tokens 300
+
+Samples go to stdout, one after the other, each as it is made; how fast they came, to stderr.
 """
 
+import json
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,9 +18,11 @@ import torch
 import kernels
 from gpt import Refused, hardware
 from gpt.corpus import read_text
-from gpt.generate import generate, stream_text
+from gpt.generate import TextStream, generate
 from gpt.options import parse
 from gpt.run import load_model
+
+SEPARATOR = "---------------"
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,20 @@ class SampleConfig:
     out_dir: str = "out"  # the run
     checkpoint: Literal["best", "last"] = "best"  # of lowest validation loss, or the latest
     start: str = "\n"  # the prompt, or FILE:path for the text of a file
-    num_samples: int = 1
+    num_samples: int = 1  # all of them are made at once
     max_new_tokens: int = 500
     temperature: float = 0.8  # 1 is the model's own distribution, 0 the likeliest token always
     top_k: int = 200  # only among the likeliest k tokens; 0 is all
     top_p: float = 1.0  # only among the likeliest that together have this probability
     stop: str = ""  # end a sample before this text
+    slide: int = (
+        1  # past the block size, move the context by so many tokens at once; 1: the lecture
+    )
     seed: int = 1337
+    json: bool = False  # print one JSON object instead of the text
     kernels: str = "auto"  # auto, triton, torch, reference, or triton,attention=torch
     device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and cache
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 def check(config: SampleConfig) -> SampleConfig:
     """Refuse numbers that make no sample."""
-    for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("top_k", 0)):
+    for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("top_k", 0), ("slide", 1)):
         if getattr(config, name) < least:
             raise Refused(f"--{name.replace('_', '-')} must be at least {least}")
     if not 0.0 <= config.temperature < float("inf"):
@@ -60,36 +72,102 @@ def check(config: SampleConfig) -> SampleConfig:
 
 
 def sample(config: SampleConfig) -> None:
+    # the model
     device = hardware.choose_device(config.device)
     try:
         ops = None if config.kernels == "reference" else kernels.load(config.kernels, device)
     except ValueError as error:
         raise Refused(f"--{error}") from None
     model, tokenizer, _ = load_model(Path(config.out_dir), config.checkpoint, ops, device)
-    text = config.start
-    if text.startswith("FILE:"):
-        text = read_text(Path(text.removeprefix("FILE:")))
-    tokens = tokenizer.encode(text)
+    model.to(choose_dtype(config.dtype, device))
+    block_size = model.config.block_size
+    if config.slide > block_size:
+        raise Refused(f"--slide is at most the run's block size, {block_size}")
+
+    # the prompt
+    start = config.start
+    if start.startswith("FILE:"):
+        start = read_text(Path(start.removeprefix("FILE:")))
+    tokens = tokenizer.encode(start)
     if len(tokens) == 0:
         raise Refused("the prompt is empty; give at least one character with --start")
-    prompt = torch.from_numpy(tokens)[None].to(device)  # (1, T)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    for number in range(config.num_samples):
-        if number:
-            print("---------------")
-        made = generate(
-            model,
-            prompt,
-            config.max_new_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            generator=generator,
-        )
-        print(text, end="", flush=True)
-        for piece in stream_text(made, tokenizer.stream(), config.stop):
+    prompts = torch.from_numpy(tokens).to(device).expand(config.num_samples, -1)  # (B, T)
+
+    # the samples
+    began, first = time.perf_counter(), 0.0
+    tokens = generate(
+        model,
+        prompts,
+        config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        slide=config.slide,
+        vocab_size=tokenizer.vocab_size,
+        generator=torch.Generator(device).manual_seed(config.seed),
+    )
+    streams = [TextStream(tokenizer.stream(), config.stop) for _ in range(config.num_samples)]
+    texts = [""] * config.num_samples
+    last = None  # of the samples, the one that is being printed
+    for number, piece in in_order(tokens, streams):
+        first = first or time.perf_counter() - began
+        texts[number] += piece
+        if not config.json:
+            if number != last:
+                print(f"\n{SEPARATOR}\n{start}" if number else start, end="")
             print(piece, end="", flush=True)
+            last = number
+
+    # what came of it
+    seconds, made = time.perf_counter() - began, sum(stream.tokens for stream in streams)
+    speed = {
+        "tokens": made,
+        "seconds": seconds,
+        "tokens_per_second": made / seconds,
+        "first_token_seconds": first,
+    }
+    if config.json:
+        samples = [
+            {"text": text, "tokens": stream.tokens, "stopped": stream.stopped}
+            for text, stream in zip(texts, streams, strict=True)
+        ]
+        print(json.dumps({"start": start, "samples": samples, **speed}))
+    else:
         print()
+    print(
+        f"{made:,} tokens in {seconds:.2f} s, {made / seconds:,.0f} tokens/s; "
+        f"the first after {1e3 * first:.0f} ms",
+        file=sys.stderr,
+    )
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Of `--dtype`; auto is 16 bits on a CUDA card, where generation is bound by their number."""
+    if name == "auto" and device.type != "cuda":
+        return torch.float32
+    return hardware.choose_dtype(name, device)
+
+
+def in_order(
+    tokens: Iterator[torch.Tensor], streams: list[TextStream]
+) -> Iterator[tuple[int, str]]:
+    """(sample, text) as soon as it can be printed: when all samples before it are over."""
+    waiting = [""] * len(streams)
+    current = 0
+    for step in tokens:  # (B,)
+        for number, token in enumerate(step.tolist()):
+            if not streams[number].stopped:
+                waiting[number] += streams[number](token)
+        while current < len(streams):
+            yield current, waiting[current]
+            waiting[current] = ""
+            if not streams[current].stopped:
+                break
+            current += 1
+        else:
+            return  # all are stopped
+    for number in range(current, len(streams)):
+        yield number, waiting[number] + streams[number].rest()
 
 
 if __name__ == "__main__":

@@ -74,12 +74,14 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        qkv = self.qkv(x)  # (B, T, 3C)
+        return self.attend(self.qkv(x))  # by way of (B, T, 3C)
+
+    def attend(self, qkv):
         dropout_p = self.dropout_p if self.training else 0.0
         if self.qk_norm or self.rotary is not None:
             q, k, v = self.position_queries_and_keys(qkv)  # (B, H, T, D) each
             out = self.ops.attention(q, k, v, dropout_p=dropout_p)  # (B, H, T, D)
-            out = out.transpose(1, 2).reshape(x.shape)  # (B, T, C)
+            out = out.transpose(1, 2).flatten(2)  # (B, T, C)
         else:
             out = self.ops.attention_qkv(qkv, self.n_head, dropout_p=dropout_p)  # (B, T, C)
         return self.dropout(self.proj(out))
@@ -181,12 +183,7 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, tokens, targets=None):
-        position = self.position_embedding_table.weight if self._has_positions else None
-        x = self.ops.embedding(tokens, self.token_embedding_table.weight, position)  # (B, T, C)
-        if torch.is_autocast_enabled(x.device.type):
-            # the residual stream in the dtype of the products: half the bytes, as in llm.c
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = self.dropout(x)
+        x = self.embed(tokens)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)
         if targets is None:
@@ -195,6 +192,14 @@ class GPT(nn.Module):
             x, self.lm_head.weight, self.lm_head.bias, targets, ignore_index=IGNORE_INDEX
         )
         return None, loss
+
+    def embed(self, tokens):
+        position = self.position_embedding_table.weight if self._has_positions else None
+        x = self.ops.embedding(tokens, self.token_embedding_table.weight, position)  # (B, T, C)
+        if torch.is_autocast_enabled(x.device.type):
+            # the residual stream in the dtype of the products: half the bytes, as in llm.c
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return self.dropout(x)
 
     @property
     def _has_positions(self) -> bool:

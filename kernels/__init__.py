@@ -65,7 +65,7 @@ class Ops(NamedTuple):
     attention_step: Callable
     # (logits (B, V), *, temperature, top_k, top_p, seed () int64) -> tokens (B,) int64
     # The same tokens for the same logits and seed, as exp(logits / temperature) would draw them.
-    # Only tokens count with fewer than top_k likelier ones, and those with less than top_p together.
+    # Tokens count that have fewer than top_k likelier ones (0: any number), together below top_p.
     draw: Callable
 
 

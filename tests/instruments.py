@@ -99,13 +99,22 @@ def differentiate(function, operands, upstream=None, dtype=None):
 
 
 def hold_against(
-    operation, oracle, operands, *, backward=True, out_dtype=None, compute=None, factor=2.0
+    operation,
+    oracle,
+    operands,
+    *,
+    backward=True,
+    out_dtype=None,
+    compute=None,
+    factor=2.0,
+    gradient_factor=None,
 ) -> None:
     """Check `operation(*operands)` and its gradients against `oracle`: rounded once, memory intact.
 
     Both functions take `operands` (tensors or None) in this order and return a tensor or a tuple of
     `out_dtype` (that of the first operand). The gradients that flow in are random. An operation
-    that rounds in the middle states the dtype of its baseline in `compute`, else fp32.
+    that rounds in the middle states the dtype of its baseline in `compute`, else fp32, and may
+    state another factor for its gradients.
     """
     out_dtype = out_dtype or operands[0].dtype
     compute = compute or torch.promote_types(out_dtype, torch.float32)
@@ -132,7 +141,8 @@ def hold_against(
                 dtypes.append(operand.dtype)
     for name, dtype, *values in zip(names, dtypes, actual, exact, baseline, strict=True):
         assert values[0].dtype == dtype, f"{name} is {values[0].dtype}, not {dtype}"
-        assert_rounded_once(*values, name, factor)
+        is_gradient = gradient_factor is not None and name.startswith("gradient")
+        assert_rounded_once(*values, name, gradient_factor if is_gradient else factor)
 
 
 def assert_deterministic(function, repeats=3) -> None:
@@ -145,6 +155,36 @@ def assert_deterministic(function, repeats=3) -> None:
         first = first or bits
         for index, (once, again) in enumerate(zip(first, bits, strict=True)):
             assert torch.equal(once, again), f"output {index} changed its bits in repeat {repeat}"
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+# temperature, top_k, top_p
+DRAWING_RULES = ((1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.7), (2.0, 5, 0.9))
+
+
+def restricted_softmax(logits, temperature, top_k, top_p):
+    """softmax(logits / temperature) in fp64 over the tokens that top_k and top_p leave: (V,)."""
+    p = (logits.cpu().double() / temperature).softmax(0)
+    for token, own in enumerate(p.tolist()):
+        likelier = p[p > own]
+        if (0 < top_k <= len(likelier)) or likelier.sum() >= top_p:
+            logits = logits.index_fill(0, torch.tensor(token, device=logits.device), -math.inf)
+    return (logits.cpu().double() / temperature).softmax(0)
+
+
+def assert_drawn_from(drawn, probabilities) -> None:
+    """A chi-square test at p > 0.001 of tokens (N,) against their probabilities (V,)."""
+    observed = drawn.cpu().bincount(minlength=len(probabilities))
+    possible = probabilities > 0
+    assert observed[~possible].sum() == 0, f"impossible tokens were drawn: {observed.tolist()}"
+    observed, expected = observed[possible], len(drawn) * probabilities[possible]
+    assert expected.min() >= 5, "too few draws for a chi-square test"
+    if len(expected) > 1:
+        chi_square = ((observed - expected) ** 2 / expected).sum()
+        freedom = torch.tensor(len(expected) - 1, dtype=torch.float64)
+        p = torch.special.gammaincc(freedom / 2, chi_square / 2).item()
+        assert p > 0.001, f"drawn {observed.tolist()}, expected {expected.tolist()}: p = {p:.2g}"
 
 
 # --- guarded memory -------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""A GPT that keeps the keys and values of earlier tokens: what is new costs one token, not T.
+
+`fill` computes a context at once and keeps its keys and values; `step` takes the next token of each
+row, one operation for each matrix. Both compute what `gpt/model.py` does on the whole context: at
+position t of every layer, key and value depend on the tokens 0 ... t alone.
+
+They depend on *all* of these, which is why a cache cannot roll. When the context moves on and its
+first token falls out, learned positions shift by one for every token; with rotary positions the
+first layer's keys could stay, but from the second layer on they are made of values that have seen
+the token which is gone. What equals the cropped context is a new `fill`, and nothing else does.
+
+Letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
+"""
+
+import torch
+
+from gpt.model import GPT
+from gpt.presets import NORM_EPS
+
+
+class CachedGPT:
+    """`model` and B rows of text of any lengths, all state on the device, no size ever changing.
+
+    Row b has position[b] tokens behind it, kept at 0 ... position[b] - 1 of its cache. What lies
+    beyond is not seen by any query before it is written.
+    """
+
+    def __init__(self, model: GPT, rows: int):
+        config, weight = model.config, model.ln_f.weight
+        self.model = model
+        D = config.n_embd // config.n_head
+        shape = (config.n_layer, 2, rows, config.n_head, config.block_size, D)
+        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # (B,)
+
+    def fill(self, rows, tokens, lengths) -> None:
+        """Let rows (R,) begin anew with the first lengths (R,) of tokens (R, T).
+
+        Shorter contexts are filled up on the right, where no earlier token looks.
+        """
+        self.position[rows] = lengths
+        T = tokens.shape[1]
+        if T == 0:
+            return
+        blocks = self.model.blocks
+        x = self.model.embed(tokens)  # (R, T, C)
+        for block, cache in zip(blocks, self.cache, strict=True):
+            qkv = block.sa.qkv(block.ln1(x))  # (R, T, 3C)
+            _, k, v = block.sa.position_queries_and_keys(qkv)  # (R, H, T, D)
+            cache[0, rows, :, :T], cache[1, rows, :, :T] = k, v
+            if block is not blocks[-1]:  # whose output would only make logits
+                x = x + block.sa.attend(qkv)
+                x = x + block.ffwd(block.ln2(x))
+
+    def step(self, token) -> torch.Tensor:
+        """The logits (B, V) that follow token (B,), which becomes part of the rows."""
+        ops, blocks = self.model.ops, self.model.blocks
+        x = self._embed(token)  # (B, C)
+        for block, cache in zip(blocks, self.cache, strict=True):
+            sa, ffwd = block.sa, block.ffwd
+            qkv = self._linear(sa.qkv, x, block.ln1)  # (B, 3C)
+            heads = ops.attention_step(
+                qkv, cache, self.position, qk_norm=sa.qk_norm, eps=NORM_EPS, **_angles(sa.rotary)
+            )  # (B, C)
+            x = self._linear(sa.proj, heads, residual=x)  # (B, C)
+            hidden = self._linear(ffwd.up, x, block.ln2, activation=ffwd.activation)  # (B, 4C)
+            x = self._linear(ffwd.down, hidden, residual=x)  # (B, C)
+        self.position += 1
+        return self._linear(self.model.lm_head, x, self.model.ln_f)
+
+    def _embed(self, token):
+        x = self.model.token_embedding_table(token)
+        if self.model.config.position == "learned":
+            x = x + self.model.position_embedding_table(self.position)
+        return x
+
+    def _linear(self, linear, x, norm=None, **options):
+        """residual + activation(linear(norm(x))) of one token, as one operation."""
+        if norm is not None:
+            options |= {
+                "norm": norm.kind,
+                "norm_weight": norm.weight,
+                "norm_bias": norm.bias,
+                "eps": NORM_EPS,
+            }
+        return self.model.ops.linear_step(x, linear.weight, linear.bias, **options)
+
+
+def _angles(rotary) -> dict:
+    return {} if rotary is None else {"cos": rotary.cos[:, 0], "sin": rotary.sin[:, 0]}
