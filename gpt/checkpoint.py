@@ -1,13 +1,18 @@
 """Checkpoints: tensors in safetensors, the rest in json, never pickle; whole or not there.
 
-A checkpoint NAME is `NAME.json`, which names its tensor files and their sha256. The tensor files
-are written first, under names that no checkpoint uses yet; renaming the json is the moment when
-the new checkpoint takes the place of the old one, and only then are old tensor files removed.
+A checkpoint NAME is `NAME.json`: its record, a sha256 of that record, and name and sha256 of each
+of its tensor files, which several checkpoints may share. Tensor files are written first, under
+names that no other content ever has; renaming the json is the moment when the new checkpoint takes
+the place of the old one; only then are tensor files removed that no checkpoint names any more.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,100 +20,162 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt import Refused
+from gpt.optim import Muon
 
 VERSION = 1
+LARGEST_JSON = 1 << 26  # bytes; a record is some hundred lines and a vocabulary
+TENSOR_FILE = re.compile(r"\d{7,}\.[0-9a-f]{16}\.\w+\.safetensors")  # step, sha256, kind
+ADAMW_STATE, MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+
+Tensors = dict[str, torch.Tensor]
 
 
-def save(folder: Path, name: str, tensors: dict[str, dict[str, torch.Tensor]], record: dict):
-    """Write checkpoint `name` of `tensors` = {"weights": {...}, "optimizer": {...}} and `record`.
+def save(folder: Path, names: dict[str, Iterable[str]], tensors: dict[str, Tensors], record: dict):
+    """Write `tensors` = {KIND: {...}} and `record` as checkpoints: {NAME: its kinds}, in order.
 
     `record` is plain json and holds at least "step". Raises `Refused` when the disk is full or
-    cannot be written; the checkpoint that stood under the name is then as it was.
+    cannot be written; every checkpoint is then the old one or the new one, whole.
     """
-    files = {}
-    written = []
     try:
-        for kind, group in tensors.items():
-            path = folder / f"{name}-{record['step']:07d}.{kind}.safetensors"
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            written += [partial]
-            save_file({key: tensor.contiguous() for key, tensor in group.items()}, partial)
-            _flush(partial)
-            files[kind] = {"name": path.name, "sha256": sha256(partial)}
-            partial.replace(path)
-        write_json(folder / f"{name}.json", {"version": VERSION, **record, "files": files})
+        files = {kind: _write_tensors(folder, kind, tensors[kind], record) for kind in tensors}
+        _flush(folder)  # the files' names, before a json that relies on them
+        for name, kinds in names.items():
+            whole = {"version": VERSION, **record, "files": {kind: files[kind] for kind in kinds}}
+            write_json(folder / f"{name}.json", {**whole, "sha256": _sha256_of_record(whole)})
     except (OSError, SafetensorError) as error:
-        for path in written:
-            path.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise Refused(
-            f"the checkpoint could not be saved to {folder} ({reason}); "
+            f"the checkpoint of step {record['step']} could not be saved to {folder} ({reason}); "
             "the one before it is whole, go on from it with --resume when there is room"
         ) from None
-    keep = {file["name"] for file in files.values()}
-    for path in folder.glob(f"{name}-*.safetensors"):
-        if path.name not in keep:
+    finally:
+        with contextlib.suppress(OSError):
+            _remove_unnamed(folder)
+
+
+def load(folder: Path, name: str, kinds: Iterable[str] = ("weights",)):
+    """The record of checkpoint `name` and the tensors of `kinds`, as `save` got them.
+
+    Raises `Refused` for a checkpoint that is missing, damaged, or of another version. A train.py
+    may be at work in the folder.
+    """
+    path = folder / f"{name}.json"
+    while True:
+        record = _read_record(path)
+        try:
+            return record, {kind: _read_tensors(path, record, kind) for kind in kinds}
+        except FileNotFoundError as error:
+            if _read_record(path) == record:
+                raise Refused(f"{error} is missing, though {path} names it") from None
+            # the checkpoint was replaced meanwhile: read the new one
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed in the middle of a file has left."""
+    for path in folder.glob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def _remove_unnamed(folder: Path) -> None:
+    """Remove the tensor files that no checkpoint of the folder names."""
+    named = set()
+    for path in folder.glob("*.json"):
+        try:
+            files = read_json(path).get("files", {})
+            named |= {file["name"] for file in files.values()}
+        except (Refused, AttributeError, TypeError, KeyError):
+            return  # of a damaged checkpoint nothing is thrown away
+    for path in folder.glob("*.safetensors"):
+        if TENSOR_FILE.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
 
 
-def load(folder: Path, name: str, kinds: tuple[str, ...] = ("weights",)):
-    """The record of checkpoint `name` and the tensors of `kinds`, as `save` got them.
+def _write_tensors(folder: Path, kind: str, tensors: Tensors, record: dict) -> dict:
+    partial = folder / f"{kind}.{os.getpid()}.partial"
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial)
+        _flush(partial)
+        digest = _sha256_of_file(partial)
+        # the same name only for the same content: a file that a checkpoint relies on never changes
+        path = folder / f"{record['step']:07d}.{digest[:16]}.{kind}.safetensors"
+        os.replace(partial, path)
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    return {"name": path.name, "sha256": digest}
 
-    Raises `Refused` for a checkpoint that is missing, damaged, or of another version.
-    """
-    record = read_json(folder / f"{name}.json")
-    if record.get("version") != VERSION:
-        raise Refused(
-            f"{folder / name}.json has version {record.get('version')!r}, and this program reads "
-            f"version {VERSION}"
-        )
-    tensors = {}
-    for kind in kinds:
-        try:
-            file = record["files"][kind]
-            path, expected = folder / Path(file["name"]).name, file["sha256"]
-        except (KeyError, TypeError):
-            raise Refused(f"{folder / name}.json names no {kind}; it is damaged") from None
-        if not path.is_file():
-            raise Refused(f"{path} is missing, though {name}.json names it")
-        if sha256(path) != expected:
-            raise Refused(f"{path} is damaged: its sha256 is not the one in {name}.json")
-        try:
-            tensors[kind] = load_file(path)
-        except SafetensorError as error:
-            raise Refused(f"{path} is no safetensors file: {error}") from None
-    return record, tensors
+
+def _read_record(path: Path) -> dict:
+    record = read_json(path)
+    version, expected = record.get("version"), record.pop("sha256", None)
+    if version != VERSION:
+        raise Refused(f"{path} has version {version!r}, and this program reads version {VERSION}")
+    if _sha256_of_record(record) != expected:
+        raise Refused(f"{path} is damaged: its sha256 is not that of its content")
+    return record
+
+
+def _read_tensors(path: Path, record: dict, kind: str) -> Tensors:
+    try:
+        name, expected = record["files"][kind]["name"], record["files"][kind]["sha256"]
+    except (KeyError, TypeError):
+        raise Refused(f"{path} names no {kind}; it is damaged, or no checkpoint of that") from None
+    if not isinstance(name, str) or not TENSOR_FILE.fullmatch(name):
+        raise Refused(f"{path} names {name!r}, which is no tensor file of its own folder")
+    tensor_path = path.parent / name
+    try:
+        if not stat.S_ISREG(tensor_path.stat().st_mode):
+            raise Refused(f"{tensor_path} is no file")
+        if _sha256_of_file(tensor_path) != expected:
+            raise Refused(f"{tensor_path} is damaged: its sha256 is not the one in {path.name}")
+        return load_file(tensor_path)
+    except FileNotFoundError:
+        raise FileNotFoundError(str(tensor_path)) from None
+    except OSError as error:
+        raise Refused(f"{tensor_path} cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise Refused(f"{tensor_path} is no safetensors file: {error}") from None
 
 
 def write_json(path: Path, record: dict) -> None:
     """Write `record` so that the file is the old one or the new one, whole, at every moment."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         _flush(partial)
-        partial.replace(path)
+        os.replace(partial, path)
         _flush(path.parent)  # the new name itself
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
 
 
 def read_json(path: Path) -> dict:
     """A json object, or `Refused`."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_JSON:
+            raise Refused(f"{path} is no file of at most {LARGEST_JSON >> 20} MiB")
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(f"{path} does not exist; is there a run in {path.parent}?") from None
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise Refused(f"{path} is not a JSON object")
     return record
 
 
-def sha256(path: Path) -> str:
+def _sha256_of_record(record: dict) -> str:
+    """Of a record as it is in json, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -124,7 +191,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def optimizer_tensors(optimizers, model) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizers, model) -> Tensors:
     """The optimizers' state as "NUMBER/PARAMETER/KEY" -> tensor."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
@@ -135,23 +202,24 @@ def optimizer_tensors(optimizers, model) -> dict[str, torch.Tensor]:
     }
 
 
-def load_optimizer_tensors(optimizers, model, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(optimizers, model, tensors: Tensors) -> None:
     """Set the state that `optimizer_tensors` gave; `Refused` when it is another model's."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     left = dict(tensors)
     for number, optimizer in enumerate(optimizers):
+        keys = MUON_STATE if isinstance(optimizer, Muon) else ADAMW_STATE
         whole = optimizer.state_dict()
         order = [p for group in optimizer.param_groups for p in group["params"]]
         whole["state"] = {}
         for index, parameter in enumerate(order):
             prefix = f"{number}/{names[id(parameter)]}/"
-            mine = [key for key in left if key.startswith(prefix)]
-            state = {key.removeprefix(prefix): left.pop(key) for key in mine}
-            for key, value in state.items():
-                if value.dim() and value.shape != parameter.shape:
-                    raise Refused(f"the optimizer's {key} of {prefix} has another shape")
-            if state:
-                whole["state"][index] = state
+            state = {key: left.pop(prefix + key) for key in keys if prefix + key in left}
+            if not state:
+                continue  # no step has been taken
+            shapes = {key: () if key == "step" else parameter.shape for key in keys}
+            if {key: value.shape for key, value in state.items()} != shapes:
+                raise Refused(f"the optimizer's state {prefix} is not that of this model's weight")
+            whole["state"][index] = state
         optimizer.load_state_dict(whole)
     if left:
         raise Refused(

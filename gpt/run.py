@@ -29,7 +29,7 @@ def save_run(folder: Path, name: str, progress: dict, model, optimizers, precisi
         tensors["optimizer"] = checkpoint.optimizer_tensors(optimizers, model)
         tensors["random"] = _random_state(precision.device)
     if ranks.is_main():
-        checkpoint.save(folder, name, tensors, record)
+        checkpoint.save(folder, {name: tensors}, tensors, record)
 
 
 def restore_run(folder: Path, model: nn.Module, optimizers, precision: Precision) -> dict:
