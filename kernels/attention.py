@@ -172,7 +172,8 @@ class PackedAttention(torch.autograd.Function):
 def _launch_forward(out, q, k, v, seed, constants):
     """Fill `out`, return the log-sum-exp (B, H, Tq) in base 2. The last stride of all is 1."""
     B, H, Tq, _ = q.shape
-    lse = torch.empty((B, H, Tq), dtype=_accumulator(q.dtype), device=q.device)
+    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
+    lse = torch.empty((B, H, Tq), dtype=accumulator, device=q.device)
     tile = options("attention_short" if Tq <= SHORT else "attention", q, constants)
     grid = (triton.cdiv(Tq, tile["M"]), H, B)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
@@ -245,16 +246,12 @@ def _constants(q, causal, dropout_p, scale, group):
     }
 
 
-def _accumulator(dtype):
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _autocast(x):
     """x as a matrix product takes it under autocast."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return x
-    return x.to(torch.get_autocast_dtype(device))
+    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
 
 
 def _seed(x, seed, constants):

@@ -13,7 +13,6 @@
   registers, and no accumulator has to be transposed.
 - Rows from Tq on are read as zeros, dout and delta too: they add exactly nothing to dK and dV.
   So do keys from Tk on to dQ, once P is 0 there (a P of such a key might overflow).
-- Dropout is remembered in the sign of P until dP is there, and takes no register of its own.
 """
 
 import torch
@@ -105,13 +104,11 @@ def _backward_q(
             if CAUSAL:
                 seen &= row[:, None] >= key[None, :]
             p = tl.where(seen, p, 0.0)
-        if THRESHOLD > 0:
-            keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
-            p = tl.where(keep, p, -p)
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee", out_dtype=ACC)  # (M, N)
         if THRESHOLD > 0:
-            dp = tl.where(p > 0, dp * KEEP_SCALE, 0.0)
-        ds = tl.abs(p) * (dp - delta[:, None])
+            keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
+            dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
+        ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee", out_dtype=ACC)
     dq_ptr += batch * stride_dqb + head * stride_dqh
     dq = (dq * SCALE).to(dq_ptr.dtype.element_ty)
@@ -189,16 +186,17 @@ def _backward_kv(
             p = tl.exp2(s * (SCALE * LOG2_E) - lse[None, :])
             if CAUSAL and first_row < first_key + N - 1:
                 p = tl.where(row[None, :] >= key[:, None], p, 0.0)
+            kept = p
             if THRESHOLD > 0:
                 keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
-                p = tl.where(tl.trans(keep), p, -p)
-            kept = tl.maximum(p, 0.0).to(dout.dtype)
-            dv = tl.dot(kept, dout, dv, input_precision="ieee", out_dtype=ACC)
+                keep = tl.trans(keep)  # (N, M)
+                kept = tl.where(keep, p, 0.0)
+            dv = tl.dot(kept.to(dout.dtype), dout, dv, input_precision="ieee", out_dtype=ACC)
             dp = tl.dot(v, tl.trans(dout), input_precision="ieee", out_dtype=ACC)  # (N, M)
             if THRESHOLD > 0:
-                dp = tl.where(p > 0, dp * KEEP_SCALE, 0.0)
+                dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
             delta = tl.load(delta_ptr + statistics + row, row < Tq, other=0.0)  # (M,)
-            ds = tl.abs(p) * (dp - delta[None, :])
+            ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee", out_dtype=ACC)
     dk_ptr += batch * stride_dkb + kv_head * stride_dkh
     dk = (dk * SCALE).to(dk_ptr.dtype.element_ty)

@@ -8,23 +8,94 @@ launched: the ledger compiles exactly those launches and nothing else.
 
 import contextlib
 import contextvars
+import functools
 from typing import Any, NamedTuple
 
 import torch
 
 # kernel -> architecture family -> tile; a family serves every later one that has no row.
 TILES: dict[str, dict[int, Any]] = {
+    # elements and columns of a warp, fewest warps of a program
+    "layer_norm": {80: (1_024, 256, 1)},
+    "add_layer_norm": {80: (512, 256, 2)},
+    # the same, and the warps of all programs: 16 for every SM of the family's largest card
+    "layer_norm_backward": {
+        80: (512, 512, 4, 16 * 108),
+        90: (512, 512, 4, 16 * 132),
+        100: (512, 512, 4, 16 * 148),
+        120: (512, 512, 4, 16 * 188),
+    },
+    # attention: head size -> rows, keys, warps, stages, registers of a thread at most
+    "attention": {
+        80: {64: (64, 64, 4, 3, None), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
+        90: {64: (128, 64, 8, 3, 128), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
+        100: {64: (128, 64, 8, 3, None), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
+        120: {64: (64, 64, 4, 3, None), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
+    },
+    "attention_short": {
+        80: {64: (64, 64, 4, 3, None), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
+        90: {64: (64, 64, 4, 3, 128), 128: (64, 64, 4, 2, None), 256: (128, 64, 8, 2, None)},
+        100: {64: (128, 64, 8, 3, None), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
+        120: {64: (64, 64, 4, 3, None), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
+    },
+    "attention_q": {
+        80: {64: (64, 32, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
+        90: {64: (64, 64, 4, 2, None), 128: (128, 64, 8, 2, None), 256: (128, 32, 8, 2, None)},
+        100: {64: (128, 64, 8, 2, None), 128: (128, 64, 8, 2, None), 256: (128, 32, 8, 2, None)},
+        120: {64: (64, 32, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
+    },
+    "attention_kv": {
+        80: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
+        90: {64: (64, 64, 4, 2, 192), 128: (32, 128, 8, 2, None), 256: (32, 64, 8, 2, None)},
+        100: {64: (64, 64, 4, 2, None), 128: (32, 64, 4, 2, None), 256: (32, 64, 4, 2, None)},
+        120: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
+    },
+    # fp32 and fp64 have no tensor cores here: IEEE products, for parity rather than speed
+    "attention_fp32": {
+        80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
+    },
+    "attention_short_fp32": {
+        80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
+    },
+    "attention_q_fp32": {
+        80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
+    },
+    "attention_kv_fp32": {
+        80: {64: (32, 32, 8, 1, None), 128: (16, 32, 8, 1, None), 256: (16, 32, 8, 1, None)}
+    },
     # bytes of a tile of short rows, of a tile of a long row, and of a tile per thread
     "cross_entropy": {80: (8_192, 16_384, 32)},
-    "attention": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_short": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_q": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_kv": {80: {D: (64, 64, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_short_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_q_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
-    "attention_kv_fp32": {80: {D: (32, 32, 4, 2, None) for D in (64, 128, 256)}},
     "embedding": {80: (4_096, 16, 4)},  # elements of a tile, its rows at most, warps
+    "activation": {80: (4_096, 8)},  # elements, warps
+    "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
+    "dropout": {80: (32, 128, 4)},  # rows, columns, warps
+    # the feed-forward's products: M, N, K, warps, stages; by pointers, and by descriptors with
+    # many columns (F of them) or few (C)
+    "gemm": {80: (128, 128, 32, 8, 4)},
+    "gemm_fp32": {80: (64, 32, 32, 4, 3)},
+    "gemm_wide": {90: (128, 256, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
+    "gemm_narrow": {90: (128, 128, 64, 8, 4), 120: (128, 128, 64, 8, 3)},
+}
+
+
+class Route(NamedTuple):
+    """Who computes the three products of the feed-forward behind which there is more to do."""
+
+    up: str  # "gemm": kernels.gemm does it tile by tile; "cublas": one pass over memory behind
+    down: str
+    gradient: str
+
+
+CUBLAS = Route("cublas", "cublas", "cublas")
+GEMM = Route("gemm", "gemm", "gemm")
+
+# family -> (bytes of an element, C, F) -> route. A row serves its own family alone. What has no row
+# is `CUBLAS`, the safe choice until a card has measured: PyTorch's products and fewer passes.
+ROUTES: dict[int, dict[tuple[int, int, int], Route]] = {
+    90: {
+        (2, 384, 1_536): CUBLAS,  # not measured
+        (2, 768, 3_072): CUBLAS,  # not measured
+    },
 }
 
 # linear_cross_entropy holds so many bytes of logits, up to a multiple of 128 rows: 2,688 rows of
@@ -46,6 +117,7 @@ class Launch(NamedTuple):
 
 
 _target: contextvars.ContextVar[int | None] = contextvars.ContextVar("target", default=None)
+_routed: contextvars.ContextVar[Route | None] = contextvars.ContextVar("routed", default=None)
 _recorded: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar(
     "recorded", default=None
 )
@@ -62,6 +134,21 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
         return  # nothing to do, and CUDA refuses an empty grid
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **options)
+
+
+def opaque(operation):
+    """`operation`, which `torch.compile` calls as it is instead of looking for its launches inside.
+
+    What is compiled ends before it and begins again behind it.
+    """
+
+    @functools.wraps(operation)
+    def call(*operands, **options):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(operation)(*operands, **options)
+        return operation(*operands, **options)
+
+    return call
 
 
 def architecture(device: torch.device) -> int:
@@ -81,6 +168,15 @@ def tile(kernel: str, device: torch.device):
     return rows[max(family for family in rows if family <= architecture(device))]
 
 
+def route(x: torch.Tensor, F: int) -> Route:
+    """How the feed-forward of x (..., C) with F channels inside is computed."""
+    chosen = _routed.get()
+    if chosen is not None:
+        return chosen
+    family = max(family for family in FAMILIES if family <= architecture(x.device))
+    return ROUTES.get(family, {}).get((x.element_size(), x.shape[-1], F), CUBLAS)
+
+
 @contextlib.contextmanager
 def target(architecture: int):
     """Choose tiles as on `architecture` (say 90), whatever the device is."""
@@ -89,6 +185,16 @@ def target(architecture: int):
         yield
     finally:
         _target.reset(token)
+
+
+@contextlib.contextmanager
+def routed(route: Route):
+    """Let the feed-forward go this way, whatever `ROUTES` says."""
+    token = _routed.set(route)
+    try:
+        yield
+    finally:
+        _routed.reset(token)
 
 
 @contextlib.contextmanager
