@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch, tile
+from kernels.launch import launch, opaque, tile
 
 VECTOR_BYTES = 16  # the widest load of a thread
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row; -inf - -inf would be NaN
@@ -237,6 +237,7 @@ def _empty_gradient(logits):
     return torch.empty_strided(shape, strides, dtype=logits.dtype, device=logits.device)
 
 
+@opaque
 def cross_entropy(logits, targets, *, ignore_index=-100):  # (..., V), (...) -> ()
     """Mean cross entropy over the targets that are not `ignore_index`; 0 where none counts."""
     V = logits.shape[-1] if logits.ndim else 0

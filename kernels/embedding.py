@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch, tile
+from kernels.launch import launch, opaque, tile
 
 ROWS_PER_SHARE = 8  # at least so many rows of dy per program, were all tokens equally common
 MOST_SHARES = 32
@@ -134,6 +134,7 @@ def _tiles(C, dtype, device):
     }
 
 
+@opaque
 def embedding(tokens, token_table, position_table=None):  # (B, T), (V, C), (P, C) -> (B, T, C)
     """token_table[tokens], plus the first T rows of position_table where there is one."""
     fits = tokens.ndim == token_table.ndim == 2 and token_table.numel() > 0

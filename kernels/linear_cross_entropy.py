@@ -124,6 +124,7 @@ def _scaled(gradient, dloss, count, dtype):
     return out
 
 
+@launch.opaque
 def linear_cross_entropy(
     x,  # (..., C)
     weight,  # (V, C)

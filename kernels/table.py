@@ -1,0 +1,66 @@
+"""Tables on the device by which one launch reaches many tensors.
+
+A kernel cannot take a list of tensors, but it can read where they lie: a table of addresses, one
+row per tensor, and a table of chunks, one row per program, say all there is to say. Whole chunks
+and their ends move in 16-byte vectors; what is left of a tensor, less than a vector, is done
+apart, because a mask that cuts a vector would make every load of the chunk narrow.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+CHUNK = 2048  # elements of a program: 8 for each of 256 threads
+VECTOR = 8  # elements that fill 16 bytes in 16 bits
+WIDE = 16  # bytes of the widest load
+
+
+@triton.jit
+def pointer(addresses_ptr, place, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address at `place` of a table, a multiple of ALIGNED bytes, as a pointer to DTYPE."""
+    address = tl.load(addresses_ptr + place)
+    return tl.multiple_of(address.to(tl.pointer_type(DTYPE)), ALIGNED)
+
+
+@triton.jit
+def chunk(chunks_ptr, CHUNK: tl.constexpr, VECTOR: tl.constexpr):
+    """This program's tensor, where its chunk begins, and its length in whole vectors and in all."""
+    row = chunks_ptr + tl.program_id(0).to(tl.int64) * 3
+    length = tl.load(row + 2)
+    return tl.load(row), tl.load(row + 1).to(tl.int64) * CHUNK, length // VECTOR * VECTOR, length
+
+
+def chunks(lengths, device):
+    """(chunks, 3) int32: the tensor, the place in units of CHUNK, the length."""
+    rows = [
+        (tensor, place, min(CHUNK, length - place * CHUNK))
+        for tensor, length in enumerate(lengths)
+        for place in range(triton.cdiv(length, CHUNK))
+    ]
+    return torch.tensor(rows, dtype=torch.int32, device=device).reshape(-1, 3)
+
+
+class Sent:
+    """A table on the device that follows rows of numbers on the host; nobody waits for anybody."""
+
+    def __init__(self, dtype, device):
+        self.dtype, self.device = dtype, device
+        self.rows = self.tensor = None
+
+    def send(self, rows) -> bool:
+        """Send `rows`, and say so, if they are not those that are there."""
+        if rows == self.rows:
+            return False
+        host = torch.tensor(rows, dtype=self.dtype)
+        if self.tensor is None:
+            self.tensor = torch.empty_like(host, device=self.device)
+        if self.tensor.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "numbers or addresses changed while a CUDA graph was captured; take a step "
+                    "before the capture, and keep gradients where they are instead of None"
+                )
+            host = host.pin_memory()
+        self.tensor.copy_(host, non_blocking=True)
+        self.rows = rows
+        return True
