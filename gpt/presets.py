@@ -115,6 +115,29 @@ _SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
     eval_interval=250,
 )
 
+_SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few steps as can be
+    _SHAKESPEARE_CHAR,
+    preset="speedrun",
+    model=ModelConfig(
+        dropout=0.2,
+        bias=False,
+        head_bias=False,
+        activation="relu_squared",
+        position="rope",
+        qk_norm=True,
+        projection_init="zero",
+    ),
+    optimizer="muon",
+    learning_rate=3e-3,
+    min_lr=0.0,
+    warmup_iters=20,
+    beta2=0.95,
+    grad_clip=0.0,
+    weight_decay=0.0,
+    max_iters=1200,
+    eval_interval=100,
+)
+
 _GPT2 = TrainConfig(  # nanoGPT, train.py: 12 sequences x 40 passes, half a million tokens a step
     preset="gpt2",
     model=ModelConfig(
@@ -183,6 +206,7 @@ PRESETS = {
     "lecture": _LECTURE,
     "lecture-small": _LECTURE_SMALL,
     "shakespeare-char": _SHAKESPEARE_CHAR,
+    "speedrun": _SPEEDRUN,
     "gpt2": _GPT2,
     "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
     "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),

@@ -1,0 +1,29 @@
+"""Whole training steps: every preset, by the reference, PyTorch, torch.compile and Triton.
+
+Set NANOGPT to the path of a checkout to have nanoGPT's own step in the same run.
+"""
+
+import os
+
+import torch
+
+from bench.stages import Outcome, not_there, passed, work_through
+from bench.training import SIZES, WAYS, measure, told, why_not
+
+SHARE = 0.5  # of a part's time spent timing; compiling and capturing need the rest
+MOST_SECONDS = 5.0
+PARTS = {f"{preset}: {way}": (preset, way) for preset in SIZES for way in WAYS}
+
+
+def work(part: str, seconds: float) -> Outcome:
+    preset, way = PARTS[part]
+    device, nanogpt = torch.device("cuda", 0), os.environ.get("NANOGPT")
+    reason = why_not(way, device, nanogpt)
+    if reason:
+        return not_there(reason)
+    row = measure(preset, way, device, min(MOST_SECONDS, SHARE * seconds), nanogpt)
+    return passed(told(row), figures=row, lines=[told(row)])
+
+
+if __name__ == "__main__":
+    work_through({part: 3 if "compiled" in part else 1 for part in PARTS}, work)
