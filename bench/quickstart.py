@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from bench.figures import commit
+from bench.figures import SCHEMA, commit
 from gpt.corpus import open_data
 from gpt.data import Data, windows
 
@@ -57,37 +57,35 @@ def main() -> int:
             ours = run_quickstart(options.text.resolve(), Path(folder) / "run")
         passed = next((e for e in ours if e["val_loss"] <= theirs["val_loss"]), None)
         run = {
-            "nanogpt_seconds": theirs["seconds"],
-            "nanogpt_val_loss": theirs["val_loss"],
-            "quickstart_seconds_to_that_loss": passed and passed["seconds"],
-            "quickstart_seconds": ours[-1]["seconds"],
-            "quickstart_val_loss": ours[-1]["val_loss"],
-            "times_sooner": passed and theirs["seconds"] / passed["seconds"],
+            "nanoGPT's loss": round(theirs["val_loss"], 4),
+            "nanoGPT, seconds": round(theirs["seconds"], 1),
+            "quickstart, seconds to that loss": passed and round(passed["seconds"], 1),
+            "times sooner": passed and round(theirs["seconds"] / passed["seconds"], 1),
+            "quickstart, seconds in all": round(ours[-1]["seconds"], 1),
+            "quickstart's loss": round(ours[-1]["val_loss"], 4),
         }
         runs.append(run)
         print(json.dumps(run, indent=1), flush=True)
     if options.json:
         figures = {
-            "kind": "quickstart",
+            "schema": SCHEMA,
+            "table": "quickstart",
             "date": date.today().isoformat(),
             "commit": commit(),
             "machine": machine(),
-            "runs": runs,
+            "rows": runs,
         }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
-def machine() -> dict:
+def machine() -> str:
     """The processor and the versions."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    processor = names[0] if names else platform.processor()
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores of {processor}, {versions}"
 
 
 def run_nanogpt(checkout: Path, data: Data, folder: Path) -> dict:
