@@ -93,15 +93,16 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
 
 def explain_auto(device: str | torch.device | None = None) -> tuple[str, str]:
     """What "auto" means on `device`: the name of a table, and the reason in a few words."""
+    device = _device(device)
     reason = unavailable_reason(device)
-    if reason is None:
+    if reason is None and device.type == "cuda":
         return "triton", "a CUDA card of compute capability 8.0 or newer"
-    return "torch", reason
+    return "torch", reason or f"the device is {device.type}, where kernels are only interpreted"
 
 
 def unavailable_reason(device: str | torch.device | None = None) -> str | None:
     """Why the Triton operations cannot run on `device`, or None where they can."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     try:
         import triton
     except ImportError:
@@ -118,6 +119,10 @@ def unavailable_reason(device: str | torch.device | None = None) -> str | None:
     if major < 8:
         return f"the card's compute capability is {major}.{minor}, and the kernels need 8.0"
     return None
+
+
+def _device(device) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def serving(ops: Ops) -> dict[str, str]:
