@@ -4,6 +4,7 @@
 PyTorch's own operations, or the lecture's modules.
 """
 
+import math
 import platform
 import sys
 from dataclasses import replace
@@ -22,7 +23,8 @@ from gpt.options import parse_run
 from gpt.presets import TrainConfig
 from gpt.progress import Progress
 from gpt.record import NoRecord, Record, open_folder
-from gpt.run import restore_run, save_run
+from gpt.run import Saver, restore_run
+from gpt.signals import StopSignals
 from gpt.step import Precision, choose_step, passes_per_step, tokens_per_step
 
 
@@ -70,54 +72,69 @@ def train(config: TrainConfig, device: torch.device) -> None:
 
     # the run, from its beginning or from its last checkpoint
     folder = Path(config.out_dir)
-    reached = {"step": 0, "seconds": 0.0, "best_val_loss": float("inf")}
+    lock = None  # held to the end
+    if ranks.is_main() and not config.eval_only:
+        lock, earlier = open_folder(folder, config.resume)
+        if earlier:
+            print(f"{folder} held an earlier run, which is kept as {earlier}")
+    reached = {"step": 0, "seconds": 0.0, "best_val_loss": math.inf, "losses": [], "skipped": 0}
     if config.resume:
-        reached = restore_run(folder, model, optimizers, precision)
+        reached = restore_run(folder, model, optimizers, precision, data)
         print(f"going on from step {reached['step']} of the run in {folder}")
     compiled = ranks.parallel(torch.compile(model) if config.compile else model)
     if config.eval_only:
         val_loss = evaluate(compiled, data, config, precision)
         print(f"step {reached['step']}: val loss {val_loss:.4f}")
         return
-    lock, earlier = open_folder(folder, config.resume) if ranks.is_main() else (None, None)
-    if earlier:
-        print(f"{folder} held an earlier run, which is kept as {earlier}")
 
     # the loop
-    first, best = reached["step"], reached["best_val_loss"]
+    first, best, val_loss = reached["step"], reached["best_val_loss"], reached.get("val_loss")
+    if first > config.max_iters:
+        raise Refused(f"the run has taken {first} steps, more than --max-iters {config.max_iters}")
     resume_at = first if config.resume else None
     record = Record(folder, config, resume_at) if ranks.is_main() else NoRecord()
     progress = Progress(
         record,
         config,
         device,
-        first_step=first,
-        seconds=reached["seconds"],
+        reached,
         tokens_per_step=tokens_per_step(config),
         flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step(config),
     )
     take_step = step_kind(compiled, optimizers, data, config, precision)
-    for step in range(first, config.max_iters + 1):
-        due = step % config.eval_interval == 0 or step == config.max_iters
-        if due and not (config.resume and step == first):  # where it stopped, that was done
-            with progress.paused():
-                val_loss = evaluate(compiled, data, config, precision)
-                progress.evaluation(step, val_loss)
-                improved, best = val_loss < best, min(best, val_loss)
-                reached = {"step": step, "val_loss": val_loss, "best_val_loss": best}
-                reached["seconds"] = progress.seconds
-                if improved:
-                    save_run(folder, "best", reached, model, [], precision, config, data)
-                save_run(folder, "last", reached, model, optimizers, precision, config, data)
-        if step < config.max_iters:
+    take_step.skipped = reached["skipped"]
+    saver = Saver(folder, config, data, model, optimizers, precision)
+    with record, saver, StopSignals() as signals:
+        for step in range(first, config.max_iters + 1):
+            stopping = ranks.any_rank(bool(signals.asked))
+            due = step % config.eval_interval == 0 or step == config.max_iters
+            if step == first and "val_loss" in reached:
+                due = False  # it was evaluated before the run was stopped
+            if due or (stopping and step > first):
+                with progress.paused():
+                    reached, improved = {"step": step, "skipped": take_step.skipped}, False
+                    if due:
+                        val_loss = reached["val_loss"] = evaluate(compiled, data, config, precision)
+                        progress.evaluation(step, val_loss)
+                        improved, best = val_loss < best, min(best, val_loss)
+                    saver.save({**reached, "best_val_loss": best, **progress.state()}, improved)
+            if stopping or step == config.max_iters:
+                break
             progress.step(step, take_step(step))
 
     # what came of it
     progress.bar.close()
+    if step < config.max_iters:
+        print(
+            f"stopped by {signals.asked} after step {step}, which is saved; go on with: "
+            f"python train.py --resume --out-dir {folder}"
+        )
+        return
     summary = {
         "best_val_loss": best,
-        "final_val_loss": reached["val_loss"],
+        "final_val_loss": val_loss,
         "steps": config.max_iters,
+        "skipped_steps": take_step.skipped,
         "training_seconds": progress.seconds,
         "tokens_per_second": progress.tokens_per_second(config.max_iters),
         "peak_memory_bytes": hardware.peak_memory(device),
@@ -135,7 +152,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
     )
     if ranks.is_main():
         speak(model, data, config, precision)
-        lock.close()
+    del lock
 
 
 def load_ops(config: TrainConfig, device: torch.device):
@@ -186,8 +203,7 @@ def speak(model, data, config: TrainConfig, precision: Precision) -> None:
     """Print a sample from the trained model, as it is made."""
     if not config.sample:
         return
-    start = data.tokenizer.encode("\n")
-    prompt = torch.from_numpy(start)[None].to(precision.device)  # (1, T)
+    prompt = torch.zeros((1, 1), dtype=torch.long, device=precision.device)  # as in the lecture
     generator = torch.Generator(precision.device).manual_seed(config.seed)
     tokens = generate(model, prompt, config.sample, generator=generator)
     for text in stream_text(tokens, data.tokenizer.stream()):

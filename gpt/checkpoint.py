@@ -30,11 +30,18 @@ ADAMW_STATE, MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",
 Tensors = dict[str, torch.Tensor]
 
 
-def save(folder: Path, names: dict[str, Iterable[str]], tensors: dict[str, Tensors], record: dict):
+def save(
+    folder: Path,
+    names: dict[str, Iterable[str]],
+    tensors: dict[str, Tensors],
+    record: dict,
+    forget: Iterable[str] = (),
+) -> None:
     """Write `tensors` = {KIND: {...}} and `record` as checkpoints: {NAME: its kinds}, in order.
 
-    `record` is plain json and holds at least "step". Raises `Refused` when the disk is full or
-    cannot be written; every checkpoint is then the old one or the new one, whole.
+    `record` is plain json and holds at least "step". The checkpoints named in `forget` are then
+    removed. Raises `Refused` when the disk is full or cannot be written; every checkpoint is then
+    the old one or the new one, whole.
     """
     try:
         files = {kind: _write_tensors(folder, kind, tensors[kind], record) for kind in tensors}
@@ -42,6 +49,8 @@ def save(folder: Path, names: dict[str, Iterable[str]], tensors: dict[str, Tenso
         for name, kinds in names.items():
             whole = {"version": VERSION, **record, "files": {kind: files[kind] for kind in kinds}}
             write_json(folder / f"{name}.json", {**whole, "sha256": _sha256_of_record(whole)})
+        for name in forget:
+            (folder / f"{name}.json").unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Refused(
@@ -139,10 +148,15 @@ def _read_tensors(path: Path, record: dict, kind: str) -> Tensors:
 
 
 def write_json(path: Path, record: dict) -> None:
-    """Write `record` so that the file is the old one or the new one, whole, at every moment."""
+    """Write `record`; see `write_whole`."""
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is the old one or the new one, whole, at every moment."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.write_bytes(content)
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)  # the new name itself

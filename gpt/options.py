@@ -157,6 +157,7 @@ def check(config: TrainConfig) -> TrainConfig:
         ("warmup_iters", 0),
         ("lr_decay_iters", 0),
         ("sample", 0),
+        ("keep", 0),
         ("seed", 0),
         ("learning_rate", 0),
         ("muon_learning_rate", 0),

@@ -79,6 +79,8 @@ class TrainConfig:
     out_dir: str = "out"  # an earlier run in it is kept under another name
     init_from: Literal["scratch", "resume"] = "scratch"
     resume: bool = False  # go on from the last checkpoint in out_dir
+    keep: int = 0  # so many older checkpoints stay beside the last and the best
+    nan: Literal["stop", "skip"] = "stop"  # a step whose loss or gradients are not finite
     log: Literal["none", "tensorboard", "wandb"] = "none"  # besides metrics.jsonl and loss.png
     sample: int = 0  # characters to print when the run is over
 

@@ -1,6 +1,7 @@
 """How far a run is: its clock, its lines or its bar, its metrics. Losses are read once a line."""
 
 import contextlib
+import math
 import sys
 import time
 
@@ -20,31 +21,32 @@ class Progress:
         record: Record,
         config: TrainConfig,
         device: torch.device,
+        reached: dict,
         *,
-        first_step: int,
-        seconds: float,
         tokens_per_step: int,
         flops_per_step: float,
     ):
+        """`reached` is where the run begins or goes on: "step", and what `state` gave there."""
         self.record, self.config, self.device = record, config, device
-        self.seconds = seconds  # of training, earlier parts of a resumed run included
+        self.seconds = reached["seconds"]  # of training, earlier parts of the run included
         self.tokens_per_step = tokens_per_step
         self.flops_per_step = flops_per_step
         self.peak_flops = hardware.peak_flops(device)
-        self.first_step, self.first_seconds = first_step, seconds
+        self.first_step, self.first_seconds = reached["step"], self.seconds
         self._unlogged = 0  # steps since the last line
-        self._losses: list[torch.Tensor] = []  # of the steps since the last evaluation
+        self._losses: list[float] = reached["losses"]  # of the steps since the last evaluation
+        self._unread: list[torch.Tensor] = []  # the latest of them, still on the device
         self._since = time.perf_counter()
         self.bar = tqdm(
             total=config.max_iters,
-            initial=first_step,
+            initial=self.first_step,
             unit="step",
             disable=not (sys.stderr.isatty() and ranks.is_main()),
         )
 
     def step(self, step: int, loss: torch.Tensor) -> None:
         """Step `step` (counted from 0) was taken with that loss ()."""
-        self._losses.append(loss)
+        self._unread.append(loss)
         self._unlogged += 1
         self.bar.update()
         if (step + 1) % self.config.log_interval == 0:
@@ -67,8 +69,9 @@ class Progress:
 
     def evaluation(self, step: int, val_loss: float) -> None:
         """The model that took `step` steps has that loss on the validation split."""
-        if self._losses:
-            train_loss = ranks.mean(torch.stack(self._losses).mean()).item()
+        losses = self.state()["losses"]
+        if losses:
+            train_loss = sum(losses) / len(losses)
             self.record.log(
                 step=step, train_loss=train_loss, val_loss=val_loss, seconds=self.seconds
             )
@@ -78,6 +81,14 @@ class Progress:
             line = f"step {step}: val loss {val_loss:.4f}"
         self._losses = []
         self.bar.write(line, file=sys.stdout)
+
+    def state(self) -> dict:
+        """What a checkpoint holds of it; losses of skipped steps are not among them."""
+        if self._unread:
+            unread = ranks.mean(torch.stack(self._unread)).tolist()
+            self._losses += [loss for loss in unread if math.isfinite(loss)]
+            self._unread = []
+        return {"seconds": self.seconds, "losses": list(self._losses)}
 
     @contextlib.contextmanager
     def paused(self):

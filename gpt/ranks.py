@@ -17,7 +17,8 @@ from gpt import Refused
 def join(device_name: str) -> str:
     """Join the other ranks, if there are any; the name of this rank's device.
 
-    torchrun tells by RANK, LOCAL_RANK and WORLD_SIZE. Cards talk by NCCL, CPUs by gloo.
+    torchrun tells by RANK, LOCAL_RANK and WORLD_SIZE. NCCL exchanges what is on cards, gloo what is
+    on CPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device_name
@@ -32,7 +33,7 @@ def join(device_name: str) -> str:
                 f"{torch.cuda.device_count()} cards; give --nproc_per_node as many as there are"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_cards else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cards else "gloo")
     return f"cuda:{local}" if on_cards else "cpu"
 
 
@@ -82,6 +83,11 @@ def total(value: torch.Tensor) -> torch.Tensor:
 def total_on(device: torch.device, value: torch.Tensor) -> list[float]:
     """The sums over all ranks of numbers that lie on the CPU; `device` is where ranks talk."""
     return total(value.to(device)).tolist() if dist.is_initialized() else value.tolist()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether it is so on any rank."""
+    return total(torch.tensor(float(flag))).item() > 0
 
 
 def gather(value: torch.Tensor) -> list[torch.Tensor]:

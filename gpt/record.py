@@ -1,12 +1,15 @@
 """What a run leaves in its folder: config.json, metrics.jsonl, loss.png, summary.json."""
 
+import contextlib
 import fcntl
 import json
+import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 from gpt import Refused
-from gpt.checkpoint import write_json
+from gpt.checkpoint import remove_partial, write_json, write_whole
 from gpt.presets import TrainConfig
 
 
@@ -19,27 +22,34 @@ def open_folder(folder: Path, resume: bool):
     moved = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
+        lock = Lock(folder)
         if not resume and (folder / "config.json").exists():
             numbers = (number for number in range(1, 1_000_000))
             moved = next(p for n in numbers if not (p := Path(f"{folder}.{n}")).exists())
             folder.rename(moved)
             folder.mkdir()
-            lock = _lock(folder)
+            lock = Lock(folder)
+        remove_partial(folder)
     except OSError as error:
         raise Refused(f"--out-dir {folder} cannot be used: {error.strerror}") from None
     return lock, moved
 
 
-def _lock(folder: Path):
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Refused(
-            f"another train.py is at work in {folder}; wait for it or give another --out-dir"
-        ) from None
-    return lock
+class Lock:
+    """A folder that this process alone works in, as long as the lock lives."""
+
+    def __init__(self, folder: Path):
+        self._file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another train.py is at work in {folder}; wait for it or give another --out-dir"
+            ) from None
+
+    def __del__(self):
+        if hasattr(self, "_file"):
+            os.close(self._file)
 
 
 class Record:
@@ -47,34 +57,38 @@ class Record:
 
     def __init__(self, folder: Path, config: TrainConfig, resume_at: int | None = None):
         """`resume_at` keeps the lines of an earlier part of the run, up to that step."""
-        self.folder = folder
+        self.folder, self._path = folder, folder / "metrics.jsonl"
         earlier = [] if resume_at is None else read_metrics(folder)
-        self.metrics = [line for line in earlier if line["step"] <= resume_at]
-        write_json(folder / "config.json", asdict(config))
-        self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
-        for line in self.metrics:
-            self._write(line)
+        with _one_sentence(folder):
+            lines = [_line(metric) for metric in earlier if metric["step"] <= resume_at]
+            write_whole(self._path, b"".join(lines))
+            write_json(folder / "config.json", asdict(config))
+            self._file = self._path.open("ab", buffering=0)
         self._also = _other_log(config)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
 
     def log(self, **values) -> None:
         """One line: `step`, with `loss` for a training step or `val_loss` for an evaluation."""
-        self.metrics.append(values)
-        self._write(values)
+        line = _line(values)
+        with _one_sentence(self.folder):
+            if self._file.write(line) < len(line):  # what did not fit is an error of the next call
+                self._file.write(b"\n")
         step = values["step"]
         self._also({name: value for name, value in values.items() if name != "step"}, step)
 
-    def _write(self, values: dict) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-
     def finish(self, summary: dict) -> None:
         """Write summary.json and the picture of the losses."""
-        self._file.close()
-        write_json(self.folder / "summary.json", summary)
-        draw_losses(self.metrics, self.folder / "loss.png")
+        with _one_sentence(self.folder):
+            write_json(self.folder / "summary.json", summary)
+            draw_losses(read_metrics(self.folder), self.folder / "loss.png")
 
 
-class NoRecord:
+class NoRecord(contextlib.nullcontext):
     """What every rank but the main one writes."""
 
     def log(self, **values) -> None:
@@ -85,19 +99,37 @@ class NoRecord:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line that was cut off is left out."""
+    """The lines of a run's metrics.jsonl; one that was cut off by a crash is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with _one_sentence(folder):
+        lines = path.read_bytes().splitlines()
     metrics = []
-    for number, line in enumerate(lines, start=1):
-        try:
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
             metrics.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise Refused(f"{path}, line {number} is not JSON") from None
-    return metrics
+    return [line for line in metrics if isinstance(line, dict) and type(line.get("step")) is int]
+
+
+def _line(values: dict) -> bytes:
+    """One line of json, where a loss that is no number is null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return (json.dumps(finite) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _one_sentence(folder: Path):
+    try:
+        yield
+    except OSError as error:
+        raise Refused(
+            f"the record of the run in {folder} cannot be kept ({error.strerror or error}); "
+            "its last checkpoint is whole, go on from it with --resume when that is mended"
+        ) from None
 
 
 def draw_losses(metrics: list[dict], path: Path) -> None:
@@ -109,7 +141,7 @@ def draw_losses(metrics: list[dict], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
-        points = [(line["step"], line[name]) for line in metrics if name in line]
+        points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats per token)")

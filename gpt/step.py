@@ -40,16 +40,45 @@ class Step:
         self.model, self.optimizers, self.data = model, optimizers, data
         self.config, self.precision = config, precision
         self.passes = passes_per_step(config)
+        self.rows = self.passes * ranks.world() * config.batch_size  # in a step
+        self.skipped = 0  # steps, by --nan skip
 
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
-        loss = self.update(step)
+        loss, norm = self.backward(step)
+        if self.is_good(step, loss, norm):
+            self.update()
+        self.precision.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def update(self, step) -> torch.Tensor:
-        """All of a step that the device does; `step` is a number, or a tensor () there."""
+    def is_good(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Whether the step may change the weights; waits for the device."""
+        finite = bool((loss + norm).isfinite())
+        if not ranks.any_rank(not finite):
+            return True
+        if self.precision.scaler.is_enabled() and loss.isfinite():
+            return False  # the scale was too large, and will be smaller
+        what = (
+            f"step {step}: the loss is {loss.item():.4g} and the norm of the gradients "
+            f"{norm.item():.4g}, with rows {step * self.rows} to {(step + 1) * self.rows - 1}"
+        )
+        if self.config.nan == "stop":
+            raise Refused(
+                f"{what}; the weights were not changed, and the last checkpoint in "
+                f"{self.config.out_dir} is good: go on from it with --resume and a lower "
+                "--learning-rate, or with --nan skip"
+            )
+        self.skipped += 1
+        print(f"{what}; skipped, as {self.skipped} in all", flush=True)
+        return False
+
+    def backward(self, step) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss () and, clipped, the gradients; the norm () of all of them before that.
+
+        `step` is a number, or a tensor () on the device.
+        """
         config, scaler = self.config, self.precision.scaler
         total = 0.0
         for index in range(self.passes):
@@ -63,14 +92,17 @@ class Step:
                     loss = self.model(x, y)[1] / self.passes
                 scaler.scale(loss).backward()
             total = total + loss.detach()
-        if config.grad_clip:
-            for optimizer in self.optimizers:
-                scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         for optimizer in self.optimizers:
-            scaler.step(optimizer)
-        scaler.update()
-        return total
+            scaler.unscale_(optimizer)
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+        if config.grad_clip:
+            nn.utils.clip_grads_with_norm_(weights, config.grad_clip, norm)
+        return total, norm
+
+    def update(self) -> None:
+        for optimizer in self.optimizers:
+            self.precision.scaler.step(optimizer)
 
 
 class GraphStep(Step):
@@ -114,7 +146,8 @@ class GraphStep(Step):
         return loss
 
     def _update_and_clear(self) -> torch.Tensor:
-        loss = self.update(self.number)
+        loss, _ = self.backward(self.number)
+        self.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
         return loss

@@ -17,7 +17,7 @@ from gpt import checkpoint
 from gpt.checkpoint import load, save
 
 KINDS = ("weights", "optimizer", "random")
-WRITERS = ("save_file", "write_text")
+WRITERS = ("save_file", "write_bytes")
 
 
 def tensors_of(step, size=5):
@@ -63,7 +63,7 @@ class Faults:
         (os, "fsync"),
         (os, "replace"),
         (checkpoint, "save_file"),
-        (Path, "write_text"),
+        (Path, "write_bytes"),
         (Path, "unlink"),
     )
 

@@ -24,7 +24,7 @@ def test_killed_at_every_step(tmp_path):
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)
     calls = counted["calls"]
-    assert {"save_file", "write_text", "replace", "fsync", "open", "unlink"} == set(calls)
+    assert {"save_file", "write_bytes", "replace", "fsync", "open", "unlink"} == set(calls)
     assert calls.count("replace") == 5  # three tensor files, two jsons
     assert counted["old"] + counted["new"] == len(calls) + 5
     assert counted["new"] >= 2  # killed while clearing up
