@@ -36,7 +36,10 @@ def work(operation: str, seconds: float) -> dict:
 
 def loaded(case) -> dict[str, dict]:
     """The figures of every kernel that `case` would launch here, as the driver has loaded it."""
-    with launch.record(launch.architecture(torch.device("cuda"))) as launches:
+    architecture = launch.architecture(torch.device("cuda"))
+    # in one thread: the backward's own would not know that its launches are to be recorded
+    one_thread = torch.autograd.set_multithreading_enabled(False)
+    with one_thread, launch.record(architecture) as launches:
         outputs = case.call(fused.OPS, case.inputs("cuda"))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])

@@ -7,6 +7,7 @@ import torch
 
 import kernels
 from bench.cases import Case, Sizes
+from bench.compiled import record
 from bench.stages.repeat import operations
 from kernels import launch
 
@@ -23,7 +24,7 @@ def main() -> None:
         if operation in WITH_DROPOUT:
             call(Case(operation, RAGGED, options={"dropout_p": 0.2}), ops, device)
     torch.cuda.synchronize()
-    print(OURS, *sorted(names(ops)))
+    print(OURS, *sorted(names(launch.architecture(device))))
 
 
 def call(case: Case, ops, device) -> None:
@@ -32,12 +33,11 @@ def call(case: Case, ops, device) -> None:
     torch.autograd.backward(outputs, [torch.randn_like(output) for output in outputs])
 
 
-def names(ops) -> set[str]:
+def names(architecture: int) -> set[str]:
     """The functions that `main` has launched."""
-    with launch.record(launch.architecture(torch.device("cuda"))) as launches:
-        for operation in operations():
-            call(Case(operation, RAGGED), ops, "cuda")
-    return {one.kernel.fn.__name__ for one in launches}
+    cases = [Case(operation, RAGGED) for operation in operations()]
+    launched = [one.launch for case in cases for one in record(case, architecture)]
+    return {one.kernel.fn.__name__ for one in launched}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Other tiles for every kernel and shape, timed: proposed lines for `kernels/launch.py`.
 
+For the feed-forward first its routes: who computes which product.
+
 From the row of `launch.TILES` that a case asks for, one number at a time is doubled or halved.
 What compiles without spilling, and gives the numbers that the present tile gives, is timed in
 turns with it, forward plus backward; from the best the search goes on. Compilation is in
@@ -7,6 +9,7 @@ parallel and without the card, into Triton's cache.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import time
@@ -39,10 +42,14 @@ def work(operation: str, seconds: float) -> Outcome:
     watch = DeviceStopwatch(device)
     tried: list[dict] = []
     with multiprocessing.get_context("spawn").Pool(min(COMPILERS, os.cpu_count() or 1)) as pool:
-        for case in (case for case in timed.CARD if case.operation == operation):
+        cases = [case for case in timed.CARD if case.operation == operation]
+        if operation == "feed_forward":
+            tried += [one for case in cases for one in time_routes(case, device, watch)]
+            cases += [case._replace(route=launch.GEMM) for case in cases]
+        for case in cases:
             for kernel in asked_by(case, device):
                 tried += climb(case, kernel, device, watch, pool, deadline)
-    lines = [proposal(one) for one in tried if one.get("best")]
+    lines = [proposal(one) for one in tried if one["best"]]
     return passed(f"{len(tried)} tiles timed, {len(lines)} better", lines=lines, tried=tried)
 
 
@@ -69,9 +76,10 @@ def climb(case, kernel: str, device, watch, pool, deadline: float) -> list[dict]
         if tried.get(repr(winner), 1.0) >= tried.get(repr(best), 1.0) - WORTH:
             break
         best = winner
+    route = f" by {' '.join(case.route)}" if case.route else ""
     return [
         {
-            "case": f"{case.operation} {timed.shape(case)}",
+            "case": f"{case.operation} {timed.shape(case)}{route}",
             "kernel": kernel,
             "architecture": architecture,
             "tile": tile,
@@ -79,6 +87,35 @@ def climb(case, kernel: str, device, watch, pool, deadline: float) -> list[dict]
             "best": best is not present and tile == repr(best),
         }
         for tile, ratio in tried.items()
+    ]
+
+
+def time_routes(case, device, watch) -> list[dict]:
+    """The time of every way that the feed-forward can go, against the one that it goes."""
+    function = kernels.load("triton", device).feed_forward
+    routes = [launch.Route(*way) for way in itertools.product(("gemm", "cublas"), repeat=3)]
+    makers = {
+        repr(tuple(route)): lambda route=route: Rival(function, around=lambda: launch.routed(route))
+        for route in routes
+    }
+    results = Race(case, makers | {NOW: lambda: Rival(function)}, device, watch).run("both")
+    seconds = {
+        name: spread(samples.seconds).median
+        for name, samples in results.items()
+        if not isinstance(samples, Failed)
+    }
+    now = seconds.pop(NOW)
+    fastest = min(seconds, key=seconds.get)
+    return [
+        {
+            "case": f"{case.operation} {timed.shape(case)}",
+            "kernel": "ROUTES",
+            "architecture": launch.architecture(device),
+            "tile": route,
+            "time": round(one / now, 3),
+            "best": route == fastest and one < (1 - WORTH) * now,
+        }
+        for route, one in seconds.items()
     ]
 
 
@@ -91,10 +128,16 @@ def proposal(one: dict) -> str:
 def time_tiles(case, kernel: str, tiles: list, device, watch) -> dict[str, float]:
     """Seconds of both passes by the first tile, under `NOW`, and by each that is as right."""
     function = getattr(kernels.load("triton", device), case.operation)
+
+    @contextlib.contextmanager
+    def around(tile):
+        with using(kernel, tile), launch.routed(case.route):
+            yield
+
     rivals = {repr(tile): tile for tile in tiles[1:]} | {NOW: tiles[0]}
     torch.manual_seed(0)
     makers = {
-        name: lambda tile=tile: Rival(function, around=lambda: using(kernel, tile))
+        name: lambda tile=tile: Rival(function, around=lambda: around(tile))
         for name, tile in rivals.items()
     }
     results = Race(case, makers, device, watch).run("both")
