@@ -13,17 +13,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+LARGEST_CARD = {80: 108, 90: 132, 100: 148, 120: 188}  # SMs: A100, H200, B200, RTX PRO 6000
+
 # kernel -> architecture family -> tile; a family serves every later one that has no row.
 TILES: dict[str, dict[int, Any]] = {
-    # elements and columns of a warp, fewest warps of a program
+    # elements and columns of a warp, fewest warps of a program; behind them, in backward, the SMs
+    # that all programs together fill, and the registers of a thread
     "layer_norm": {80: (1_024, 256, 1)},
-    "add_layer_norm": {80: (512, 256, 2)},
-    # the same, and the warps of all programs: 16 for every SM of the family's largest card
     "layer_norm_backward": {
-        80: (512, 512, 4, 16 * 108),
-        90: (512, 512, 4, 16 * 132),
-        100: (512, 512, 4, 16 * 148),
-        120: (512, 512, 4, 16 * 188),
+        family: (512, 512, 4, sms, 128) for family, sms in LARGEST_CARD.items()
+    },
+    "add_layer_norm": {80: (512, 256, 2)},
+    "add_layer_norm_backward": {
+        family: (512, 512, 4, sms, 168) for family, sms in LARGEST_CARD.items()
     },
     # attention: head size -> rows, keys, warps, stages, registers of a thread at most
     "attention": {
@@ -75,6 +77,11 @@ TILES: dict[str, dict[int, Any]] = {
     "gemm_fp32": {80: (64, 32, 32, 4, 3)},
     "gemm_wide": {90: (128, 256, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
     "gemm_narrow": {90: (128, 128, 64, 8, 4), 120: (128, 128, 64, 8, 3)},
+    # elements of a weight's tile, programs that keep the memory busy
+    "linear_step": {80: (8_192, 108), 90: (8_192, 132), 100: (8_192, 148), 120: (8_192, 188)},
+    # elements of a tile of keys, keys of a part at least, programs with which no parts are needed
+    "attention_step": {80: (4_096, 64, 216), 90: (4_096, 64, 264), 120: (4_096, 64, 376)},
+    "draw": {80: (4_096, 16)},  # elements of a tile of the vocabulary, warps
 }
 
 

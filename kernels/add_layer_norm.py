@@ -1,0 +1,206 @@
+"""The residual add with dropout, and the LayerNorm behind it, in one pass.
+
+Forward, with the mask of `kernels/philox.py` and p the rate of dropout:
+
+    total = residual + x mask / (1 - p)        y = layer_norm(total)
+
+Backward, with dtotal' arriving at the total itself and dy at the norm (`kernels/layer_norm.py`):
+
+    dtotal = dtotal' + dlayer_norm(dy)        dresidual = dtotal        dx = dtotal mask / (1 - p)
+
+Decisions:
+- y is the norm of the total as it is returned, rounded to its dtype: backward starts from that
+  tensor, and the branch beside the norm sees the same numbers.
+- The mask is a function of (seed, row, column), so backward computes it again.
+- Without dropout dx is dresidual, one tensor, unless the dtypes differ (autocast: fp32 residual,
+  bf16 branch).
+- Programs, tiles, and the order of sums are those of `kernels/layer_norm.py`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from kernels.launch import launch
+from kernels.layer_norm import (
+    backward_constants,
+    check_shapes,
+    empty_statistics,
+    input_gradient,
+    normalise,
+)
+from kernels.norm_parameters import (
+    complete_shares,
+    empty_shares,
+    parameter_gradients,
+    store_share,
+)
+from kernels.philox import keep_in_rows, threshold_and_scale
+from kernels.rows import accumulator, as_rows, packed_rows, row_tile
+
+STREAM = tl.constexpr(0)  # of the mask: a seed serves one call
+
+
+@triton.jit(do_not_specialize=["rows", "threshold", "scale"])
+def _forward(
+    residual_ptr,  # (rows, C)
+    x_ptr,  # (rows, C)
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,) or None
+    seed_ptr,  # () or None
+    total_ptr,  # (rows, C)
+    y_ptr,  # (rows, C)
+    mean_ptr,  # (rows,)
+    rstd_ptr,  # (rows,)
+    rows,
+    threshold,
+    scale,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    first = tl.program_id(0) * ROWS
+    row = first + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows)[:, None] & (column < C)
+
+    x = tl.load(packed_rows(x_ptr, first, C, ROWS) + column, inside, other=0)
+    residual = tl.load(packed_rows(residual_ptr, first, C, ROWS) + column, inside, other=0)
+    x = x.to(ACC)
+    if seed_ptr is not None:
+        keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
+        x = tl.where(keep, x * scale, 0)
+    total = (residual.to(ACC) + x).to(total_ptr.dtype.element_ty)
+    tl.store(packed_rows(total_ptr, first, C, ROWS) + column, total, inside)
+
+    y, mean, rstd = normalise(total.to(ACC), column, weight_ptr, bias_ptr, C, EPS, True)
+    tl.store(packed_rows(y_ptr, first, C, ROWS) + column, y, inside)
+    tl.store(mean_ptr + row, mean, row < rows)
+    tl.store(rstd_ptr + row, rstd, row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "threshold", "scale"])
+def _backward(
+    dtotal_ptr,  # (rows, C) or None
+    dy_ptr,  # (rows, C)
+    total_ptr,  # (rows, C)
+    weight_ptr,  # (C,)
+    mean_ptr,  # (rows,)
+    rstd_ptr,  # (rows,)
+    seed_ptr,  # () or None
+    dresidual_ptr,  # (rows, C)
+    dx_ptr,  # (rows, C), or None where it is dresidual
+    share_ptr,  # (programs, PARAMETERS, C): of dweight, of dbias
+    rows,
+    threshold,
+    scale,
+    C: tl.constexpr,
+    PARAMETERS: tl.constexpr,  # 2 with bias, 1 without, 0: leave the sums to others
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    column = tl.arange(0, COLUMNS)[None, :]
+    at = tl.broadcast_to(column, (ROWS, COLUMNS))
+    weight = tl.load(weight_ptr + at, at < C, other=0).to(ACC)
+    dweight = tl.zeros((ROWS, COLUMNS), ACC)
+    dbias = tl.zeros((ROWS, COLUMNS), ACC)
+
+    for number in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
+        first = number * ROWS
+        row = first + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < C)
+        dy = tl.load(packed_rows(dy_ptr, first, C, ROWS) + column, inside, other=0).to(ACC)
+        total = tl.load(packed_rows(total_ptr, first, C, ROWS) + column, inside, other=0).to(ACC)
+        mean = tl.load(mean_ptr + row, row < rows, other=0)[:, None]
+        rstd = tl.load(rstd_ptr + row, row < rows, other=0)[:, None]
+        xhat = (total - mean) * rstd
+
+        dtotal = input_gradient(dy, xhat, rstd, weight, C, True)
+        if dtotal_ptr is not None:
+            arrived = packed_rows(dtotal_ptr, first, C, ROWS) + column
+            dtotal += tl.load(arrived, inside, other=0).to(ACC)
+        tl.store(packed_rows(dresidual_ptr, first, C, ROWS) + column, dtotal, inside)
+        if dx_ptr is not None:
+            if seed_ptr is not None:
+                keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
+                dtotal = tl.where(keep, dtotal * scale, 0)
+            tl.store(packed_rows(dx_ptr, first, C, ROWS) + column, dtotal, inside)
+        if PARAMETERS > 0:
+            dweight += dy * xhat
+        if PARAMETERS > 1:
+            dbias += dy
+
+    store_share(share_ptr, dweight, dbias, 0, C, PARAMETERS, COLUMNS)
+
+
+class AddLayerNorm(torch.autograd.Function):
+    """residual, x (..., C), weight, bias (C,) or None, seed () or None -> total, y (..., C)."""
+
+    @staticmethod
+    def forward(ctx, residual, x, weight, bias, seed, dropout_p, eps):
+        residual, x, weight = residual.contiguous(), x.contiguous(), weight.contiguous()
+        bias = bias if bias is None else bias.contiguous()
+        dtype = torch.promote_types(residual.dtype, x.dtype)
+        total = torch.empty(x.shape, dtype=dtype, device=x.device)
+        y = torch.empty_like(total)
+        mean, rstd = empty_statistics(total)
+        _launch_forward(residual, x, weight, bias, seed, total, y, mean, rstd, dropout_p, eps)
+        ctx.save_for_backward(total, weight, mean, rstd, seed)
+        ctx.dtypes, ctx.dropout_p = (residual.dtype, x.dtype), dropout_p
+        ctx.parameters = 1 if bias is None else 2
+        ctx.set_materialize_grads(False)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dtotal, dy):
+        total, weight, mean, rstd, seed = ctx.saved_tensors
+        dy = torch.zeros_like(total) if dy is None else dy.contiguous()
+        dtotal = dtotal if dtotal is None else dtotal.contiguous()
+        residual_dtype, x_dtype = ctx.dtypes
+        dresidual = torch.empty(total.shape, dtype=residual_dtype, device=total.device)
+        one_tensor = seed is None and residual_dtype == x_dtype
+        dx = None if one_tensor else torch.empty_like(dresidual, dtype=x_dtype)
+        shares = empty_shares("add_layer_norm_backward", total, ctx.parameters)
+        operands = (dtotal, dy, total, weight, mean, rstd, seed, dresidual, dx, shares)
+        _launch_backward(*operands, ctx.dropout_p)
+        dweight, dbias = parameter_gradients(shares, weight)
+        return dresidual, dresidual if one_tensor else dx, dweight, dbias, None, None, None
+
+
+def _launch_forward(residual, x, weight, bias, seed, total, y, mean, rstd, dropout_p, eps):
+    C, rows = x.shape[-1], rstd.numel()
+    constants = {"C": C, "EPS": eps, "ACC": accumulator(total)}
+    constants |= row_tile("add_layer_norm", C, x.device)
+    operands = (residual, x, weight, bias, seed, total, y, mean, rstd, rows)
+    grid = (triton.cdiv(rows, constants["ROWS"]),)
+    launch(_forward, grid, *operands, *threshold_and_scale(dropout_p), **constants)
+
+
+def _launch_backward(dtotal, dy, total, weight, mean, rstd, seed, dresidual, dx, shares, dropout_p):
+    *_, unit = as_rows(dy, total)
+    operands = (dtotal, dy, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
+    constants = backward_constants("add_layer_norm_backward", shares, unit)
+    launch(_backward, (len(shares),), *operands, *threshold_and_scale(dropout_p), **constants)
+    complete_shares(dy, total, mean, rstd, shares)
+
+
+def add_layer_norm(residual, x, weight, bias=None, *, eps=1e-5, dropout_p=0.0, seed=None):
+    """residual, x (..., C), weight (C,), bias (C,) or None -> residual + dropout(x), its norm."""
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"add_layer_norm: residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; "
+            "they must be equal"
+        )
+    check_shapes("add_layer_norm", x, weight=weight, bias=bias)
+    if dropout_p == 0.0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+    return AddLayerNorm.apply(residual, x, weight, bias, seed, dropout_p, eps)
