@@ -1,12 +1,13 @@
-"""The command line: a record's fields as options under nanoGPT's names, over a preset's defaults.
+"""The command line: tyro's options under nanoGPT's names, over a preset's defaults.
 
 Dashes and underscores are the same, `--compile`, `--compile=True` and `--no-compile` are switches,
-and of an option that is given twice the last one counts. What is wrong is refused by name, with
-the nearest ones; `--help` is tyro's.
+and of an option that is given twice the last one counts. What is wrong is told in one sentence.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -17,34 +18,47 @@ from gpt.checkpoint import read_json
 from gpt.presets import PRESETS, ModelConfig, TrainConfig
 
 ALIASES = {"--dataset": "--data", "--max-steps": "--max-iters"}
-SWITCH = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+SWITCHES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # nanoGPT's spelling
 SEEDS = 2**63  # PyTorch's generators take as many
 
 
 def parse(kind: type, default, arguments: list[str], description: str):
     """The record of type `kind` that the arguments make of `default`."""
-    _help_if_asked(kind, default, arguments, description)
-    return _replace(default, read_arguments(kind, arguments))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                default=default,
+                args=[_plain(argument, _switches(kind)) for argument in arguments],
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as end:
+        if end.code == 0:  # --help
+            raise
+        raise Refused(_sentence(said.getvalue())) from None
 
 
 def parse_run(arguments: list[str], default_preset: str) -> TrainConfig:
     """A run's options over its preset's, or over those of the run that `--resume` goes on with."""
-    given = read_arguments(TrainConfig, arguments)
     resumed = None
-    if given.get("--resume") or given.get("--init-from") == "resume":
-        given |= {"--resume": True, "--init-from": "resume"}
-        folder = given.setdefault("--out-dir", TrainConfig.out_dir)
+    if _value(arguments, "--resume") or _value(arguments, "--init-from") == "resume":
+        folder = _value(arguments, "--out-dir") or TrainConfig.out_dir
         path = Path(folder) / "last.json"
-        default = resumed = train_config_from_json(read_json(path).get("train"), path)
+        resumed = train_config_from_json(read_json(path).get("train"), path)
+        going_on = {"resume": True, "init_from": "resume", "out_dir": folder}
+        default = dataclasses.replace(resumed, **going_on)
     else:
-        preset = given.get(
-            "--preset", "lecture-small" if given.get("--lecture") else default_preset
-        )
+        if _value(arguments, "--lecture"):
+            default_preset = "lecture-small"
+        preset = _value(arguments, "--preset") or default_preset
         if preset not in PRESETS:
-            raise Refused(f"--preset {preset} is unknown{_nearest(preset, PRESETS)}")
+            near = difflib.get_close_matches(preset, PRESETS)
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(PRESETS)}"
+            raise Refused(f"--preset {preset} is unknown; {hint}")
         default = PRESETS[preset]
-    _help_if_asked(TrainConfig, default, arguments, "Train a GPT.")
-    config = check(_replace(default, given))
+    config = check(parse(TrainConfig, default, arguments, "Train a GPT."))
     if resumed is not None:
         names = [field.name for field in dataclasses.fields(ModelConfig)]
         _refuse_change(config.model, resumed.model, names)
@@ -53,86 +67,55 @@ def parse_run(arguments: list[str], default_preset: str) -> TrainConfig:
     return config
 
 
-def _help_if_asked(kind: type, default, arguments: list[str], description: str) -> None:
-    """Print the options with their defaults and end the program."""
-    if "--help" in arguments or "-h" in arguments:
-        short = (tyro.conf.OmitArgPrefixes,)
-        tyro.cli(kind, default=default, args=["--help"], description=description, config=short)
-
-
-def read_arguments(kind: type, arguments: list[str]) -> dict:
-    """{"--n-layer": 3, "--compile": True, ...}: what the arguments give to the fields of `kind`."""
-    types = _option_types(kind)
-    negative = {option.replace("--", "--no-", 1): option for option in types}
-    given, rest = {}, [argument for argument in arguments if argument not in ("--help", "-h")]
-    while rest:
-        written, equals, value = rest.pop(0).partition("=")
-        option = written.replace("_", "-")
-        option = ALIASES.get(option, option)
-        if types.get(negative.get(option)) is bool and not equals:
-            given[negative[option]] = False
-            continue
-        if option not in types:
-            raise Refused(f"{written} is no option{_nearest(option, [*types, *ALIASES])}")
-        if not equals:
-            if types[option] is bool:
-                value = "True"
-            elif not rest or rest[0].startswith("--"):
-                raise Refused(f"{option} needs a value; write {option}=VALUE")
-            else:
-                value = rest.pop(0)
-        given[option] = _read_value(option, types[option], value)
-    return given
-
-
-def _option_types(kind: type) -> dict[str, type]:
-    """Option -> type, those of a record within the record included."""
-    types = {}
+def _switches(kind: type) -> set[str]:
+    """The options of `kind` that are true or false."""
+    options = set()
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
-            types |= _option_types(field.type)
-        else:
-            types[_option(field.name)] = field.type
-    return types
+            options |= _switches(field.type)
+        elif field.type is bool:
+            options.add(_option(field.name))
+    return options
+
+
+def _plain(argument: str, switches: set[str]) -> str:
+    """nanoGPT's spellings as tyro's: --dataset=x, --compile=False, --n_layer=3."""
+    if not argument.startswith("--"):
+        return argument
+    written, equals, value = argument.partition("=")
+    option = written.replace("_", "-")
+    option = ALIASES.get(option, option)
+    if option in switches and value in SWITCHES:
+        return option.replace("--", SWITCHES[value], 1)
+    return option + equals + value
+
+
+def _value(arguments: list[str], option: str) -> str:
+    """The last value given to one option, before all are parsed; a switch's is its own name."""
+    found = ""
+    plain = [_plain(argument, {"--resume"}) for argument in arguments]
+    for argument, after in zip(plain, [*arguments[1:], ""], strict=False):
+        if argument.startswith(option + "="):
+            found = argument.partition("=")[2]
+        elif argument == option:
+            found = option if option == "--resume" else after
+    return found
+
+
+def _sentence(box: str) -> str:
+    """tyro's words about a wrong option, out of the box that it draws around them."""
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    words = []
+    for line in lines[1:]:  # the first is the box's title
+        if line.startswith(("For full helptext", "Argument helptext", "In ")):
+            break
+        if line.strip("─-╰╯+"):  # no rule
+            words.append(line)
+    return " ".join(words).replace(" Perhaps", "; perhaps").rstrip(".") + "; --help lists all"
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _read_value(option: str, type_, text: str):
-    if get_origin(type_) is Literal:
-        if text not in get_args(type_):
-            raise Refused(f"{option} {text} is unknown; choose {', '.join(get_args(type_))}")
-        return text
-    if type_ is bool:
-        if text not in SWITCH:
-            raise Refused(f"{option} is a switch: write {option}, {option}=True or {option}=False")
-        return SWITCH[text]
-    try:
-        return type_(text)
-    except ValueError:
-        kind = "whole number" if type_ is int else "number"
-        raise Refused(f"{option} is {text!r}, which is no {kind}") from None
-
-
-def _nearest(name: str, names) -> str:
-    found = difflib.get_close_matches(name, names, n=3)
-    if found:
-        return f"; did you mean {' or '.join(found)}?"
-    return "; --help lists them" if name.startswith("-") else f"; choose {', '.join(names)}"
-
-
-def _replace(default, given: dict):
-    """`default` with the given options in the place of its fields."""
-    changes = {}
-    for field in dataclasses.fields(default):
-        value = getattr(default, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = _replace(value, given)
-        elif _option(field.name) in given:
-            changes[field.name] = given[_option(field.name)]
-    return dataclasses.replace(default, **changes)
 
 
 def _refuse_change(config, resumed, names) -> None:
