@@ -3,15 +3,17 @@
 import torch
 import torch.nn as nn
 
-from gpt import Refused, lecture, reference
+from gpt import Refused, hardware, lecture, reference
 from gpt.model import GPT
 from gpt.presets import ModelConfig
 from gpt.weights import fused_from_lecture, lecture_from_fused, refuse_unless_like
 
+MOST_LAYERS = 4096
+
 
 def build(config: ModelConfig, ops, step: str = "") -> nn.Module:
     """`ops` is a table of operations, or None for the reference; `step` names the lecture's."""
-    check(config)
+    check(config, masks=ops is None)
     if step:
         if step not in lecture.STEPS:
             raise Refused(f"--lecture {step} is unknown; choose of {', '.join(lecture.STEPS)}")
@@ -19,11 +21,24 @@ def build(config: ModelConfig, ops, step: str = "") -> nn.Module:
     return reference.GPT(config) if ops is None else GPT(config, ops)
 
 
-def check(config: ModelConfig) -> None:
-    """Refuse sizes that make no model."""
+def check(config: ModelConfig, masks: bool) -> None:
+    """Refuse sizes that make no model, or none that this machine can hold.
+
+    `masks`: each head keeps a (T, T) mask, as in the lecture.
+    """
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if getattr(config, name) < 1:
             raise Refused(f"--{name.replace('_', '-')} must be at least 1")
+    if config.n_layer > MOST_LAYERS:
+        raise Refused(f"--n-layer must be at most {MOST_LAYERS}")
+    C, T, L = config.n_embd, config.block_size, config.n_layer
+    numbers = 12 * L * C**2 + (config.vocab_size + T) * C + masks * L * config.n_head * T**2
+    memory = hardware.physical_memory()
+    if 4 * numbers > memory:
+        raise Refused(
+            f"a model of these sizes needs {4e-9 * numbers:,.0f} GB, and this machine has "
+            f"{1e-9 * memory:,.0f}; choose a smaller --n-embd, --n-layer or --block-size"
+        )
     for name in ("dropout", "embedding_dropout"):
         if not 0.0 <= getattr(config, name) < 1.0:
             raise Refused(f"--{name.replace('_', '-')} must be at least 0 and less than 1")

@@ -1,5 +1,7 @@
 """What the machine is: its device, the dtype it is best at, and how many FLOPs it can do."""
 
+import os
+
 import torch
 
 from gpt import Refused
@@ -77,6 +79,11 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     positions = config.block_size * config.n_embd if config.position == "learned" else 0
     attention = 12 * config.n_layer * config.n_embd * config.block_size
     return 6 * (parameters - positions) + attention
+
+
+def physical_memory() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -34,7 +34,7 @@ class Progress:
         self.peak_flops = hardware.peak_flops(device)
         self.first_step, self.first_seconds = reached["step"], self.seconds
         self._unlogged = 0  # steps since the last line
-        self._losses: list[float] = reached["losses"]  # of the steps since the last evaluation
+        self._losses: list[float] = list(reached["losses"])  # since the last evaluation
         self._unread: list[torch.Tensor] = []  # the latest of them, still on the device
         self._since = time.perf_counter()
         self.bar = tqdm(

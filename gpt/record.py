@@ -57,14 +57,14 @@ class Record:
 
     def __init__(self, folder: Path, config: TrainConfig, resume_at: int | None = None):
         """`resume_at` keeps the lines of an earlier part of the run, up to that step."""
-        self.folder, self._path = folder, folder / "metrics.jsonl"
+        self.folder, path = folder, folder / "metrics.jsonl"
+        self._also = _other_log(config)
         earlier = [] if resume_at is None else read_metrics(folder)
         with _one_sentence(folder):
             lines = [_line(metric) for metric in earlier if metric["step"] <= resume_at]
-            write_whole(self._path, b"".join(lines))
+            write_whole(path, b"".join(lines))
             write_json(folder / "config.json", asdict(config))
-            self._file = self._path.open("ab", buffering=0)
-        self._also = _other_log(config)
+            self._file = path.open("ab", buffering=0)
 
     def __enter__(self):
         return self

@@ -60,7 +60,7 @@ class Saver:
             names[this] = WHOLE
         names["last"] = WHOLE
         arguments = (self.folder, names, copies, record, forget)
-        self._writing = self._thread.submit(checkpoint.save, *arguments)
+        self._writing = self._thread.submit(_save_if_finite, *arguments)
 
     def wait(self) -> None:
         """Until what is being written lies on the disk."""
@@ -72,8 +72,18 @@ class Saver:
         return self
 
     def __exit__(self, *error) -> None:
-        self.wait()
         self._thread.shutdown()
+        self.wait()
+
+
+def _save_if_finite(folder: Path, names, tensors, record, forget) -> None:
+    if not all(weight.isfinite().all() for weight in tensors["weights"].values()):
+        raise Refused(
+            f"the weights of step {record['step']} are not finite and were not saved; the last "
+            f"checkpoint in {folder} is good: go on from it with --resume and a lower "
+            "--learning-rate"
+        )
+    checkpoint.save(folder, names, tensors, record, forget)
 
 
 def restore_run(folder: Path, model: nn.Module, optimizers, precision: Precision, data) -> dict:
