@@ -5,11 +5,10 @@ import json
 import torch
 import triton
 
-from bench.cases import CASES
 from bench.compiled import compile_launch, describe
 from bench.ledger import COMMITTED
 from bench.stages import failed, not_there, passed, work_through
-from bench.stages.repeat import operations
+from bench.stages.repeat import cases_of, operations
 from kernels import fused, launch
 
 
@@ -18,9 +17,7 @@ def work(operation: str, seconds: float) -> dict:
     if committed is None:
         return not_there(f"bench/ledger.json has no kernels by triton {triton.__version__}")
     found, seen = [], 0
-    for case in CASES:
-        if case.operation != operation:
-            continue
+    for case in cases_of(operation):
         for key, figures in loaded(case).items():
             seen += 1
             if key not in committed:
@@ -40,9 +37,7 @@ def loaded(case) -> dict[str, dict]:
     # in one thread: the backward's own would not know that its launches are to be recorded
     one_thread = torch.autograd.set_multithreading_enabled(False)
     with one_thread, launch.record(architecture) as launches:
-        outputs = case.call(fused.OPS, case.inputs("cuda"))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+        case.run(fused.OPS, "cuda")
     found = {}
     for one in launches:
         kernel = compile_launch(one)

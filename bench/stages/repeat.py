@@ -3,8 +3,9 @@
 import torch
 
 import kernels
-from bench.cases import CASES, Case
+from bench.cases import CASES, UPDATES, Case, Update
 from bench.stages import failed, passed, work_through
+from bench.timed import OptimizerCase
 
 RUNS = 250
 RIVAL = 2048  # the other stream multiplies matrices of this size, some 20 us on an H200
@@ -12,22 +13,18 @@ RIVALS_PER_RUN = 4
 
 
 def work(operation: str, seconds: float) -> dict:
-    cases = [case for case in CASES if case.operation == operation]
+    device = torch.device("cuda")
+    cases = cases_of(operation)
     for case in cases:
-        differing = differing_runs(case)
+        differing = differing_runs(case, kernels.load("triton", device), device)
         if differing:
             return failed(f"{differing} of {RUNS} runs differ from the first at {case}")
     return passed(f"{RUNS} equal runs at each of {len(cases)} cases")
 
 
-def differing_runs(case: Case) -> int:
+def differing_runs(case: Case | Update, ops: kernels.Ops, device: torch.device) -> int:
     """How many of the runs differ from the first in a bit of a value or a gradient."""
-    device = torch.device("cuda")
-    ops = kernels.load("triton", device)
-    torch.manual_seed(0)
-    inputs = case.inputs(device)
-    leaves = [one for one in inputs if isinstance(one, torch.Tensor) and one.requires_grad]
-    first = _run(case, ops, inputs, leaves)
+    first = once(case, ops, device)
     matrix = torch.randn(RIVAL, RIVAL, dtype=torch.bfloat16, device=device)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -36,19 +33,36 @@ def differing_runs(case: Case) -> int:
         with torch.cuda.stream(stream):
             for _ in range(RIVALS_PER_RUN):
                 matrix @ matrix
-        again = _run(case, ops, inputs, leaves)
+        again = once(case, ops, device)
         differs = [bits(a).ne(bits(b)).any() for a, b in zip(first, again, strict=True)]
         differing += torch.stack(differs).any()
     return differing.item()
 
 
-def _run(case: Case, ops, inputs, leaves) -> list[torch.Tensor]:
-    """Values and gradients, the same coins each time."""
-    torch.manual_seed(1)
+def once(case: Case | Update, ops: kernels.Ops, device) -> list[torch.Tensor]:
+    """All results of a case from the same random numbers each time, dropout's among them."""
+    torch.manual_seed(0)
+    return (values if isinstance(case, Case) else updated)(case, ops, device)
+
+
+def values(case: Case, ops: kernels.Ops, device) -> list[torch.Tensor]:
+    """Values and gradients."""
+    inputs = case.inputs(device)
+    leaves = [one for one in inputs if isinstance(one, torch.Tensor) and one.requires_grad]
     outputs = case.call(ops, inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     gradients = [torch.randn_like(output) for output in outputs]
     return [*(one.detach() for one in outputs), *torch.autograd.grad(outputs, leaves, gradients)]
+
+
+def updated(case: Update, ops: kernels.Ops, device) -> list[torch.Tensor]:
+    """The norm of the gradients, and the parameters after a step."""
+    start = OptimizerCase(case.operation, case.sizes, n_layer=1, precision=case.precision)
+    parameters = start.inputs(device)
+    optimizer = getattr(ops, case.operation)(parameters)
+    norm = optimizer.clip_grad_norm(1.0)
+    optimizer.step()
+    return [norm, *(parameter.detach() for parameter in parameters)]
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -57,10 +71,14 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(integers[tensor.element_size()])
 
 
-def operations() -> list[str]:
-    """The operations of `CASES` that Triton serves here."""
+def cases_of(operation: str) -> list[Case | Update]:
+    return [case for case in (*CASES, *UPDATES) if case.operation == operation]
+
+
+def operations(cases=(*CASES, *UPDATES)) -> list[str]:
+    """The operations of `cases` that Triton serves here."""
     serving = kernels.serving(kernels.load("triton"))
-    names = dict.fromkeys(case.operation for case in CASES)
+    names = dict.fromkeys(case.operation for case in cases)
     return [name for name in names if serving.get(name) == "triton"]
 
 

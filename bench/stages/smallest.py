@@ -6,9 +6,9 @@ The program that compute-sanitizer watches; it prints the names of the kernels t
 import torch
 
 import kernels
-from bench.cases import Case, Sizes
+from bench.cases import CASES, UPDATES, Case, Sizes, Update
 from bench.compiled import record
-from bench.stages.repeat import operations
+from bench.stages.repeat import once, operations
 from kernels import launch
 
 RAGGED = Sizes("ragged", B=1, T=77, C=60, H=3, V=101)
@@ -19,25 +19,20 @@ OURS = "our kernels:"
 def main() -> None:
     device = torch.device("cuda")
     ops = kernels.load("triton", device)
-    for operation in operations():
-        call(Case(operation, RAGGED), ops, device)
-        if operation in WITH_DROPOUT:
-            call(Case(operation, RAGGED, options={"dropout_p": 0.2}), ops, device)
+    for case in cases():
+        once(case, ops, device)
     torch.cuda.synchronize()
-    print(OURS, *sorted(names(launch.architecture(device))))
+    architecture = launch.architecture(device)
+    launched = [one.launch for case in cases() for one in record(case, architecture)]
+    print(OURS, *sorted({one.kernel.fn.__name__ for one in launched}))
 
 
-def call(case: Case, ops, device) -> None:
-    outputs = case.call(ops, case.inputs(device))
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    torch.autograd.backward(outputs, [torch.randn_like(output) for output in outputs])
-
-
-def names(architecture: int) -> set[str]:
-    """The functions that `main` has launched."""
-    cases = [Case(operation, RAGGED) for operation in operations()]
-    launched = [one.launch for case in cases for one in record(case, architecture)]
-    return {one.kernel.fn.__name__ for one in launched}
+def cases() -> list[Case | Update]:
+    found: list[Case | Update] = [Update(name, RAGGED) for name in operations(UPDATES)]
+    for name in operations(CASES):
+        options = [{}, {"dropout_p": 0.2}] if name in WITH_DROPOUT else [{}]
+        found += [Case(name, RAGGED, options=chosen) for chosen in options]
+    return [*found, Case("feed_forward", RAGGED, route=launch.GEMM)]
 
 
 if __name__ == "__main__":

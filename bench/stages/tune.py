@@ -20,6 +20,7 @@ import torch
 
 import kernels
 from bench import timed
+from bench.cases import CASES
 from bench.compiled import name, parse_target, record, rows
 from bench.peers import Rival
 from bench.race import Failed, Race, attempt
@@ -243,4 +244,4 @@ def _too_large(row: dict) -> bool:
 
 
 if __name__ == "__main__":
-    work_through(dict.fromkeys(operations(), 1), work)
+    work_through(dict.fromkeys(operations(CASES), 1), work)

@@ -58,7 +58,10 @@ class Card:
         return self.outcomes.get(name, {"a": passed("well"), "b": passed("well", rows=[ROW])})
 
 
-def _prove(card, stages=tuple(prove.STAGES), seconds=540.0, **options):
+SIX = ("parity", "sanitize", "repeat", "ledger", "tune", "bench")
+
+
+def _prove(card, stages=SIX, seconds=540.0, **options):
     return prove.prove(list(stages), seconds, None, card.run, clock=card.clock, **options)
 
 
@@ -69,8 +72,8 @@ def test_all_stages_together_stay_within_the_minutes():
     card = Card(takes=1.0)
     result = _prove(card)
     assert card.now == pytest.approx(540)
-    assert list(result["stages"]) == list(prove.STAGES)
-    shares = [stage.share for stage in prove.STAGES.values()]
+    assert list(result["stages"]) == list(SIX)
+    shares = [prove.STAGES[name].share for name in SIX]
     parity_seconds = card.allowances["parity"]
     assert parity_seconds == pytest.approx((540 - 10) * shares[0] / sum(shares))
 
