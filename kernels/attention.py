@@ -14,7 +14,7 @@ with a running maximum m and a running sum z of every row (FlashAttention-2, Dao
 - z sums p before dropout, as the lecture normalises before it drops.
 - One loop for all tiles of keys; only those on the diagonal, or past the last key, enter the
   branch that masks. Two loops would make ptxas wait for every product of the tensor cores.
-- Kept for the backward: out and lse, in fp32, so memory grows with T and not with T^2.
+- Kept for the backward: out, and lse in fp32, so memory grows with T and not with T^2.
 
 `attention` takes any strides; `attention_qkv` runs the same kernels on views of the packed
 projection, and its backward writes one packed gradient: nothing is transposed or copied.

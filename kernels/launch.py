@@ -63,7 +63,7 @@ TILES: dict[str, dict[int, Any]] = {
         80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
     },
     "attention_kv_fp32": {
-        80: {64: (32, 32, 8, 1, None), 128: (16, 32, 8, 1, None), 256: (16, 32, 8, 1, None)}
+        80: {64: (16, 32, 4, 2, None), 128: (16, 32, 8, 1, None), 256: (16, 32, 8, 1, None)}
     },
     # bytes of a tile of short rows, of a tile of a long row, and of a tile per thread
     "cross_entropy": {80: (8_192, 16_384, 32)},
@@ -81,7 +81,7 @@ TILES: dict[str, dict[int, Any]] = {
     "linear_step": {80: (8_192, 108), 90: (8_192, 132), 100: (8_192, 148), 120: (8_192, 188)},
     # elements of a tile of keys, keys of a part at least, programs with which no parts are needed
     "attention_step": {80: (4_096, 64, 216), 90: (4_096, 64, 264), 120: (4_096, 64, 376)},
-    "draw": {80: (4_096, 16)},  # elements of a tile of the vocabulary, warps
+    "draw": {80: (4_096, 256)},  # elements of a tile of the vocabulary, and of a warp
 }
 
 
