@@ -4,9 +4,14 @@ An operation that is not written in Triton yet is PyTorch's own, and `kernels.se
 """
 
 from kernels import native
+from kernels.adamw import AdamW
 from kernels.add_layer_norm import add_layer_norm
 from kernels.attention import attention, attention_qkv
+from kernels.cross_entropy import cross_entropy
+from kernels.embedding import embedding
+from kernels.feed_forward import feed_forward
 from kernels.layer_norm import layer_norm, rms_norm
+from kernels.linear_cross_entropy import linear_cross_entropy
 
 OPS = native.OPS._replace(
     layer_norm=layer_norm,
@@ -14,4 +19,9 @@ OPS = native.OPS._replace(
     add_layer_norm=add_layer_norm,
     attention=attention,
     attention_qkv=attention_qkv,
+    feed_forward=feed_forward,
+    embedding=embedding,
+    cross_entropy=cross_entropy,
+    linear_cross_entropy=linear_cross_entropy,
+    adamw=AdamW,
 )
