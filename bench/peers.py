@@ -36,6 +36,7 @@ COMPILED = (
     "linear_cross_entropy",
     "embedding",
 )
+LONGEST_SPELLED_OUT = 1024  # tokens; beyond, its T x T weights would take all the time there is
 ATTENTIONS = ("attention", "attention_qkv")
 
 
@@ -73,7 +74,7 @@ def rivals(case, device: torch.device) -> dict[str, Maker | str]:
         found["torch.compile"] = on_card(lambda: Rival(compiled(getattr(native, name))))
     if name in LIGER:
         found["liger"] = _liger(name, device)
-    if name in SPELLED_OUT:
+    if name in SPELLED_OUT and case.sizes.T <= LONGEST_SPELLED_OUT:
         found["reference"] = lambda: Rival(SPELLED_OUT[name])
     return found
 

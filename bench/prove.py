@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 
 STAGES = {
     "parity": Stage("bench.stages.parity", 30, by_operation=False),
-    "sanitize": Stage("bench.stages.sanitize", 10, by_operation=False),
+    "sanitize": Stage("bench.stages.sanitize", 20, by_operation=False),
     "repeat": Stage("bench.stages.repeat", 8),
     "ledger": Stage("bench.stages.ledger", 5),
     "tune": Stage("bench.stages.tune", 12),

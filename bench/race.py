@@ -12,6 +12,7 @@ from bench.timing import Ceilings, Samples, Trial, in_turns, spread
 
 SECONDS_PER_RIVAL = 0.12  # of timing in turns, per rival and pass; warming up comes before
 NAMED_KERNELS = 4  # of a rival, the longest first
+NAME_LENGTH = 120  # templates make names of a page
 
 
 class Failed(NamedTuple):
@@ -104,7 +105,8 @@ class Race:
         for event in profile.events():
             if event.device_type == torch.autograd.DeviceType.CUDA:
                 seconds[event.name] = seconds.get(event.name, 0) + event.time_range.elapsed_us()
-        return sorted(seconds, key=seconds.get, reverse=True)[:NAMED_KERNELS]
+        longest = sorted(seconds, key=seconds.get, reverse=True)[:NAMED_KERNELS]
+        return [name[:NAME_LENGTH] for name in longest]
 
 
 def row(case, direction: str, rival: str, samples: Samples, ceilings: Ceilings | None) -> dict:
