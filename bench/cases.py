@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kernels import launch
+
 
 class Precision(NamedTuple):
     """The dtypes of a training step."""
@@ -45,17 +47,47 @@ class Case(NamedTuple):
     sizes: Sizes
     precision: str = "bf16"  # a name of PRECISIONS
     options: dict[str, Any] = {}  # noqa: RUF012 (never written)
+    route: launch.Route | None = None  # of the feed-forward, else `launch.ROUTES` decides
 
     def __str__(self):
         options = "".join(f" {name}={value}" for name, value in self.options.items())
-        return f"{self.operation} {self.sizes.name} {self.precision}{options}"
+        route = f" by {' '.join(self.route)}" if self.route else ""
+        return f"{self.operation} {self.sizes.name} {self.precision}{options}{route}"
 
     def inputs(self, device) -> tuple:
         """Operands of the operation, drawn on `device`; those with a gradient require it."""
         return _INPUTS[self.operation](self.sizes, PRECISIONS[self.precision], device)
 
     def call(self, ops, inputs):
-        return getattr(ops, self.operation)(*inputs, **self.options)
+        with launch.routed(self.route):
+            return getattr(ops, self.operation)(*inputs, **self.options)
+
+    def run(self, ops, device) -> None:
+        """Forward and backward."""
+        outputs = self.call(ops, self.inputs(device))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+
+
+class Update(NamedTuple):
+    """A step of an optimizer, with clipped gradients; nothing to differentiate."""
+
+    operation: str  # a name of kernels.Ops
+    sizes: Sizes
+    precision: str = "fp32"  # a name of PRECISIONS
+
+    def __str__(self):
+        return f"{self.operation} {self.sizes.name} {self.precision}"
+
+    def run(self, ops, device) -> None:
+        dtype = PRECISIONS[self.precision].wide
+        C = self.sizes.C
+        parameters = [torch.nn.Parameter(_leaves(device)(s, dtype)) for s in ((C, 4 * C), (C,))]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = getattr(ops, self.operation)(parameters)
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
 
 
 def _layer_norm(sizes, precision, device):
@@ -160,11 +192,22 @@ CASES = (
     Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
     Case("attention_qkv", GPT2),
     Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT),
+    Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT, launch.GEMM),
+    Case("feed_forward", LECTURE, "fp32", {"activation": "relu_squared"}),
+    Case("feed_forward", LECTURE, "bf16", {"activation": "relu_squared"}, launch.GEMM),
     Case("feed_forward", GPT2),
+    Case("feed_forward", GPT2, "bf16", route=launch.GEMM),
+    Case("feed_forward", GPT2, "fp32", route=launch.GEMM),
     Case("feed_forward", GPT2, "bf16", {"activation": "gelu_tanh"}),
+    Case("feed_forward", GPT2, "fp16", {"activation": "gelu_tanh"}, launch.GEMM),
     Case("cross_entropy", LECTURE),
     Case("cross_entropy", GPT2),
     Case("cross_entropy", GPT2, "fp32"),
     Case("linear_cross_entropy", GPT2),
     Case("embedding", GPT2, "autocast"),
+)
+
+UPDATES = (
+    Update("adamw", GPT2),
+    Update("adamw", GPT2, "bf16"),
 )
