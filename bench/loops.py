@@ -1,9 +1,10 @@
 """The hot loop of a kernel, and how long each pipe of an SM is busy with one turn of it.
 
 A ranking of tiles, not a measurement: it counts issue rates alone. Latencies, bank conflicts,
-caches and the clock are left out, predicated instructions count as run, and a warp-specialised
-loop is counted as if all warps ran it. What it can say: which pipe is fullest, and what share of
-the tensor cores' rate that pipe allows if all else overlaps with it, and if nothing does.
+caches, the clock, and what tensor cores and TMA move by themselves are left out; predicated instructions count as run, and what stands behind a
+branch of the loop (a persistent kernel's last turn of a tile) does not; a warp-specialised loop is
+counted as if all warps ran it. What it can say: which pipe is fullest, and what share of the
+tensor cores' rate that pipe allows if all else overlaps with it, and if nothing does.
 
 Cycles are cycles of one SM for one block. Rates are from the CUDA C++ Programming Guide
 ("Throughput of Native Arithmetic Instructions"), for tensor cores from NVIDIA's white papers.
@@ -54,8 +55,8 @@ def hottest(code: list[Instruction], ttgir: str, architecture: int, warps: int) 
     Where a kernel has no such loop, its whole body is counted.
     """
     per_mma = _operations_per_tcgen05(ttgir)
-    loops = [loop for loop in _natural_loops(code) if _work(loop, per_mma) > (0, 0)]
-    innermost = [a for a in loops if not any(set(b) < set(a) for b in loops)]
+    loops = [loop for loop in _natural_loops(code) if _work(loop.always, per_mma) > (0, 0)]
+    innermost = [a.always for a in loops if not any(b.body < a.body for b in loops)]
     # of two equal loops (one masks, one does not) the shorter runs more often
     body = max(innermost, key=lambda loop: (_work(loop, per_mma), -len(loop)), default=code)
     body = [one for one in body if one.name != "NOP"]
@@ -124,8 +125,13 @@ def _operations_per_tcgen05(ttgir: str) -> float:
     return sum(2 * m * n * k for m, k, n in shapes) / instructions
 
 
-def _natural_loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """The bodies of the loops: a jump back to a block that every way to the jump goes through.
+class Loop(NamedTuple):
+    body: set[int]  # addresses of blocks
+    always: list[Instruction]  # of the blocks that every turn goes through
+
+
+def _natural_loops(code: list[Instruction]) -> list[Loop]:
+    """The loops: a jump back to a block that every way to the jump goes through.
 
     A jump back alone is no loop: code that waits for a barrier often stands behind the exit and
     jumps back into the middle.
@@ -137,16 +143,21 @@ def _natural_loops(code: list[Instruction]) -> list[list[Instruction]]:
             before[follower].add(start)
     dominators = _dominators(list(blocks), before)
     bodies: dict[int, set[int]] = {}
+    always: dict[int, set[int]] = {}
     for tail, nexts in after.items():
         for head in nexts & dominators[tail]:
             body = bodies.setdefault(head, {head})
+            always[head] = dominators[tail] & always.get(head, dominators[tail])
             waiting = [tail]
             while waiting:
                 block = waiting.pop()
                 if block not in body:
                     body.add(block)
                     waiting.extend(before[block])
-    return [[i for start in sorted(body) for i in blocks[start]] for body in bodies.values()]
+    return [
+        Loop(body, [one for start in sorted(body & always[head]) for one in blocks[start]])
+        for head, body in bodies.items()
+    ]
 
 
 def _blocks(code: list[Instruction]) -> tuple[dict, dict]:
