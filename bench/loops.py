@@ -1,10 +1,11 @@
 """The hot loop of a kernel, and how long each pipe of an SM is busy with one turn of it.
 
 A ranking of tiles, not a measurement: it counts issue rates alone. Latencies, bank conflicts,
-caches, the clock, and what tensor cores and TMA move by themselves are left out; predicated instructions count as run, and what stands behind a
-branch of the loop (a persistent kernel's last turn of a tile) does not; a warp-specialised loop is
-counted as if all warps ran it. What it can say: which pipe is fullest, and what share of the
-tensor cores' rate that pipe allows if all else overlaps with it, and if nothing does.
+caches, the clock, and what tensor cores and TMA move by themselves are left out; predicated
+instructions count as run, and what stands behind a branch of the loop (a persistent kernel's last
+turn of a tile) does not; a warp-specialised loop is counted as if all warps ran it. What it can
+say: which pipe is fullest, and what share of the tensor cores' rate that pipe allows if all else
+overlaps with it, and if nothing does.
 
 Cycles are cycles of one SM for one block. Rates are from the CUDA C++ Programming Guide
 ("Throughput of Native Arithmetic Instructions"), for tensor cores from NVIDIA's white papers.
