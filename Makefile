@@ -11,7 +11,7 @@ train: $(INSTALLED)
 	$(PYTHON) train.py $(ARGS)
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest --numprocesses=auto $(ARGS)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m pytest bench $(ARGS)

@@ -20,7 +20,7 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "ruff", "tiktoken"],
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ruff", "tiktoken"],
         "report": ["matplotlib"],
         "weights": ["huggingface_hub", "transformers"],
         "log": ["tensorboard", "wandb"],
