@@ -29,6 +29,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.option.benchmark_columns = ["median", "iqr", "rounds"]
     config.option.benchmark_sort = "median"
+    if DEVICE.type == "cpu":
+        torch.set_num_threads(1)  # threads that wait for each other measure whoever else is busy
     config.stash[LAP] = Lap(config.getoption("--minutes"))
 
 
