@@ -110,6 +110,14 @@ def test_the_gradient_of_a_sum_counts_tokens(seed, V):
     assert torch.equal(token_table.grad, counts[:, None].expand(V, 2).float())
 
 
+def test_partial_sums_are_not_rounded():
+    # three programs with 257 rows each, which is 256 in bf16: 768 instead of 772
+    tokens = torch.full((3, 257), 5, device=DEVICE)
+    token_table = torch.zeros(32, 1, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    embedding(tokens, token_table).sum().backward()
+    assert token_table.grad[5] == 772
+
+
 def test_the_same_bits_every_time():
     tokens, *tables = operands(8, 40, 5, 33, torch.bfloat16)
     tables = [table.requires_grad_() for table in tables]

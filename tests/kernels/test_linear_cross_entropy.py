@@ -79,13 +79,15 @@ def test_chunks_do_not_matter(monkeypatch):
         torch.testing.assert_close(some, all_, rtol=1e-12, atol=1e-15)
 
 
-def test_the_gradient_of_the_weight_is_added_up_in_fp32():
-    # 3,000 rows that all pull alike: in bf16 the sum would stop growing after 256
-    x = torch.ones(3000, 1, dtype=torch.bfloat16, device=DEVICE)
-    weight = torch.zeros(2, 1, dtype=torch.bfloat16, device=DEVICE)
-    targets = torch.zeros(3000, dtype=torch.int64, device=DEVICE)
-    _, dweight = gradients(ours, x, weight, None, targets)
-    assert dweight.flatten().tolist() == [-0.5, 0.5]
+def test_sums_over_rows_are_never_rounded_to_bf16(monkeypatch):
+    # two chunks of 640 rows; 639 of each pull by 1/2, together 319.5, which is 320 in bf16
+    monkeypatch.setattr(launch, "LOGITS_BYTES", 640 * 128)
+    x, weight = torch.ones(1280, 1, device=DEVICE), torch.zeros(2, 1, device=DEVICE)
+    targets = torch.zeros(1280, dtype=torch.int64, device=DEVICE)
+    targets[::640] = IGNORED
+    with torch.autocast(DEVICE, torch.bfloat16):
+        _, dweight, dbias = gradients(ours, x, weight, torch.zeros(2, device=DEVICE), targets)
+    assert dweight.flatten().tolist() == dbias.tolist() == [-0.5, 0.5]
 
 
 @pytest.mark.parametrize("V", [65, 257, 1000])

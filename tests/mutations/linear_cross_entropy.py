@@ -1,0 +1,43 @@
+"""One-line mistakes in `kernels/linear_cross_entropy.py`, and what each would break."""
+
+MUTATIONS = [
+    ("at = slice(start, start + rows)", "at = slice(start, start + 128)", "rows are left out"),
+    ("if b is None:", "if True:", "the bias is not added"),
+    ("losses[at], None, dlogits", "losses[:rows], None, dlogits", "losses land in the first chunk"),
+    (
+        "_product(dlogits, W, 0, dx[at])",
+        "_product(dlogits, W, 1, dx[at])",
+        "dx begins with garbage",
+    ),
+    ("x_here, 1, dW)", "x_here, 0, dW)", "dW forgets earlier chunks"),
+    ("db += dlogits.sum(0", "db = dlogits.sum(0", "db forgets earlier chunks"),
+    (
+        "db += dlogits.sum(0, dtype=db.dtype)",
+        "db += dlogits.sum(0)",
+        "db is rounded in every chunk",
+    ),
+    ("dlogits = logits if any(needs) else None", "dlogits = None", "no gradient is made"),
+    ("return losses.sum() / count", "return losses.mean()", "ignored targets count"),
+    ("factor = tl.load(dloss_ptr).to(ACC) /", "factor = 1.0 /", "dloss is ignored"),
+    ("/ tl.load(count_ptr).to(ACC)", "", "the gradient is of the sum"),
+    (
+        'wide = {"dtype": torch.promote_types(dtype, torch.float32)',
+        'wide = {"dtype": dtype',
+        "dW is added up in bf16",
+    ),
+    (
+        "rows = triton.cdiv(N, triton.cdiv(N, most)) if N else 1",
+        "rows = triton.cdiv(N, most)",
+        "the chunks' number is their size",
+    ),
+    (
+        "out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)",
+        "out = gradient",
+        "a saved tensor is overwritten",
+    ),
+    (
+        "targets = targets.reshape(-1).contiguous()",
+        "targets = targets.reshape(-1)",
+        "strided targets are read as if dense",
+    ),
+]
