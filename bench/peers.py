@@ -19,7 +19,7 @@ import kernels
 from bench.timed import ModuleCase, OptimizerCase
 from gpt import model, reference
 from gpt.presets import NORM_EPS, ModelConfig
-from kernels import native
+from kernels import launch, native
 
 OURS = "triton"
 SDPA = {
@@ -63,6 +63,10 @@ def rivals(case, device: torch.device) -> dict[str, Maker | str]:
         or (lambda: Rival(getattr(kernels.load("triton", device), name))),
         "torch": lambda: Rival(getattr(native, name)),
     }
+    if name == "feed_forward":
+        for product in launch.Route._fields:
+            by_gemm = functools.partial(_feed_forward_by_gemm, product, device)
+            found[f"{OURS}, {product} by gemm"] = _why_not_ours(name, device) or by_gemm
     on_card = functools.partial(_on_card, device)
     if name in ATTENTIONS:
         for sdpa, backend in SDPA.items():
@@ -81,6 +85,12 @@ def rivals(case, device: torch.device) -> dict[str, Maker | str]:
 
 def _on_card(device, maker: Maker) -> Maker | str:
     return maker if device.type == "cuda" else "it is timed on a CUDA card only"
+
+
+def _feed_forward_by_gemm(product: str, device: torch.device) -> Rival:
+    """What `launch.ROUTES` would gain by sending this product another way."""
+    route = launch.CUBLAS._replace(**{product: "gemm"})
+    return Rival(kernels.load("triton", device).feed_forward, lambda: launch.routed(route))
 
 
 def _why_not_ours(name: str, device: torch.device) -> str | None:

@@ -77,7 +77,7 @@ def _peers(result: dict) -> str:
 
 def times_best(rows: list[dict]) -> tuple[float, str] | None:
     """How many times faster than the best peer, and that peer's name."""
-    fair = [row["rival"] for row in rows if row["rival"] not in (OURS, *UNFAIR)]
+    fair = [row["rival"] for row in rows if not row["rival"].startswith((OURS, *UNFAIR))]
     ours = [row for row in rows if row["rival"] == OURS]
     return targets.times_faster_than(*fair)(ours[0], rows) if ours else None
 
