@@ -125,7 +125,8 @@ def draw(
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=logits.device)
     greedy = temperature == 0
     token = torch.empty(B, dtype=torch.int64, device=logits.device)
-    elements, num_warps = tile("draw", logits.device)
+    elements, per_warp = tile("draw", logits.device)
+    COLUMNS = min(max(triton.next_power_of_2(V), 16), elements)
     launch(
         _forward,
         (B,),
@@ -133,7 +134,7 @@ def draw(
         *(V, logits.stride(0), 1.0 if greedy else float(temperature), top_k or V, float(top_p)),
         GREEDY=greedy,
         RESTRICTED=not greedy and (0 < top_k < V or top_p < 1),
-        COLUMNS=min(max(triton.next_power_of_2(V), 16), elements),
-        num_warps=num_warps,
+        COLUMNS=COLUMNS,
+        num_warps=max(COLUMNS // per_warp, 1),
     )
     return token

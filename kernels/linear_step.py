@@ -27,7 +27,7 @@ from kernels.launch import launch, tile
 
 MOST_ROWS = 8  # their products take the CUDA cores no longer than the memory takes for the weight
 WIDEST = 16_384  # one row of the weight in the registers of one program
-THREAD = 32  # elements of the weight in a thread
+WARP = 1_024  # elements of the weight in a warp, 32 in each thread
 
 
 @triton.jit
@@ -85,9 +85,9 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
     elements, programs = tile("linear_step", x.device)
     COLUMNS = triton.next_power_of_2(K)
     FEATURES = max(elements // COLUMNS, 1)
-    while FEATURES > 1 and triton.cdiv(N, FEATURES) < programs:
+    while FEATURES > max(WARP // COLUMNS, 1) and triton.cdiv(N, FEATURES) < programs:
         FEATURES //= 2
-    ROWS = min(triton.next_power_of_2(B), MOST_ROWS)
+    ROWS = min(triton.next_power_of_2(max(B, 1)), MOST_ROWS)
     operands = (x, weight, y, scale, bias, norm_weight, norm_bias, residual)
     launch(
         _forward,
@@ -100,7 +100,7 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
         COLUMNS=COLUMNS,
         ROWS=ROWS,
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-        num_warps=min(max(FEATURES * COLUMNS // (32 * THREAD), 1), 8),
+        num_warps=min(max(FEATURES * COLUMNS // WARP, 1), 8),
         **constants,
     )
 
