@@ -117,13 +117,12 @@ def _forward(
 
 
 class Attention(torch.autograd.Function):
-    """Out (B, H, Tq, D) lies in memory as (B, Tq, H, D), so that joining the heads is free."""
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) -> (B, H, Tq, D), and one gradient for each."""
 
     @staticmethod
     def forward(ctx, q, k, v, seed, constants):
         q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
-        B, H, Tq, D = q.shape
-        out = torch.empty((B, Tq, H, D), dtype=q.dtype, device=q.device).transpose(1, 2)
+        out = _empty_like(q)
         lse = _launch_forward(out, q, k, v, seed, constants)
         ctx.save_for_backward(q, k, v, out, lse, seed)
         ctx.constants = constants
@@ -133,7 +132,7 @@ class Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         q, k, v, out, lse, seed = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
         dout = _whole_rows(dout)
         attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, ctx.constants)
         return dq, dk, dv, None, None
@@ -181,6 +180,12 @@ def _launch_forward(out, q, k, v, seed, constants):
     return lse
 
 
+def _empty_like(x):
+    """Room for (B, H, T, D) that lies in memory as (B, T, H, D): joining the heads is free."""
+    B, H, T, D = x.shape
+    return x.new_empty((B, T, H, D)).transpose(1, 2)
+
+
 def _heads(x, parts, n_head):
     """`parts` views (B, H, T, D) of x (B, T, parts C)."""
     return x.unflatten(-1, (parts, n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
@@ -214,12 +219,12 @@ def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
 def attention_qkv(qkv, n_head, *, causal=True, dropout_p=0.0, scale=None, seed=None):
     """Attention of all heads from the packed projection; shapes and defaults in `kernels.Ops`."""
     qkv = _autocast(qkv)
-    if qkv.ndim != 3 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * n_head):
+    if qkv.ndim != 3 or n_head < 1 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * n_head):
         raise ValueError(
             f"attention_qkv takes qkv (B, T, 3C) with C a multiple of n_head, not "
             f"{tuple(qkv.shape)} and {n_head} heads"
         )
-    constants = _constants(*_heads(qkv, 3, n_head)[:1], causal, dropout_p, scale, group=1)
+    constants = _constants(_heads(qkv, 3, n_head)[0], causal, dropout_p, scale, group=1)
     return PackedAttention.apply(qkv, n_head, _seed(qkv, seed, constants), constants)
 
 

@@ -105,6 +105,13 @@ def test_as_exact_over_several_tiles(T, D, dtype):
     hold(operands(1, 1, 1, T, T, D, dtype))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_far_from_zero(sign):
+    """2^207 and 2^-207: only differences within a row may be raised to a power."""
+    q, k, v = operands(1, 2, 2, 33, 40, 16)
+    hold((q + 6, k + 6 * sign, v), causal=False)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_logits_thirty_times_as_large(dtype):
     hold(operands(1, 2, 2, 65, 65, 16, dtype, scale=30.0))
@@ -227,6 +234,9 @@ def test_packed_is_attention_of_the_parts(layout, dtype):
     hold_against(ours, plain, (qkv,), compute=dtype, gradient_factor=3.0)
 
 
+FREE = ("empty", "new_empty", "detach", "_unsafe_view")  # allocations, and views not marked so
+
+
 class Count(TorchDispatchMode):
     """The operations of PyTorch that run inside, views and allocations aside."""
 
@@ -236,7 +246,7 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, arguments=(), options=None):
         name = operation._schema.name.removeprefix("aten::")
-        if not operation.is_view and not name.startswith(("empty", "detach", "_unsafe_view")):
+        if not operation.is_view and not name.startswith(FREE):
             self.names.append(name)
         return operation(*arguments, **(options or {}))
 
@@ -389,10 +399,12 @@ def test_wrong_shapes(shapes, message):
         attention(*(torch.zeros(shape, device=DEVICE) for shape in shapes))
 
 
-@pytest.mark.parametrize("shape", [(2, 96), (2, 3, 97), (2, 3, 0)])
-def test_wrong_packed_shapes(shape):
+@pytest.mark.parametrize(
+    ("shape", "n_head"), [((2, 96), 2), ((2, 3, 97), 2), ((2, 3, 0), 2), ((2, 3, 96), 0)]
+)
+def test_wrong_packed_shapes(shape, n_head):
     with pytest.raises(ValueError, match=r"qkv \(B, T, 3C\)"):
-        attention_qkv(torch.zeros(shape, device=DEVICE), 2)
+        attention_qkv(torch.zeros(shape, device=DEVICE), n_head)
 
 
 def test_wrong_numbers():

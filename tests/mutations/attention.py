@@ -1,5 +1,6 @@
 """One-line mistakes in `kernels/attention.py`, and what each would break."""
 
+TESTS = ["tests/kernels/test_attention_dropout.py", "tests/kernels/test_attention.py"]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "a row does not see itself"),
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] + 1 >= key[None, :]", "a row sees the next token"),
@@ -22,6 +23,6 @@ MUTATIONS = [
     ("scale = D**-0.5 if scale is None else scale", "scale = D**-0.5", "the caller's scale is ignored"),
     ("x if x.stride(-1) == 1 else x.contiguous()", "x", "strided channels are read as if dense"),
     ("if constants[\"THRESHOLD\"] == 0:\n        return None", "if False:\n        return None", "the generator is asked for nothing"),
-    ("dtype=q.dtype, device=q.device).transpose(1, 2)", "dtype=q.dtype, device=q.device).transpose(1, 2).contiguous()", "joining the heads is a copy"),
+    ("return x.new_empty((B, T, H, D)).transpose(1, 2)", "return x.new_empty(x.shape)", "joining the heads is a copy"),
     ("accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32", "accumulator = q.dtype", "lse is rounded to 16 bits"),
 ]

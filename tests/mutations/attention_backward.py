@@ -1,5 +1,6 @@
 """One-line mistakes in `kernels/attention_backward.py`, and what each would break."""
 
+TESTS = ["tests/kernels/test_attention_dropout.py", "tests/kernels/test_attention.py"]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "dQ lacks the diagonal"),
     ("if first_key + N > seen_by_all:", "if first_key > seen_by_all:", "dQ sees the future"),

@@ -1,8 +1,9 @@
 """One-line mistakes in `kernels/philox.py`, and what each would break."""
 
+TESTS = ["tests/kernels/test_philox.py", "tests/kernels/test_attention_dropout.py"]
 MUTATIONS = [
     ("ROUNDS = tl.constexpr(7)", "ROUNDS = tl.constexpr(2)", "too few rounds: words follow their counters"),
-    ("return threshold, 65536 / (65536 - threshold)", "65536 / 65536", "what is kept is not scaled"),
+    ("return threshold, 65536 / (65536 - threshold)", "return threshold, 1.0", "what is kept is not scaled"),
     ("threshold = round(p * 65536)", "threshold = round(p * 256) * 256", "the rate moves in steps of 1/256"),
     ("return 65535, 0.0", "return 65535, 1.0", "p = 1 keeps a few"),
     ("if not 0.0 <= p <= 1.0:", "if p < 0.0 or p > 1.0:", "NaN is a probability"),
