@@ -328,7 +328,7 @@ def test_parity_counts_real_outcomes(tmp_path):
     tests = tmp_path / "test_some.py"
     tests.write_text("def test_a(): pass\ndef test_b(): assert 1 == 2\n")
     file = tmp_path / "outcomes"
-    assert parity.run(str(tests), file, 60) is None
+    assert parity.run(str(tests), file, 300) is None
     assert [outcome for _, outcome, _ in parity.read(file)] == ["passed", "failed"]
 
 
