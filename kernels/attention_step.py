@@ -11,8 +11,8 @@ Decisions:
 - One query has no work for a whole card in B x H programs, so the keys are divided into parts when
   rows are few. The number of parts follows from the block size and not from the position, because
   a CUDA graph has one grid; `_combine` adds them in order: the same bits every time.
-- The new key and value are used from registers, rounded as the cache has them, by the one program
-  in whose part they fall, which also writes them: nobody waits for a write.
+- The new key and value are used from registers, rounded as the cache has them, and written by the
+  program of the first part: nobody waits for a write.
 - A softmax in base 2, its maximum and sum carried along as in FlashAttention; products without
   tensor cores, since only the bytes of the cache count.
 """
@@ -75,7 +75,7 @@ def _forward(
         z = z * alpha + tl.sum(p, 0)
         acc = acc * alpha + tl.sum(p[:, None] * v, 0)
         m = m_new
-    if position // PART == part:  # the new token's own
+    if part == 0:  # which adds the new token
         kind = cache_ptr.dtype.element_ty
         k = _positioned(qkv_ptr + H * D, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)
         k, v = k.to(kind), tl.load(qkv_ptr + 2 * H * D + d, d < D, other=0)

@@ -59,9 +59,8 @@ def _forward(
             best = tl.where(better, noisy, best)
             best_token = tl.where(better, v, best_token)
         found = tl.max(best, 0)
-        token = tl.where(
-            found > float("-inf"), tl.min(tl.where(best == found, best_token, V)), token
-        )
+        if found > float("-inf"):
+            token = tl.min(tl.where(best == found, best_token, V), 0)
         searching = tl.zeros((), tl.int32)
         if RESTRICTED:
             pivot = tl.load(logits_ptr + token).to(tl.float32) / temperature

@@ -7,11 +7,14 @@ from kernels import native
 from kernels.adamw import AdamW
 from kernels.add_layer_norm import add_layer_norm
 from kernels.attention import attention, attention_qkv
+from kernels.attention_step import attention_step
 from kernels.cross_entropy import cross_entropy
+from kernels.draw import draw
 from kernels.embedding import embedding
 from kernels.feed_forward import feed_forward
 from kernels.layer_norm import layer_norm, rms_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_step import linear_step
 
 OPS = native.OPS._replace(
     layer_norm=layer_norm,
@@ -24,4 +27,7 @@ OPS = native.OPS._replace(
     cross_entropy=cross_entropy,
     linear_cross_entropy=linear_cross_entropy,
     adamw=AdamW,
+    linear_step=linear_step,
+    attention_step=attention_step,
+    draw=draw,
 )

@@ -84,23 +84,23 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
     (B, K), N = x.shape, len(weight)
     elements, programs = tile("linear_step", x.device)
     COLUMNS = triton.next_power_of_2(K)
-    FEATURES = max(elements // COLUMNS, 1)
-    while FEATURES > max(WARP // COLUMNS, 1) and triton.cdiv(N, FEATURES) < programs:
-        FEATURES //= 2
+    features, least = max(elements // COLUMNS, 1), max(WARP // COLUMNS, 1)
+    while features > least and triton.cdiv(N, features) < programs:
+        features //= 2
     ROWS = min(triton.next_power_of_2(max(B, 1)), MOST_ROWS)
     operands = (x, weight, y, scale, bias, norm_weight, norm_bias, residual)
     launch(
         _forward,
-        (triton.cdiv(N, FEATURES), triton.cdiv(B, ROWS)),
+        (triton.cdiv(N, features), triton.cdiv(B, ROWS)),
         *operands,
         B,
         N,
         K=K,
-        FEATURES=FEATURES,
+        FEATURES=features,
         COLUMNS=COLUMNS,
         ROWS=ROWS,
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-        num_warps=min(max(FEATURES * COLUMNS // WARP, 1), 8),
+        num_warps=min(max(features * COLUMNS // WARP, 1), 8),
         **constants,
     )
 

@@ -124,8 +124,8 @@ def test_strided_queries_and_positions():
 def test_the_launches_follow_from_the_shapes_alone():
     """One grid for every position, as a CUDA graph needs it; one launch where rows are many."""
 
-    def grids(B):
-        cache = torch.empty(2, B, 12, 1024, 64, device="meta")
+    def grids(B, T=1024):
+        cache = torch.empty(2, B, 12, T, 64, device="meta")
         position = torch.empty(B, dtype=torch.int64, device="meta")
         with launch.record(90) as recorded:
             attention_step(torch.empty(B, 3 * 12 * 64, device="meta"), cache, position)
@@ -133,6 +133,7 @@ def test_the_launches_follow_from_the_shapes_alone():
 
     assert grids(1) == [(12, 16, 1), (12,)]
     assert grids(64) == [(12, 1, 64)]
+    assert grids(1, T=10_000) == [(12, 20, 1), (12,)]  # of 512 keys: 32 parts at most
 
 
 @pytest.mark.parametrize(

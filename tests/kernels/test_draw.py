@@ -64,12 +64,25 @@ def test_the_token_is_that_of_sorting(B, V, temperature, top_k, top_p, dtype, se
     assert torch.equal(drawn, expected)
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 3])
-def test_a_vocabulary_of_many_tiles(top_k, monkeypatch):
+@pytest.fixture
+def small_tiles(monkeypatch):
     monkeypatch.setitem(launch.TILES, "draw", {80: (64, 64)})
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.3)])
+def test_a_vocabulary_of_many_tiles(top_k, top_p):
     logits = randn(2, 300, scale=0.1)
-    drawn = draw(logits, top_k=top_k, seed=seed_of(5))
-    assert torch.equal(drawn, drawn_by_sorting(logits, 1.0, top_k, 1.0, seed_of(5)))
+    logits[1, :2] += 200  # exp(200) is no fp32 number
+    drawn = draw(logits, top_k=top_k, top_p=top_p, seed=seed_of(5))
+    assert torch.equal(drawn, drawn_by_sorting(logits, 1.0, top_k, top_p, seed_of(5)))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_of_equal_tokens_in_many_tiles_the_first_is_taken():
+    logits = torch.zeros(1, 200, device=DEVICE)
+    logits[0, [70, 134, 190]] = 1
+    assert draw(logits, temperature=0.0).tolist() == [70]
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
