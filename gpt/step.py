@@ -124,7 +124,7 @@ class GraphStep(Step):
         set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
         for optimizer in self.optimizers:
             if hasattr(optimizer, "send"):
-                optimizer.send()  # the Triton AdamW's numbers, to the device
+                optimizer.send()  # the numbers of a fused AdamW, to the device
         self.number.fill_(step)
         if self.taken < WARM_UP:
             self.taken += 1

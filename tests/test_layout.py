@@ -49,7 +49,7 @@ def test_the_models_import_torch_alone(path):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(ROOT.glob("*.py")) + files("gpt") + files("kernels") + files("bench") + files("tests"),
+    sorted(ROOT.glob("*.py")) + files("gpt") + files("kernels") + files("bench"),
     ids=name,
 )
 def test_a_file_holds_one_idea(path):
