@@ -175,7 +175,7 @@ def _backward_kv(
         q_head_ptr = q_ptr + batch * stride_qb + head * stride_qh
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
         statistics = (batch * tl.num_programs(1) * GROUP + head) * Tq
-        for first_row in tl.range(first_key // M * M if CAUSAL else 0, Tq, M):
+        for first_row in tl.range(first_key if CAUSAL else 0, Tq, M):
             row = first_row + tl.arange(0, M)
             inside_q = (row < Tq)[:, None] & is_d
             offset = row.to(tl.int64)[:, None]
