@@ -37,6 +37,15 @@ def main(arguments: list[str]) -> int:
     except (Refused, kernels.Unavailable) as refusal:
         print(f"train.py: {refusal}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not hardware.out_of_memory(error):
+            raise
+        print(
+            "train.py: there is not memory enough; halve --batch-size and double "
+            "--gradient-accumulation-steps, which trains the same model",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("\ntrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130

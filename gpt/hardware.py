@@ -86,6 +86,11 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch has asked a card, or this machine, for more than there is."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def peak_memory(device: torch.device) -> int:
     """The largest memory in bytes so far: of the card, or of this process on a CPU."""
     if device.type == "cuda":
