@@ -90,6 +90,26 @@ class Update(NamedTuple):
         optimizer.step()
 
 
+class Token(NamedTuple):
+    """One token of each of B rows; nothing to differentiate."""
+
+    operation: str  # a name of kernels.Ops
+    sizes: Sizes
+    precision: str = "bf16"  # a name of PRECISIONS
+    options: dict[str, Any] = {}  # noqa: RUF012 (never written)
+
+    def __str__(self):
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.operation} {self.sizes.name} {self.precision}{options}"
+
+    @torch.no_grad()
+    def run(self, ops, device) -> None:
+        inputs, more = _TOKEN_INPUTS[self.operation](
+            self.sizes, PRECISIONS[self.precision].narrow, device, **self.options
+        )
+        getattr(ops, self.operation)(*inputs, **more)
+
+
 def _layer_norm(sizes, precision, device):
     leaf = _leaves(device)
     _, B, T, C, *_ = sizes
@@ -170,6 +190,33 @@ _INPUTS = {
     "embedding": _embedding,
 }
 
+
+def _linear_step(sizes, dtype, device, int8=False, **options):
+    """The way up, which takes everything: norm, bias and activation."""
+    _, B, _, C, *_ = sizes
+    leaf = _leaves(device)
+    weight = leaf((4 * C, C), dtype, C**-0.5)
+    if int8:
+        weight = weight.to(torch.int8)
+        options["scale"] = leaf((4 * C,), torch.float32)
+    if "norm" in options:
+        options["norm_weight"] = leaf((C,), dtype)
+    return (leaf((B, C), dtype), weight, leaf((4 * C,), dtype)), options
+
+
+def _attention_step(sizes, dtype, device, **options):
+    _, B, T, C, H, _ = sizes
+    leaf = _leaves(device)
+    position = torch.full((B,), T - 1, device=device)
+    return (leaf((B, 3 * C), dtype), leaf((2, B, H, T, C // H), dtype), position), options
+
+
+def _draw(sizes, dtype, device, **options):
+    return (_leaves(device)((sizes.B, sizes.V), dtype),), options
+
+
+_TOKEN_INPUTS = {"linear_step": _linear_step, "attention_step": _attention_step, "draw": _draw}
+
 _DROPOUT = {"dropout_p": 0.2}
 
 CASES = (
@@ -210,4 +257,16 @@ CASES = (
 UPDATES = (
     Update("adamw", GPT2),
     Update("adamw", GPT2, "bf16"),
+)
+
+ONE = GPT2._replace(name="gpt2 one token", B=1)
+
+TOKENS = (
+    Token("linear_step", ONE, "bf16", {"norm": "layer_norm", "activation": "gelu_tanh"}),
+    Token("linear_step", ONE, "bf16", {"int8": True}),
+    Token("linear_step", ONE, "fp32"),
+    Token("attention_step", ONE),
+    Token("attention_step", ONE, "fp32", {"qk_norm": True}),
+    Token("draw", ONE, "bf16", {"top_k": 40}),
+    Token("draw", ONE, "fp32", {"temperature": 0.0}),
 )

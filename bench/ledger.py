@@ -19,7 +19,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.cases import CASES, UPDATES
+from bench.cases import CASES, TOKENS, UPDATES
 from bench.ledger_table import loop_table, table
 from bench.rules import changes, findings
 from kernels.launch import SHARED_MEMORY
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES)) -> list[dict]:
+def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS)) -> list[dict]:
     """The rows of every kernel that the cases launch and whose name holds one of `kernels`."""
     jobs = [
         (target, [case for case in cases if case.operation == operation], kernels)

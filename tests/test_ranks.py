@@ -9,12 +9,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = (
-    "--preset=shakespeare-char --data=python-docs --device=cpu --dtype=float32 "
-    "--n-layer=1 --n-embd=16 --n-head=2 --block-size=64 --dropout=0 --embedding-dropout=0 "
-    "--gradient-accumulation-steps=2 --warmup-iters=2 --max-iters=6 --eval-interval=3 "
-    "--log-interval=1"
-).split()
+OPTIONS = [
+    "--preset=shakespeare-char",
+    "--data=python-docs",
+    "--device=cpu",
+    "--kernels=torch",
+    "--dtype=float32",
+    "--n-layer=1",
+    "--n-embd=16",
+    "--n-head=2",
+    "--block-size=64",
+    "--dropout=0",
+    "--embedding-dropout=0",
+    "--gradient-accumulation-steps=2",
+    "--warmup-iters=2",
+    "--max-iters=6",
+    "--eval-interval=3",
+    "--log-interval=1",
+]
 
 
 def metrics(command, *options):

@@ -1,0 +1,193 @@
+"""layer_norm and rms_norm: their definition, one rounding, memory, strides, properties."""
+
+import functools
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import launch, native, rows
+from kernels.layer_norm import layer_norm, rms_norm
+from tests.instruments import (
+    DEVICE,
+    DTYPES,
+    SIZES,
+    assert_deterministic,
+    differentiate,
+    dtypes,
+    hold_against,
+    layouts,
+    randn,
+    shapes,
+)
+
+NORMS = {
+    "layer_norm": (layer_norm, native.layer_norm, 2),
+    "layer_norm without bias": (layer_norm, native.layer_norm, 1),
+    "rms_norm": (rms_norm, native.rms_norm, 1),
+    "rms_norm without weight": (rms_norm, native.rms_norm, 0),
+}
+norms = pytest.mark.parametrize("norm", NORMS)
+
+
+def operands(norm, *shape, dtype=torch.float32, scale=1.0, shift=0.0):
+    """x, weight and bias, on which the result is well-conditioned.
+
+    A ramp keeps every row from being nearly constant, where the rounding of its mean would decide.
+    Rows of one or two elements are so small that eps counts: else their gradients cancel to 0.
+    """
+    C, parameters = shape[-1], NORMS[norm][2]
+    scale *= 1.0 if C > 2 else 3e-3
+    x = randn(*shape, dtype=torch.float64).clamp(-1.5, 1.5)
+    x = (x + torch.linspace(-2, 2, C, dtype=torch.float64, device=DEVICE)) * scale + shift
+    weight_and_bias = [randn(C, dtype=dtype, shift=1.0, seed=1), randn(C, dtype=dtype, seed=2)]
+    missing = [None] * (1 - parameters)  # rms_norm takes its weight by position
+    return [x.to(dtype), *weight_and_bias[:parameters], *missing]
+
+
+def hold(norm, inputs):
+    operation, oracle, _ = NORMS[norm]
+    hold_against(operation, oracle, inputs)
+
+
+@norms
+@pytest.mark.parametrize("C", [1, 2, 3, 7])
+def test_gradients_are_those_of_the_definition(norm, C):
+    inputs = operands(norm, 2, C, dtype=torch.float64)
+    operation, oracle, _ = NORMS[norm]
+    torch.testing.assert_close(operation(*inputs), oracle(*inputs), rtol=1e-13, atol=1e-13)
+    torch.autograd.gradcheck(operation, [x if x is None else x.requires_grad_() for x in inputs])
+
+
+@norms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("C", SIZES)
+def test_rounded_once(norm, dtype, C):
+    hold(norm, operands(norm, 3, 5, C, dtype=dtype))
+
+
+@norms
+@pytest.mark.parametrize(("scale", "shift"), [(1e-4, 0.0), (1e3, 0.0), (1.0, 30.0)])
+def test_rounded_once_at_every_scale(norm, scale, shift):
+    for dtype in DTYPES:
+        hold(norm, operands(norm, 9, 48, dtype=dtype, scale=scale, shift=shift))
+
+
+@pytest.mark.parametrize(
+    ("norm", "C"),
+    [("layer_norm", C) for C in (384, 1000, 8192, 16384)] + [("rms_norm", 8193)],
+)
+def test_wide_rows(norm, C):
+    hold(norm, operands(norm, 2, C, dtype=torch.bfloat16))
+
+
+@norms
+@pytest.mark.parametrize("count", [1, 17, 150])
+def test_programs_that_visit_many_tiles(norm, count, monkeypatch):
+    a_card_of_one_sm = {80: (512, 512, 4, 1, 128)}
+    monkeypatch.setitem(launch.TILES, "layer_norm_backward", a_card_of_one_sm)
+    hold(norm, operands(norm, count, 65))
+
+
+@given(shape=shapes(600), dtype=dtypes(), data=st.data())
+def test_any_shape_stride_and_dtype(shape, dtype, data):
+    norm = data.draw(st.sampled_from(list(NORMS)))
+    inputs = operands(norm, *shape, dtype=dtype)
+    hold(norm, [x if x is None else data.draw(layouts())(x) for x in inputs])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads_of_a_packed_projection(dtype):
+    qkv = randn(2, 5, 9, 16, dtype=dtype)
+    queries = qkv[:, :, 3:6]
+    hold("rms_norm without weight", [queries, None])
+    hold("layer_norm", [queries, *operands("layer_norm", 16, dtype=dtype)[1:]])
+    (seen,), (inner, *_), _ = rows.as_rows(queries)
+    assert seen.data_ptr() == queries.data_ptr()  # no copy
+    assert inner == 3
+
+
+@pytest.mark.parametrize("expand", [lambda y: y.sum(), lambda y: y[..., 0].sum()])
+def test_gradients_of_any_stride_arrive(expand):
+    inputs = operands("layer_norm", 3, 4, 10)
+    results = []
+    for function in (layer_norm, native.layer_norm):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        results.append(torch.autograd.grad(expand(function(*leaves)), leaves))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_another_dtype():
+    """Under autocast the parameters are fp32 and x may be bf16: y has x's dtype."""
+    x, weight, bias = operands("layer_norm", 6, 33)
+    hold_against(layer_norm, native.layer_norm, [x.bfloat16(), weight, bias])
+
+
+@norms
+def test_no_rows(norm):
+    inputs = operands(norm, 0, 5)
+    (y,), (dx, *parameters) = differentiate(NORMS[norm][0], inputs, [inputs[0]])
+    assert y.shape == dx.shape == (0, 5)
+    assert all(torch.equal(gradient, torch.zeros(5, device=DEVICE)) for gradient in parameters)
+
+
+def test_a_constant_row_gives_the_bias():
+    x = torch.full((4, 37), 1000.0, device=DEVICE)
+    weight, bias = randn(37), randn(37, seed=1)
+    assert torch.equal(layer_norm(x, weight, bias), bias.expand(4, 37))
+
+
+@pytest.mark.parametrize(("changed", "C"), [(0, 1), (3, 5), (4, 64), (8, 129)])
+def test_a_row_does_not_see_its_neighbours(changed, C):
+    x = randn(9, C)
+    other = x.clone()
+    other[changed] = randn(C, seed=3)
+    weight, dy = randn(C, seed=1), randn(9, C, seed=2)
+    keep = torch.arange(9) != changed
+    for y, z in zip(
+        *(sum(differentiate(layer_norm, [v, weight], [dy]), ()) for v in (x, other)), strict=True
+    ):
+        if y.shape == x.shape:
+            assert torch.equal(y[keep], z[keep])
+
+
+@given(C=st.integers(3, 70), seed=st.integers(0, 100))
+def test_what_normalising_takes_out_gets_no_gradient(C, seed):
+    """y stays with x + a (LayerNorm) and with a x (both), so the loss does, where eps is small."""
+    x, dy = (randn(2, C, dtype=torch.float64, seed=seed + i) for i in range(2))
+    ones = torch.ones(C, dtype=torch.float64, device=DEVICE)
+    for norm in (layer_norm, rms_norm):
+        (y,), (dx, _) = differentiate(functools.partial(norm, eps=1e-14), [x, ones], [dy])
+        scale = dx.abs().sum(1)
+        assert ((dx * y).sum(1).abs() < 1e-9 * scale).all()
+        if norm is layer_norm:
+            assert (dx.sum(1).abs() < 1e-9 * scale).all()
+
+
+@norms
+def test_the_same_bits_every_time(norm):
+    inputs, dy = operands(norm, 67, 130, dtype=torch.bfloat16), randn(67, 130, seed=5)
+    operation = NORMS[norm][0]
+    assert_deterministic(lambda: sum(differentiate(operation, inputs, [dy.bfloat16()]), ()))
+
+
+@norms
+def test_a_number_of_rows_needs_no_code_of_its_own(norm):
+    def options(count):
+        meta = [x if x is None else x.to("meta") for x in operands(norm, count, 48)]
+        with launch.record(90) as launches:
+            differentiate(NORMS[norm][0], meta, [meta[0]])
+        return [(one.kernel, one.options) for one in launches]
+
+    assert options(1) == options(16) == options(1023)
+    assert len(options(5)) == (3 if NORMS[norm][2] else 2)
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+@pytest.mark.parametrize("shape", [(), (3, 0), (2, 16_385)])
+def test_a_width_that_does_not_fit(norm, shape):
+    with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}")):
+        norm(torch.empty(shape), torch.empty(shape[-1:]))
