@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from bench import loads, loops, sass
-from bench.occupancy import resident_blocks
+from bench.occupancy import WARPS, resident_blocks
 from kernels import fused, launch
 
 AMD_TILES = launch.INTERPRETED  # the family whose tiles an AMD card would be given
@@ -118,6 +118,7 @@ def figures(kernel, target: Target) -> dict:
     row["blocks"] = resident_blocks(
         int(target.name), metadata.num_warps, row["registers"], metadata.shared, metadata.tmem_size
     )
+    row["occupancy"] = round(row["blocks"] * metadata.num_warps / WARPS[int(target.name)], 2)
     row |= sass.counts(code)
     row["products"] = products(kernel.asm["ttir"])
     row["loop"] = loops.hottest(code, kernel.asm["ttgir"], int(target.name), metadata.num_warps)

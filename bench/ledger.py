@@ -49,20 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
         if others := sorted(committed.keys() - {triton.__version__}):
             print(f"it also holds triton {', '.join(others)}: write those where they are installed")
         return 0
-    if options.check:
-        found = [f"{row['target']} {row['key']}: {rule}" for row in rows for rule in findings(row)]
-        if seen is None:
-            known = " and ".join(committed) or "no version"
-            print(
-                f"triton {triton.__version__}: only the rules are checked, because "
-                f"bench/ledger.json was written by {known}"
-            )
-        elif different := changes(rows, [row for row in seen if covered(row)]):
-            found += [*different, "if the changes are meant: python -m bench.ledger --write"]
-        print("\n".join(found) or f"{len(rows)} kernels break no rule")
-        return 1 if found else 0
-    print(loop_table(rows) if options.loops else table(rows))
-    return 0
+    if not options.check:
+        print(loop_table(rows) if options.loops else table(rows))
+        return 0
+    found = [f"{row['target']} {row['key']}: {rule}" for row in rows for rule in findings(row)]
+    if seen is None:
+        known = " and ".join(committed) or "no version"
+        print(
+            f"triton {triton.__version__}: only the rules are checked, because "
+            f"bench/ledger.json was written by {known}"
+        )
+    elif different := changes(rows, [row for row in seen if covered(row)]):
+        found += [*different, "if the changes are meant: python -m bench.ledger --write"]
+    print("\n".join(found) or f"{len(rows)} kernels break no rule")
+    return 1 if found else 0
 
 
 def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS)) -> list[dict]:

@@ -3,9 +3,10 @@
 import re
 
 FIGURES = """\
-regs: registers per thread; spill: accesses to local memory; shared: bytes per block; blocks:
-resident on one SM; mma: tensor-core instructions; exp2: exponentials; loads, stores: of global
-memory, bytes per thread x instructions (or tiles x instructions); code: instructions."""
+regs: registers per thread; spill: accesses to local memory; shared: bytes per block; blocks, warps:
+resident on one SM, and the share of the warps that it can hold; mma: tensor-core instructions;
+exp2: exponentials; loads, stores: of global memory, bytes per thread (or a tile) x instructions;
+code: instructions."""
 
 LOOPS = """\
 The hottest loop (or the whole kernel, where it has none): instructions, and cycles of one SM for
@@ -15,7 +16,7 @@ Counted from issue rates: a ranking of tiles, not a measurement."""
 
 
 def table(rows: list[dict]) -> str:
-    head = ["regs", "spill", "shared", "blocks", "mma", "exp2", "loads", "stores", "code"]
+    head = ["regs", "spill", "shared", "blocks", "warps", "mma", "exp2", "loads", "stores", "code"]
     return _tables(rows, head, _figures) + "\n" + FIGURES
 
 
@@ -30,6 +31,7 @@ def _figures(row: dict) -> list:
         row["spills"],
         row["shared"],
         row.get("blocks", "-"),
+        f"{row['occupancy']:.0%}" if "occupancy" in row else "-",
         _counts(row.get("tensor", {})),
         row.get("exp2", "-"),
         _counts(row.get("loads", {})),

@@ -35,7 +35,7 @@ class Place(NamedTuple):
 class Tile(NamedTuple):
     """What one `tt.load` reads: a tile, or a single element."""
 
-    pointer: str | None  # the kernel's argument, or None where it cannot be traced
+    pointer: str  # the kernel's argument, or some value where it cannot be traced so far
     bytes: int
     place: Place | None
 
@@ -51,7 +51,8 @@ def narrow(ttir: str, ptx: str, tensors: dict[str, torch.Tensor], threads: int) 
             alone = all(due[other] for other in tiles if other.place == tile.place)
             width = (min if alone else max)(measured[tile.place])
             if width < WIDE:
-                found.add(f"{tile.pointer or 'a pointer'} at {tile.place} by {width} bytes")
+                name = tile.pointer if tile.pointer in tensors else "a pointer"
+                found.add(f"{name} at {tile.place} by {width} bytes")
     return sorted(found)
 
 

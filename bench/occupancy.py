@@ -1,4 +1,4 @@
-"""How many blocks of a kernel are resident on one SM, and what stops one more.
+"""How many blocks of a kernel one SM holds at a time.
 
 The figures are those of NVIDIA's occupancy calculator (CUDA C++ Programming Guide, "Technical
 Specifications per Compute Capability"); shared memory per block stands in `kernels.launch`.

@@ -15,10 +15,12 @@ def findings(row: dict) -> list[str]:
         found.append(f"spills registers: {row['spills']} loads and stores of local memory")
     if row.get("atomics"):
         found.append(f"has {row['atomics']} atomic instructions, so its sums have no fixed order")
-    for card in row["cards"]:
-        limit = AMD_SHARED_MEMORY if row["target"].startswith("gfx") else SHARED_MEMORY[card]
+    limits = {f"sm_{card}": SHARED_MEMORY[card] for card in row["cards"]}
+    if row["target"].startswith("gfx"):
+        limits = {row["target"]: AMD_SHARED_MEMORY}
+    for card, limit in limits.items():
         if row["shared"] > limit:
-            found.append(f"needs {row['shared']:,} bytes of shared memory; sm_{card} has {limit:,}")
+            found.append(f"needs {row['shared']:,} bytes of shared memory; {card} has {limit:,}")
     if row.get("products") and not row["tensor"]:
         found.append(f"has {row['products']} matrix products, but no tensor-core instruction")
     found += [f"loads {place} at a time, where 16 are due" for place in row["narrow"]]

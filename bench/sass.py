@@ -12,7 +12,6 @@ from typing import NamedTuple
 TENSOR = re.compile(r"[HIDQO]MMA|[HIQB]GMMA|UTC[A-Z]*MMA")  # sm_80 and sm_120, sm_90, sm_100
 ATOMICS = {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDS", "UTMAREDG", "UBLKRED"}
 SPILLS = {"LDL", "STL"}  # local memory is where ptxas puts what the registers cannot hold
-BULK = {"UTMALDG", "UTMASTG", "UBLKCP"}  # one thread moves a whole tile (TMA)
 _WIDTH = re.compile(r"\.(?:ENL2\.)?(256|128|64|32|[US]?16|[US]8)\b")
 
 
@@ -78,8 +77,8 @@ def counts(code: list[Instruction]) -> dict:
         "atomics": sum(i.name in ATOMICS and not _is_housekeeping(i) for i in code),
         "tensor": {name: n for name, n in sorted(named.items()) if TENSOR.fullmatch(name)},
         "exp2": sum(instruction.opcode.startswith("MUFU.EX2") for instruction in code),
-        "loads": _widths(code, ("LDG", "LDGSTS"), ("UTMALDG",)),
-        "stores": _widths(code, ("STG",), ("UTMASTG",)),
+        "loads": _widths(code, ("LDG", "LDGSTS"), "UTMALDG"),
+        "stores": _widths(code, ("STG",), "UTMASTG"),
     }
 
 
@@ -93,10 +92,10 @@ def _is_housekeeping(one: Instruction) -> bool:
     return bool(dropped) and one.opcode.startswith(("ATOMS.AND", "ATOMS.OR", "ATOMG.E.EXCH"))
 
 
-def _widths(code, names, bulk) -> dict[str, int]:
-    """{"16": 4, "4": 1, "tile": 2}: bytes per thread, or a tile at once -> instructions."""
+def _widths(code, names, of_tiles) -> dict[str, int]:
+    """{"16": 4, "4": 1, "tile": 2}: bytes per thread, or a tile at once (TMA) -> instructions."""
     widths = Counter(i.width for i in code if i.name in names)
-    tiles = sum(i.name in bulk for i in code)
+    tiles = sum(i.name == of_tiles for i in code)
     rows = {str(width): n for width, n in sorted(widths.items(), reverse=True)}
     return rows | ({"tile": tiles} if tiles else {})
 
