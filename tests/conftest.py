@@ -7,6 +7,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the interpreter's products
 import hypothesis
 import torch
 
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    del os.environ[name]  # a pytest that a test starts is no worker of ours
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before any import
     from tests.instruments import install_bf16_shim
