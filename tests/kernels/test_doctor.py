@@ -1,6 +1,7 @@
 """The doctor: facts in, sentences out; and the facts of this machine."""
 
 import json
+import os
 import subprocess
 import sys
 from unittest import mock
@@ -83,7 +84,7 @@ def test_a_card_that_is_too_old_is_served_by_pytorch():
         mock.patch.object(torch.cuda, "device_count", return_value=1),
         mock.patch.object(torch.cuda, "get_device_name", return_value="Tesla T4"),
         mock.patch.object(torch.cuda, "get_device_capability", return_value=(7, 5)),
-        mock.patch("triton.knobs.runtime.interpret", False),
+        mock.patch.dict(os.environ, TRITON_INTERPRET="0"),  # a knob reads it each time
     ):
         facts = examine()
     assert (facts.auto, facts.cards, facts.capability) == ("torch", ("Tesla T4",), (7, 5))
