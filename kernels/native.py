@@ -133,8 +133,9 @@ def _linear(x, weight):
 
 
 def _int8_linear(x, weight, scale):
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        return torch._weight_int8pack_mm(x, weight, scale.bfloat16())  # reads a byte per weight
+    # reads a byte per weight, and beyond the row's end where that is no multiple of 16
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0:
+        return torch._weight_int8pack_mm(x.contiguous(), weight.contiguous(), scale.bfloat16())
     return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
 
 

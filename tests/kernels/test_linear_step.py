@@ -123,6 +123,17 @@ def test_the_extremes_of_int8():
     assert linear_step(x, weight, scale=scale).tolist() == [[63.5, -510.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("K", [1, 8, 33, 40, 48, 64])
+@pytest.mark.parametrize("B", [1, 3])
+def test_int8_by_pytorch(B, K, dtype):
+    x, weight, _, scale, *_ = operands(B, 7, K, dtype, int8=True)
+    exact = x.double() @ (weight.double() * scale.double()[:, None]).T
+    error = (native.linear_step(x.T.contiguous().T, weight, scale=scale) - exact).abs().max()
+    # the sum and the scale are rounded to the dtype, each once, and their product
+    assert error <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
 def test_a_row_is_its_own_affair():
     x, *rest = operands(5, 9, 40, torch.float32, norm="layer_norm")
     operation, _ = both(norm="layer_norm", activation="relu")
