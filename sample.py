@@ -19,7 +19,9 @@ import kernels
 from gpt import Refused, hardware
 from gpt.corpus import read_text
 from gpt.generate import TextStream, generate
+from gpt.model import GPT
 from gpt.options import parse
+from gpt.quantize import is_quantized, quantize, save_quantized
 from gpt.run import load_model
 
 SEPARATOR = "---------------"
@@ -46,6 +48,8 @@ class SampleConfig:
     kernels: str = "auto"  # auto, triton, torch, reference, or triton,attention=torch
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and cache
+    quantize: Literal["none", "int8"] = "none"  # int8: a byte for each weight
+    save_dir: str = ""  # save the int8 model here, a run to sample from, and say what it costs
 
 
 def main(arguments: list[str]) -> int:
@@ -68,6 +72,8 @@ def check(config: SampleConfig) -> SampleConfig:
         raise Refused("--temperature must be a number of at least 0")
     if not 0.0 < config.top_p <= 1.0:
         raise Refused("--top-p must be above 0 and at most 1")
+    if config.save_dir and config.quantize == "none":
+        raise Refused("--save-dir is for an int8 model; give --quantize int8 too")
     return config
 
 
@@ -78,8 +84,10 @@ def sample(config: SampleConfig) -> None:
         ops = None if config.kernels == "reference" else kernels.load(config.kernels, device)
     except ValueError as error:
         raise Refused(f"--{error}") from None
-    model, tokenizer, _ = load_model(Path(config.out_dir), config.checkpoint, ops, device)
-    model.to(choose_dtype(config.dtype, device))
+    model, tokenizer, record = load_model(Path(config.out_dir), config.checkpoint, ops, device)
+    if config.quantize == "int8":
+        make_int8(config, model, record, device)
+    model.to(choose_dtype(config.dtype, device, is_quantized(model)))
     block_size = model.config.block_size
     if config.slide > block_size:
         raise Refused(f"--slide is at most the run's block size, {block_size}")
@@ -134,18 +142,33 @@ def sample(config: SampleConfig) -> None:
         print(json.dumps({"start": start, "samples": samples, **speed}))
     else:
         print()
-    print(
+    say(
         f"{made:,} tokens in {seconds:.2f} s, {made / seconds:,.0f} tokens/s; "
-        f"the first after {1e3 * first:.0f} ms",
-        file=sys.stderr,
+        f"the first after {1e3 * first:.0f} ms"
     )
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Of `--dtype`; auto is 16 bits on a CUDA card, where generation is bound by their number."""
-    if name == "auto" and device.type != "cuda":
+def make_int8(config: SampleConfig, model, record: dict, device: torch.device) -> None:
+    """Quantize the model, and save it where that is asked for."""
+    if not isinstance(model, GPT):
+        raise Refused("--quantize is for the fast model; choose --kernels torch or triton")
+    if is_quantized(model):
+        raise Refused(f"the run in {config.out_dir} is int8 already; leave --quantize out")
+    if config.save_dir:
+        save_quantized(Path(config.save_dir), model, record, device, say)
+    else:
+        quantize(model)
+
+
+def choose_dtype(name: str, device: torch.device, int8: bool) -> torch.dtype:
+    """Of `--dtype`; auto is 16 bits where they are faster: on a CUDA card, and beside int8."""
+    if name == "auto" and device.type != "cuda" and not int8:
         return torch.float32
     return hardware.choose_dtype(name, device)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def in_order(

@@ -56,17 +56,23 @@ def portable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     if isinstance(model, reference.GPT):
         state = fused_from_lecture(state, model.config)
-    if model.config.tied_head and "token_embedding_table.weight" in state:
-        state.pop("lm_head.weight", None)  # one tensor, kept once
+    if model.config.tied_head:
+        for name in _as_head(state):
+            state.pop(name, None)  # one tensor, kept once
     return state
 
 
 def load_portable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Set the weights that `portable_state` gave; `Refused` when they are another model's."""
-    config = model.config
-    if config.tied_head and "token_embedding_table.weight" in state:
-        state = {**state, "lm_head.weight": state["token_embedding_table.weight"]}
+    if model.config.tied_head:
+        state = _as_head(state) | state
     if isinstance(model, reference.GPT):
-        state = lecture_from_fused(state, config)
+        state = lecture_from_fused(state, model.config)
     refuse_unless_like(model.state_dict(), state)
     model.load_state_dict(state)
+
+
+def _as_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The token table under the names of a tied head."""
+    table, head = "token_embedding_table.", "lm_head."
+    return {name.replace(table, head): state[name] for name in state if name.startswith(table)}

@@ -16,6 +16,7 @@ import torch
 
 from gpt.model import GPT
 from gpt.presets import NORM_EPS
+from gpt.quantize import Quantized
 
 
 class CachedGPT:
@@ -83,7 +84,11 @@ class CachedGPT:
                 "norm_bias": norm.bias,
                 "eps": NORM_EPS,
             }
-        return self.model.ops.linear_step(x, linear.weight, linear.bias, **options)
+        if isinstance(linear, Quantized):
+            weight, options["scale"] = linear.int8, linear.scale
+        else:
+            weight = linear.weight
+        return self.model.ops.linear_step(x, weight, linear.bias, **options)
 
 
 def _angles(rotary) -> dict:

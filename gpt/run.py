@@ -12,6 +12,7 @@ from gpt.build import build, load_portable_state, portable_state
 from gpt.data import Data
 from gpt.options import model_config_from_json
 from gpt.presets import TrainConfig
+from gpt.quantize import adopt
 from gpt.step import Precision
 from gpt.tokenizer import Tokenizer, from_json
 
@@ -122,7 +123,7 @@ def load_model(folder: Path, name: str, ops, device) -> tuple[nn.Module, Tokeniz
         raise Refused(f"{source} has a model of fewer tokens than its tokenizer; it is damaged")
     _check_finite(tensors["weights"], source)
     model = build(config, ops, train["lecture"])
-    load_portable_state(model, tensors["weights"])
+    load_portable_state(model, adopt(model, tensors["weights"]))
     return model.to(device).eval(), tokenizer, record
 
 
@@ -139,6 +140,8 @@ def _check_progress(record: dict, source: Path) -> None:
 
 def _check_finite(weights: checkpoint.Tensors, source: Path) -> None:
     for name, weight in weights.items():
+        if name.endswith(".int8") and weight.dtype == torch.int8:
+            continue
         if weight.dtype != torch.float32 or not weight.isfinite().all():
             raise Refused(f"{source}: the weight {name} is not of finite fp32 numbers")
 

@@ -1,0 +1,146 @@
+"""Weights as bytes: int8, symmetric, one scale for each output channel.
+
+    scale[n] = max over k of |w[n, k]| / 127        int8[n, k] = round(w[n, k] / scale[n])
+
+and scale * int8 stands for w, off by at most half a step, scale / 2. Every matrix becomes bytes:
+those of the blocks, the head and the token table, a channel of which is a token. Norms, biases and
+positions stay as they are, and so do activations: what is saved is memory, and the time to read it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from gpt import Refused, checkpoint, reference
+from gpt.build import portable_state
+from gpt.corpus import open_data
+from gpt.evaluate import evaluate
+from gpt.model import GPT
+from gpt.options import train_config_from_json
+from gpt.step import Precision
+
+LEVELS = 127  # on either side of zero
+
+State = dict[str, torch.Tensor]
+
+
+class Quantized(nn.Module):
+    """A linear layer or an embedding with an int8 weight (N, K) and its scale (N,), always fp32.
+
+    `weight` is what they stand for, computed whenever it is asked for; a single token is computed
+    from the bytes (`gpt/cache.py`).
+    """
+
+    def __init__(self, module: nn.Linear | nn.Embedding):
+        super().__init__()
+        weight = module.weight.detach().float()  # (N, K)
+        scale = weight.abs().amax(1) / LEVELS  # (N,)
+        steps = weight / scale.clamp(min=torch.finfo(scale.dtype).tiny)[:, None]
+        # parameters, because two modules can share them and stay together wherever they are moved
+        self.int8 = nn.Parameter(steps.round().to(torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = getattr(module, "bias", None)
+        self.dtype = module.weight.dtype  # of the computation
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return (self.int8 * self.scale[:, None]).to(self.dtype)
+
+    def _apply(self, function, recurse=True):
+        """`model.to(dtype)`, but for the scale."""
+        scale = self.scale.data
+        super()._apply(function, recurse)
+        self.dtype = self.scale.dtype
+        self.scale.data = scale.to(self.scale.device)
+        return self
+
+
+class QuantizedLinear(Quantized):
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class QuantizedEmbedding(Quantized):
+    def forward(self, tokens):
+        return (self.int8[tokens] * self.scale[tokens][..., None]).to(self.dtype)
+
+
+def quantize(model: GPT) -> None:
+    """Make bytes of the model's matrices, in place."""
+    for block in model.blocks:
+        block.sa.qkv, block.sa.proj = QuantizedLinear(block.sa.qkv), QuantizedLinear(block.sa.proj)
+        block.ffwd.up = QuantizedLinear(block.ffwd.up)
+        block.ffwd.down = QuantizedLinear(block.ffwd.down)
+    model.token_embedding_table = table = QuantizedEmbedding(model.token_embedding_table)
+    model.lm_head = QuantizedLinear(model.lm_head)
+    if model.config.tied_head:
+        model.lm_head.int8, model.lm_head.scale = table.int8, table.scale
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, Quantized) for module in model.modules())
+
+
+def adopt(model: nn.Module, state: State) -> State:
+    """Make `model` ready for the weights of `state`, and these for it, where they are bytes."""
+    if not any(name.endswith(".int8") for name in state):
+        return state
+    if isinstance(model, GPT):
+        quantize(model)
+        return state
+    if not isinstance(model, reference.GPT):
+        raise Refused("int8 weights are those of a GPT, and this run trained a step of the road")
+    return {
+        name.replace(".int8", ".weight"): _dequantized(name, tensor, state)
+        for name, tensor in state.items()
+        if name.removesuffix(".scale") + ".int8" not in state
+    }
+
+
+def _dequantized(name: str, tensor: torch.Tensor, state: State) -> torch.Tensor:
+    if not name.endswith(".int8"):
+        return tensor
+    scale = state.get(name.replace(".int8", ".scale"))
+    if scale is None or scale.shape != tensor.shape[:1]:
+        raise Refused(f"weights: {name} has no scale of its own; the checkpoint is damaged")
+    return tensor * scale[:, None]
+
+
+def megabytes(model: nn.Module) -> float:
+    """What the model's weights take, each counted once."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
+
+
+def save_quantized(
+    folder: Path, model: GPT, record: dict, device: torch.device, say: Callable[[str], None]
+) -> None:
+    """Quantize the model of `record`, and save it to `folder` as a run that only speaks.
+
+    Says what that costs: the perplexity on the validation split before and after.
+    """
+    if (folder / "best.json").exists():
+        raise Refused(f"{folder} holds a run already; name a new folder with --save-dir")
+    config = train_config_from_json(record["train"], folder)
+    precision = Precision(device, torch.float32)
+    data = open_data(config.data, config.data_dir, config.tokenizer, say).to(device)
+
+    def perplexity():
+        return torch.tensor(evaluate(model, data, config, precision)).exp().item()
+
+    before, size = perplexity(), megabytes(model)
+    quantize(model)
+    after = perplexity()
+    say(
+        f"int8: {megabytes(model):.1f} MB instead of {size:.1f}, perplexity {after:.4f} instead of "
+        f"{before:.4f} ({100 * (after / before - 1):+.2f}%); it is in {folder}"
+    )
+    record = {key: value for key, value in record.items() if key not in ("version", "files")}
+    record["int8"] = {"perplexity": after, "perplexity_before": before}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"the folder {folder} cannot be made: {error.strerror}") from None
+    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
