@@ -126,16 +126,21 @@ def _operations_per_tcgen05(ttgir: str) -> float:
     return sum(2 * m * n * k for m, k, n in shapes) / instructions
 
 
+def _is_tcgen05(one: Instruction) -> bool:
+    return one.name.startswith("UTC") and one.name.endswith("MMA")
+
+
 class Loop(NamedTuple):
     body: set[int]  # addresses of blocks
-    always: list[Instruction]  # of the blocks that every turn goes through
+    always: list[Instruction]  # of the blocks that every turn goes through, for one warp at least
 
 
 def _natural_loops(code: list[Instruction]) -> list[Loop]:
     """The loops: a jump back to a block that every way to the jump goes through.
 
     A jump back alone is no loop: code that waits for a barrier often stands behind the exit and
-    jumps back into the middle.
+    jumps back into the middle. Every turn has its tcgen05 products, which one warp begins: for the
+    others they stand behind a branch.
     """
     blocks, after = _blocks(code)
     before: dict[int, set[int]] = {start: set() for start in blocks}
@@ -143,6 +148,7 @@ def _natural_loops(code: list[Instruction]) -> list[Loop]:
         for follower in nexts:
             before[follower].add(start)
     dominators = _dominators(list(blocks), before)
+    chosen = {start for start, block in blocks.items() if any(_is_tcgen05(one) for one in block)}
     bodies: dict[int, set[int]] = {}
     always: dict[int, set[int]] = {}
     for tail, nexts in after.items():
@@ -156,7 +162,9 @@ def _natural_loops(code: list[Instruction]) -> list[Loop]:
                     body.add(block)
                     waiting.extend(before[block])
     return [
-        Loop(body, [one for start in sorted(body & always[head]) for one in blocks[start]])
+        Loop(
+            body, [one for start in sorted(body & (always[head] | chosen)) for one in blocks[start]]
+        )
         for head, body in bodies.items()
     ]
 
