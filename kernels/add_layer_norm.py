@@ -84,8 +84,8 @@ def _forward(
 
 @triton.jit(do_not_specialize=["rows", "threshold", "scale"])
 def _backward(
-    dtotal_ptr,  # (rows, C) or None
     dy_ptr,  # (rows, C)
+    dtotal_ptr,  # (rows, C) or None
     total_ptr,  # (rows, C)
     weight_ptr,  # (C,)
     mean_ptr,  # (rows,)
@@ -168,7 +168,7 @@ class AddLayerNorm(torch.autograd.Function):
         one_tensor = seed is None and residual_dtype == x_dtype
         dx = None if one_tensor else torch.empty_like(dresidual, dtype=x_dtype)
         shares = empty_shares("add_layer_norm_backward", total, ctx.parameters)
-        operands = (dtotal, dy, total, weight, mean, rstd, seed, dresidual, dx, shares)
+        operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
         _launch_backward(*operands, ctx.dropout_p)
         dweight, dbias = parameter_gradients(shares, weight)
         return dresidual, dresidual if one_tensor else dx, dweight, dbias, None, None, None
@@ -183,9 +183,9 @@ def _launch_forward(residual, x, weight, bias, seed, total, y, mean, rstd, dropo
     launch(_forward, grid, *operands, *threshold_and_scale(dropout_p), **constants)
 
 
-def _launch_backward(dtotal, dy, total, weight, mean, rstd, seed, dresidual, dx, shares, dropout_p):
+def _launch_backward(dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, dropout_p):
     *_, unit = as_rows(dy, total)
-    operands = (dtotal, dy, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
+    operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
     constants = backward_constants("add_layer_norm_backward", shares, unit)
     launch(_backward, (len(shares),), *operands, *threshold_and_scale(dropout_p), **constants)
     complete_shares(dy, total, mean, rstd, shares)
