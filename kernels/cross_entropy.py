@@ -81,8 +81,9 @@ def _store_gradient(
 ):  # fmt: skip
     begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
     inside = (rows < N)[:, None]
-    coefficient = tl.where(counted, scale / s, 0.0)
-    scale = tl.where(counted, scale, 0.0)
+    weight = counted.to(ACC)  # and no tl.where: triton 3.6 fails on one that two layouts need
+    scale = weight * scale
+    coefficient = scale / (s + (1 - weight))
     if EDGES:
         j = _at_edges(before, length, VECTOR)
         _replace(
