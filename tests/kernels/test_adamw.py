@@ -122,12 +122,17 @@ def test_clipping_is_for_one_step():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_norm_that_is_not_finite_is_reported(bad):
-    some = parameters()
-    optimizer = AdamW(some, **OPTIONS)
-    set_gradients(some, 0)
-    some[4].grad[0, 3] = bad
-    assert not optimizer.clip_grad_norm(1.0).isfinite()
+def test_a_norm_that_is_not_finite_does_what_it_does_in_torch(bad):
+    ours, theirs = parameters(), parameters()
+    optimizers = AdamW(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS)
+    for some in (ours, theirs):
+        set_gradients(some, 0)
+        some[4].grad[0, 3] = bad
+    assert not optimizers[0].clip_grad_norm(1.0).isfinite()
+    torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
 def test_a_parameter_without_a_gradient_stays_and_its_step_does_not_count():

@@ -30,7 +30,7 @@ MUTATIONS = [
     ),
     ("return activation_forward(pre, activation), pre", "return 2 * (pre,)", "no activation"),
     ("kept, activation, out=dhidden)", "kept, activation, out=kept)", "a saved tensor is written"),
-    ("_gradient(dz, w2, kept", "_gradient(dy, w2, kept", "dpre counts what was dropped"),
+    ("dpre, sums = _gradient(dz,", "dpre, sums = _gradient(dy,", "dpre counts what was dropped"),
     ("    if seed is None:\n        return x\n", "", "seedless dropout is launched"),
     ("if threshold_and_scale(dropout_p)[0] == 0:", "if False:", "a seed is drawn for nothing"),
     ("torch.randint(2**63 - 1, ()", "torch.zeros(()", "every call drops the same"),
