@@ -22,6 +22,7 @@ from gpt.optim import make_optimizers
 from gpt.options import parse_run
 from gpt.presets import TrainConfig
 from gpt.progress import Progress
+from gpt.recompute import recompute_blocks
 from gpt.record import NoRecord, Record, open_folder
 from gpt.run import Saver, restore_run
 from gpt.signals import StopSignals
@@ -71,12 +72,14 @@ def train(config: TrainConfig, device: torch.device) -> None:
     torch.manual_seed(config.seed)
     model.initialise()
     model.to(device)
+    if config.activation_checkpointing:
+        recompute_blocks(model, config.model)
     if ranks.rank():
         torch.manual_seed(config.seed + ranks.rank())  # for dropout; one rank's seed goes on
     adamw = (ops or kernels.load("torch")).adamw
     optimizers = make_optimizers(model, config, adamw, dtype)
     parameters = sum(p.numel() for p in model.parameters())
-    step_kind, step_reason = choose_step(config.step, precision, data)
+    step_kind, step_reason = choose_step(config, precision, data)
     describe(config, device, dtype, ops, parameters, step_reason)
 
     # the run, from its beginning or from its last checkpoint

@@ -153,9 +153,9 @@ class GraphStep(Step):
         return loss
 
 
-def choose_step(mode: str, precision: Precision, data: Data) -> tuple[type[Step], str]:
+def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:
     """The kind of step that `--step` means here, and the reason in a few words."""
-    reason = None
+    mode, reason = config.step, None
     if precision.device.type != "cuda":
         reason = f"the device is {precision.device.type}"
     elif precision.scaler.is_enabled():
@@ -164,6 +164,8 @@ def choose_step(mode: str, precision: Precision, data: Data) -> tuple[type[Step]
         reason = "the data is too large for the card"
     elif ranks.world() > 1:
         reason = "ranks exchange gradients"
+    elif config.activation_checkpointing and config.model.dropout:
+        reason = "dropout in blocks that are computed again sets generators back"
     if mode == "graph" and reason:
         raise Refused(f"--step graph cannot be had: {reason}; use --step eager")
     if mode == "graph" or (mode == "auto" and reason is None):

@@ -10,6 +10,7 @@ from gpt.data import Data
 from gpt.model import GPT
 from gpt.optim import make_optimizers
 from gpt.presets import PRESETS, ModelConfig
+from gpt.recompute import recompute_blocks
 from gpt.step import GraphStep, Precision, Step, choose_step
 from gpt.tokenizer import ByteTokenizer
 
@@ -19,9 +20,8 @@ MODEL = ModelConfig(vocab_size=256, block_size=32, n_layer=2, n_head=2, n_embd=3
 
 
 def a_run(kind, implementation: str, optimizer: str, device: str, **options):
-    config = dataclasses.replace(
-        PRESETS["shakespeare-char"], model=MODEL, batch_size=4, optimizer=optimizer, **options
-    )
+    options = {"model": MODEL, "batch_size": 4, "optimizer": optimizer, **options}
+    config = dataclasses.replace(PRESETS["shakespeare-char"], **options)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(256, (2000,), generator=generator, dtype=torch.int32).to(device)
     data = Data("random", tokens, tokens, ByteTokenizer())
@@ -46,6 +46,27 @@ def test_graph_and_eager_give_the_same_losses_bit_for_bit(implementation, optimi
 
 @needs_card
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_a_graph_holds_blocks_that_are_computed_again(implementation):
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    losses = {}
+    for recompute in (False, True):
+        step = a_run(GraphStep, implementation, "adamw", "cuda", model=model)
+        if recompute:
+            recompute_blocks(step.model, model)
+        losses[recompute] = [step(number).item() for number in range(8)]
+    assert losses[True] == losses[False]
+
+
+@needs_card
+def test_dropout_in_blocks_that_are_computed_again_is_not_for_a_graph():
+    step = a_run(Step, "torch", "adamw", "cuda", activation_checkpointing=True)
+    kind, reason = choose_step(step.config, step.precision, step.data)
+    assert kind is Step
+    assert "sets generators back" in reason
+
+
+@needs_card
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
 def test_every_replay_drops_other_elements(implementation):
     # without learning, and on the same batch, losses differ by their dropout masks alone
     step = a_run(GraphStep, implementation, "adamw", "cuda", learning_rate=0.0, decay_lr=False)
@@ -64,8 +85,9 @@ def test_the_number_of_a_step_may_live_on_the_device():
 
 def test_a_graph_is_refused_without_a_card_and_auto_says_why():
     step = a_run(Step, "torch", "adamw", "cpu")
-    kind, reason = choose_step("auto", step.precision, step.data)
+    kind, reason = choose_step(step.config, step.precision, step.data)
     assert kind is Step
     assert "the device is cpu" in reason
+    asked = dataclasses.replace(step.config, step="graph")
     with pytest.raises(ValueError, match="--step graph cannot be had: the device is cpu"):
-        choose_step("graph", step.precision, step.data)
+        choose_step(asked, step.precision, step.data)

@@ -113,7 +113,7 @@ def test_tokens_per_step_are_passes():
 def test_a_graph_is_for_a_cuda_card():
     data = Data("text", torch.arange(9), torch.arange(9), ByteTokenizer())
     precision = Precision(CPU, torch.float32)
-    assert choose_step("auto", precision, data)[0] is Step
-    assert choose_step("eager", precision, data)[0] is Step
+    assert choose_step(CONFIG, precision, data)[0] is Step
+    assert choose_step(replace(CONFIG, step="eager"), precision, data)[0] is Step
     with pytest.raises(Refused, match="use --step eager"):
-        choose_step("graph", precision, data)
+        choose_step(replace(CONFIG, step="graph"), precision, data)
