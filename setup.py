@@ -25,5 +25,6 @@ setup(
         "weights": ["huggingface_hub", "transformers"],
         "log": ["tensorboard", "wandb"],
         "bpe": ["tiktoken"],
+        "data": ["datasets", "tiktoken"],
     },
 )
