@@ -21,6 +21,7 @@ from gpt.generate import generate, stream_text
 from gpt.optim import make_optimizers
 from gpt.options import parse_run
 from gpt.presets import TrainConfig
+from gpt.profiler import Profiler
 from gpt.progress import Progress
 from gpt.recompute import recompute_blocks
 from gpt.record import NoRecord, Record, open_folder
@@ -116,7 +117,8 @@ def train(config: TrainConfig, device: torch.device) -> None:
     take_step = step_kind(compiled, optimizers, data, config, precision)
     take_step.skipped = reached["skipped"]
     saver = Saver(folder, config, data, model, optimizers, precision)
-    with record, saver, StopSignals() as signals:
+    profiler = Profiler(config.profile and ranks.is_main(), folder, device)
+    with record, saver, profiler, StopSignals() as signals:
         for step in range(first, config.max_iters + 1):
             stopping = ranks.any_rank(bool(signals.asked))
             due = step % config.eval_interval == 0 or step == config.max_iters
@@ -133,6 +135,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
             if stopping or step == config.max_iters:
                 break
             progress.step(step, take_step(step))
+            profiler.step()
 
     # what came of it
     progress.bar.close()

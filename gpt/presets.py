@@ -83,6 +83,7 @@ class TrainConfig:
     keep: int = 0  # so many older checkpoints stay beside the last and the best
     nan: Literal["stop", "skip"] = "stop"  # a step whose loss or gradients are not finite
     log: Literal["none", "tensorboard", "wandb"] = "none"  # besides metrics.jsonl and loss.png
+    profile: bool = False  # trace.json of a few steps, and the kernels that cost most
     sample: int = 0  # characters to print when the run is over
 
 
