@@ -150,9 +150,12 @@ def attention_step(qkv, cache, position, *, qk_norm=False, eps=1e-5, cos=None, s
     q, k = qk.split(H, dim=1)  # (B, H, D) each
     row = torch.arange(B, device=qkv.device)
     cache[0, row, :, position], cache[1, row, :, position] = k, v
+    if B and qkv.device.type == "cpu":
+        T = int(position.max()) + 1  # no wait there; on a card all keys are read, and masked
     key = torch.arange(T, device=qkv.device)
     seen = (key <= position[:, None])[:, None, None]  # (B, 1, 1, T)
-    return F.scaled_dot_product_attention(q[:, :, None], *cache, attn_mask=seen).reshape(B, -1)
+    k, v = cache[:, :, :, :T]
+    return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=seen).reshape(B, -1)
 
 
 def draw(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):
