@@ -4,6 +4,7 @@
 PyTorch's own operations, or the lecture's modules.
 """
 
+import contextlib
 import math
 import platform
 import sys
@@ -20,6 +21,7 @@ from gpt.evaluate import evaluate
 from gpt.generate import generate, stream_text
 from gpt.optim import make_optimizers
 from gpt.options import parse_run
+from gpt.prefetch import Prefetched
 from gpt.presets import TrainConfig
 from gpt.profiler import Profiler
 from gpt.progress import Progress
@@ -114,11 +116,18 @@ def train(config: TrainConfig, device: torch.device) -> None:
         tokens_per_step=tokens_per_step(config),
         flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step(config),
     )
-    take_step = step_kind(compiled, optimizers, data, config, precision)
-    take_step.skipped = reached["skipped"]
     saver = Saver(folder, config, data, model, optimizers, precision)
     profiler = Profiler(config.profile and ranks.is_main(), folder, device)
-    with record, saver, profiler, StopSignals() as signals:
+    on_device = data.train.device == device
+    with (
+        contextlib.nullcontext(data) if on_device else Prefetched(data) as batches,
+        record,
+        saver,
+        profiler,
+        StopSignals() as signals,
+    ):
+        take_step = step_kind(compiled, optimizers, batches, config, precision)
+        take_step.skipped = reached["skipped"]
         for step in range(first, config.max_iters + 1):
             stopping = ranks.any_rank(bool(signals.asked))
             due = step % config.eval_interval == 0 or step == config.max_iters

@@ -26,9 +26,7 @@ class Data:
         ranks share them. Returns x and y, (rows, block_size) int64, y one token ahead of x.
         """
         tokens = self.train if split == "train" else self.val
-        starts = random_integers(seed, first_row, rows, len(tokens) - block_size, tokens.device)
-        window = torch.arange(block_size + 1, device=tokens.device)
-        chunk = widen(tokens[starts[:, None] + window])  # (rows, block_size + 1)
+        chunk = gather(tokens, seed, first_row, rows, block_size)
         if tokens.device != torch.device(self.device):
             chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
@@ -58,6 +56,13 @@ class Data:
                     f"{block_size} needs at least {block_size + 1}; give more text or a smaller "
                     "--block-size"
                 )
+
+
+def gather(tokens: torch.Tensor, seed: int, first_row, rows: int, block_size: int):
+    """The rows of `Data.batch`, each with the token after it: (rows, block_size + 1) int64."""
+    starts = random_integers(seed, first_row, rows, len(tokens) - block_size, tokens.device)
+    window = torch.arange(block_size + 1, device=tokens.device)
+    return widen(tokens[starts[:, None] + window])
 
 
 def widen(tokens: torch.Tensor) -> torch.Tensor:
