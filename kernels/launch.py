@@ -19,9 +19,9 @@ LARGEST_CARD = {80: 108, 90: 132, 100: 148, 120: 188}  # SMs: A100, H200, B200, 
 TILES: dict[str, dict[int, Any]] = {
     # elements and columns of a warp, fewest warps of a program; behind them, in backward, the SMs
     # that all programs together fill, and the registers of a thread
-    "layer_norm": {80: (1_024, 256, 1)},
+    "layer_norm": {80: (1_024, 256, 1), 120: (512, 256, 1)},
     "layer_norm_backward": {
-        family: (512, 512, 4, sms, 128) for family, sms in LARGEST_CARD.items()
+        family: (512, 512, 4, sms, 168) for family, sms in LARGEST_CARD.items()
     },
     "add_layer_norm": {80: (512, 256, 2)},
     "add_layer_norm_backward": {

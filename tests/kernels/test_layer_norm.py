@@ -86,7 +86,7 @@ def test_wide_rows(norm, C):
 @norms
 @pytest.mark.parametrize("count", [1, 17, 150])
 def test_programs_that_visit_many_tiles(norm, count, monkeypatch):
-    a_card_of_one_sm = {80: (512, 512, 4, 1, 128)}
+    a_card_of_one_sm = {80: (512, 512, 4, 1, 168)}
     monkeypatch.setitem(launch.TILES, "layer_norm_backward", a_card_of_one_sm)
     hold(norm, operands(norm, count, 65))
 
