@@ -84,7 +84,7 @@ def counts(code: list[Instruction]) -> dict:
 
 def _is_argument(one: Instruction) -> bool:
     """Nobody saves a zero: the compiler's own check of an address (sm_120) is called with it."""
-    return one.name == "STL" and one.operands.endswith(", RZ")
+    return one.name == "STL" and bool(re.search(r", RZ\b", one.operands))
 
 
 def _is_housekeeping(one: Instruction) -> bool:

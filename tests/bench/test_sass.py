@@ -26,7 +26,7 @@ _forward:
         /*00b0*/                   REDUX.SUM UR4, R3 ;
         /*00c0*/               @P1 BRA `(.L_x_1) ;
         /*00d0*/                   STL [R1], R3 ;
-        /*00d8*/                   STL.64 [R1], RZ ;
+        /*00d8*/                   STL.64 [R1], RZ                  &rd=0x1  ?trans1;
         /*00e0*/                   LDL.LU R3, [R1] ;
         /*00f0*/                   STG.E.64 desc[UR10][R2.64], R4 ;
         /*0100*/                   STG.E desc[UR10][R2.64], R4 ;
