@@ -134,6 +134,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
             if step == first and "val_loss" in reached:
                 due = False  # it was evaluated before the run was stopped
             if due or (stopping and step > first):
+                take_step.check()
                 with progress.paused():
                     reached, improved = {"step": step, "skipped": take_step.skipped}, False
                     if due:

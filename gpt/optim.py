@@ -84,12 +84,16 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are orthogonalised as one batch.
     """
 
+    found_inf = None  # a tensor () on the device, as PyTorch's have it: not 0, and no step is taken
+
     def __init__(self, matrices: Iterable[tuple[nn.Parameter, int]], lr, momentum=0.95, dtype=None):
         groups: dict[tuple, dict] = {}
         for weight, count in matrices:
             shape = (weight.shape[0] // count, weight.shape[1])
             group = groups.setdefault(shape, {"params": [], "shape": shape})
             group["params"].append(weight)
+        if weight.is_cuda:
+            lr = torch.tensor(lr, device=weight.device)  # for a CUDA graph's replays
         self.dtype = dtype  # of the products in `orthogonalise`
         super().__init__(list(groups.values()), {"lr": lr, "momentum": momentum})
 
@@ -98,14 +102,19 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             shape, momentum, weights = group["shape"], group["momentum"], group["params"]
             buffers = [self._buffer(weight) for weight in weights]
-            gradients = [weight.grad for weight in weights]
+            gradients, pace = [weight.grad for weight in weights], group["lr"]
+            if self.found_inf is not None:  # a buffer that is mixed with itself stays what it is
+                bad = self.found_inf > 0
+                pairs = zip(buffers, gradients, strict=True)
+                gradients = [torch.where(bad, *pair) for pair in pairs]
+                pace = pace * ~bad
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
             batch = torch.cat([update.view(-1, *shape) for update in updates])  # (N, rows, columns)
             batch = orthogonalise(batch.to(self.dtype)).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
             sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
             for weight, update in zip(weights, batch.split(sizes), strict=True):
-                weight.sub_(update.view_as(weight) * group["lr"])
+                weight.sub_(update.view_as(weight) * pace)
 
     def _buffer(self, weight):
         state = self.state[weight]

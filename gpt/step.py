@@ -60,9 +60,14 @@ class Step:
             return True
         if self.precision.scaler.is_enabled() and loss.isfinite():
             return False  # the scale was too large, and will be smaller
+        self.refuse_or_skip(step, loss.item(), norm.item())
+        return False
+
+    def refuse_or_skip(self, step: int, loss: float, norm: float, count: int = 1) -> None:
+        """What `--nan` asks for after `count` steps that were not finite, `step` the last."""
         what = (
-            f"step {step}: the loss is {loss.item():.4g} and the norm of the gradients "
-            f"{norm.item():.4g}, with rows {step * self.rows} to {(step + 1) * self.rows - 1}"
+            f"step {step}: the loss is {loss:.4g} and the norm of the gradients {norm:.4g}, "
+            f"with rows {step * self.rows} to {(step + 1) * self.rows - 1}"
         )
         if self.config.nan == "stop":
             raise Refused(
@@ -70,9 +75,11 @@ class Step:
                 f"{self.config.out_dir} is good: go on from it with --resume and a lower "
                 "--learning-rate, or with --nan skip"
             )
-        self.skipped += 1
+        self.skipped += count
         print(f"{what}; skipped, as {self.skipped} in all", flush=True)
-        return False
+
+    def check(self) -> None:
+        """Before a checkpoint: raise or count what a graph has left unsaid."""
 
     def backward(self, step) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss () and, clipped, the gradients; the norm () of all of them before that.
@@ -111,6 +118,8 @@ class GraphStep(Step):
     Everything that changes from step to step lies on the device: the step's number, from which the
     batch follows, learning rates, and the state of the generator that dropout draws seeds from.
     Gradients stay where they are and are filled with zeros, since a graph writes to addresses.
+    A step that is not finite is left out on the device, where the optimizers read `found_inf`; the
+    host hears of it when it waits for a loss anyway.
     """
 
     def __init__(self, *arguments):
@@ -119,6 +128,11 @@ class GraphStep(Step):
         self.number = torch.zeros((), dtype=torch.int64, device=self.precision.device)
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
+        # how many steps were not finite; of the last its number, loss, and norm of the gradients
+        self.bad = torch.zeros(4, dtype=torch.float64, device=self.precision.device)
+        self.found_inf = torch.zeros((), device=self.precision.device)
+        for optimizer in self.optimizers:
+            optimizer.found_inf = self.found_inf
 
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
@@ -128,13 +142,17 @@ class GraphStep(Step):
         self.number.fill_(step)
         if self.taken < WARM_UP:
             self.taken += 1
-            return self._on_a_side_stream()
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.loss = self._update_and_clear()
-        self.graph.replay()
-        return self.loss.clone()  # the next replay writes over it
+            loss = self._on_a_side_stream()
+        else:
+            if self.graph is None:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.loss = self._update_and_clear()
+            self.graph.replay()
+            loss = self.loss.clone()  # the next replay writes over it
+        if (step + 1) % self.config.log_interval == 0:
+            self.check()
+        return loss
 
     def _on_a_side_stream(self) -> torch.Tensor:
         """An eager step where captures happen too, so that the allocator knows its sizes."""
@@ -146,11 +164,29 @@ class GraphStep(Step):
         return loss
 
     def _update_and_clear(self) -> torch.Tensor:
-        loss, _ = self.backward(self.number)
+        loss, norm = self.backward(self.number)
+        self.guard(loss, norm)
         self.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
         return loss
+
+    def guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Have the update left out, and counted, where loss and norm are not finite.
+
+        With `--nan stop` so is every update after it, and the weights wait for `check` as they are.
+        """
+        stopped = (self.bad[0] > 0) & (self.config.nan == "stop")
+        bad = ~(loss + norm).isfinite() & ~stopped
+        now = torch.stack([self.bad[0] + 1, self.number, loss, norm])
+        self.bad.copy_(torch.where(bad, now, self.bad))
+        self.found_inf.copy_(bad | stopped)
+
+    def check(self) -> None:
+        count, step, loss, norm = self.bad.tolist()  # waits for the device
+        if count:
+            self.bad.zero_()
+            self.refuse_or_skip(int(step), loss, norm, int(count))
 
 
 def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:

@@ -41,9 +41,13 @@ PARAMETER, GRADIENT, M, V, MASTER, STEP, ADDRESSES = map(tl.constexpr, range(7))
 
 
 @triton.jit
-def _advance(addresses_ptr, groups_ptr, hyper_ptr, coefficients_ptr):
+def _advance(addresses_ptr, groups_ptr, hyper_ptr, coefficients_ptr, found_inf_ptr):
     """Count the step of a tensor, and make its row of coefficients for `_update`."""
     tensor = tl.program_id(0)
+    if found_inf_ptr is not None:
+        found_inf = tl.load(found_inf_ptr)
+        if found_inf != 0:
+            return
     if tl.load(addresses_ptr + tensor * ADDRESSES + GRADIENT) == 0:
         return
     step_ptr = table.pointer(addresses_ptr, tensor * ADDRESSES + STEP, tl.float32, 4)
@@ -65,7 +69,7 @@ def _advance(addresses_ptr, groups_ptr, hyper_ptr, coefficients_ptr):
 
 @triton.jit
 def _update_elements(
-    p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, at, end,
+    p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr, at, end,
     ZERO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     keep = tl.load(coefficients_ptr).to(ACC)
@@ -84,18 +88,21 @@ def _update_elements(
     m += blend1 * (g - m)
     v = keep2 * tl.load(v_ptr + at, mask=inside) + blend2 * g * g
     p -= pace * m / (tl.sqrt(v) / root + eps)
-    tl.store(p_ptr + at, p, mask=inside)
-    tl.store(m_ptr + at, m, mask=inside)
-    tl.store(v_ptr + at, v, mask=inside)
+    changed = inside
+    if found_inf_ptr is not None:
+        changed = at < tl.where(tl.load(found_inf_ptr) == 0, end, 0)
+    tl.store(p_ptr + at, p, mask=changed)
+    tl.store(m_ptr + at, m, mask=changed)
+    tl.store(v_ptr + at, v, mask=changed)
     if copy_ptr is not None:
-        tl.store(copy_ptr + at, p.to(copy_ptr.dtype.element_ty), mask=inside)
+        tl.store(copy_ptr + at, p.to(copy_ptr.dtype.element_ty), mask=changed)
     if ZERO:
         tl.store(g_ptr + at, tl.zeros_like(g).to(g_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _update(
-    chunks_ptr, addresses_ptr, coefficients_ptr, factor_ptr,
+    chunks_ptr, addresses_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
     CHUNK: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
     ZERO: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -112,11 +119,11 @@ def _update(
         copy_ptr = table.pointer(addresses_ptr, row + PARAMETER, DTYPE, ALIGNED) + start
     coefficients_ptr += tensor * 7
     _update_elements(
-        p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr,
+        p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
         tl.arange(0, CHUNK), whole, ZERO, ACC,
     )  # fmt: skip
     _update_elements(
-        p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr,
+        p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
         whole + tl.arange(0, VECTOR), length, ZERO, ACC,
     )  # fmt: skip
 
@@ -156,6 +163,7 @@ class AdamW(torch.optim.Optimizer):
     """`torch.optim.AdamW` in one launch; groups, state and state_dict are the same."""
 
     zero_gradients = False  # set it to True, and `step` leaves zeros in the gradients
+    found_inf = None  # a tensor () on the device, as PyTorch's has it: not 0, and no step is taken
 
     def __init__(self, params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         if min(lr, eps, weight_decay, *betas) < 0 or max(betas) >= 1:
@@ -179,7 +187,7 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         self.send()
         for tensors in self._tensors:
-            tensors.update(self._hyper.tensor, self._factor, self.zero_gradients)
+            tensors.update(self._hyper.tensor, self._factor, self.found_inf, self.zero_gradients)
         self._factor = None
         return loss
 
@@ -282,10 +290,10 @@ class _Tensors:
         tensors = self.chunks, self.addresses.tensor, self.partials
         launch(_square_sum, (len(self.chunks),), *tensors, **self.options)
 
-    def update(self, hyper, factor, zero):
-        tensors = self.addresses.tensor, self.groups, hyper, self.coefficients
+    def update(self, hyper, factor, found_inf, zero):
+        tensors = self.addresses.tensor, self.groups, hyper, self.coefficients, found_inf
         launch(_advance, (len(self.parameters),), *tensors, num_warps=1)
-        tensors = self.chunks, self.addresses.tensor, self.coefficients, factor
+        tensors = self.chunks, self.addresses.tensor, self.coefficients, factor, found_inf
         launch(_update, (len(self.chunks),), *tensors, ZERO=zero, **self.options)
 
 

@@ -165,6 +165,28 @@ def test_zero_gradients_leaves_zeros_behind_and_nothing_else_changes():
     assert all(torch.equal(a, b) for a, b in zip(ours, usual, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_infinity_was_found_no_step_is_taken(dtype):
+    ours, usual = parameters(dtype), parameters(dtype)
+    optimizer, reference = AdamW(groups(ours), **OPTIONS), AdamW(groups(usual), **OPTIONS)
+    optimizer.found_inf = torch.zeros((), device=DEVICE)
+    optimizer.zero_gradients = True
+    for step in range(4):
+        optimizer.found_inf.fill_(step in (0, 2))
+        for some in (ours, usual):
+            set_gradients(some, step)
+        if optimizer.found_inf:
+            ours[4].grad[0, 3] = float("nan")
+        else:
+            reference.step()
+        optimizer.step()
+        assert not any(parameter.grad.any() for parameter in ours)
+    torch.testing.assert_close(ours, usual, rtol=0, atol=0)
+    for mine, theirs in zip(ours, usual, strict=True):
+        state, expected = optimizer.state[mine], reference.state[theirs]
+        assert all(state[key].equal(expected[key]) for key in expected)
+
+
 def test_memory_around_a_tensor_is_left_alone():
     some, checks = [], []
     for i, shape in enumerate(SHAPES):
