@@ -122,7 +122,8 @@ def _remembering(model: GPT, text: Text, vocab_size, rule, generator) -> Iterato
 
     if device.type == "cuda":
         advance = captured(advance)
-        column.fill_(text.prompt - 1)
+        column.sub_(1)  # it was called once
+        seed.sub_(1)
     read_every = READ_EVERY if device.type == "cuda" else 1
     filled: list[int | None] = [None] * len(text.tokens)  # the column where each cache begins
     read = 0

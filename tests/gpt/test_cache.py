@@ -45,7 +45,8 @@ def test_steps_have_the_logits_of_the_whole_context(name, table):
     truth, cached = truth_and_cached(name, table, 2)
     tokens = draw_tokens(2, LECTURE.block_size)
     fill(cached, [0, 1], tokens[:, :3], [3, 1])
-    for new in range(1, LECTURE.block_size - 2):
+    # the kernels are interpreted: two steps, of which the second sees what the first has kept
+    for new in range(1, LECTURE.block_size - 2 if table == "torch" else 3):
         assert_follows(cached, truth, [tokens[0, : 3 + new], tokens[1, : 1 + new]])
 
 

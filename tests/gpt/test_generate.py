@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import kernels
 from gpt import lecture, model, reference
-from gpt.generate import TextStream, draw, generate, stream_text, window_start
+from gpt.generate import READ_EVERY, TextStream, draw, generate, stream_text, window_start
 from gpt.weights import fused_from_lecture
 from tests.gpt.configs import CONFIGS, draw_tokens, randomise
 from tests.instruments import DEVICE, DRAWING_RULES, assert_drawn_from, restricted_softmax
@@ -21,9 +22,10 @@ LENGTHS = (1, 3, 20, 16, 7, 2, 15, 17)  # of prompts: within the block, full, lo
 
 
 @torch.no_grad()
-def build(name, table):
+def build(name, table, **sizes):
     """A model whose likeliest tokens go on changing: no bias speaks louder than the context."""
-    config = replace(CONFIGS[name], block_size=BLOCK, vocab_size=VOCABULARY)
+    sizes = {"block_size": BLOCK, "vocab_size": VOCABULARY} | sizes
+    config = replace(CONFIGS[name], **sizes)
     truth = randomise(reference.GPT(config))
     for key, weight in truth.named_parameters():
         if key.endswith("bias"):
@@ -58,8 +60,8 @@ def greedy(speaker, prompts, new, **options):
     return torch.stack(list(generate(speaker, prompts, new, temperature=0.0, **options)))
 
 
-def prompts_of(lengths):
-    return [draw_tokens(1, n, seed=n, vocab_size=VOCABULARY)[0].to(DEVICE) for n in lengths]
+def prompts_of(lengths, vocab_size=VOCABULARY):
+    return [draw_tokens(1, n, seed=n, vocab_size=vocab_size)[0].to(DEVICE) for n in lengths]
 
 
 @functools.cache
@@ -96,15 +98,19 @@ def test_prompts_of_different_lengths_speak_as_they_do_alone(name, table, slide)
         assert torch.equal(made[:, row], alone.cpu()), f"the prompt of {len(prompt)} tokens"
 
 
-@pytest.mark.parametrize("slide", [1, 5])
-@pytest.mark.parametrize("name", ["relu_squared", "modern"])
-def test_the_kernels_say_the_same(name, slide):
-    prompts, truth = prompts_of((3, 14)), build(name, "reference")
-    made = greedy(build(name, "triton"), prompts, BLOCK, slide=slide)
+@pytest.mark.parametrize(
+    ("name", "lengths", "n_layer", "slide"),
+    [("relu_squared", (2,), 2, 1), ("modern", (3,), 2, 3), ("qkv bias", LENGTHS, 1, 2)],
+)
+def test_the_kernels_say_the_same(name, lengths, n_layer, slide):
+    """Few tokens of small models, since they are interpreted: still, across the window's edge."""
+    sizes = {"block_size": 4, "vocab_size": 17, "n_embd": 16, "n_layer": n_layer}
+    prompts, truth = prompts_of(lengths, vocab_size=17), build(name, "reference", **sizes)
+    new = 8 if len(lengths) == 1 else 4
+    made = greedy(build(name, "triton", **sizes), prompts, new, slide=slide)
     for row, prompt in enumerate(prompts):
-        assert torch.equal(
-            made[:, row], lecture_loop(truth, prompt[None], BLOCK, slide)[:, 0].cpu()
-        )
+        alone = lecture_loop(truth, prompt[None], new, slide)[:, 0]
+        assert torch.equal(made[:, row], alone.cpu()), f"the prompt of {len(prompt)} tokens"
 
 
 @pytest.mark.parametrize("step", ["bigram", "average-matrix", "one-head", "layer-norm"])
@@ -165,6 +171,50 @@ def test_what_cannot_be_continued_is_refused():
         with pytest.raises(ValueError, match="slide is"):
             next(generate(speaker, draw_tokens(1, 1), 1, slide=slide))
     assert list(generate(speaker, draw_tokens(1, 1), 0)) == []
+
+
+# --- on a card: one graph for a token -------------------------------------------------------------
+
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+@needs_card
+@pytest.mark.parametrize("table", ["torch", "triton"])
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_a_graph_says_what_its_operations_say(table, temperature, monkeypatch):
+    speaker, prompts = build("modern", table), prompts_of((3, 14))
+
+    def made():
+        generator = torch.Generator(DEVICE).manual_seed(1)
+        options = {"temperature": temperature, "top_k": 9, "generator": generator, "slide": 5}
+        return torch.stack(list(generate(speaker, prompts, 2 * BLOCK, **options)))
+
+    by_graph = made()
+    monkeypatch.setattr("gpt.generate.captured", called_once)
+    assert torch.equal(by_graph, made())
+
+
+def called_once(advance):
+    """What `captured` does, without the graph."""
+    advance()
+    return advance
+
+
+@needs_card
+@pytest.mark.parametrize("table", ["torch", "triton"])
+def test_a_card_is_waited_for_once_in_eight_tokens(table):
+    made = generate(build("lecture", table, block_size=64), prompts_of((3, 14)), 40)
+    next(made)  # for which it was captured and filled
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for _ in range(2 * READ_EVERY):
+                next(made)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [one for one in caught if "called a synchronizing" in str(one.message)]
+    assert len(waits) == 2
 
 
 # --- draws of the uncached path; those of the tables are in tests/kernels/test_draw.py ------------
