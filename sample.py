@@ -23,6 +23,7 @@ from gpt.model import GPT
 from gpt.options import parse
 from gpt.quantize import is_quantized, quantize, save_quantized
 from gpt.run import load_model
+from gpt.tasks import Task, is_task, open_task
 
 SEPARATOR = "---------------"
 
@@ -44,6 +45,7 @@ class SampleConfig:
         1  # past the block size, move the context by so many tokens at once; 1: the lecture
     )
     seed: int = 1337
+    show_work: bool = False  # of a calculator: what it has written, scratchpad and all
     json: bool = False  # print one JSON object instead of the text
     kernels: str = "auto"  # auto, triton, torch, reference, or triton,attention=torch
     device: str = "auto"
@@ -91,6 +93,10 @@ def sample(config: SampleConfig) -> None:
     block_size = model.config.block_size
     if config.slide > block_size:
         raise Refused(f"--slide is at most the run's block size, {block_size}")
+
+    if is_task(data := str(record["train"].get("data"))):
+        print(answer(config, model, open_task(data), device))
+        return
 
     # the prompt
     start = config.start
@@ -146,6 +152,20 @@ def sample(config: SampleConfig) -> None:
         f"{made:,} tokens in {seconds:.2f} s, {made / seconds:,.0f} tokens/s; "
         f"the first after {1e3 * first:.0f} ms"
     )
+
+
+def answer(config: SampleConfig, model, task: Task, device: torch.device) -> str:
+    """The problem that is typed as --start, and the model's answer: always the likeliest token."""
+    problem = task.prompt(config.start)
+    prompt = torch.from_numpy(task.tokenizer.encode(problem)).to(device)  # (T,)
+    stream = TextStream(task.tokenizer.stream(), stop="\n")
+    rule = {"temperature": 0.0, "vocab_size": task.tokenizer.vocab_size}
+    written = ""
+    for token in generate(model, [prompt], model.config.block_size, **rule):
+        written += stream(int(token[0]))
+        if stream.stopped:
+            break
+    return problem + written if config.show_work else problem + task.answer(written)
 
 
 def make_int8(config: SampleConfig, model, record: dict, device: torch.device) -> None:

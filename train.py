@@ -104,6 +104,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
 
     # the loop
     first, best, val_loss = reached["step"], reached["best_val_loss"], reached.get("val_loss")
+    scores = reached.get("scores", {})
     if first > config.max_iters:
         raise Refused(f"the run has taken {first} steps, more than --max-iters {config.max_iters}")
     resume_at = first if config.resume else None
@@ -118,7 +119,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
     )
     saver = Saver(folder, config, data, model, optimizers, precision)
     profiler = Profiler(config.profile and ranks.is_main(), folder, device)
-    on_device = data.train.device == device
+    on_device = data.source == device
     with (
         contextlib.nullcontext(data) if on_device else Prefetched(data) as batches,
         record,
@@ -139,7 +140,9 @@ def train(config: TrainConfig, device: torch.device) -> None:
                     reached, improved = {"step": step, "skipped": take_step.skipped}, False
                     if due:
                         val_loss = reached["val_loss"] = evaluate(compiled, data, config, precision)
-                        progress.evaluation(step, val_loss)
+                        scores = data.scores(compiled, config.model.block_size, precision)
+                        progress.evaluation(step, val_loss, **scores)
+                        reached["scores"] = scores
                         improved, best = val_loss < best, min(best, val_loss)
                     saver.save({**reached, "best_val_loss": best, **progress.state()}, improved)
             if stopping or step == config.max_iters:
@@ -158,6 +161,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
     summary = {
         "best_val_loss": best,
         "final_val_loss": val_loss,
+        **scores,
         "steps": config.max_iters,
         "skipped_steps": take_step.skipped,
         "training_seconds": progress.seconds,

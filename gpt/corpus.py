@@ -16,6 +16,7 @@ import torch
 
 from gpt import Refused
 from gpt.data import Data
+from gpt.tasks import Task, is_task, open_task
 from gpt.token_files import read_token_files
 from gpt.tokenizer import for_text
 
@@ -33,8 +34,10 @@ class NotToBeHad(Refused):
     """Tiny shakespeare is not on this machine and cannot be downloaded."""
 
 
-def open_data(name: str, data_dir: str, tokenizer: str, say=print) -> Data:
+def open_data(name: str, data_dir: str, tokenizer: str, say=print) -> Data | Task:
     """The data that `--data` names; `say` hears of a download or of a stand-in."""
+    if is_task(name):
+        return open_task(name)
     if name in ("auto", "shakespeare"):
         try:
             return _from_text("shakespeare", _shakespeare(Path(data_dir), say), tokenizer)
@@ -57,7 +60,7 @@ def open_data(name: str, data_dir: str, tokenizer: str, say=print) -> Data:
     if not found:
         raise Refused(
             f"--data {name}: no such file or folder; give a text file, a folder with train.bin "
-            "and val.bin, shakespeare or python-docs"
+            "and val.bin, shakespeare, python-docs, addition-3 or calculator"
         )
     return _from_text(name, read_text(path), tokenizer)
 

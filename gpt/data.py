@@ -47,6 +47,19 @@ class Data:
                 return Data(self.name, train, val.to(device), self.tokenizer, device)
         return Data(self.name, train.to(device), val.to(device), self.tokenizer, device)
 
+    @property
+    def source(self) -> torch.device:
+        """Where batches are made."""
+        return self.train.device
+
+    def validation(self, block_size: int):
+        """The whole validation split as x and y (N, block_size), every position predicted once."""
+        return windows(self.val, block_size)
+
+    def scores(self, model, block_size: int, precision) -> dict[str, float]:
+        """What a model is worth besides its loss: of a text nothing."""
+        return {}
+
     def check_block(self, block_size: int) -> None:
         """Refuse a block that one of the splits cannot fill."""
         for split, tokens in (("training", self.train), ("validation", self.val)):
@@ -90,12 +103,17 @@ def random_integers(seed: int, first, count: int, limit: int, device) -> torch.T
     splitmix64 (Steele, Lea and Flood 2014) of the place: no state, the same on every device.
     `first` may be a tensor () on the device, so that a CUDA graph replays other places.
     """
-    z = torch.arange(count, dtype=torch.int64, device=device) + first
-    z = (z + _signed(seed * 0xD1342543DE82EF95)) * _signed(0x9E3779B97F4A7C15)
+    places = torch.arange(count, dtype=torch.int64, device=device) + first
+    return scramble(places, seed) % limit
+
+
+def scramble(places: torch.Tensor, seed: int) -> torch.Tensor:
+    """The sequence `seed` at `places`, any int64: integers [0, 2^63) of the same shape."""
+    z = (places + _signed(seed * 0xD1342543DE82EF95)) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
     z = z ^ (z >> 31 & (1 << 33) - 1)
-    return (z & (1 << 63) - 1) % limit
+    return z & (1 << 63) - 1
 
 
 def _signed(value: int) -> int:

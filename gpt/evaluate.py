@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 
 from gpt import ranks
-from gpt.data import Data, windows
+from gpt.data import Data
 from gpt.presets import IGNORE_INDEX, TrainConfig
 from gpt.step import Precision
 
@@ -27,7 +27,7 @@ def evaluate(model: nn.Module, data: Data, config: TrainConfig, precision: Preci
         )
     else:
         rows = max(1, EVALUATION_TOKENS // block_size)
-        x, y = (each[ranks.rank() :: ranks.world()] for each in windows(data.val, block_size))
+        x, y = (each[ranks.rank() :: ranks.world()] for each in data.validation(block_size))
         batches = zip(x.split(rows), y.split(rows), strict=True)
     total = torch.zeros(2, dtype=torch.float64)  # of losses, of counted targets
     for x, y in batches:

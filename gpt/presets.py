@@ -205,12 +205,40 @@ _QUICKSTART = TrainConfig(  # two CPU cores, under a minute; with what papers si
     sample=500,
 )
 
+_ADDITION = replace(  # the lecture's exercise 2: 3 digits in a minute on two CPU cores
+    _QUICKSTART,
+    preset="addition",
+    model=replace(
+        _QUICKSTART.model,
+        block_size=12,
+        n_layer=2,
+        position="learned",  # a digit's place says what it is worth
+        projection_init="normal",  # from zero, two layers stay blind to the last digits
+    ),
+    data="addition-3",
+    batch_size=128,
+    max_iters=800,
+    eval_interval=200,
+    sample=0,
+)
+
+_CALCULATOR = replace(  # + - * and / with a scratchpad
+    _ADDITION,
+    preset="calculator",
+    model=replace(_ADDITION.model, block_size=35, n_layer=3, n_head=4),
+    data="calculator",
+    max_iters=2500,
+    eval_interval=500,
+)
+
 PRESETS = {
     "quickstart": _QUICKSTART,
     "lecture": _LECTURE,
     "lecture-small": _LECTURE_SMALL,
     "shakespeare-char": _SHAKESPEARE_CHAR,
     "speedrun": _SPEEDRUN,
+    "addition": _ADDITION,
+    "calculator": _CALCULATOR,
     "gpt2": _GPT2,
     "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
     "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),

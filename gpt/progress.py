@@ -67,18 +67,14 @@ class Progress:
                 flush=True,
             )
 
-    def evaluation(self, step: int, val_loss: float) -> None:
-        """The model that took `step` steps has that loss on the validation split."""
+    def evaluation(self, step: int, val_loss: float, **scores: float) -> None:
+        """The model that took `step` steps has that loss, and scores, on the validation split."""
         losses = self.state()["losses"]
-        if losses:
-            train_loss = sum(losses) / len(losses)
-            self.record.log(
-                step=step, train_loss=train_loss, val_loss=val_loss, seconds=self.seconds
-            )
-            line = f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}"
-        else:
-            self.record.log(step=step, val_loss=val_loss, seconds=self.seconds)
-            line = f"step {step}: val loss {val_loss:.4f}"
+        train_loss = {"train_loss": sum(losses) / len(losses)} if losses else {}
+        values = {**train_loss, "val_loss": val_loss, **scores}
+        self.record.log(step=step, **values, seconds=self.seconds)
+        said = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()]
+        line = f"step {step}: {', '.join(said)}"
         self._losses = []
         self.bar.write(line, file=sys.stdout)
 

@@ -146,6 +146,11 @@ def draw_losses(metrics: list[dict], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
+    shares = [(line["step"], line["accuracy"]) for line in metrics if "accuracy" in line]
+    if shares:  # a task's
+        share = axes.twinx()
+        share.plot(*zip(*shares, strict=True), "s--", color="tab:green", markersize=4)
+        share.set(ylabel="answered without a mistake (green)", ylim=(0, 1.02))
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=120)

@@ -196,7 +196,7 @@ def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[
         reason = f"the device is {precision.device.type}"
     elif precision.scaler.is_enabled():
         reason = "the fp16 scaler waits for the device"
-    elif data.train.device != precision.device:
+    elif data.source != precision.device:
         reason = "the data is too large for the card"
     elif ranks.world() > 1:
         reason = "ranks exchange gradients"
