@@ -8,7 +8,6 @@ that loss is the mark. Seconds are those of training, without set-up and without
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pickle
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from bench import checkouts
 from bench.figures import SCHEMA, commit
 from gpt.corpus import open_data
 from gpt.data import Data, windows
@@ -112,10 +112,7 @@ def run_nanogpt(checkout: Path, data: Data, folder: Path) -> dict:
 
 @torch.no_grad()
 def _nanogpt_val_loss(checkout: Path, data: Data) -> float:
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = checkouts.nanogpt(checkout)
     saved = torch.load(checkout / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
     model = module.GPT(module.GPTConfig(**saved["model_args"]))
     model.load_state_dict(saved["model"])

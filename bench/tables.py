@@ -148,6 +148,19 @@ def _proof(result: dict | None) -> str:
     return markdown(["stage", "state", "what it says", "commit"], rows)
 
 
+def decode(results, ledger) -> str:
+    """Tokens per second of `generate` on a card; on a CPU they are the table of bench/decode.py."""
+    return by_card(results, _decode)
+
+
+def _decode(result: dict | None) -> str:
+    stage = result["stages"].get("decode", {"parts": {}}) if result else {"parts": {}}
+    rows = [row for part in stage["parts"].values() for row in part.get("figures", ())]
+    if not rows:
+        return f"- generating on a card: {NOT_MEASURED}"
+    return markdown(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
 def kernels(results, ledger) -> str:
     """What the compiled kernels are made of: the most registers, the fewest blocks."""
     if not ledger:
@@ -183,12 +196,13 @@ def of_program(result: dict | None) -> str:
 
 
 # tables that a program of that name measures and leaves in bench/results/
-PROGRAMS = ("quickstart",)
+PROGRAMS = ("quickstart", "decode", "int8")
 TABLES = {
     "card": card,
     "peers": peers,
     "targets": reached,
     "speed": speed,
     "proof": proof,
+    "decode-card": decode,
     "ledger": kernels,
 }

@@ -10,7 +10,6 @@ model and optimizer as its train.py does, with torch.compile, at the same sizes.
 
 import argparse
 import gc
-import importlib.util
 import json
 import statistics
 import sys
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 import kernels
+from bench import checkouts
 from gpt import hardware
 from gpt.build import build
 from gpt.data import Data
@@ -131,10 +131,7 @@ def a_nanogpt_step(config: TrainConfig, way: Way, data: Data, precision: Precisi
     """nanoGPT's model, optimizer and the body of its loop, fed with our batches."""
     if nanogpt is None:
         raise ValueError("nanoGPT's step needs --nanogpt, the path of a checkout")
-    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(nanogpt) / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = checkouts.nanogpt(nanogpt)
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     sizes = {name: getattr(config.model, name) for name in names}
     vocabulary = -(-config.model.vocab_size // 64) * 64  # padded, as its README has it
