@@ -1,0 +1,49 @@
+"""One-line mistakes in `kernels/add_layer_norm.py`, and what each would break."""
+
+MUTATIONS = [
+    ("total = (residual.to(ACC) + x)", "total = (residual.to(ACC) - x)", "a difference"),
+    (
+        "y, mean, rstd = normalise(total.to(ACC), column",
+        "y, mean, rstd = normalise(x, column",
+        "the branch is normalised, not the total",
+    ),
+    (
+        "y, mean, rstd = normalise(total.to(ACC), column",
+        "y, mean, rstd = normalise(residual.to(ACC) + x, column",
+        "y is the norm of the unrounded total",
+    ),
+    ("x = tl.where(keep, x * scale, 0)", "x = tl.where(keep, x, 0)", "no 1 / (1 - p) forward"),
+    ("x = tl.where(keep, x * scale, 0)", "x = tl.where(keep, 0, x * scale)", "the mask is turned"),
+    ("dtotal * scale, 0)", "dtotal, 0)", "no 1 / (1 - p) in backward"),
+    (
+        "            if seed_ptr is not None:\n                keep",
+        "            if False:\n                keep",
+        "backward drops nothing",
+    ),
+    ("STREAM, row, 0, threshold, COLUMNS)\n                ", "STREAM, row + 1, 0, threshold, "
+     "COLUMNS)\n                ", "backward takes the next row's mask"),
+    ("        if dtotal_ptr is not None:", "        if False:", "what arrives is dropped"),
+    ("dtotal += tl.load(arrived", "dtotal = tl.load(arrived", "the norm's gradient is dropped"),
+    ("xhat = (total - mean) * rstd", "xhat = total * rstd", "backward is RMSNorm's"),
+    ("            dweight += dy * xhat", "            dweight += dtotal * xhat", "dweight of dtotal"),
+    ("            dbias += dy", "            dbias += dtotal", "dbias of dtotal"),
+    (
+        "total, inside)\n\n    y, mean",
+        "total, column < C)\n\n    y, mean",
+        "the total is written past its end",
+    ),
+    ("tl.store(mean_ptr + row, mean, row < rows)", "tl.store(mean_ptr + row, mean)", "the mean too"),
+    (
+        "one_tensor = seed is None and residual_dtype == x_dtype",
+        "one_tensor = residual_dtype == x_dtype",
+        "dx is dresidual in spite of dropout",
+    ),
+    (
+        "one_tensor = seed is None and residual_dtype == x_dtype",
+        "one_tensor = seed is None",
+        "dx has the dtype of the residual",
+    ),
+    ("ctx.save_for_backward(total,", "ctx.save_for_backward(y,", "backward starts from y"),
+    ("torch.zeros_like(total) if dy is None", "torch.ones_like(total) if dy is None", "dy of ones"),
+    ("    complete_shares(dy, total, mean, rstd, shares)\n", "    pass\n", "wide rows lack shares"),
+]

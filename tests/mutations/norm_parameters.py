@@ -1,0 +1,29 @@
+"""One-line mistakes in `kernels/norm_parameters.py`, and what each would break."""
+
+TESTS = ["tests/kernels/test_layer_norm.py", "tests/kernels/test_add_layer_norm.py"]
+
+MUTATIONS = [
+    ("share_ptr += tl.program_id(0) * PARAMETERS * C", "share_ptr += 0", "shares overwrite others"),
+    (
+        "tl.store(share_ptr, tl.sum(dweight, 0), column < C)",
+        "tl.store(share_ptr, tl.sum(dweight, 0))",
+        "a share is written past its end",
+    ),
+    ("tl.store(share_ptr + C, tl.sum(dbias, 0)", "tl.store(share_ptr + C, tl.sum(dweight, 0)", "b"),
+    ("inside = (row < rows)[:, None] & (column < C)", "inside = column < C", "reads past the rows"),
+    ("tl.range(tl.program_id(0), tl.cdiv(rows", "tl.range(0, tl.cdiv(rows", "rows count often"),
+    ("        if mean_ptr is not None:", "        if False:", "wide rows are not centred"),
+    ("dweight += dy * x * tl.load(rstd_ptr + row", "dweight += dy * x + tl.load(rstd_ptr + row", "+"),
+    ("store_share(share_ptr, dweight, dbias, first_column", "store_share(share_ptr, dweight, dbias, "
+     "0", "every tile of columns is the first"),
+    ("for first in tl.range(0, shares, ROWS):", "for first in tl.range(0, ROWS, ROWS):", "64 shares"),
+    ("(share < shares)[:, None] & (column < WIDTH)", "(share <= shares)[:, None] & (column < WIDTH)",
+     "a share that is not there counts"),
+    ("tl.store(sum_ptr + column, tl.sum(total, 0), column < WIDTH)",
+     "tl.store(sum_ptr + column, tl.sum(total, 0))", "sums are written past their end"),
+    ("    programs = min(programs, triton.cdiv(rows", "    programs = max(programs, triton.cdiv(rows",
+     "more programs than tiles"),
+    ("    if C <= WIDEST_IN_REGISTERS or parameters == 0:", "    if C <= WIDEST_IN_REGISTERS:",
+     "a norm without parameters is given sums"),
+    ("gradients[1] if parameters == 2 else None", "gradients[-1]", "a bias that is not there"),
+]
