@@ -1,0 +1,131 @@
+"""The lecture's exercises as recipes: each is run from its seeds, and its figures are written down.
+
+    python -m bench.exercises                          all of them, one after the other
+    python -m bench.exercises arithmetic features      these
+
+Each writes bench/results/exercises-NAME-DATE.json, whose table stands in docs/exercises.md. All of
+them are for a CPU; seconds are those of training, without set-up and without evaluations.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+from bench import figures
+from bench.quickstart import ROOT, machine
+
+ARITHMETIC = {  # what is trained -> options of train.py
+    "addition, 3 digits": "--preset addition",
+    "addition, 8 digits": (
+        "--preset addition --data addition-8 --block-size 27 --n-layer 3 --max-iters 1800"
+    ),
+    "calculator, with scratchpad": "--preset calculator",
+    "calculator, without": "--preset calculator --data calculator-direct --block-size 12",
+}
+
+# A small model with the lecture's modules, and each change alone.
+FEATURES_BASE = (
+    "--preset quickstart --activation relu --position learned --no-qk-norm --bias "
+    "--projection-init normal --optimizer adamw --learning-rate 2e-3 --warmup-iters 20 "
+    "--max-iters 300 --eval-interval 300"
+)
+FEATURES = {
+    "the lecture's modules": "",
+    "GELU": "--activation gelu",
+    "squared ReLU": "--activation relu_squared",
+    "RMSNorm": "--norm rms_norm",
+    "RoPE": "--position rope",
+    "QK norm": "--qk-norm",
+    "tied head": "--tied-head",
+    "projections from zero": "--projection-init zero",
+    "Muon": "--optimizer muon",
+    "all that the quickstart has": (
+        "--activation relu_squared --position rope --qk-norm --no-bias --projection-init zero "
+        "--optimizer muon --learning-rate 6e-3 --warmup-iters 5"
+    ),
+}
+SEEDS = (1, 2, 3)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
+    parser.add_argument("--text", default="auto", help="for text: tiny shakespeare, as --data")
+    parser.add_argument("--to", type=Path, default=figures.RESULTS, help="a folder for the figures")
+    options = parser.parse_args()
+    for name in options.names:
+        if name not in RECIPES:
+            parser.error(f"there is no {name}; choose of {', '.join(RECIPES)}")
+    for name in options.names or RECIPES:
+        commit, today = figures.commit(), date.today().isoformat()
+        result = {
+            "schema": figures.SCHEMA,
+            "table": f"exercises-{name}",
+            "date": today,
+            "commit": commit,
+            "machine": f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads on {machine()}",
+            "rows": RECIPES[name](options.text),
+        }
+        figures.write(options.to / f"exercises-{name}-{today}.json", result)
+    return 0
+
+
+def train(options: str, seed: int = 1337) -> dict:
+    """The summary of a run of train.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", *options.split(), f"--seed={seed}", "--sample=0"]
+        command += ["--device=cpu", f"--out-dir={folder}/run"]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        return json.loads(Path(folder, "run", "summary.json").read_text())
+
+
+def arithmetic(text: str) -> list[dict]:
+    """Exercise 2: the share of held-out problems that are answered without a mistake."""
+    rows = []
+    for name, options in ARITHMETIC.items():
+        summary = train(options)
+        row = {"task": name, "options": f"`{options}`", "seed": 1337}
+        row |= {"steps": summary["steps"], "seconds": round(summary["training_seconds"])}
+        for score in ("accuracy", *(f"accuracy {sign}" for sign in "+-*/")):
+            share = summary.get(score)
+            row[score] = "" if share is None else f"{100 * share:.2f}%"
+        rows.append(show(row))
+    return rows
+
+
+def features(text: str) -> list[dict]:
+    """Exercise 4: each change alone, its validation loss and time beside those without it."""
+    losses, seconds = {}, {}
+    for seed in SEEDS:  # all of a seed in turn, so that a busy hour is nobody's disadvantage
+        for name, options in FEATURES.items():
+            summary = train(f"{FEATURES_BASE} --data {text} {options}", seed)
+            losses.setdefault(name, []).append(summary["final_val_loss"])
+            seconds.setdefault(name, []).append(summary["training_seconds"])
+    rows, base = [], next(iter(FEATURES))
+    for name, options in FEATURES.items():
+        changes = [a - b for a, b in zip(losses[name], losses[base], strict=True)]
+        ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+        row = {"change": name, "options": f"`{options}`" if options else ""}
+        row["validation loss"] = f"{statistics.mean(losses[name]):.4f}"
+        row["of the seeds"] = ", ".join(f"{loss:.4f}" for loss in losses[name])
+        row["change of the loss"] = f"{statistics.mean(changes):+.4f}" if options else ""
+        row["time"] = f"{statistics.median(ratios):.2f}x"
+        rows.append(show(row))
+    return rows
+
+
+def show(row: dict) -> dict:
+    print(json.dumps(row), flush=True)
+    return row
+
+
+RECIPES = {"arithmetic": arithmetic, "features": features}
+
+if __name__ == "__main__":
+    sys.exit(main())
