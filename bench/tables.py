@@ -177,6 +177,26 @@ def kernels(results, ledger) -> str:
     return markdown(header, lines)
 
 
+def summed_up(results, ledger) -> str:
+    """The ledger in four lines for the README."""
+    if not ledger:
+        return f"- compiled kernels: {NOT_MEASURED}"
+    version, rows = ledger
+    architectures = sorted({row["target"] for row in rows}, key=int)
+
+    def line(name, count):
+        counts = [count([r for r in rows if r["target"] == one]) for one in architectures]
+        return [name, *(f"{count:,}" for count in counts)]
+
+    lines = [
+        line("kernels, a tile and a dtype each", len),
+        line("spilled registers", lambda some: sum(row["spills"] for row in some)),
+        line("atomic instructions", lambda some: sum(row["atomics"] for row in some)),
+        line("tensor-core instructions", lambda some: sum(sum(r["tensor"].values()) for r in some)),
+    ]
+    return markdown([f"triton {version}", *(f"sm_{one}" for one in architectures)], lines)
+
+
 def _compiled(rows: list[dict]) -> str:
     if not rows:
         return ""
@@ -205,4 +225,5 @@ TABLES = {
     "proof": proof,
     "decode-card": decode,
     "ledger": kernels,
+    "ledger-summary": summed_up,
 }

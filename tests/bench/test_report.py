@@ -252,6 +252,17 @@ def test_the_ledger_is_summed_up_by_kernel(root):
     assert "| `layer_norm._forward` | 48 registers, 1,024 bytes |" in page
 
 
+def test_the_ledger_is_summed_up_in_four_lines(root):
+    row = {"target": "90", "key": "", "spills": 1, "atomics": 0, "tensor": {"HGMMA": 12, "HMMA": 3}}
+    rows = [row, row | {"spills": 2, "atomics": 5, "tensor": {}}, row | {"target": "100"}]
+    assert tables.summed_up([], ("3.9.0", rows)).splitlines()[2:] == [
+        "| kernels, a tile and a dtype each | 2 | 1 |",
+        "| spilled registers | 3 | 1 |",
+        "| atomic instructions | 5 | 0 |",
+        "| tensor-core instructions | 15 | 15 |",
+    ]
+
+
 def test_a_program_brings_its_own_table(root):
     page = root / "docs" / "other.md"
     page.write_text("<!-- begin quickstart -->\n<!-- end quickstart -->\n")
