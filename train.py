@@ -17,7 +17,7 @@ import kernels
 from gpt import Refused, hardware, ranks
 from gpt.build import build
 from gpt.corpus import open_data
-from gpt.evaluate import evaluate
+from gpt.evaluate import GraphedLoss, evaluate
 from gpt.generate import generate, stream_text
 from gpt.optim import make_optimizers
 from gpt.options import parse_run
@@ -29,7 +29,7 @@ from gpt.recompute import recompute_blocks
 from gpt.record import NoRecord, Record, open_folder
 from gpt.run import Saver, restore_run
 from gpt.signals import StopSignals
-from gpt.step import Precision, choose_step, passes_per_step, tokens_per_step
+from gpt.step import GraphStep, Precision, choose_step, passes_per_step, tokens_per_step
 
 
 def main(arguments: list[str]) -> int:
@@ -71,18 +71,23 @@ def train(config: TrainConfig, device: torch.device) -> None:
     config = replace(config, data=data.name, model=model_config)
 
     # the model: the same weights from the same seed, whatever computes them
+    adamw = (ops or kernels.load("torch")).adamw
     model = build(config.model, ops, config.lecture)
     torch.manual_seed(config.seed)
     model.initialise()
+    if config.parallel == "fsdp":
+        ranks.shard(model, device)
+        adamw = torch.optim.AdamW  # which knows shards
     model.to(device)
     if config.activation_checkpointing:
         recompute_blocks(model, config.model)
     if ranks.rank():
         torch.manual_seed(config.seed + ranks.rank())  # for dropout; one rank's seed goes on
-    adamw = (ops or kernels.load("torch")).adamw
     optimizers = make_optimizers(model, config, adamw, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     step_kind, step_reason = choose_step(config, precision, data)
+    if config.parallel == "fsdp" and precision.scaler.is_enabled():
+        raise Refused("--parallel fsdp cannot be had with --dtype float16; use bfloat16 or float32")
     describe(config, device, dtype, ops, parameters, step_reason)
 
     # the run, from its beginning or from its last checkpoint
@@ -129,6 +134,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
     ):
         take_step = step_kind(compiled, optimizers, batches, config, precision)
         take_step.skipped = reached["skipped"]
+        loss_of = GraphedLoss(compiled, precision) if step_kind is GraphStep else None
         for step in range(first, config.max_iters + 1):
             stopping = ranks.any_rank(bool(signals.asked))
             due = step % config.eval_interval == 0 or step == config.max_iters
@@ -139,10 +145,10 @@ def train(config: TrainConfig, device: torch.device) -> None:
                 with progress.paused():
                     reached, improved = {"step": step, "skipped": take_step.skipped}, False
                     if due:
-                        val_loss = reached["val_loss"] = evaluate(compiled, data, config, precision)
+                        val_loss = evaluate(compiled, data, config, precision, loss_of)
                         scores = data.scores(compiled, config.model.block_size, precision)
                         progress.evaluation(step, val_loss, **scores)
-                        reached["scores"] = scores
+                        reached |= {"val_loss": val_loss, "scores": scores}
                         improved, best = val_loss < best, min(best, val_loss)
                     saver.save({**reached, "best_val_loss": best, **progress.state()}, improved)
             if stopping or step == config.max_iters:
@@ -179,7 +185,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
         f"best val loss {best:.4f}, {summary['training_seconds']:.1f} s of training, "
         f"{summary['tokens_per_second']:,.0f} tok/s; the run is in {folder}"
     )
-    if ranks.is_main():
+    if ranks.is_main() and config.parallel == "ddp":  # one rank alone has no whole model
         speak(model, data, config, precision)
     del lock
 
@@ -189,7 +195,8 @@ def load_ops(config: TrainConfig, device: torch.device):
     if config.lecture or config.kernels == "reference":
         return None
     try:
-        return kernels.load(config.kernels, device)
+        adamw = ",adamw=torch" if config.parallel == "fsdp" else ""
+        return kernels.load(config.kernels + adamw, device)
     except ValueError as error:
         raise Refused(f"--{error}") from None
 
@@ -224,8 +231,10 @@ def describe(config: TrainConfig, device, dtype, ops, parameters: int, step: str
     reason = ""
     if config.kernels == "auto" and ops is not None:
         reason = " (auto: {1})".format(*kernels.explain_auto(device))
-    dtype_name = str(dtype).removeprefix("torch.")
-    print(f"{hardware.device_name(device)}, {dtype_name}, kernels by {table}{reason}", flush=True)
+    number = str(dtype).removeprefix("torch.")
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    number += ", fp32 products in TF32" if tf32 else " without TF32"
+    print(f"{hardware.device_name(device)}, {number}, kernels by {table}{reason}", flush=True)
 
 
 def speak(model, data, config: TrainConfig, precision: Precision) -> None:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from gpt import Refused, hardware, lecture, reference
+from gpt import Refused, hardware, lecture, ranks, reference
 from gpt.model import GPT
 from gpt.presets import ModelConfig
 from gpt.weights import fused_from_lecture, lecture_from_fused, refuse_unless_like
@@ -53,7 +53,7 @@ def check(config: ModelConfig, masks: bool) -> None:
 
 def portable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights under the names of the fused model, whichever implementation trained them."""
-    state = model.state_dict()
+    state = ranks.whole_on_main(model.state_dict())
     if isinstance(model, reference.GPT):
         state = fused_from_lecture(state, model.config)
     if model.config.tied_head:
@@ -68,8 +68,9 @@ def load_portable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> Non
         state = _as_head(state) | state
     if isinstance(model, reference.GPT):
         state = lecture_from_fused(state, model.config)
-    refuse_unless_like(model.state_dict(), state)
-    model.load_state_dict(state)
+    own = model.state_dict()
+    refuse_unless_like(own, state)
+    model.load_state_dict({name: ranks.shared_like(state[name], own[name]) for name in state})
 
 
 def _as_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt import Refused
+from gpt import Refused, ranks
 from gpt.optim import Muon
 
 VERSION = 1
@@ -208,12 +208,13 @@ def _flush(path: Path) -> None:
 def optimizer_tensors(optimizers, model) -> Tensors:
     """The optimizers' state as "NUMBER/PARAMETER/KEY" -> tensor."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
+    tensors = {
         f"{number}/{names[id(parameter)]}/{key}": value
         for number, optimizer in enumerate(optimizers)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
+    return ranks.whole_on_main(tensors)
 
 
 def load_optimizer_tensors(optimizers, model, tensors: Tensors) -> None:
@@ -233,7 +234,10 @@ def load_optimizer_tensors(optimizers, model, tensors: Tensors) -> None:
             shapes = {key: () if key == "step" else parameter.shape for key in keys}
             if {key: value.shape for key, value in state.items()} != shapes:
                 raise Refused(f"the optimizer's state {prefix} is not that of this model's weight")
-            whole["state"][index] = state
+            whole["state"][index] = {
+                key: value if key == "step" else ranks.shared_like(value, parameter)
+                for key, value in state.items()
+            }
         optimizer.load_state_dict(whole)
     if left:
         raise Refused(

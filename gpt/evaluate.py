@@ -6,19 +6,22 @@ import torch.nn as nn
 from gpt import ranks
 from gpt.data import Data
 from gpt.presets import IGNORE_INDEX, TrainConfig
-from gpt.step import Precision
+from gpt.step import WARM_UP, Precision
 
 EVALUATION_TOKENS = 16_384  # in one forward pass
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Data, config: TrainConfig, precision: Precision) -> float:
+def evaluate(
+    model: nn.Module, data: Data, config: TrainConfig, precision: Precision, loss_of=None
+) -> float:
     """The mean loss over the whole validation split, every position once, without dropout.
 
     Every rank takes its share of the windows. With `eval_iters` it is nanoGPT's estimate instead:
-    the mean over that many random batches.
+    the mean over that many random batches. `loss_of` is a GraphedLoss of the model, or none.
     """
     model.eval()
+    loss_of = loss_of or EagerLoss(model, precision)
     block_size = config.model.block_size
     if config.eval_iters:
         batches = (
@@ -27,14 +30,70 @@ def evaluate(model: nn.Module, data: Data, config: TrainConfig, precision: Preci
         )
     else:
         rows = max(1, EVALUATION_TOKENS // block_size)
-        x, y = (each[ranks.rank() :: ranks.world()] for each in data.validation(block_size))
-        batches = zip(x.split(rows), y.split(rows), strict=True)
-    total = torch.zeros(2, dtype=torch.float64)  # of losses, of counted targets
+        x, y = data.validation(block_size)
+        batches = of_this_rank(list(zip(x.split(rows), y.split(rows), strict=True)))
+    losses, counts = [], []
     for x, y in batches:
-        with precision.autocast():
-            loss = model(x, y)[1]
-        counted = (y != IGNORE_INDEX).sum().item()
-        total += torch.tensor([loss.item() * counted, counted], dtype=torch.float64)
+        losses.append(loss_of(x, y))
+        counts.append((y != IGNORE_INDEX).sum())
     model.train()
+    # read once; a batch without a target has no loss, and counts nothing
+    losses, counts = (torch.stack(each).cpu().double() for each in (losses, counts))
+    total = torch.stack([(losses * counts)[counts > 0].sum(), counts.sum()])
     loss_sum, count = ranks.total_on(precision.device, total)
     return loss_sum / count
+
+
+def of_this_rank(batches: list) -> list:
+    """Its share; as many for every rank, since ranks that share a model compute it together."""
+    rank, world = ranks.rank(), ranks.world()
+    share = batches[rank::world]
+    if len(share) * world < len(batches):
+        x, y = batches[0]
+        share.append((x, torch.full_like(y, IGNORE_INDEX)))
+    return share
+
+
+class EagerLoss:
+    """The loss () of a batch."""
+
+    def __init__(self, model: nn.Module, precision: Precision):
+        self.model, self.precision = model, precision
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with self.precision.autocast():
+            return self.model(x, y)[1]
+
+
+class GraphedLoss(EagerLoss):
+    """The same as one CUDA graph, for batches of as many rows as the first has, or fewer."""
+
+    def __init__(self, model: nn.Module, precision: Precision):
+        super().__init__(model, precision)
+        self.x = self.y = self.graph = None
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.place(x, y)
+        if self.graph is None:
+            self.capture()
+        self.graph.replay()
+        return self.loss.clone()  # the next replay writes over it
+
+    def place(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Put the batch where the graph reads it; rows that it has not do not count."""
+        if self.x is None:
+            self.x, self.y = x.clone(), y.clone()
+        self.x[: len(x)].copy_(x)
+        self.y[: len(y)].copy_(y)
+        self.y[len(y) :] = IGNORE_INDEX
+
+    def capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                super().__call__(self.x, self.y)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss = super().__call__(self.x, self.y)

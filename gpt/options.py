@@ -158,6 +158,14 @@ def check(config: TrainConfig) -> TrainConfig:
         raise Refused(f"--seed is {config.seed}, and must be less than 2^63")
     if config.decay_lr and config.learning_rate == 0:
         raise Refused("--learning-rate must be above 0 when --decay-lr scales it")
+    if config.parallel == "fsdp":
+        for option, given in (
+            ("--optimizer muon", config.optimizer == "muon"),  # a share of a matrix is no matrix
+            ("--compile", config.compile),
+            ("--lecture", bool(config.lecture)),
+        ):
+            if given:
+                raise Refused(f"--parallel fsdp cannot be had with {option}; use --parallel ddp")
     if not config.out_dir:
         raise Refused("--out-dir is empty; name a folder for the run")
     return config

@@ -49,6 +49,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False  # torch.compile the model
     step: Literal["auto", "eager", "graph"] = "auto"  # graph: all of a step as one CUDA graph
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of ranks; fsdp: each has a share of the model
     activation_checkpointing: bool = False  # keep a block's input alone, and compute it again
     seed: int = 1337
 

@@ -4,12 +4,16 @@ Without torchrun there is one rank, and everything here does nothing.
 """
 
 import contextlib
+import gc
 import io
 import os
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gpt import Refused
 
@@ -39,6 +43,7 @@ def join(device_name: str) -> str:
 
 def leave() -> None:
     if dist.is_initialized():
+        gc.collect()  # what is in shards holds on to the group, and must not outlive it
         dist.destroy_process_group()
 
 
@@ -101,9 +106,58 @@ def gather(value: torch.Tensor) -> list[torch.Tensor]:
 
 def parallel(model: nn.Module) -> nn.Module:
     """The model whose gradients are means over all ranks."""
-    return nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
+    if not dist.is_initialized() or _is_sharded(model):
+        return model
+    # buffers are constants, and a rank that evaluates must not wait for the others to send them
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Move each rank's share of every weight to its device; whole is a block while it computes.
+
+    By FSDP2. Optimizers are made after this: weights, gradients and their state are then DTensors.
+    """
+    if dist.is_initialized():
+        mesh = init_device_mesh(device.type, (world(),))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+@contextlib.contextmanager
 def without_exchange(model: nn.Module):
-    """A context for the passes of a step before the last: gradients stay with their rank."""
-    return model.no_sync() if dist.is_initialized() else contextlib.nullcontext()
+    """For the passes of a step before the last: gradients stay with their rank."""
+    if not dist.is_initialized():
+        yield
+    elif _is_sharded(model):
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+    else:
+        with model.no_sync():
+            yield
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """On every rank all of a tensor, the shards of which lie with the ranks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, one after the other, in the memory of the main rank's host; elsewhere as meta."""
+    place = "cpu" if is_main() else "meta"
+    return {
+        name: whole(tensor).to(place) if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def shared_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+    """A tensor that every rank has, as shards where `pattern` is."""
+    if not isinstance(pattern, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)

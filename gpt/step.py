@@ -102,7 +102,7 @@ class Step:
         for optimizer in self.optimizers:
             scaler.unscale_(optimizer)
         weights = [weight for weight in self.model.parameters() if weight.grad is not None]
-        norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+        norm = ranks.whole(nn.utils.get_total_norm([weight.grad for weight in weights]))
         if config.grad_clip:
             nn.utils.clip_grads_with_norm_(weights, config.grad_clip, norm)
         return total, norm

@@ -1,7 +1,8 @@
-"""Several ranks under torchrun, here two CPU processes that talk by gloo, are one larger one."""
+"""Several ranks, here two CPU processes that talk by gloo, are one with a larger batch."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ OPTIONS = [
     "--device=cpu",
     "--kernels=torch",
     "--dtype=float32",
-    "--n-layer=1",
+    "--n-layer=2",
     "--n-embd=16",
     "--n-head=2",
     "--block-size=64",
@@ -23,28 +24,61 @@ OPTIONS = [
     "--embedding-dropout=0",
     "--gradient-accumulation-steps=2",
     "--warmup-iters=2",
-    "--max-iters=6",
+    "--lr-decay-iters=8",
     "--eval-interval=3",
     "--log-interval=1",
 ]
 
 
-def metrics(command, *options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [*command, ROOT / "train.py", *OPTIONS, *options]
-    subprocess.run(run, check=True, env=environment, stdout=subprocess.DEVNULL)
-    folder = options[-1].removeprefix("--out-dir=")
-    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+SLOWLY = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_two_ranks_see_and_learn_what_one_does_with_twice_the_batch(tmp_path):
+def go_on(folder, world, *options):
+    """train.py with OPTIONS, on `world` ranks that are told what torchrun tells them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(world):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        told = {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        run = [sys.executable, ROOT / "train.py", *OPTIONS, *options, f"--out-dir={folder}"]
+        ranks.append(subprocess.Popen(run, env=SLOWLY | told, stdout=subprocess.DEVNULL))
+    assert [rank.wait() for rank in ranks] == [0] * world
+
+
+def losses(folder, name):
+    """Step -> loss."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One rank with the batch of two."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    go_on(folder, 1, "--batch-size=8", "--max-iters=8")
+    assert len(losses(folder, "loss")) == 8
+    return folder
+
+
+def assert_alike(folder, one):
+    assert losses(folder, "loss") == pytest.approx(losses(one, "loss"), rel=1e-5)
+    evaluated = losses(folder, "val_loss")
+    for step in (0, 3, 6, 8):
+        assert evaluated[step] == pytest.approx(losses(one, "val_loss")[step], rel=1e-5)
+
+
+def test_two_ranks_see_and_learn_what_one_does_with_twice_the_batch(tmp_path, one):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    one = metrics([sys.executable], "--batch-size=8", f"--out-dir={tmp_path / 'one'}")
-    two = metrics(torchrun, "--batch-size=4", f"--out-dir={tmp_path / 'two'}")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for mine, ours in zip(one, two, strict=True):
-        name = "loss" if "loss" in mine else "val_loss"
-        assert ours[name] == pytest.approx(mine[name], rel=1e-6)
-    # what two ranks have saved goes on with one
-    options = ["--batch-size=8", "--resume", "--max-iters=9", f"--out-dir={tmp_path / 'two'}"]
-    assert metrics([sys.executable], *options)[-1]["step"] == 9
+    options = ["--batch-size=4", "--max-iters=8", f"--out-dir={tmp_path / 'two'}"]
+    run = [*torchrun, ROOT / "train.py", *OPTIONS, *options]
+    subprocess.run(run, check=True, env=SLOWLY, stdout=subprocess.DEVNULL)
+    assert_alike(tmp_path / "two", one)
+
+
+def test_ranks_that_share_the_model_learn_alike_and_go_on_as_one_and_as_two(tmp_path, one):
+    two = ["--batch-size=4", "--parallel=fsdp"]
+    go_on(tmp_path / "run", 2, *two, "--max-iters=3")
+    go_on(tmp_path / "run", 1, "--resume", "--batch-size=8", "--parallel=ddp", "--max-iters=5")
+    go_on(tmp_path / "run", 2, "--resume", *two, "--activation-checkpointing", "--max-iters=8")
+    assert_alike(tmp_path / "run", one)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import kernels
 from gpt import evaluate as evaluation
-from gpt import model
+from gpt import model, ranks, reference
 from gpt.data import Data
 from gpt.presets import TrainConfig
 from gpt.step import Precision
@@ -68,3 +69,59 @@ def test_evaluation_draws_nothing_and_goes_back_to_training():
     assert torch.equal(torch.get_rng_state(), state)
     assert gpt.training
     assert all(parameter.grad is None for parameter in gpt.parameters())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("implementation", ["torch", "reference"])
+def test_ranks_take_as_many_passes_and_count_every_position_once(
+    world, implementation, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", 24)
+    gpt, data = make(83)  # four batches of three windows
+    if implementation == "reference":
+        gpt = randomise(reference.GPT(CONFIG.model))
+    expected = by_hand(gpt, data.val, CONFIG.model.block_size)
+    passes, totals = [], []
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    monkeypatch.setattr(ranks, "total_on", lambda _, total: totals.append(total) or [0.0, 1.0])
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        called = []
+        hook = gpt.register_forward_pre_hook(lambda *_, called=called: called.append(1))
+        evaluation.evaluate(gpt, data, CONFIG, FP32)
+        hook.remove()
+        passes.append(len(called))
+    assert passes == [-(-4 // world)] * world
+    loss_sum, count = sum(totals).tolist()
+    assert count == 82
+    assert loss_sum / count == pytest.approx(expected, 1e-6)
+
+
+def test_a_graph_s_batch_of_fewer_rows_has_the_loss_of_these():
+    gpt, data = make()
+    gpt.eval()
+    loss_of = evaluation.GraphedLoss(gpt, FP32)
+    x, y = data.validation(CONFIG.model.block_size)
+    for rows in (8, 3, 8, 1):
+        loss_of.place(x[:rows], y[:rows])
+        expected = gpt(x[:rows], y[:rows])[1]
+        assert torch.allclose(gpt(loss_of.x, loss_of.y)[1], expected, rtol=1e-6)
+    assert data.validation(CONFIG.model.block_size)[1].equal(y)  # it wrote to its own
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_graphed_and_eager_evaluation_agree_while_the_weights_change(implementation, monkeypatch):
+    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", 32)
+    precision = Precision(torch.device("cuda"), torch.bfloat16)
+    gpt = randomise(model.GPT(CONFIG.model, kernels.load(implementation))).cuda()
+    data = make()[1].to("cuda")
+    loss_of = evaluation.GraphedLoss(gpt, precision)
+    losses = []
+    for _ in range(3):
+        losses.append(evaluation.evaluate(gpt, data, CONFIG, precision, loss_of))
+        assert losses[-1] == evaluation.evaluate(gpt, data, CONFIG, precision)
+        with torch.no_grad():
+            for parameter in gpt.parameters():
+                parameter.mul_(0.9)
+    assert len(set(losses)) == 3
