@@ -1,6 +1,8 @@
 """What the machine is: its device, the dtype it is best at, and how many FLOPs it can do."""
 
+import functools
 import os
+import time
 
 import torch
 
@@ -66,12 +68,29 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
+@functools.cache
 def peak_flops(device: torch.device) -> float | None:
-    """The tabled bf16 peak of a CUDA card, or None where none is tabled."""
+    """The bf16 peak of a CUDA card: tabled or, of a card that is not, measured now; of others None.
+
+    A utilisation is a share of it.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for card, peak in PEAK_FLOPS.items() if card in name), None)
+    tabled = next((peak for card, peak in PEAK_FLOPS.items() if card in name), None)
+    return tabled or product_rate(device)
+
+
+def product_rate(device: torch.device, size: int = 8192, products: int = 10) -> float:
+    """FLOP/s of large bf16 matrix products."""
+    a, b = torch.randn(2, size, size, device=device).bfloat16()
+    out = a @ b  # the first one loads the kernel
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(products):
+        torch.mm(a, b, out=out)
+    synchronise(device)
+    return products * 2 * size**3 / (time.perf_counter() - began)
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
