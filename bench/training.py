@@ -71,8 +71,7 @@ def measure(preset: str, way: Way, device: torch.device, seconds: float, nanogpt
     config = replace(PRESETS[preset], **SIZES[preset])
     config = replace(config, model=replace(config.model, vocab_size=VOCABULARY[preset]))
     precision = Precision(device, hardware.choose_dtype("auto", device))
-    tokens = torch.randint(VOCABULARY[preset], (TOKENS,), dtype=torch.int32, device=device)
-    data = Data("random", tokens, tokens, ByteTokenizer(), device)
+    data = a_text(VOCABULARY[preset], device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -96,6 +95,12 @@ def measure(preset: str, way: Way, device: torch.device, seconds: float, nanogpt
         "mfu": flops / median / peak if peak else None,
         "peak_memory_bytes": hardware.peak_memory(device),
     }
+
+
+def a_text(vocabulary: int, device: torch.device) -> Data:
+    """Random tokens on the device."""
+    tokens = torch.randint(vocabulary, (TOKENS,), dtype=torch.int32, device=device)
+    return Data("random", tokens, tokens, ByteTokenizer(), device)
 
 
 def timed_steps(step, device: torch.device, seconds: float) -> list[float]:

@@ -1,0 +1,58 @@
+"""The share of train.py's step that is not a bare loop's: both loops are the same training."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import figures, machinery, timing
+from gpt.presets import PRESETS, ModelConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    model = ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16)
+    preset = replace(PRESETS["quickstart"], model=model, batch_size=3)
+    monkeypatch.setitem(machinery.PRESETS, "quickstart", preset)
+
+
+def test_a_row_is_of_both_loops_in_turns(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_ROUNDS", 3)
+    path = tmp_path / "machinery.json"
+    asked = ["--preset=quickstart", "--device=cpu", "--seconds=0", f"--json={path}"]
+    assert machinery.main(asked) == 0
+    result = figures.read(path)
+    assert result["table"] == "machinery"
+    (row,) = result["rows"]
+    assert row["steps"] == 3
+    ratio = row["train.py's step, ms"] / row["a bare loop's step, ms"]
+    assert float(row["share"]) == pytest.approx(ratio, rel=2e-3)
+    assert json.loads(path.read_text())["schema"] == figures.SCHEMA
+
+
+def test_both_loops_take_a_step_of_the_same_training(small, monkeypatch):
+    config = replace(PRESETS["quickstart"], warmup_iters=0, decay_lr=False, grad_clip=0.5)
+    config = replace(config, model=replace(config.model, vocab_size=machinery.VOCABULARY))
+    precision = machinery.Precision(CPU, torch.float32)
+    data = machinery.a_text(machinery.VOCABULARY, CPU)
+    data.train.fill_(7)  # every batch is alike
+    models, a_model = [], machinery.a_model
+
+    def watched(*arguments):
+        made = a_model(*arguments)
+        models.append(made[0])
+        return made
+
+    monkeypatch.setattr(machinery, "a_model", watched)
+    for loop in (machinery.bare_loop, machinery.our_loop):
+        step = loop(config, precision, data)
+        for _ in range(3):
+            step()
+    bare, ours = ([p.detach() for p in model.parameters()] for model in models)
+    first = [p.detach() for p in a_model(config, precision)[0].parameters()]
+    for start, weight, same in zip(first, bare, ours, strict=True):
+        assert torch.allclose(weight, same, atol=1e-7)
+        assert not torch.equal(weight, start)
