@@ -42,6 +42,8 @@ def check(config: ModelConfig, masks: bool) -> None:
     for name in ("dropout", "embedding_dropout"):
         if not 0.0 <= getattr(config, name) < 1.0:
             raise Refused(f"--{name.replace('_', '-')} must be at least 0 and less than 1")
+    if not 0.0 <= config.logit_softcap < float("inf"):
+        raise Refused("--logit-softcap must be a number of at least 0")
     if config.n_embd % config.n_head:
         raise Refused(
             f"--n-embd {config.n_embd} cannot be divided into {config.n_head} heads; "

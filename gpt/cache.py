@@ -14,7 +14,7 @@ Letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
 
 import torch
 
-from gpt.model import GPT
+from gpt.model import GPT, gate
 from gpt.presets import NORM_EPS
 from gpt.quantize import Quantized
 
@@ -64,10 +64,13 @@ class CachedGPT:
                 qkv, cache, self.position, qk_norm=sa.qk_norm, eps=NORM_EPS, **_angles(sa.rotary)
             )  # (B, C)
             x = self._linear(sa.proj, heads, residual=x)  # (B, C)
-            hidden = self._linear(ffwd.up, x, block.ln2, activation=ffwd.activation)  # (B, 4C)
+            if ffwd.activation == "swiglu":
+                hidden = gate(self._linear(ffwd.up, x, block.ln2))
+            else:
+                hidden = self._linear(ffwd.up, x, block.ln2, activation=ffwd.activation)  # (B, 4C)
             x = self._linear(ffwd.down, hidden, residual=x)  # (B, C)
         self.position += 1
-        return self._linear(self.model.lm_head, x, self.model.ln_f)
+        return self.model.cap(self._linear(self.model.lm_head, x, self.model.ln_f))
 
     def _embed(self, token):
         x = self.model.token_embedding_table(token)

@@ -11,6 +11,7 @@ Letters: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head siz
 
 import torch
 import torch.nn as nn
+from torch.nn import functional as F
 
 from gpt.presets import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
 
@@ -106,10 +107,13 @@ class FeedForward(nn.Module):
         self.ops = ops
         self.activation = config.activation
         self.dropout_p = config.dropout
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        into, out = config.feed_forward_widths
+        self.up = nn.Linear(config.n_embd, into, bias=config.bias)
+        self.down = nn.Linear(out, config.n_embd, bias=config.bias)
 
     def forward(self, x):
+        if self.activation == "swiglu":
+            return F.dropout(self.down(gate(self.up(x))), self.dropout_p, self.training)
         return self.ops.feed_forward(
             x,
             self.up.weight,
@@ -119,6 +123,12 @@ class FeedForward(nn.Module):
             activation=self.activation,
             dropout_p=self.dropout_p if self.training else 0.0,
         )
+
+
+def gate(x):
+    """silu(a) * b, where x is a and b side by side."""
+    a, b = x.chunk(2, dim=-1)
+    return F.silu(a) * b
 
 
 class Block(nn.Module):
@@ -187,11 +197,18 @@ class GPT(nn.Module):
         x = self.blocks(x)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)
         if targets is None:
-            return self.lm_head(x), None  # (B, T, V)
+            return self.cap(self.lm_head(x)), None  # (B, T, V)
+        if self.config.logit_softcap:
+            logits = self.cap(self.lm_head(x))  # (B, T, V)
+            return None, self.ops.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
         loss = self.ops.linear_cross_entropy(
             x, self.lm_head.weight, self.lm_head.bias, targets, ignore_index=IGNORE_INDEX
         )
         return None, loss
+
+    def cap(self, logits):
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def embed(self, tokens):
         position = self.position_embedding_table.weight if self._has_positions else None

@@ -23,11 +23,23 @@ class ModelConfig:
     qkv_bias: bool = False  # in key, query and value: GPT-2 has it, the lecture not
     head_bias: bool = True  # in lm_head: the lecture has it, GPT-2 not
     tied_head: bool = False  # lm_head shares the token embedding's weight
-    activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared"] = "relu"
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu"] = "relu"
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     position: Literal["learned", "rope"] = "learned"
     qk_norm: bool = False  # RMS-normalise each query and key
+    logit_softcap: float = 0.0  # logits bent into (-cap, cap), as in Gemma 2; 0 is off
     projection_init: Literal["normal", "scaled", "zero"] = "normal"  # back into the residual stream
+
+    @property
+    def feed_forward_widths(self) -> tuple[int, int]:
+        """How many channels go into the non-linearity and come out of it.
+
+        swiglu takes two for one, so it has two thirds of the width, and about as many weights.
+        """
+        if self.activation == "swiglu":
+            out = max(8, self.n_embd * 8 // 3 // 8 * 8)
+            return 2 * out, out
+        return 4 * self.n_embd, 4 * self.n_embd
 
 
 @dataclass(frozen=True)
@@ -228,7 +240,7 @@ _CALCULATOR = replace(  # + - * and / with a scratchpad
     preset="calculator",
     model=replace(_ADDITION.model, block_size=35, n_layer=3, n_head=4),
     data="calculator",
-    max_iters=2500,
+    max_iters=3000,
     eval_interval=500,
 )
 

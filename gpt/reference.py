@@ -23,11 +23,20 @@ class SquaredReLU(nn.Module):
         return F.relu(x) ** 2
 
 
+class SwiGLU(nn.Module):
+    """silu(a) * b, where x is a and b side by side (Shazeer 2020)."""
+
+    def forward(self, x):
+        a, b = x.chunk(2, dim=-1)
+        return F.silu(a) * b
+
+
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,  # x Phi(x), by erf
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # GPT-2's approximation
     "relu_squared": SquaredReLU,
+    "swiglu": SwiGLU,
 }
 
 
@@ -122,10 +131,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        into, out = config.feed_forward_widths
         self.net = nn.Sequential(
-            nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias),
+            nn.Linear(config.n_embd, into, bias=config.bias),
             ACTIVATIONS[config.activation](),
-            nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias),
+            nn.Linear(out, config.n_embd, bias=config.bias),
             nn.Dropout(config.dropout),
         )
 
@@ -197,6 +207,8 @@ class GPT(nn.Module):
         x = self.blocks(x)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)
         logits = self.lm_head(x)  # (B, T, V)
+        if self.config.logit_softcap:
+            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(

@@ -57,7 +57,8 @@ class Task:
         if split != "train":
             chosen = drawn[:, 0] % len(self.held_out[0])
             return self._rows(*(column[chosen] for column in self.held_out), block_size)
-        operation = drawn[:, 0] % len(self.digits)
+        last = len(self.digits) - 1
+        operation = (drawn[:, 0] % (last + 2)).clamp(max=last)  # twice as often: division is hard
         limit, lowest = self.limit[operation], self.lowest[operation]
         a, b = drawn[:, 1] % limit, drawn[:, 2, None] + torch.arange(CANDIDATES, device=self.device)
         b = lowest[:, None] + b % (limit - lowest)[:, None]  # (rows, CANDIDATES)

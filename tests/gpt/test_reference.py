@@ -41,7 +41,9 @@ class Equations:
             x[t] = self.drop("dropout", t, x[t])
         for layer in range(self.config.n_layer):
             x = self.block(f"blocks.{layer}", x)
-        return [self.linear("lm_head", self.norm("ln_f", x_t)) for x_t in x]
+        logits = [self.linear("lm_head", self.norm("ln_f", x_t)) for x_t in x]
+        cap = self.config.logit_softcap
+        return [[cap * math.tanh(u / cap) for u in row] for row in logits] if cap else logits
 
     def block(self, name, x):
         normed = [self.norm(f"{name}.ln1", x_t) for x_t in x]
@@ -52,7 +54,11 @@ class Equations:
             attended = self.linear(f"{name}.sa.proj", side_by_side)
             x_t = add(x_t, self.drop(f"{name}.sa.dropout", t, attended))
             hidden = self.linear(f"{name}.ffwd.net.0", self.norm(f"{name}.ln2", x_t))
-            hidden = [self.activation(u) for u in hidden]
+            if self.config.activation == "swiglu":
+                a, b = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
+                hidden = [u / (1 + math.exp(-u)) * w for u, w in zip(a, b, strict=True)]
+            else:
+                hidden = [self.activation(u) for u in hidden]
             fed = self.linear(f"{name}.ffwd.net.2", hidden)
             out.append(add(x_t, self.drop(f"{name}.ffwd.net.3", t, fed)))
         return out
@@ -214,7 +220,8 @@ def test_each_switch_adds_or_takes_its_parameters(name):
     V, C = config.vocab_size, config.n_embd
     norm = C + C * (config.bias and config.norm == "layer_norm")
     attention = 4 * C * C + 3 * C * config.qkv_bias + C * config.bias
-    feed_forward = 2 * C * 4 * C + (4 * C + C) * config.bias
+    into, out = (160, 80) if config.activation == "swiglu" else (4 * C, 4 * C)  # C is 32
+    feed_forward = (into + out) * C + (into + C) * config.bias
     embeddings = V * C + config.block_size * C * (config.position == "learned")
     head = V * C * (not config.tied_head) + V * config.head_bias
     blocks = config.n_layer * (2 * norm + attention + feed_forward)

@@ -103,7 +103,7 @@ def test_the_examples_of_the_docstring():
 
 
 def test_no_held_out_pair_is_ever_drawn_and_all_others_are():
-    x, y = open_task("calculator-direct").batch(1, 0, 120_000, 12)
+    x, y = open_task("calculator-direct").batch(1, 0, 150_000, 12)
     drawn = {problem(text) for text, _ in lines(x, y)}
     assert not any(held_out(a, b) for a, _, b in drawn)
     products = {(a, b) for a, sign, b in drawn if sign == "*"}
