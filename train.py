@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import kernels
-from gpt import Refused, hardware, ranks
+from gpt import Refused, hardware, memory, ranks
 from gpt.build import build
 from gpt.corpus import open_data
 from gpt.evaluate import GraphedLoss, evaluate
@@ -153,7 +153,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
                     saver.save({**reached, "best_val_loss": best, **progress.state()}, improved)
             if stopping or step == config.max_iters:
                 break
-            progress.step(step, take_step(step))
+            progress.step(step, memory.take(take_step, step, data))
             profiler.step()
 
     # what came of it
