@@ -126,11 +126,11 @@ def train(config: TrainConfig, device: torch.device) -> None:
     profiler = Profiler(config.profile and ranks.is_main(), folder, device)
     on_device = data.source == device
     with (
+        StopSignals() as signals,  # heard until the last checkpoint is written
         contextlib.nullcontext(data) if on_device else Prefetched(data) as batches,
         record,
         saver,
         profiler,
-        StopSignals() as signals,
     ):
         take_step = step_kind(compiled, optimizers, batches, config, precision)
         take_step.skipped = reached["skipped"]

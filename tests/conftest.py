@@ -20,12 +20,18 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile(
     "kernels", derandomize=True, deadline=None, database=None, max_examples=20
 )
+hypothesis.settings.register_profile(
+    "thousand", deadline=None, database=None, max_examples=1000, print_blob=True
+)
 hypothesis.settings.load_profile("kernels")
 
 
 def pytest_configure(config):
     # the interpreter is NumPy: an overflow or 0/0 that a GPU would compute silently is a warning
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+    # triton 3.6 lets NumPy before 2.4 take an array of one element for a number, and is told so
+    numbers = "ignore:Conversion of an array:DeprecationWarning:triton.runtime.interpreter"
+    config.addinivalue_line("filterwarnings", numbers)
 
 
 def pytest_report_header():

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import sample
 from tests.runs import CPU, SIZES, metrics, record, run, tensor_files, write_text
 
 ROOT = Path(__file__).parent.parent
 # a run that nobody reads waits at the latest when its pipe is full, some 1,000 lines later
 LONG = ["--max-iters=40000", "--eval-interval=50", "--log-interval=1", "--sample=0"]
+LONG += ["--lr-decay-iters=40000"]  # whatever the length of a part
 TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -55,7 +57,7 @@ def end(process):
     return process.returncode, out, err
 
 
-def test_signals_and_kill_9_lose_nothing(tmp_path):
+def test_signals_and_kill_9_lose_nothing(tmp_path, capsys):
     reached = 0
     for number, options in ((signal.SIGTERM, fresh(tmp_path)), (signal.SIGINT, ["--resume"])):
         with started(tmp_path, *options) as process:
@@ -73,14 +75,24 @@ def test_signals_and_kill_9_lose_nothing(tmp_path):
 
     with started(tmp_path, "--resume") as process:
         until_line(process, f"iter {reached + 20}:")
+        # it is at work: nobody else may train there, and everybody may read
+        before = record(tmp_path / "out")["train"]
+        for options in ([], ["--resume"]):
+            assert run(tmp_path / "out", *options) == 2
+            said = capsys.readouterr().err
+            assert f"another train.py is at work in {tmp_path / 'out'}; wait for it or" in said
+        assert not (tmp_path / "out.1").exists()
+        assert record(tmp_path / "out")["train"] == before
+        speak = ["--device=cpu", "--max-new-tokens=5", f"--out-dir={tmp_path / 'out'}"]
+        assert sample.main(speak) == 0
+        assert process.poll() is None
         process.kill()
         assert end(process)[0] == -signal.SIGKILL
 
     # where it was killed does not count, but what it had saved by then
     length = f"--max-iters={record(tmp_path / 'out')['step'] + 30}"
     assert run(tmp_path / "out", "--resume", length) == 0
-    horizon = "--lr-decay-iters=40000"  # shakespeare-char's schedule ends with the run as it was
-    assert run(tmp_path / "whole", *LONG, horizon, length) == 0
+    assert run(tmp_path / "whole", *LONG, length) == 0
     assert tensor_files(tmp_path / "out") == tensor_files(tmp_path / "whole")
     assert metrics(tmp_path / "out") == metrics(tmp_path / "whole")
     assert not list((tmp_path / "out").glob("*.partial"))
@@ -114,7 +126,7 @@ def test_ranks_stop_together_and_go_on_in_every_bit(tmp_path):
 
     length = f"--max-iters={reached + 3}"
     for folder, options in ((tmp_path, ["--resume"]), (tmp_path / "whole", fresh(tmp_path))):
-        with started(folder, *options, length, "--lr-decay-iters=40000", launcher=TWO_RANKS) as run:
+        with started(folder, *options, length, launcher=TWO_RANKS) as run:
             assert end(run)[0] == 0
     assert tensor_files(tmp_path / "out") == tensor_files(tmp_path / "whole" / "out")
     assert metrics(tmp_path / "out") == metrics(tmp_path / "whole" / "out")

@@ -1,7 +1,9 @@
 """What a run leaves in its folder, who may work in it, and that a full disk is one sentence."""
 
+import errno
 import json
 import math
+import os
 import resource
 import sys
 from dataclasses import asdict, replace
@@ -62,6 +64,16 @@ def test_a_folder_that_cannot_be_one(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         with pytest.raises(Refused, match=r"--out-dir .* cannot be used: "):
             open_folder(folder, resume=False)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_only_be_read(tmp_path, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)  # root may write anywhere, and tests may be root's
+    with pytest.raises(Refused, match=f"cannot be used: {os.strerror(number)}"):
+        open_folder(tmp_path, resume=True)
 
 
 # --- the record -----------------------------------------------------------------------------------
