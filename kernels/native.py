@@ -53,10 +53,9 @@ def _attention_by_products(q, k, v, causal, dropout_p, scale):
 
 
 def attention_qkv(qkv, n_head, *, causal=True, dropout_p=0.0, scale=None, seed=None):
-    B, T, _ = qkv.shape
-    q, k, v = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    q, k, v = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
     out = attention(q, k, v, causal=causal, dropout_p=dropout_p, scale=scale)  # (B, H, T, D)
-    return out.transpose(1, 2).reshape(B, T, -1)  # (B, T, C)
+    return out.transpose(1, 2).flatten(2)  # (B, T, C)
 
 
 ACTIVATIONS = {
@@ -155,7 +154,7 @@ def attention_step(qkv, cache, position, *, qk_norm=False, eps=1e-5, cos=None, s
     key = torch.arange(T, device=qkv.device)
     seen = (key <= position[:, None])[:, None, None]  # (B, 1, 1, T)
     k, v = cache[:, :, :, :T]
-    return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=seen).reshape(B, -1)
+    return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=seen).flatten(1)
 
 
 def draw(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):
