@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kernels import launch, native, rows
 from kernels.layer_norm import layer_norm, rms_norm
+from kernels.norm_parameters import SUM_ROWS
 from tests.instruments import (
     DEVICE,
     DTYPES,
@@ -91,6 +92,10 @@ def test_programs_that_visit_many_tiles(norm, count, monkeypatch):
     hold(norm, operands(norm, count, 65))
 
 
+def test_more_programs_than_their_shares_are_added_up_at_a_time():
+    hold("layer_norm", operands("layer_norm", 2 * SUM_ROWS + 9, 600))  # two rows to a program
+
+
 @given(shape=shapes(600), dtype=dtypes(), data=st.data())
 def test_any_shape_stride_and_dtype(shape, dtype, data):
     norm = data.draw(st.sampled_from(list(NORMS)))
@@ -100,7 +105,7 @@ def test_any_shape_stride_and_dtype(shape, dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_heads_of_a_packed_projection(dtype):
-    qkv = randn(2, 5, 9, 16, dtype=dtype)
+    qkv = randn(2, 50, 9, 16, dtype=dtype)  # 300 rows for several programs
     queries = qkv[:, :, 3:6]
     hold("rms_norm without weight", [queries, None])
     hold("layer_norm", [queries, *operands("layer_norm", 16, dtype=dtype)[1:]])
@@ -118,6 +123,15 @@ def test_gradients_of_any_stride_arrive(expand):
         results.append(torch.autograd.grad(expand(function(*leaves)), leaves))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@norms
+@pytest.mark.parametrize("width", [9, 12, 24])
+def test_rows_of_16_bytes_that_lie_in_wider_ones(norm, width):
+    """16 bytes at a time only where every row begins at a multiple of them."""
+    x, *parameters = operands(norm, 5, 3, width, dtype=torch.bfloat16)
+    parameters = [p if p is None else p[:8] for p in parameters]
+    hold(norm, [x[..., :8], *parameters])
 
 
 def test_parameters_of_another_dtype():

@@ -5,7 +5,6 @@ TESTS = ["tests/kernels/test_layer_norm.py", "tests/kernels/test_add_layer_norm.
 MUTATIONS = [
     ("x if x.stride(2) == 1 else x.contiguous()", "x", "columns with gaps are read without them"),
     ("all(size % vector == 0 for size in (C, *strides))", "C % vector == 0", "strides lose bytes"),
-    ("min(x.element_size() for x in tensors)", "max(x.element_size() for x in tensors)", "wider"),
     ("len(x) == 1 or x.stride(0) == inner * x.stride(1)", "True", "a transposed batch is read flat"),
     ("first.to(tl.int64) * inner_stride * UNIT + row", "first.to(tl.int64) * inner_stride + row", "U"),
     ("at = ptr + (row // inner).to(tl.int64)", "at = ptr + (row % inner).to(tl.int64)", "outer"),
