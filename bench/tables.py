@@ -216,7 +216,7 @@ def of_program(result: dict | None) -> str:
 
 
 # tables that a program of that name measures and leaves in bench/results/
-PROGRAMS = ("quickstart", "decode", "int8", "machinery")
+PROGRAMS = ("quickstart", "decode", "int8", "machinery", "reliability")
 TABLES = {
     "card": card,
     "peers": peers,
