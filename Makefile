@@ -5,7 +5,7 @@ VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.gpt-kernels-installed
 
-.PHONY: train test bench prove ledger mutants lint
+.PHONY: train test bench prove ledger soak mutants lint
 
 train: $(INSTALLED)
 	$(PYTHON) train.py $(ARGS)
@@ -21,6 +21,9 @@ prove: $(INSTALLED)
 
 ledger: $(INSTALLED)
 	$(PYTHON) -m bench.ledger --check $(ARGS)
+
+soak: $(INSTALLED)
+	$(PYTHON) -m bench.soak $(ARGS)
 
 mutants: $(INSTALLED)
 	$(PYTHON) -m tests.mutants $(ARGS)
