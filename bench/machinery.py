@@ -32,7 +32,7 @@ from gpt.record import NoRecord
 from gpt.step import Precision, Step, tokens_per_step
 
 VOCABULARY = 65
-SIZES = ("quickstart", "lecture-small", "shakespeare-char")
+SIZES = ("quickstart", "lecture-small")
 
 
 def a_model(config: TrainConfig, precision: Precision):
