@@ -39,6 +39,7 @@ class Step:
     def __init__(self, model: nn.Module, optimizers, data: Data, config: TrainConfig, precision):
         self.model, self.optimizers, self.data = model, optimizers, data
         self.config, self.precision = config, precision
+        self.weights = list(model.parameters())  # a walk through all modules, once
         self.passes = passes_per_step(config)
         self.rows = self.passes * ranks.world() * config.batch_size  # in a step
         self.skipped = 0  # steps, by --nan skip
@@ -96,15 +97,17 @@ class Step:
             is_last = index == self.passes - 1
             with contextlib.nullcontext() if is_last else ranks.without_exchange(self.model):
                 with self.precision.autocast():
-                    loss = self.model(x, y)[1] / self.passes
+                    loss = self.model(x, y)[1]
+                if self.passes > 1:
+                    loss = loss / self.passes
                 scaler.scale(loss).backward()
             total = total + loss.detach()
         for optimizer in self.optimizers:
             scaler.unscale_(optimizer)
-        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
-        norm = ranks.whole(nn.utils.get_total_norm([weight.grad for weight in weights]))
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norm = ranks.whole(nn.utils.get_total_norm(gradients))
         if config.grad_clip:
-            nn.utils.clip_grads_with_norm_(weights, config.grad_clip, norm)
+            nn.utils.clip_grads_with_norm_(self.weights, config.grad_clip, norm)
         return total, norm
 
     def update(self) -> None:
