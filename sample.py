@@ -23,6 +23,7 @@ from gpt.model import GPT
 from gpt.options import parse
 from gpt.quantize import is_quantized, quantize, save_quantized
 from gpt.run import load_model
+from gpt.speculate import Draft, Lookup, rule_of, speculate
 from gpt.tasks import Task, is_task, open_task
 
 SEPARATOR = "---------------"
@@ -51,6 +52,7 @@ class SampleConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and cache
     quantize: Literal["none", "int8"] = "none"  # int8: a byte for each weight
+    draft: str = ""  # guess ahead by the model of this smaller run, or by "lookup" in the text
     save_dir: str = ""  # save the int8 model here, a run to sample from, and say what it costs
 
 
@@ -76,6 +78,8 @@ def check(config: SampleConfig) -> SampleConfig:
         raise Refused("--top-p must be above 0 and at most 1")
     if config.save_dir and config.quantize == "none":
         raise Refused("--save-dir is for an int8 model; give --quantize int8 too")
+    if config.draft and config.num_samples > 1:
+        raise Refused("--draft is for one sample; leave --num-samples at 1")
     return config
 
 
@@ -109,17 +113,21 @@ def sample(config: SampleConfig) -> None:
 
     # the samples
     began, first = time.perf_counter(), 0.0
-    tokens = generate(
-        model,
-        prompts,
-        config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        slide=config.slide,
-        vocab_size=tokenizer.vocab_size,
-        generator=torch.Generator(device).manual_seed(config.seed),
-    )
+    generator = torch.Generator(device).manual_seed(config.seed)
+    if config.draft:
+        tokens = guess_ahead(config, model, tokenizer, prompts[0], generator)
+    else:
+        tokens = generate(
+            model,
+            prompts,
+            config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            slide=config.slide,
+            vocab_size=tokenizer.vocab_size,
+            generator=generator,
+        )
     streams = [TextStream(tokenizer.stream(), config.stop) for _ in range(config.num_samples)]
     texts = [""] * config.num_samples
     last = None  # of the samples, the one that is being printed
@@ -178,6 +186,23 @@ def make_int8(config: SampleConfig, model, record: dict, device: torch.device) -
         save_quantized(Path(config.save_dir), model, record, device, say)
     else:
         quantize(model)
+
+
+def guess_ahead(config: SampleConfig, model, tokenizer, prompt, generator) -> Iterator:
+    """The tokens of one sample, which a smaller model or the text itself helps to find."""
+    if not isinstance(model, GPT):
+        raise Refused("--draft is for the fast model; choose --kernels torch or triton")
+    rule = rule_of(tokenizer.vocab_size, config.temperature, config.top_k, config.top_p)
+    if config.draft == "lookup":
+        guess = Lookup(tokenizer.vocab_size, prompt.device)
+    else:
+        folder = Path(config.draft)
+        smaller, its, _ = load_model(folder, config.checkpoint, model.ops, prompt.device)
+        if not isinstance(smaller, GPT) or its.to_json() != tokenizer.to_json():
+            raise Refused(f"the run in {folder} is not a GPT with the tokens of {config.out_dir}")
+        guess = Draft(smaller.to(model.ln_f.weight.dtype), rule, generator)
+    options = {"slide": config.slide, "generator": generator}
+    return speculate(model, prompt, config.max_new_tokens, guess, rule, **options)
 
 
 def choose_dtype(name: str, device: torch.device, int8: bool) -> torch.dtype:

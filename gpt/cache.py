@@ -1,8 +1,9 @@
 """A GPT that keeps the keys and values of earlier tokens: what is new costs one token, not T.
 
 `fill` computes a context at once and keeps its keys and values; `step` takes the next token of each
-row, one operation for each matrix. Both compute what `gpt/model.py` does on the whole context: at
-position t of every layer, key and value depend on the tokens 0 ... t alone.
+row, one operation for each matrix; `extend` takes some of a row at once. All compute what
+`gpt/model.py` does on the whole context: at position t of every layer, key and value depend on the
+tokens 0 ... t alone.
 
 They depend on *all* of these, which is why a cache cannot roll. When the context moves on and its
 first token falls out, learned positions shift by one for every token; with rotary positions the
@@ -13,6 +14,7 @@ Letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
 """
 
 import torch
+from torch.nn import functional as F
 
 from gpt.model import GPT, gate
 from gpt.presets import NORM_EPS
@@ -55,28 +57,52 @@ class CachedGPT:
 
     def step(self, token) -> torch.Tensor:
         """The logits (B, V) that follow token (B,), which becomes part of the rows."""
-        ops, blocks = self.model.ops, self.model.blocks
-        x = self._embed(token)  # (B, C)
-        for block, cache in zip(blocks, self.cache, strict=True):
+
+        def attend(sa, qkv, cache):
+            options = {"qk_norm": sa.qk_norm, "eps": NORM_EPS, **_angles(sa.rotary)}
+            return self.model.ops.attention_step(qkv, cache, self.position, **options)
+
+        logits = self._next(token, self.position, attend)
+        self.position += 1
+        return logits
+
+    def extend(self, tokens) -> torch.Tensor:
+        """The logits (K, V) that follow each of tokens (K,), which become part of the only row.
+
+        Every weight is read once, where K steps would read it K times. The host looks at the
+        position, so this is nothing for a CUDA graph.
+        """
+        start = int(self.position)
+        place = torch.arange(start + len(tokens), device=tokens.device)
+        seen = place <= place[start:, None]  # (K, T)
+
+        def attend(sa, qkv, cache):
+            q, k, v = sa.position_queries_and_keys(qkv[None], start)  # (1, H, K, D)
+            keys, values = cache[:, :, :, : len(place)]
+            keys[:, :, start:], values[:, :, start:] = k, v
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+            return out[0].transpose(0, 1).flatten(1)  # (K, C)
+
+        logits = self._next(tokens, place[start:], attend)
+        self.position += len(tokens)
+        return logits
+
+    def _next(self, tokens, position, attend) -> torch.Tensor:
+        """Logits (R, V) of R tokens at their positions, one operation for each matrix."""
+        model = self.model
+        x = model.token_embedding_table(tokens)  # (R, C)
+        if model.config.position == "learned":
+            x = x + model.position_embedding_table(position)
+        for block, cache in zip(model.blocks, self.cache, strict=True):
             sa, ffwd = block.sa, block.ffwd
-            qkv = self._linear(sa.qkv, x, block.ln1)  # (B, 3C)
-            heads = ops.attention_step(
-                qkv, cache, self.position, qk_norm=sa.qk_norm, eps=NORM_EPS, **_angles(sa.rotary)
-            )  # (B, C)
-            x = self._linear(sa.proj, heads, residual=x)  # (B, C)
+            heads = attend(sa, self._linear(sa.qkv, x, block.ln1), cache)  # (R, C)
+            x = self._linear(sa.proj, heads, residual=x)  # (R, C)
             if ffwd.activation == "swiglu":
                 hidden = gate(self._linear(ffwd.up, x, block.ln2))
             else:
-                hidden = self._linear(ffwd.up, x, block.ln2, activation=ffwd.activation)  # (B, 4C)
-            x = self._linear(ffwd.down, hidden, residual=x)  # (B, C)
-        self.position += 1
-        return self.model.cap(self._linear(self.model.lm_head, x, self.model.ln_f))
-
-    def _embed(self, token):
-        x = self.model.token_embedding_table(token)
-        if self.model.config.position == "learned":
-            x = x + self.model.position_embedding_table(self.position)
-        return x
+                hidden = self._linear(ffwd.up, x, block.ln2, activation=ffwd.activation)  # (R, 4C)
+            x = self._linear(ffwd.down, hidden, residual=x)  # (R, C)
+        return model.cap(self._linear(model.lm_head, x, model.ln_f))
 
     def _linear(self, linear, x, norm=None, **options):
         """residual + activation(linear(norm(x))) of one token, as one operation."""

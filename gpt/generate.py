@@ -160,6 +160,14 @@ def draw(logits, temperature: float, top_k: int, top_p: float, generator=None) -
     """One token of each row: logits (B, V) -> (B,)."""
     if temperature == 0.0:
         return logits.argmax(-1)
+    kept = distribution(logits, temperature, top_k, top_p)
+    return torch.multinomial(kept, 1, generator=generator)[:, 0]
+
+
+def distribution(logits, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    """The probabilities (B, V) that a token is drawn with."""
+    if temperature == 0.0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = logits / temperature
     probabilities = F.softmax(logits, dim=-1)
     kept = torch.ones_like(logits, dtype=torch.bool)
@@ -170,7 +178,8 @@ def draw(logits, temperature: float, top_k: int, top_p: float, generator=None) -
         ordered, order = probabilities.sort(dim=-1, descending=True)
         likelier = ordered.cumsum(-1) - ordered
         kept &= torch.empty_like(kept).scatter_(-1, order, likelier < top_p)
-    return torch.multinomial(probabilities * kept, 1, generator=generator)[:, 0]
+    probabilities = probabilities * kept
+    return probabilities / probabilities.sum(-1, keepdim=True)
 
 
 class TextStream:

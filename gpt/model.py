@@ -53,9 +53,9 @@ class Rotary(nn.Module):
         self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (T, 1, D)
         self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x, start=0):
         T, D = x.shape[1], x.shape[-1]
-        cos, sin = self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype)
+        cos, sin = self.cos[start : start + T].to(x.dtype), self.sin[start : start + T].to(x.dtype)
         # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
         return torch.addcmul(x * cos, x.roll(D // 2, dims=-1), sin)
 
@@ -87,14 +87,14 @@ class MultiHeadAttention(nn.Module):
             out = self.ops.attention_qkv(qkv, self.n_head, dropout_p=dropout_p)  # (B, T, C)
         return self.dropout(self.proj(out))
 
-    def position_queries_and_keys(self, qkv):
+    def position_queries_and_keys(self, qkv, start=0):
         B, T, _ = qkv.shape
         H = self.n_head
         qk, v = qkv.view(B, T, 3 * H, -1).split((2 * H, H), dim=2)  # (B, T, 2H, D), (B, T, H, D)
         if self.qk_norm:
             qk = self.ops.rms_norm(qk, None, eps=NORM_EPS)
         if self.rotary is not None:
-            qk = self.rotary(qk)
+            qk = self.rotary(qk, start)
         q, k = qk.split(H, dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

@@ -117,6 +117,26 @@ def test_int8_is_saved_as_a_run_and_its_cost_is_said(speak, trained, tmp_path):
     assert record["int8"]["perplexity"] == pytest.approx(after, abs=1e-4)
 
 
+@pytest.mark.parametrize("draft", ["lookup", "RUN"])
+def test_guessing_ahead_says_the_likeliest_text_all_the_same(speak, trained, draft):
+    options = ("--max-new-tokens=30", "--temperature=0", "--slide=4")
+    draft = draft.replace("RUN", str(trained))
+    assert speak(*options, f"--draft={draft}").out == speak(*options).out
+    drawn = speak("--max-new-tokens=30", "--slide=4", f"--draft={draft}")
+    assert len(drawn.out) == 33
+    assert FIGURES.fullmatch(drawn.err)
+    assert drawn.err.startswith("30 tokens in ")
+
+
+def test_a_draft_of_other_tokens_is_refused(trained, tmp_path, capsys):
+    text = tmp_path / "of other letters"
+    text.write_text("xyz" * 200)
+    assert run(tmp_path / "other", f"--data={text}") == 0
+    options = [f"--out-dir={trained}", "--device=cpu", "--start=ab"]
+    assert sample.main([*options, f"--draft={tmp_path / 'other'}"]) == 2
+    assert "is not a GPT with the tokens of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -124,6 +144,9 @@ def test_int8_is_saved_as_a_run_and_its_cost_is_said(speak, trained, tmp_path):
         (["--quantize=int8", "--kernels=reference"], "is for the fast model"),
         (["--quantize=int8", "--save-dir=RUN"], "holds a run already"),
         (["--quantize=int8", "--save-dir=RUN/best.json/x"], "cannot be made: Not a directory"),
+        (["--draft=lookup", "--kernels=reference"], "is for the fast model"),
+        (["--draft=lookup", "--num-samples=2"], "leave --num-samples at 1"),
+        (["--draft=SAVED"], "is there a run in"),
         (["--slide=0"], "--slide must be at least 1"),
         (["--slide=9"], "--slide is at most the run's block size, 8"),
         (["--quantize=int4"], "invalid choice 'int4'"),
