@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="of interrupting")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--run-only", action="store_true", help="leave parts 3 and 4 out")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("options", nargs="*", help="more options of train.py, after --")
     asked = parser.parse_args(arguments)
@@ -77,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
                 blows.again(end)
                 compare(whole, parts)
                 blows.counted["compared"] += 1
-        rows += [*blows.rows(), killed_saves(), *fuzzed()]
+        rows += blows.rows()
+        if not asked.run_only:
+            rows += [killed_saves(), *fuzzed()]
     except (Lost, Refused) as lost:
         print(f"LOST: {lost}")
         return 1
