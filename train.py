@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import kernels
-from gpt import Refused, hardware, memory, ranks
+from gpt import Refused, hardware, memory, pretrained, ranks
 from gpt.build import build
 from gpt.corpus import open_data
 from gpt.evaluate import GraphedLoss, evaluate
@@ -34,7 +34,8 @@ from gpt.step import GraphStep, Precision, choose_step, passes_per_step, tokens_
 
 def main(arguments: list[str]) -> int:
     try:
-        config = parse_run(arguments, "lecture" if torch.cuda.is_available() else "quickstart")
+        preset = "lecture" if torch.cuda.is_available() else "quickstart"
+        config = parse_run(arguments, preset, pretrained.defaults_of)
         device = hardware.choose_device(ranks.join(config.device))
         with ranks.main_speaks():
             train(config, device)
@@ -75,6 +76,8 @@ def train(config: TrainConfig, device: torch.device) -> None:
     model = build(config.model, ops, config.lecture)
     torch.manual_seed(config.seed)
     model.initialise()
+    if config.init_from not in ("scratch", "resume"):
+        print(pretrained.begin(model, config.init_from, data.tokenizer))
     if config.parallel == "fsdp":
         ranks.shard(model, device)
         adamw = torch.optim.AdamW  # which knows shards

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import figures
 from bench.quickstart import ROOT, machine
+from gpt.record import read_metrics
 
 ARITHMETIC = {  # what is trained -> options of train.py
     "addition, 3 digits": "--preset addition",
@@ -54,6 +55,9 @@ FEATURES = {
 }
 SEEDS = (1, 2, 3)
 
+PRETRAIN = "--preset quickstart --data python-docs --max-iters 600 --eval-interval 600"
+FINETUNE = "--preset quickstart --max-iters 300 --eval-interval 50"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -81,10 +85,16 @@ def main() -> int:
 def train(options: str, seed: int = 1337) -> dict:
     """The summary of a run of train.py."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", *options.split(), f"--seed={seed}", "--sample=0"]
-        command += ["--device=cpu", f"--out-dir={folder}/run"]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        train_to(Path(folder, "run"), options, seed)
         return json.loads(Path(folder, "run", "summary.json").read_text())
+
+
+def train_to(folder: Path, options: str, seed: int) -> list[dict]:
+    """The evaluations of a run of train.py, which is left in `folder`."""
+    command = [sys.executable, "train.py", *options.split(), f"--seed={seed}", "--sample=0"]
+    command += ["--device=cpu", f"--out-dir={folder}"]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return [line for line in read_metrics(folder) if "val_loss" in line]
 
 
 def arithmetic(text: str) -> list[dict]:
@@ -122,12 +132,27 @@ def features(text: str) -> list[dict]:
     return rows
 
 
+def finetune(text: str) -> list[dict]:
+    """Exercise 3: tiny shakespeare from scratch, and from a run on another text, seed by seed."""
+    rows = []
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            train_to(Path(folder, "first"), PRETRAIN, seed)
+            scratch = train_to(Path(folder, "scratch"), f"{FINETUNE} --data {text}", seed)
+            options = f"{FINETUNE} --data {text} --init-from {folder}/first"
+            begun = train_to(Path(folder, "begun"), options, seed)
+        for a, b in zip(scratch, begun, strict=True):
+            row = {"seed": seed, "step": a["step"], "from scratch": f"{a['val_loss']:.4f}"}
+            rows.append(show(row | {"begun from python-docs": f"{b['val_loss']:.4f}"}))
+    return rows
+
+
 def show(row: dict) -> dict:
     print(json.dumps(row), flush=True)
     return row
 
 
-RECIPES = {"arithmetic": arithmetic, "features": features}
+RECIPES = {"arithmetic": arithmetic, "features": features, "finetune": finetune}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,10 +40,13 @@ def parse(kind: type, default, arguments: list[str], description: str):
         raise Refused(_sentence(said.getvalue())) from None
 
 
-def parse_run(arguments: list[str], default_preset: str) -> TrainConfig:
-    """A run's options over its preset's, or over those of the run that `--resume` goes on with."""
-    resumed = None
-    if _value(arguments, "--resume") or _value(arguments, "--init-from") == "resume":
+def parse_run(arguments: list[str], default_preset: str, defaults_of=None) -> TrainConfig:
+    """A run's options over its preset's, or over those of the run that `--resume` goes on with.
+
+    `defaults_of` gives what changes of these when `--init-from` names weights: the model.
+    """
+    resumed, source = None, _value(arguments, "--init-from") or "scratch"
+    if _value(arguments, "--resume") or source == "resume":
         folder = _value(arguments, "--out-dir") or TrainConfig.out_dir
         path = Path(folder) / "last.json"
         resumed = train_config_from_json(read_json(path).get("train"), path)
@@ -58,6 +61,8 @@ def parse_run(arguments: list[str], default_preset: str) -> TrainConfig:
             hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(PRESETS)}"
             raise Refused(f"--preset {preset} is unknown; {hint}")
         default = PRESETS[preset]
+        if source != "scratch" and defaults_of is not None:
+            default = dataclasses.replace(default, **defaults_of(source))
     config = check(parse(TrainConfig, default, arguments, "Train a GPT."))
     if resumed is not None:
         names = [field.name for field in dataclasses.fields(ModelConfig)]

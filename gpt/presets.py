@@ -91,7 +91,7 @@ class TrainConfig:
 
     # the run
     out_dir: str = "out"  # an earlier run in it is kept under another name
-    init_from: Literal["scratch", "resume"] = "scratch"
+    init_from: str = "scratch"  # resume, or weights: a run, gpt2[-medium|-large|-xl], a file
     resume: bool = False  # go on from the last checkpoint in out_dir
     keep: int = 0  # so many older checkpoints stay beside the last and the best
     nan: Literal["stop", "skip"] = "stop"  # a step whose loss or gradients are not finite

@@ -6,6 +6,8 @@ state dict that is not one of the config's model is refused before anything is m
 """
 
 import re
+import sys
+from pathlib import Path
 
 import torch
 
@@ -85,3 +87,23 @@ def _rename(name: str, pairs) -> str:
     for old, new in pairs:
         name = name.replace(old, new)
     return name
+
+
+def main(arguments: list[str]) -> int:
+    """python -m gpt.weights export RUN FOLDER: the run's best model for `transformers`."""
+    from gpt.gpt2 import export
+
+    if len(arguments) != 3 or arguments[0] != "export":
+        print(main.__doc__, file=sys.stderr)
+        return 2
+    try:
+        export(Path(arguments[1]), Path(arguments[2]))
+    except (Refused, OSError) as error:
+        print(f"gpt.weights: {error}", file=sys.stderr)
+        return 2
+    print(f"written to {arguments[2]}: GPT2LMHeadModel.from_pretrained({arguments[2]!r})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
