@@ -9,6 +9,12 @@ one token more. What comes out is distributed as p, whatever q is (Leviathan, Ka
 
 Guesses come from a smaller model (`Draft`) or from the text itself (`Lookup`). They end where the
 crop moves, since beyond it the context is another: with slide = 1 there are none past the block.
+
+Does it pay? Where a pass over five tokens costs little more than one over a single token, and the
+guesses are good. On a core of an AMD EPYC in fp32 it costs three to four times as much with the
+lecture's model, so only text that repeats itself gains: `Lookup` found 3.8 tokens a pass in the
+likeliest text of a quickstart's model, and 1.1 in text drawn at temperature 0.8. On a card, whose
+`generate` is one graph for a token without a wait, this has a wait in every round: not measured.
 """
 
 from collections.abc import Callable, Iterator
