@@ -216,7 +216,16 @@ def of_program(result: dict | None) -> str:
 
 
 # tables that a program of that name measures and leaves in bench/results/
-PROGRAMS = ("quickstart", "decode", "int8", "machinery", "reliability")
+PROGRAMS = (
+    "quickstart",
+    "decode",
+    "int8",
+    "machinery",
+    "reliability",
+    "exercises-arithmetic",
+    "exercises-features",
+    "exercises-finetune",
+)
 TABLES = {
     "card": card,
     "peers": peers,

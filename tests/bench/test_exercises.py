@@ -1,0 +1,49 @@
+"""The exercises' recipes are runs of train.py, and their rows say what the runs have said."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import train
+from bench import exercises
+from gpt.options import parse_run
+from tests.runs import CPU, SHORT, SIZES, write_text
+
+RUNS = [
+    *exercises.ARITHMETIC.values(),
+    *(f"{exercises.FEATURES_BASE} {options}" for options in exercises.FEATURES.values()),
+    exercises.PRETRAIN,
+    exercises.FINETUNE,
+]
+
+
+@pytest.mark.parametrize("options", RUNS)
+def test_each_recipe_is_a_run(options):
+    parse_run(options.split(), "lecture")
+
+
+def test_a_feature_s_change_is_that_of_the_same_seeds(monkeypatch):
+    def run(options, seed):
+        good = "swiglu" in options
+        return {"final_val_loss": seed - 0.5 * good, "training_seconds": 10.0 + 5 * good}
+
+    monkeypatch.setattr(exercises, "train", run)
+    rows = {row["change"]: row for row in exercises.features("text")}
+    assert rows["SwiGLU"]["validation loss"] == "1.5000"
+    assert rows["SwiGLU"]["of the seeds"] == "0.5000, 1.5000, 2.5000"
+    assert rows["SwiGLU"]["change of the loss"] == "-0.5000"
+    assert rows["SwiGLU"]["time"] == "1.50x"
+    assert rows["RoPE"]["change of the loss"] == "+0.0000"
+    assert rows["the lecture's modules"]["change of the loss"] == ""
+
+
+def test_a_run_begun_from_another_stands_beside_one_from_scratch(tmp_path, monkeypatch):
+    in_this_process = SimpleNamespace(run=lambda command, **_: train.main(command[2:]), DEVNULL=0)
+    monkeypatch.setattr(exercises, "subprocess", in_this_process)
+    small = " ".join([*SIZES, *CPU, *SHORT, "--preset quickstart"])
+    monkeypatch.setattr(exercises, "SEEDS", (1,))
+    monkeypatch.setattr(exercises, "PRETRAIN", f"{small} --data {write_text(tmp_path, 900)}")
+    monkeypatch.setattr(exercises, "FINETUNE", small)
+    rows = exercises.finetune(str(write_text(tmp_path)))
+    assert [(row["seed"], row["step"]) for row in rows] == [(1, 0), (1, 2), (1, 4)]
+    assert rows[0]["from scratch"] != rows[0]["begun from python-docs"]
