@@ -16,6 +16,9 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PYTHON) -m pytest bench $(ARGS)
 
+exercises: $(INSTALLED)
+	$(PYTHON) -m bench.exercises $(ARGS)
+
 prove: $(INSTALLED)
 	$(PYTHON) -m bench.prove $(ARGS)
 
