@@ -5,7 +5,7 @@ VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.gpt-kernels-installed
 
-.PHONY: train test bench prove ledger soak mutants lint
+.PHONY: train test bench exercises prove ledger soak mutants lint
 
 train: $(INSTALLED)
 	$(PYTHON) train.py $(ARGS)
