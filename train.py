@@ -18,7 +18,7 @@ from gpt import Refused, hardware, memory, pretrained, ranks
 from gpt.build import build
 from gpt.corpus import open_data
 from gpt.evaluate import GraphedLoss, evaluate
-from gpt.generate import generate, stream_text
+from gpt.generate import draw, generate, stream_text
 from gpt.optim import make_optimizers
 from gpt.options import parse_run
 from gpt.prefetch import Prefetched
@@ -30,6 +30,8 @@ from gpt.record import NoRecord, Record, open_folder
 from gpt.run import Saver, restore_run
 from gpt.signals import StopSignals
 from gpt.step import GraphStep, Precision, choose_step, passes_per_step, tokens_per_step
+
+EXCERPT = 100  # tokens of each evaluation's sample
 
 
 def main(arguments: list[str]) -> int:
@@ -150,7 +152,8 @@ def train(config: TrainConfig, device: torch.device) -> None:
                     if due:
                         val_loss = evaluate(compiled, data, config, precision, loss_of)
                         scores = data.scores(compiled, config.model.block_size, precision)
-                        progress.evaluation(step, val_loss, **scores)
+                        said = excerpt(model, data, config, precision)
+                        progress.evaluation(step, val_loss, said, **scores)
                         reached |= {"val_loss": val_loss, "scores": scores}
                         improved, best = val_loss < best, min(best, val_loss)
                     saver.save({**reached, "best_val_loss": best, **progress.state()}, improved)
@@ -238,6 +241,28 @@ def describe(config: TrainConfig, device, dtype, ops, parameters: int, step: str
     tf32 = torch.get_float32_matmul_precision() != "highest"
     number += ", fp32 products in TF32" if tf32 else " without TF32"
     print(f"{hardware.device_name(device)}, {number}, kernels by {table}{reason}", flush=True)
+
+
+@torch.no_grad()
+def excerpt(model, data, config: TrainConfig, precision: Precision) -> str:
+    """What the model says so far, where --sample asks for text; by the lecture's loop.
+
+    Not by `generate`, which on a card would capture a graph beside the step's own. It draws the
+    same way each time, so that what changes is the model, and leaves training's generators alone.
+    """
+    if not (config.sample and ranks.is_main() and config.parallel == "ddp"):
+        return ""
+    tokens = torch.zeros((1, 1), dtype=torch.long, device=precision.device)
+    generator = torch.Generator(precision.device).manual_seed(config.seed)
+    model.eval()
+    with precision.autocast():
+        for _ in range(min(config.sample, EXCERPT)):
+            logits, _ = model(tokens[:, -config.model.block_size :])  # (1, T, V)
+            logits = logits[:, -1, : data.tokenizer.vocab_size].float()  # (1, V)
+            token = draw(logits, temperature=1.0, top_k=0, top_p=1.0, generator=generator)  # (1,)
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
+    model.train()
+    return data.tokenizer.decode(tokens[0, 1:].tolist())
 
 
 def speak(model, data, config: TrainConfig, precision: Precision) -> None:

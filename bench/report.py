@@ -2,6 +2,7 @@
 
     python -m bench.report            write the tables and draw the pictures
     python -m bench.report --check    exit 1 where a table or a picture is not that of its JSON
+    python -m bench.report RUN        one HTML page about the run in that folder, written into it
 
 Figures come from bench/results/*.json (`make prove` writes them, one file per card and date; what
 was measured last counts) and from bench/ledger.json. A table stands in README.md or docs/*.md
@@ -16,8 +17,9 @@ import re
 import sys
 from pathlib import Path
 
-from bench import figures, pictures
+from bench import figures, pictures, run_report
 from bench.tables import NOT_MEASURED, PROGRAMS, TABLES, of_program
+from gpt import Refused
 
 PICTURES = Path("docs") / "pictures"
 MARKER = re.compile(r"<!-- (begin|end) ([\w-]+) -->")
@@ -25,6 +27,8 @@ MARKER = re.compile(r"<!-- (begin|end) ([\w-]+) -->")
 
 def main(arguments: list[str] | None = None, root: Path = figures.REPOSITORY) -> int:
     options = _options(arguments)
+    if options.run:
+        return _report_run(options.run, options.prompt, root)
     results, ledger = figures.of_every_card(root / "bench" / "results"), read_ledger(root)
     try:
         stale = [path for path in documents(root) if not _is_current(path, root, results, ledger)]
@@ -43,6 +47,16 @@ def main(arguments: list[str] | None = None, root: Path = figures.REPOSITORY) ->
     for path in documents(root):
         path.write_text(fill(path.read_text(), path, root, results, ledger))
     print(f"written: {names}" if stale else "everything was current")
+    return 0
+
+
+def _report_run(folder: Path, prompt: str | None, root: Path) -> int:
+    newest = read_ledger(root)
+    try:
+        print(f"written: {run_report.write(folder, prompt, newest[1] if newest else [])}")
+    except (Refused, OSError) as error:
+        print(f"bench.report: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -108,6 +122,8 @@ def read_ledger(root: Path) -> tuple[str, list[dict]] | None:
 def _options(arguments: list[str] | None):
     summary = __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=summary)
+    parser.add_argument("run", nargs="?", type=Path, help="the folder of a run: report on it alone")
+    parser.add_argument("--prompt", help="the text whose attention maps a run's page shows")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
     return parser.parse_args(arguments)
 

@@ -67,16 +67,19 @@ class Progress:
                 flush=True,
             )
 
-    def evaluation(self, step: int, val_loss: float, **scores: float) -> None:
-        """The model that took `step` steps has that loss, and scores, on the validation split."""
+    def evaluation(self, step: int, val_loss: float, said: str = "", **scores: float) -> None:
+        """The model that took `step` steps has that loss, and scores, on the validation split.
+
+        `said` is a sample of its text; it is for the record.
+        """
         losses = self.state()["losses"]
         train_loss = {"train_loss": sum(losses) / len(losses)} if losses else {}
         values = {**train_loss, "val_loss": val_loss, **scores}
-        self.record.log(step=step, **values, seconds=self.seconds)
-        said = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()]
-        line = f"step {step}: {', '.join(said)}"
+        sample = {"sample": said} if said else {}
+        self.record.log(step=step, **values, seconds=self.seconds, **sample)
+        words = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()]
         self._losses = []
-        self.bar.write(line, file=sys.stdout)
+        self.bar.write(f"step {step}: {', '.join(words)}", file=sys.stdout)
 
     def state(self) -> dict:
         """What a checkpoint holds of it; losses of skipped steps are not among them."""

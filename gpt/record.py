@@ -73,13 +73,16 @@ class Record:
         self._file.close()
 
     def log(self, **values) -> None:
-        """One line: `step`, with `loss` for a training step or `val_loss` for an evaluation."""
+        """One line: `step`, with `loss` for a training step or `val_loss` for an evaluation.
+
+        A `sample` of text stays in the file; the other place is for figures.
+        """
         line = _line(values)
         with _one_sentence(self.folder):
             if self._file.write(line) < len(line):  # what did not fit is an error of the next call
                 self._file.write(b"\n")
         step = values["step"]
-        self._also({name: value for name, value in values.items() if name != "step"}, step)
+        self._also({n: value for n, value in values.items() if n not in ("step", "sample")}, step)
 
     def finish(self, summary: dict) -> None:
         """Write summary.json and the picture of the losses."""

@@ -108,9 +108,9 @@ def test_what_a_run_leaves(tmp_path, capsys):
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
     assert [line.keys() - {"step"} for line in lines if "val_loss" in line] == [
-        {"val_loss"},
-        {"train_loss", "val_loss"},
-        {"train_loss", "val_loss"},
+        {"val_loss", "sample"},
+        {"train_loss", "val_loss", "sample"},
+        {"train_loss", "val_loss", "sample"},
     ]
     assert lines[3]["train_loss"] == pytest.approx((lines[1]["loss"] + lines[2]["loss"]) / 2)
     summary = json.loads((folder / "summary.json").read_text())
