@@ -4,6 +4,7 @@
 
     MUTATIONS = [(old, new, what it would break), ...]    # `old` occurs exactly once
     TESTS = ["tests/kernels/test_layer_norm.py"]          # by default those of the same name
+    FILE = "gpt/checkpoint.py"                            # where it is no kernel of that name
 
 Each is made in a copy of the repository, where the tests then run until one fails. A mutation
 that no test notices is printed as a diff, and the exit code is 1.
@@ -43,7 +44,7 @@ def survivors_of(kernel: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "repository")
         shutil.copytree(ROOT, copy, ignore=LEFT_BEHIND)
-        file = copy / "kernels" / f"{kernel}.py"
+        file = copy / getattr(module, "FILE", f"kernels/{kernel}.py")
         source = file.read_text(encoding="utf-8")
         mutants = [mutate(source, *mutation, file.name) for mutation in module.MUTATIONS]
 

@@ -136,7 +136,9 @@ def test_a_missing_checkpoint(tmp_path):
 def test_a_json_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "last.json")  # reading it would wait for ever
     (tmp_path / "best.json").mkdir()
-    for name in ("last", "best"):
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(checkpoint.LARGEST_JSON + 1)  # zeros that take no room
+    for name in ("last", "best", "large"):
         with pytest.raises(Refused, match="is no file"):
             load(tmp_path, name)
 
@@ -173,7 +175,7 @@ def test_a_damaged_tensor_file(tmp_path, kind, how):
         if how == "folder":
             path.mkdir()
     else:
-        content[len(content) // 2] ^= 4
+        content[-1] ^= 4  # of a tensor: that a header is none is noticed without a sha256
         path.write_bytes(
             {
                 "flipped": bytes(content),
@@ -182,7 +184,8 @@ def test_a_damaged_tensor_file(tmp_path, kind, how):
                 "empty": b"",
             }[how]
         )
-    with pytest.raises(Refused, match=f"{kind}.safetensors is"):
+    why = {"missing": "is missing", "folder": "is no file"}.get(how, "is damaged: its sha256")
+    with pytest.raises(Refused, match=f"{kind}.safetensors {why}"):
         load(tmp_path, "last", KINDS)
     others = [other for other in KINDS if other != kind]
     assert load(tmp_path, "last", others)[0]["step"] == 1
@@ -190,7 +193,10 @@ def test_a_damaged_tensor_file(tmp_path, kind, how):
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.safetensors", "/etc/passwd", "", ".", "a\0b", "x" * 300, 7, None, "mine.safetensors"],
+    [
+        *("../x.safetensors", "../0000001.0123456789abcdef.weights.safetensors", "/etc/passwd"),
+        *("", ".", "a\0b", "x" * 300, 7, None, "mine.safetensors"),
+    ],
 )
 def test_a_record_names_files_of_its_own_folder_only(tmp_path, name):
     (tmp_path / "run").mkdir()

@@ -10,6 +10,7 @@ from gpt.data import Data
 from gpt.model import GPT
 from gpt.optim import make_optimizers
 from gpt.presets import TrainConfig
+from gpt.run import Saver
 from gpt.step import GraphStep, Precision, Step
 from gpt.tokenizer import ByteTokenizer
 from kernels.fused import OPS as FUSED
@@ -101,7 +102,7 @@ def test_a_skipped_step_is_none(kind, adamw, optimizer, capsys):
 
 @pytest.mark.parametrize(("kind", "adamw"), KINDS)
 def test_a_run_stops_before_the_update(kind, adamw):
-    step = make_step(kind, adamw, (1,), nan="stop")
+    step = make_step(kind, adamw, (1, 3), nan="stop")
     take(step, 0)
     before = state(step)
     if kind is GraphStep:  # the device goes on until it is asked, and changes nothing
@@ -113,7 +114,15 @@ def test_a_run_stops_before_the_update(kind, adamw):
     assert equal(before, state(step))
 
 
-def test_the_device_is_asked_before_a_checkpoint_and_with_every_line(monkeypatch):
+def test_the_device_is_asked_before_a_checkpoint(tmp_path, monkeypatch):
+    events, save = [], Saver.save
+    monkeypatch.setattr(Step, "check", lambda self: events.append("check"))
+    monkeypatch.setattr(Saver, "save", lambda *given: (events.append("save"), save(*given)))
+    assert run(tmp_path / "out") == 0
+    assert events == ["check", "save"] * 3
+
+
+def test_the_device_is_asked_with_every_line(monkeypatch):
     asked = []
     step = make_step(GraphStep, log_interval=3)
     monkeypatch.setattr(step, "_on_a_side_stream", step._update_and_clear)  # there is no card

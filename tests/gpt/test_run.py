@@ -184,6 +184,14 @@ def test_best_and_last_are_kept_apart(tmp_path):
         checkpoint.load(tmp_path, "best", WHOLE)
 
 
+def test_best_comes_before_last(tmp_path, monkeypatch):
+    # or a run killed in between would go on from a model that it will not find to be its best
+    order = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, names, *more: order.append([*names]))
+    Run(tmp_path, keep=1).save(improved=True)
+    assert order == [["best", "step-0000003", "last"]]
+
+
 def test_older_ones_are_kept_as_asked(tmp_path):
     run = Run(tmp_path, keep=2)
     for step in range(0, 50, 10):
