@@ -206,6 +206,8 @@ def test_older_ones_are_kept_as_asked(tmp_path):
     assert run.restore()["step"] == 20
     run.save(25)
     assert names_in(tmp_path) == ["best", "last", "step-0000025", "step-0000030", "step-0000040"]
+    run.save(30)  # again, the oldest file of them
+    assert "step-0000030" in names_in(tmp_path)
     Run(tmp_path).save(26)  # without --keep those that are there stay
     assert len(names_in(tmp_path)) == 5
 
