@@ -6,12 +6,11 @@
 Stages: parity (the kernel tests, compiled), sanitize (compute-sanitizer), repeat (250 bit-equal
 runs), ledger (the loaded kernels are the committed ones), tune (other tiles, timed), bench
 (pytest-benchmark against peers), step (whole training steps), decode (generating text), loss
-(training to nanoGPT's best), soak (a run that is interrupted at
-random). Each runs as a process of its own and within its share of the time;
-one that fails is reported and the next one runs. What was found goes to one JSON file in --out,
-named after card and date; a second run on the same day adds to it. Copied to bench/results/, it is
-what `python -m bench.report` makes its tables of. Exit code: 0, 1 if a stage has failed, 2 without
-a card.
+(training to nanoGPT's best), soak (a run that is interrupted at random), ladder (the rungs of
+docs/ladder). Each runs as a process of its own and within its share of the time; one that fails is
+reported and the next one runs. What was found goes to one JSON file in --out, named after card and
+date; a second run on the same day adds to it. Copied to bench/results/, it is what `python -m
+bench.report` makes its tables of. Exit code: 0, 1 if a stage has failed, 2 without a card.
 """
 
 import argparse
@@ -51,6 +50,7 @@ STAGES = {
     "decode": Stage("bench.stages.decode", 15, by_operation=False),
     "loss": Stage("bench.stages.loss", 20, by_operation=False),
     "soak": Stage("bench.stages.soak", 15, by_operation=False),
+    "ladder": Stage("bench.stages.ladder", 6, by_operation=False),
 }
 MOST_LINES = 12  # of a part; all of them are in the file
 CARD = "bench.stages.card"

@@ -161,6 +161,20 @@ def _decode(result: dict | None) -> str:
     return markdown(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
 
+def ladder(results, ledger) -> str:
+    """The rungs of docs/ladder, each operation's in the order in which they are climbed."""
+    return by_card(results, _ladder)
+
+
+def _ladder(result: dict | None) -> str:
+    stage = result["stages"].get("ladder", {"parts": {}}) if result else {"parts": {}}
+    rows = [row for part in stage["parts"].values() for row in part.get("figures", ())]
+    if not rows:
+        return f"- the rungs on a card: {NOT_MEASURED}"
+    header = ["operation", "shape", "pass", "rung", "µs", "p20-p80", "GB/s", "TFLOP/s", "ceiling"]
+    return markdown(header, [[row["operation"], *_speed_line(row)[:-1]] for row in rows])
+
+
 def kernels(results, ledger) -> str:
     """What the compiled kernels are made of: the most registers, the fewest blocks."""
     if not ledger:
@@ -222,6 +236,7 @@ PROGRAMS = (
     "int8",
     "machinery",
     "reliability",
+    "ladder",
     "exercises-arithmetic",
     "exercises-features",
     "exercises-finetune",
@@ -233,6 +248,7 @@ TABLES = {
     "speed": speed,
     "proof": proof,
     "decode-card": decode,
+    "ladder-card": ladder,
     "ledger": kernels,
     "ledger-summary": summed_up,
 }

@@ -1,0 +1,69 @@
+"""Attention, rung 3: one walk, with a running maximum.
+
+    m_new = max(m, max s)     alpha = exp(m - m_new)     p = exp(s - m_new)
+    z = alpha z + sum p       acc = alpha acc + p v      m = m_new
+
+What was summed under an old maximum becomes right under a new one when it is multiplied by alpha
+(Milakov and Gimelshein 2018). So the maximum need not be known before: every score is computed
+once. The first alpha is exp(-inf) = 0, which wipes out what was never there.
+
+What is wrong: still one row per program. A key of 64 channels is read for 64 multiplications, and
+those are done one by one, on a chip whose tensor cores multiply whole tiles.
+Next: many rows share a tile of keys.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.launch import launch
+
+N = 64  # keys of a tile
+
+
+@triton.jit
+def _forward(
+    q_ptr,  # (B, H, T, D)
+    k_ptr,  # (B, H, T, D)
+    v_ptr,  # (B, H, T, D)
+    out_ptr,  # (B, H, T, D)
+    T,
+    SCALE: tl.constexpr,
+    D: tl.constexpr,
+    N: tl.constexpr,
+):
+    row = tl.program_id(0)
+    begin = tl.program_id(1).to(tl.int64) * T * D  # of a head
+    d = tl.arange(0, D)
+    q = tl.load(q_ptr + begin + row * D + d).to(tl.float32) * SCALE  # (D,)
+    m = float("-inf")
+    z = 0.0
+    acc = tl.zeros((D,), tl.float32)
+    for first_key in range(0, row + 1, N):
+        key = first_key + tl.arange(0, N)
+        seen = key <= row
+        at = begin + key[:, None] * D + d[None, :]
+        k = tl.load(k_ptr + at, seen[:, None], other=0).to(tl.float32)  # (N, D)
+        v = tl.load(v_ptr + at, seen[:, None], other=0).to(tl.float32)  # (N, D)
+        s = tl.where(seen, tl.sum(q[None, :] * k, 1), float("-inf"))  # (N,)
+        m_new = tl.maximum(m, tl.max(s))
+        alpha = tl.exp(m - m_new)
+        p = tl.exp(s - m_new)
+        z = z * alpha + tl.sum(p)
+        acc = acc * alpha + tl.sum(p[:, None] * v, 0)
+        m = m_new
+    tl.store(out_ptr + begin + row * D + d, acc / z)
+
+
+def attention(q, k, v):
+    """q, k, v (B, H, T, D) contiguous, D a power of two -> (B, H, T, D), causal."""
+    B, H, T, D = q.shape
+    out = torch.empty_like(q)
+    launch(_forward, (T, B * H), q, k, v, out, T, SCALE=D**-0.5, D=D, N=N, num_warps=4)
+    return out
+
+
+if __name__ == "__main__":
+    from bench.ladder import show
+
+    show(__file__, attention)

@@ -1,0 +1,60 @@
+"""Cross entropy, rung 1: three walks over each row of logits.
+
+    m = max x        s = sum exp(x - m)        loss = log s + m - x_target
+
+A program takes a row, finds the largest logit, then the sum, tile by tile, then looks up the
+target. Without m, exp of a logit of 89 would overflow. PyTorch does it in two kernels, log_softmax
+and nll_loss, and stores the log_softmax: as many numbers as there are logits, in fp32. Here nothing
+is stored but the loss of each row.
+
+What is wrong: a row of GPT-2's vocabulary is 100 KB in bf16, and it is read twice.
+Next: one walk for both.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.launch import launch
+
+COLUMNS = 4096  # of a tile
+
+
+@triton.jit
+def _forward(
+    logits_ptr,  # (N, V)
+    targets_ptr,  # (N,)
+    losses_ptr,  # (N,)
+    V,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * V
+    largest = tl.full((COLUMNS,), float("-inf"), tl.float32)
+    for start in range(0, V, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = tl.load(logits_ptr + column, column < V, other=float("-inf")).to(tl.float32)
+        largest = tl.maximum(largest, x)
+    m = tl.max(largest)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, V, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = tl.load(logits_ptr + column, column < V, other=float("-inf")).to(tl.float32)
+        total += tl.exp(x - m)
+    s = tl.sum(total)
+    x_target = tl.load(logits_ptr + tl.load(targets_ptr + row)).to(tl.float32)
+    tl.store(losses_ptr + row, tl.log(s) + m - x_target)
+
+
+def cross_entropy(logits, targets):
+    """logits (..., V) contiguous, targets (...) int64 -> (), the mean."""
+    V = logits.shape[-1]
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    launch(_forward, (targets.numel(),), logits, targets, losses, V, COLUMNS=COLUMNS, num_warps=8)
+    return losses.mean()
+
+
+if __name__ == "__main__":
+    from bench.ladder import show
+
+    show(__file__, cross_entropy)

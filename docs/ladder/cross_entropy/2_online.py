@@ -1,0 +1,55 @@
+"""Cross entropy, rung 2: the maximum and the sum on one walk.
+
+A sum of exp(x - m) by an old maximum becomes one by a new maximum when it is multiplied by exp(m -
+m_new) (Milakov and Gimelshein 2018, the "online softmax"; attention uses the same). So m and s are
+carried along together, and every logit is read once. The multiplication is once per tile, not per
+logit.
+
+What is wrong: it has no gradient. PyTorch's would need the softmax of every row, N x V numbers that
+are written in forward and read in backward.
+Next: a gradient from two numbers per row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.launch import launch
+
+COLUMNS = 4096  # of a tile
+
+
+@triton.jit
+def _forward(
+    logits_ptr,  # (N, V)
+    targets_ptr,  # (N,)
+    losses_ptr,  # (N,)
+    V,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * V
+    m = float("-inf")
+    s = 0.0
+    for start in range(0, V, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = tl.load(logits_ptr + column, column < V, other=float("-inf")).to(tl.float32)
+        m_new = tl.maximum(m, tl.max(x))
+        s = s * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new))
+        m = m_new
+    x_target = tl.load(logits_ptr + tl.load(targets_ptr + row)).to(tl.float32)
+    tl.store(losses_ptr + row, tl.log(s) + m - x_target)
+
+
+def cross_entropy(logits, targets):
+    """logits (..., V) contiguous, targets (...) int64 -> (), the mean."""
+    V = logits.shape[-1]
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    launch(_forward, (targets.numel(),), logits, targets, losses, V, COLUMNS=COLUMNS, num_warps=8)
+    return losses.mean()
+
+
+if __name__ == "__main__":
+    from bench.ladder import show
+
+    show(__file__, cross_entropy)

@@ -1,0 +1,60 @@
+"""Feed-forward, rung 1: a program for every number.
+
+    hidden = gelu(x w1^T + b1)        y = hidden w2^T + b2
+
+A number of a product is a row of x times a row of w. So a program takes the two rows, multiplies
+tile by tile, adds up, adds the bias and stores one number. The GELU between the products is
+PyTorch's.
+
+What is wrong: two rows of 768 are read for 768 multiplications. A tensor core could do a thousand
+times as many on what has been read; here everything waits for the caches, and the tensor cores are
+not even asked.
+Next: a tile of the result per program.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional as F
+
+from kernels.launch import launch
+
+STEP = 256  # of K
+
+
+@triton.jit
+def _linear(
+    x_ptr,  # (M, K)
+    w_ptr,  # (N, K)
+    b_ptr,  # (N,)
+    y_ptr,  # (M, N)
+    K,
+    STEP: tl.constexpr,
+):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    acc = tl.zeros((STEP,), tl.float32)
+    for first in range(0, K, STEP):
+        k = first + tl.arange(0, STEP)
+        x = tl.load(x_ptr + row * K + k, k < K, other=0).to(tl.float32)
+        w = tl.load(w_ptr + column * K + k, k < K, other=0).to(tl.float32)
+        acc += x * w
+    y = tl.sum(acc) + tl.load(b_ptr + column).to(tl.float32)
+    tl.store(y_ptr + row * tl.num_programs(1) + column, y)
+
+
+def linear(x, w, b):  # (M, K), (N, K), (N,) -> (M, N)
+    y = torch.empty((len(x), len(w)), dtype=x.dtype, device=x.device)
+    launch(_linear, (len(x), len(w)), x, w, b, y, x.shape[1], STEP=STEP, num_warps=1)
+    return y
+
+
+def feed_forward(x, w1, b1, w2, b2):
+    """x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,), all contiguous -> (..., C)."""
+    hidden = F.gelu(linear(x.view(-1, x.shape[-1]), w1, b1))
+    return linear(hidden, w2, b2).view(x.shape)
+
+
+if __name__ == "__main__":
+    from bench.ladder import show
+
+    show(__file__, feed_forward)

@@ -1,0 +1,67 @@
+"""Feed-forward, rung 2: tiles, on the tensor cores.
+
+A program makes a tile of 128 x 128 numbers. It walks along K in steps of 32; at each step it reads
+128 rows of x and 128 of w and hands them to `tl.dot`. What is read is used 128 times. `num_stages`
+lets the compiler ask for the next steps' operands while it multiplies this one's.
+
+What is wrong: between the products the GELU takes a pass of its own. It reads hidden and writes
+hidden, which is four times as wide as x, and multiplies nothing.
+Next: the product finishes its tile.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional as F
+
+from kernels.launch import launch
+
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
+
+
+@triton.jit
+def _linear(
+    x_ptr,  # (M, K)
+    w_ptr,  # (N, K)
+    b_ptr,  # (N,)
+    y_ptr,  # (M, N)
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # (BLOCK_M, 1)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # neighbours share rows of x
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        x = tl.load(x_ptr + row * K + k, (row < M) & (k < K), other=0)  # (BLOCK_M, BLOCK_K)
+        at = column[:, None] * K + k
+        w = tl.load(w_ptr + at, (column < N)[:, None] & (k < K), other=0)  # (BLOCK_N, BLOCK_K)
+        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+    acc += tl.load(b_ptr + column, column < N, other=0).to(tl.float32)[None, :]
+    inside = (row < M) & (column < N)[None, :]
+    tl.store(y_ptr + row * N + column[None, :], acc.to(y_ptr.dtype.element_ty), inside)
+
+
+def linear(x, w, b):  # (M, K), (N, K), (N,) -> (M, N)
+    (M, K), N = x.shape, len(w)
+    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(N, BLOCK_N), triton.cdiv(M, BLOCK_M))
+    tile = {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+    launch(_linear, grid, x, w, b, y, M, N, K, **tile, num_warps=8, num_stages=4)
+    return y
+
+
+def feed_forward(x, w1, b1, w2, b2):
+    """x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,), all contiguous -> (..., C)."""
+    hidden = F.gelu(linear(x.view(-1, x.shape[-1]), w1, b1))
+    return linear(hidden, w2, b2).view(x.shape)
+
+
+if __name__ == "__main__":
+    from bench.ladder import show
+
+    show(__file__, feed_forward)
