@@ -1,4 +1,4 @@
-"""Pictures of one card's figures: ours against the best peer, and how far from the ceilings."""
+"""Pictures of one card's figures: against the best peer, how far from the ceilings, by rungs."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import targets, timed
 from bench.peers import OURS
-from bench.tables import HEADLINES, times_best
+from bench.tables import HEADLINES, rungs, times_best
 
 COLOURS = {  # Tol's bright
     "forward": "#4477aa",
@@ -18,13 +18,15 @@ COLOURS = {  # Tol's bright
 
 def digest(result: dict) -> str:
     """What a picture was drawn from; it stands inside the picture."""
-    text = json.dumps([result["card"], result["ceilings"], result["rows"]], sort_keys=True)
+    figures = [result["card"], result["ceilings"], result["rows"], rungs(result)]
+    text = json.dumps(figures, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def paths(folder: Path, result: dict) -> dict[str, Path]:
     stem = "-".join(result["card"]["name"].lower().split())
-    return {name: folder / f"{stem}-{name}.svg" for name in ("speedup", "roofline")}
+    names = ("speedup", "roofline", "ladder") if rungs(result) else ("speedup", "roofline")
+    return {name: folder / f"{stem}-{name}.svg" for name in names}
 
 
 def is_current(path: Path, result: dict) -> bool:
@@ -38,7 +40,7 @@ def draw(folder: Path, result: dict) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "gpt-kernels"  # the same picture from the same figures
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in paths(folder, result).items():
-        figure = {"speedup": speedup, "roofline": roofline}[name](result)
+        figure = {"speedup": speedup, "roofline": roofline, "ladder": ladder}[name](result)
         figure.savefig(path, metadata={"Date": None, "Source": digest(result)})
 
 
@@ -94,5 +96,29 @@ def roofline(result: dict):
     roof.set_yscale("log")
     roof.set_xlabel("operations per byte that must be moved")
     roof.set_ylabel("TFLOP/s; the line is the measured roof")
+    figure.suptitle(result["card"]["name"])
+    return figure
+
+
+def ladder(result: dict):
+    """An operation each: the share of the ceiling that every rung of docs/ladder reaches."""
+    from matplotlib.figure import Figure
+
+    operations = list(dict.fromkeys(row["operation"] for row in rungs(result)))
+    figure = Figure(figsize=(4 * len(operations), 3), layout="constrained")
+    panels = figure.subplots(1, len(operations), squeeze=False)[0]
+    for axes, operation in zip(panels, operations, strict=True):
+        rows = [row for row in rungs(result) if row["operation"] == operation]
+        names = list(dict.fromkeys(row["rival"] for row in rows))
+        for row in rows:
+            y = names.index(row["rival"]) + (0.2 if row["pass"] == "both" else -0.2)
+            axes.barh(y, 100 * row["ceiling"], 0.4, color=COLOURS[row["pass"]])
+        for direction in dict.fromkeys(row["pass"] for row in rows):
+            axes.barh(0, 0, color=COLOURS[direction], label=direction)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"{operation} {rows[0]['shape']}, % of the ceiling", fontsize=7)
+        axes.legend(frameon=False, fontsize=7)
     figure.suptitle(result["card"]["name"])
     return figure

@@ -166,9 +166,14 @@ def ladder(results, ledger) -> str:
     return by_card(results, _ladder)
 
 
-def _ladder(result: dict | None) -> str:
+def rungs(result: dict | None) -> list[dict]:
+    """The rows of figures of the rungs of docs/ladder."""
     stage = result["stages"].get("ladder", {"parts": {}}) if result else {"parts": {}}
-    rows = [row for part in stage["parts"].values() for row in part.get("figures", ())]
+    return [row for part in stage["parts"].values() for row in part.get("figures", ())]
+
+
+def _ladder(result: dict | None) -> str:
+    rows = rungs(result)
     if not rows:
         return f"- the rungs on a card: {NOT_MEASURED}"
     header = ["operation", "shape", "pass", "rung", "µs", "p20-p80", "GB/s", "TFLOP/s", "ceiling"]

@@ -225,6 +225,29 @@ def test_check_finds_a_picture_that_is_not_that_of_its_figures(root, capsys):
     assert "card-9000-speedup.svg" in capsys.readouterr().out
 
 
+def test_the_rungs_of_the_ladder_have_a_table_and_a_picture(root):
+    rows = [
+        _row(NORM, "forward", "1_naive", 6000.0),
+        _row(NORM, "forward", "PyTorch", 80.0),
+        _row(NORM, "both", "PyTorch", 200.0),
+        _row(ATTENTION, "forward", "4_tiles", 100.0),
+    ]
+    parts = {"layer_norm": {"figures": rows[:3]}, "attention": {"figures": rows[3:]}, "x": {}}
+    result = _result()
+    result["stages"]["ladder"] = result["stages"]["parity"] | {"parts": parts}
+    _write(root, result)
+    report.main([], root)
+    page = (root / "docs" / "benchmarks.md").read_text()
+    assert "| layer_norm | 65,536 x 768, bf16 | forward | 1_naive | 6,000.0 |" in page
+    assert "(pictures/card-9000-ladder.svg)" in page
+    assert rows[3] not in result["rows"]  # a rung is no peer
+    picture = root / "docs" / "pictures" / "card-9000-ladder.svg"
+    before = pictures.digest(result)
+    assert pictures.is_current(picture, result)
+    rows[3]["ceiling"] = 0.5
+    assert pictures.digest(result) != before
+
+
 def test_figures_of_two_days_add_up_and_two_cards_stand_apart(root):
     old, new = (_row(NORM, "forward", "triton", time) for time in (60.0, 50.0))
     kept = _row(NORM, "backward", "triton", 70.0)
