@@ -134,6 +134,19 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert set(speech) <= set("abcdefghij \n")
 
 
+def test_samples_leave_training_as_it_is(tmp_path):
+    """Dropout draws from the global generator; the samples of evaluations do not."""
+    assert run(tmp_path / "silent", "--sample=0", "--eval-interval=1") == 0
+    assert run(tmp_path / "speaking", "--sample=12", "--eval-interval=1") == 0
+    spoken = metrics(tmp_path / "speaking")
+    said = [line.pop("sample") for line in spoken if "val_loss" in line]
+    assert [len(text) for text in said] == [12] * 5
+    assert spoken == metrics(tmp_path / "silent")
+    for name in ("weights", "random"):
+        files = [tensor_files(tmp_path / folder) for folder in ("silent", "speaking")]
+        assert files[0][name] == files[1][name]
+
+
 def test_an_earlier_run_is_kept(tmp_path, capsys):
     for seed in (1, 2):
         assert run(tmp_path / "out", f"--seed={seed}", "--max-iters=1") == 0

@@ -171,6 +171,15 @@ def test_a_full_disk_is_one_sentence_and_costs_a_line(tmp_path):
 # --- other places ---------------------------------------------------------------------------------
 
 
+def test_a_sample_is_for_the_file_alone(tmp_path):
+    elsewhere = []
+    with Record(tmp_path, CONFIG) as record:
+        record._also = lambda values, step: elsewhere.append((values, step))
+        record.log(step=2, val_loss=1.5, sample="To be")
+    assert elsewhere == [({"val_loss": 1.5}, 2)]
+    assert read_metrics(tmp_path) == [{"step": 2, "val_loss": 1.5, "sample": "To be"}]
+
+
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     config = replace(CONFIG, log="tensorboard", out_dir=str(tmp_path))
