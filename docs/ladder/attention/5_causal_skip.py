@@ -7,8 +7,9 @@
   card would wait for them almost alone.
 - log2(e) is folded into the scale, and exp becomes exp2, one instruction.
 
-What is wrong: on an H200 a tile of 64 rows gives the tensor cores too little to do for every exp2
-that they wait for. Other cards want other tiles. There is no gradient, no dropout, and only
+What is wrong: a program multiplies or takes exp2, never both at once, so the tensor cores wait.
+Another program on the same processor fills the gap, if registers and shared memory are left for it:
+which tile leaves them differs from card to card. There is no gradient, no dropout, and only
 contiguous heads whose size is a power of two.
 Next: the shipped kernel.
 """

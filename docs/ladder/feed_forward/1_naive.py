@@ -6,9 +6,9 @@ A number of a product is a row of x times a row of w. So a program takes the two
 tile by tile, adds up, adds the bias and stores one number. The GELU between the products is
 PyTorch's.
 
-What is wrong: two rows of 768 are read for 768 multiplications. A tensor core could do a thousand
-times as many on what has been read; here everything waits for the caches, and the tensor cores are
-not even asked.
+What is wrong: two rows of 768 are read for 768 multiplications, so every number that is read is
+used once. Memory and caches are asked for each row of w once per row of x, and the tensor cores are
+not asked at all.
 Next: a tile of the result per program.
 """
 

@@ -5,7 +5,7 @@
 - As many programs as the card has processors walk over all tiles. With `flatten` the loop of tiles
   and the loop of K become one, so the first operands of a tile are on their way while the tile
   before is finished.
-- Registers that held addresses hold a larger tile: K goes in steps of 64.
+- K goes in steps of 64: half as many waits, by the same shared memory in fewer stages.
 
 What is wrong: erf is still there, the epilogue holds its whole tile in registers at once, and
 tensors that a descriptor cannot describe (rows that are no multiple of 16 bytes) are not taken.
@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.launch import architecture, launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
 PROGRAMS = 132  # processors of an H200
@@ -63,7 +63,7 @@ def linear(x, w, b, gelu):  # (M, K), (N, K), (N,) -> (M, N)
     y = torch.empty((M, N), dtype=x.dtype, device=x.device)
     programs = min(PROGRAMS, triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N))
     constants = {"GELU": gelu, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
-    constants |= {"num_warps": 8, "num_stages": 3 if x.element_size() == 2 else 1}
+    constants |= {"num_warps": 8, "num_stages": 3 if architecture(x.device) in (90, 100) else 2}
     context = contextvars.copy_context()  # the allocator is ours for this launch alone
     context.run(triton.set_allocator, _allocate)
     context.run(launch, _linear, (programs,), x, w, b, y, M, N, K, **constants)

@@ -5,8 +5,8 @@ constant of the compiler: the width of the tile follows from it, and the loops a
 read once and y is written once, which is the least there is. From here on the measure is bandwidth.
 
 What is wrong: a tile's width is a power of two, so 768 numbers take the room of 1,024. And the row
-of a small model is short: a program has a few loads to send, waits for them, and is over. Too few
-bytes are on their way at a time to keep the memory busy.
+of a small model is short: a thread has one load to send, waits for it, and is over. Too few bytes
+are on their way at a time to keep the memory busy.
 Next: a program takes several rows.
 """
 
