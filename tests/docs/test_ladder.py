@@ -12,6 +12,7 @@ import torch
 import kernels
 from bench import ladder
 from bench.cases import Sizes
+from bench.figures import REPOSITORY
 from bench.ladder import Rung
 from bench.stages import ladder as stage
 from bench.timing import Ceilings, HostStopwatch
@@ -115,7 +116,8 @@ def test_no_operation_is_without_a_case():
 
 def test_a_rung_runs_as_a_program():
     path = ladder.FOLDER / "layer_norm" / "3_one_read.py"
-    run = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
+    installed = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # or as good as
+    run = subprocess.run([sys.executable, path], capture_output=True, text=True, env=installed)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("layer_norm/3_one_read: right, error ")
 
