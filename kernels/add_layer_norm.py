@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch
+from kernels.launch import launch, opaque
 from kernels.layer_norm import (
     backward_constants,
     check_shapes,
@@ -191,6 +191,7 @@ def _launch_backward(dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx,
     complete_shares(dy, total, mean, rstd, shares)
 
 
+@opaque
 def add_layer_norm(residual, x, weight, bias=None, *, eps=1e-5, dropout_p=0.0, seed=None):
     """residual, x (..., C), weight (C,), bias (C,) or None -> residual + dropout(x), its norm."""
     if residual.shape != x.shape:

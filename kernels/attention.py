@@ -31,7 +31,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kernels.attention_backward import LOG2_E, attention_backward, options
-from kernels.launch import launch
+from kernels.launch import launch, opaque
 from kernels.philox import keep_in_tile, threshold_and_scale
 
 LARGEST_HEAD = 256  # a row of Q, K, V and the accumulator must fit on chip
@@ -196,6 +196,7 @@ def _whole_rows(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+@opaque
 def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
     """softmax(scale q k^T) v with dropout on the weights; shapes and defaults in `kernels.Ops`.
 
@@ -216,6 +217,7 @@ def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
     return Attention.apply(q, k, v, _seed(q, seed, constants), constants)
 
 
+@opaque
 def attention_qkv(qkv, n_head, *, causal=True, dropout_p=0.0, scale=None, seed=None):
     """Attention of all heads from the packed projection; shapes and defaults in `kernels.Ops`."""
     qkv = _autocast(qkv)

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch
+from kernels.launch import launch, opaque
 from kernels.norm_parameters import (
     WIDEST_IN_REGISTERS,
     complete_shares,
@@ -217,12 +217,14 @@ def backward_constants(kernel, shares, unit):
     }
 
 
+@opaque
 def layer_norm(x, weight, bias=None, *, eps=1e-5):
     """x (..., C), weight (C,), bias (C,) or None -> (..., C)."""
     check_shapes("layer_norm", x, weight=weight, bias=bias)
     return LayerNorm.apply(x, weight, bias, eps, True)
 
 
+@opaque
 def rms_norm(x, weight=None, *, eps=1e-5):
     """x (..., C), weight (C,) or None -> (..., C)."""
     check_shapes("rms_norm", x, weight=weight)

@@ -133,6 +133,25 @@ def test_a_second_backward_over_the_same_graph(operation):
     assert all(map(torch.equal, differentiate(), differentiate()))
 
 
+# dynamo looks at all attributes of a tensor that it goes on from
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("operation", [name for name in OPERANDS if name not in STEPS])
+def test_what_is_around_it_can_be_compiled(operation):
+    def results(function):
+        operands = [x.detach() if _is_tensor(x) else x for x in OPERANDS[operation](B, T)]
+        leaves = [x.requires_grad_() for x in operands if _is_tensor(x) and x.is_floating_point()]
+        loss = function(*operands)
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    def model(*operands):
+        outputs = getattr(fused.OPS, operation)(*operands)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return sum(output.sin().square().sum() for output in outputs)
+
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(results(compiled), results(model))
+
+
 WRONG = {  # the operand that is given one channel, row or label too many
     "embedding": (2, 0),
     "layer_norm": (1, 0),

@@ -286,20 +286,6 @@ def test_a_relu_keeps_half_of_what_a_gelu_keeps(activation):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own
-def test_what_is_around_it_can_be_compiled():
-    leaves = [x.requires_grad_() for x in operands(5)]
-
-    def loss_and_gradients(model):
-        loss = model(*leaves)
-        return loss.detach(), *torch.autograd.grad(loss, leaves)
-
-    def model(x, *parameters):
-        return feed_forward(x.sin(), *parameters).square().sum()
-
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(loss_and_gradients(compiled), loss_and_gradients(model))
-
-
 # --- who computes it ------------------------------------------------------------------------------
 
 

@@ -8,8 +8,6 @@ from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
 from kernels import launch, native
-from kernels.cross_entropy import cross_entropy
-from kernels.embedding import embedding
 from kernels.linear_cross_entropy import linear_cross_entropy
 from tests.instruments import (
     DEVICE,
@@ -217,23 +215,6 @@ def test_under_checkpointing():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own
-def test_what_is_around_the_operations_can_be_compiled():
-    table = randn(33, 8).requires_grad_()
-    tokens, targets = (targets_below(33, 2, 6, ignored=False, seed=seed) for seed in (1, 2))
-
-    def model():
-        x = embedding(tokens, table * 2).sin()
-        logits = x.detach() @ table.T
-        return ours(x, table.tanh(), None, targets) * 3 + cross_entropy(logits.relu(), targets)
-
-    def loss_and_gradient(model):
-        loss = model()
-        return loss.detach(), *torch.autograd.grad(loss, table)
-
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(loss_and_gradient(compiled), loss_and_gradient(model))
-
-
 @pytest.mark.parametrize(
     ("x", "weight", "bias", "targets"),
     [
