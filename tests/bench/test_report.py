@@ -1,6 +1,7 @@
 """Tables come from figures alone, and a table that differs from its figures is found."""
 
 import json
+import re
 
 import pytest
 
@@ -299,6 +300,38 @@ def test_a_program_brings_its_own_table(root):
     assert report.main([], root) == 0
     assert "two cores, 2026-11-21, commit abc\n\n| who | seconds |" in page.read_text()
     assert "| this | 12.5 |\n| another | 66 |" in page.read_text()
+
+
+def test_what_two_cores_did_is_drawn_from_its_figures(root):
+    row = {"model": "lecture", "batch": 1}
+    tables_of = {
+        "quickstart": [
+            {
+                "nanoGPT's loss": 1.9,
+                "nanoGPT, seconds": 90.0,
+                "quickstart, seconds to that loss": 15.0,
+            }
+        ],
+        "decode": [
+            row | {"who": "lecture", "tokens/s": 20},
+            row | {"who": "between", "tokens/s": 30},
+            row | {"who": "ours", "tokens/s": 300},
+            row | {"batch": 8, "who": "not drawn", "tokens/s": 900},
+        ],
+    }
+    for name, rows in tables_of.items():
+        result = {"schema": 1, "table": name, "machine": "two", "commit": "abc", "rows": rows}
+        path = root / "bench" / "results" / f"{name}-2026-11-21.json"
+        figures.write(path, result | {"date": "2026-11-21"})
+    assert report.main(["--check"], root) == 1
+    assert report.main([], root) == 0
+    assert report.main(["--check"], root) == 0
+    drawn = (root / "docs" / "pictures" / "two-cores.svg").read_text()
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)]
+    assert widths[1] / widths[0] == pytest.approx(15 / 90, abs=1e-3)
+    assert widths[2] / widths[3] == pytest.approx(20 / 300, abs=1e-3)
+    assert len(widths) == 4
+    assert "not drawn" not in drawn
 
 
 @pytest.mark.parametrize(
