@@ -166,7 +166,7 @@ def check(config: TrainConfig) -> TrainConfig:
     if config.parallel == "fsdp":
         for option, given in (
             ("--optimizer muon", config.optimizer == "muon"),  # a share of a matrix is no matrix
-            ("--compile", config.compile),
+            ("--compile", config.compiles_model),
             ("--lecture", bool(config.lecture)),
         ):
             if given:

@@ -59,8 +59,9 @@ class TrainConfig:
     lecture: str = ""  # train a step of the lecture's road (gpt/lecture.py) instead: bigram, ...
     device: str = "auto"  # cuda, cuda:1, cpu, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False  # torch.compile the model
-    step: Literal["auto", "eager", "graph"] = "auto"  # graph: all of a step as one CUDA graph
+    compile: bool = False  # torch.compile the model, whatever the step is
+    # graph: all of a step as one CUDA graph; compile: eager, with the model compiled
+    step: Literal["auto", "eager", "compile", "graph"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of ranks; fsdp: each has a share of the model
     activation_checkpointing: bool = False  # keep a block's input alone, and compute it again
     seed: int = 1337
@@ -98,6 +99,10 @@ class TrainConfig:
     log: Literal["none", "tensorboard", "wandb"] = "none"  # besides metrics.jsonl and loss.png
     profile: bool = False  # trace.json of a few steps, and the kernels that cost most
     sample: int = 0  # characters to print when the run is over
+
+    @property
+    def compiles_model(self) -> bool:
+        return self.compile or self.step == "compile"
 
 
 _LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))

@@ -195,6 +195,8 @@ class GraphStep(Step):
 def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:
     """The kind of step that `--step` means here, and the reason in a few words."""
     mode, reason = config.step, None
+    if mode == "compile":
+        return Step, "eager, the model by torch.compile"
     if precision.device.type != "cuda":
         reason = f"the device is {precision.device.type}"
     elif precision.scaler.is_enabled():

@@ -115,5 +115,8 @@ def test_a_graph_is_for_a_cuda_card():
     precision = Precision(CPU, torch.float32)
     assert choose_step(CONFIG, precision, data)[0] is Step
     assert choose_step(replace(CONFIG, step="eager"), precision, data)[0] is Step
+    compiled = replace(CONFIG, step="compile")
+    assert choose_step(compiled, precision, data) == (Step, "eager, the model by torch.compile")
+    assert (compiled.compiles_model, CONFIG.compiles_model) == (True, False)
     with pytest.raises(Refused, match="use --step eager"):
         choose_step(replace(CONFIG, step="graph"), precision, data)
