@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 
 WIDE = 16  # bytes
-_REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class Place(NamedTuple):
@@ -27,9 +26,8 @@ class Place(NamedTuple):
     column: int
 
     def __str__(self):
-        path = Path(self.file)
-        inside = path.is_relative_to(_REPOSITORY)
-        return f"{path.relative_to(_REPOSITORY) if inside else path.name}:{self.line}"
+        # of the path no more: a kernel in Triton's cache may have been compiled elsewhere
+        return f"{'/'.join(Path(self.file).parts[-2:])}:{self.line}"
 
 
 class Tile(NamedTuple):

@@ -49,7 +49,7 @@ def test_lost_divisibility_is_found_by_name_and_line(samples):
     assert row["loads"] == {"2": 8}
     source = Path(__file__).with_name("samples.py").read_text()
     line = source[: source.index("def _copy_forgetful")].count("\n") + 3
-    place = f"x_ptr at tests/bench/samples.py:{line} by 2 bytes"
+    place = f"x_ptr at bench/samples.py:{line} by 2 bytes"
     assert findings(row) == [f"loads {place} at a time, where 16 are due"]
 
 
