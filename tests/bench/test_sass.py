@@ -199,6 +199,6 @@ def test_a_shared_place_is_narrow_only_if_its_widest_load_is():
     tensors = {"x_ptr": torch.empty(64, 64, dtype=torch.bfloat16), "w_ptr": torch.empty(64, 64)}
     assert loads.narrow(ttir, PTX, tensors, threads=32) == []
     narrow = PTX.replace("v4.b32", "b32").replace("0x10", "0x4")
-    assert loads.narrow(ttir, narrow, tensors, threads=32) == ["x_ptr at norm.py:6 by 4 bytes"]
-    assert loads.narrow(TTIR, PTX, tensors, threads=32) == ["x_ptr at norm.py:6 by 4 bytes"]
+    assert loads.narrow(ttir, narrow, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
+    assert loads.narrow(TTIR, PTX, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
     assert loads.narrow(TTIR, PTX, tensors, threads=256) == []  # 2 KiB for 256 threads: 8 each
