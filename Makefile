@@ -34,6 +34,7 @@ mutants: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m codespell_lib
 
 $(INSTALLED): setup.py constraints.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)

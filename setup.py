@@ -20,7 +20,10 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ruff", "tiktoken"],
+        "test": [
+            *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "tiktoken"),
+            *("ruff", "codespell", "tomli; python_version < '3.11'"),  # tomli: for codespell
+        ],
         "report": ["matplotlib"],
         "weights": ["huggingface_hub", "transformers"],
         "log": ["tensorboard", "wandb"],
