@@ -329,7 +329,8 @@ def test_parity_counts_real_outcomes(tmp_path):
     tests.write_text("def test_a(): pass\ndef test_b(): assert 1 == 2\n")
     file = tmp_path / "outcomes"
     assert parity.run(str(tests), file, 300) is None
-    assert [outcome for _, outcome, _ in parity.read(file)] == ["passed", "failed"]
+    outcomes = sorted(outcome for _, outcome, _ in parity.read(file))  # its workers take turns
+    assert outcomes == ["failed", "passed"]
 
 
 def test_bench_keeps_what_was_measured_before_a_failure():
