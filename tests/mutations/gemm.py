@@ -19,7 +19,6 @@ MUTATIONS = [
         "for k in range(0, K - BLOCK_K + 1, BLOCK_K):",
         "K's last step",
     ),
-    ("b = _matrix(b_ptr, N, K, BLOCK_N", "b = _matrix(b_ptr, N + 1, K, BLOCK_N", "reads past b"),
     ("reshape(BLOCK_M, 2, HALF).permute(0, 2, 1)", "reshape(BLOCK_M, HALF, 2)", "columns in turns"),
     ("value = halves[half]", "value = halves[0]", "the left half twice"),
     ("first = column + half * HALF", "first = column", "the right half over the left"),
