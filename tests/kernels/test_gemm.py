@@ -1,5 +1,7 @@
 """Products that finish their tiles: every epilogue, by pointers and by descriptors."""
 
+import contextvars
+
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -193,8 +195,25 @@ def test_the_allocator_of_others_stays():
     """Descriptors need memory from `triton.set_allocator`, which may be in use."""
     from triton.runtime import _allocation
 
-    before = _allocation._allocator.get()
-    x, weight, _ = operands(*ALIGNED, torch.bfloat16)
-    with launch.target(90):
+    def theirs(size, alignment, stream):
+        raise AssertionError("another's allocator is used")
+
+    def use():
+        triton.set_allocator(theirs)
+        x, weight, _ = operands(*ALIGNED, torch.bfloat16)
+        with launch.target(90):
+            gemm.linear_activation(x, weight, None, "gelu")
+        return _allocation._allocator.get()
+
+    assert contextvars.copy_context().run(use) is theirs
+
+
+def test_few_columns_have_a_tile_of_their_own():
+    x, weight = (torch.empty(128, 128, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    with launch.record(90) as launches:
         gemm.linear_activation(x, weight, None, "gelu")
-    assert _allocation._allocator.get() is before
+        gemm.linear_dropout(x, weight, None, None, 0, 1.0)
+    tiles = [
+        tuple(one.options[size] for size in ("BLOCK_M", "BLOCK_N", "BLOCK_K")) for one in launches
+    ]
+    assert tiles == [launch.TILES[name][90][:3] for name in ("gemm_wide", "gemm_narrow")]

@@ -38,11 +38,6 @@ MUTATIONS = [
         "one_tensor = residual_dtype == x_dtype",
         "dx is dresidual in spite of dropout",
     ),
-    (
-        "one_tensor = seed is None and residual_dtype == x_dtype",
-        "one_tensor = seed is None",
-        "dx has the dtype of the residual",
-    ),
     ("ctx.save_for_backward(total,", "ctx.save_for_backward(y,", "backward starts from y"),
     ("torch.zeros_like(total) if dy is None", "torch.ones_like(total) if dy is None", "dy of ones"),
     ("    complete_shares(dy, total, mean, rstd, shares)\n", "    pass\n", "wide rows lack shares"),

@@ -27,7 +27,6 @@ MUTATIONS = [
         "value += tl.load(bias_ptr + tl.arange(0, HALF)",
         "bias",
     ),
-    ("bias_ptr + columns, columns < N, other=0.0)", "bias_ptr + columns)", "reads past the bias"),
     (
         "value = activate(x.to(ACC), ACTIVATION)",
         "value = activate(value, ACTIVATION)",
