@@ -4,6 +4,7 @@ import contextvars
 
 import pytest
 import torch
+import triton
 from torch.nn.functional import linear
 
 from kernels import gemm, launch
