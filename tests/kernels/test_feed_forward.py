@@ -163,6 +163,13 @@ def test_only_the_gradients_that_are_wanted(wanted, route):
 
 
 @on_both_routes
+def test_the_mask_goes_on_beyond_a_tile(route):
+    inputs = operands(35, C=260, F=16)
+    actual = by(route, dropout_p=0.3, seed=SEED)(*inputs)
+    torch.testing.assert_close(actual, oracle(dropout_p=0.3)(*inputs))
+
+
+@on_both_routes
 def test_dropout_drops_its_share_and_scales_the_rest(route):
     x, w1, b1, w2, _ = operands(300)
     b2 = torch.full((24,), 100.0, device=DEVICE)  # no element is 0 but by dropout

@@ -21,7 +21,5 @@ MUTATIONS = [
      "a share that is not there counts"),
     ("tl.store(sum_ptr + column, tl.sum(total, 0), column < WIDTH)",
      "tl.store(sum_ptr + column, tl.sum(total, 0))", "sums are written past their end"),
-    ("    if C <= WIDEST_IN_REGISTERS or parameters == 0:", "    if C <= WIDEST_IN_REGISTERS:",
-     "a norm without parameters is given sums"),
     ("gradients[1] if parameters == 2 else None", "gradients[-1]", "a bias that is not there"),
 ]
