@@ -165,8 +165,7 @@ def test_only_the_gradients_that_are_wanted(wanted, route):
 @on_both_routes
 def test_the_mask_goes_on_beyond_a_tile(route):
     inputs = operands(35, C=260, F=16)
-    actual = by(route, dropout_p=0.3, seed=SEED)(*inputs)
-    torch.testing.assert_close(actual, oracle(dropout_p=0.3)(*inputs))
+    hold_against(by(route, dropout_p=0.25, seed=SEED), oracle(dropout_p=0.25), inputs)
 
 
 @on_both_routes
