@@ -13,7 +13,7 @@ MUTATIONS = [
     ('other=-float("inf"), eviction_policy', "other=0.0, eviction_policy", "an ignored row has dx"),
     ("one_hot = tl.where(is_target, scale[:, None], 0.0)", "one_hot = 0.0", "dx lacks the one-hot"),
     (
-        "coefficient = tl.where(counted, scale / s, 0.0)",
+        "coefficient = scale / (s + (1 - weight))",
         "coefficient = scale / s",
         "0 / 0 where ignored",
     ),

@@ -22,11 +22,6 @@ MUTATIONS = [
     ("db1 = sums.sum(0).to(x.dtype)", "db1 = sums[0].to(x.dtype)", "db1 of the first block alone"),
     ("dx = dpre @ w1", "dx = dpre @ w2.T", "dx by the wrong matrix"),
     ("if wants_x or wants_w1 or wants_b1:", "if wants_x or wants_w1:", "b1 alone has no gradient"),
-    (
-        "activation_forward(pre, activation, out=pre)\n",
-        "activation_forward(pre, activation)\n",
-        "keeps",
-    ),
     ("return activation_forward(pre, activation), pre", "return 2 * (pre,)", "no activation"),
     ("kept, activation, out=dhidden)", "kept, activation, out=kept)", "a saved tensor is written"),
     ("dpre, sums = _gradient(dz,", "dpre, sums = _gradient(dy,", "dpre counts what was dropped"),
