@@ -70,12 +70,13 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.3)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.3), (0, 0.9)])
 def test_a_vocabulary_of_many_tiles(top_k, top_p):
     logits = randn(2, 300, scale=0.1)
     logits[1, :2] += 200  # exp(200) is no fp32 number
-    drawn = draw(logits, top_k=top_k, top_p=top_p, seed=seed_of(5))
-    assert torch.equal(drawn, drawn_by_sorting(logits, 1.0, top_k, top_p, seed_of(5)))
+    for seed in map(seed_of, range(4)):  # among them some that draw the less likely of those two
+        drawn = draw(logits, top_k=top_k, top_p=top_p, seed=seed)
+        assert torch.equal(drawn, drawn_by_sorting(logits, 1.0, top_k, top_p, seed))
 
 
 @pytest.mark.usefixtures("small_tiles")
