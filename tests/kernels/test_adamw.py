@@ -377,3 +377,14 @@ def test_a_hundred_steps_are_as_exact_as_those_of_torch(max_norm):
     ours = train(AdamW, torch.float32, 100, max_norm)
     for mine, baseline, truth in zip(ours, theirs, exact, strict=True):
         assert_rounded_once(mine, truth, baseline)
+
+
+@pytest.mark.parametrize(("first", "aligned"), [(0, table.WIDE), (1, 1)])
+def test_16_bytes_are_read_at_a_time_only_where_all_tensors_are_aligned(first, aligned):
+    """The interpreter would read them anywhere; a card would not."""
+    parameter = torch.nn.Parameter(torch.zeros(65, device=DEVICE)[first : first + 32])
+    optimizer = AdamW([parameter], **OPTIONS)
+    parameter.grad = torch.ones_like(parameter)
+    with launch.record(90) as launches:
+        optimizer.step()
+    assert launches[-1].options["ALIGNED"] == aligned
