@@ -27,7 +27,7 @@ from gpt.build import build
 from gpt.data import Data
 from gpt.optim import make_optimizers
 from gpt.presets import PRESETS, TrainConfig
-from gpt.step import GraphStep, Precision, Step, tokens_per_step
+from gpt.step import Precision, choose_step, tokens_per_step
 from gpt.tokenizer import ByteTokenizer
 
 WARM_UP = 8  # steps: three before a graph is captured, the capture, and some replays
@@ -127,7 +127,7 @@ def a_step(config: TrainConfig, way: Way, data: Data, precision: Precision, nano
     adamw = (ops or kernels.load("torch")).adamw
     optimizers = make_optimizers(model, config, adamw, precision.dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kind = GraphStep if way.step == "graph" else Step
+    kind, _ = choose_step(replace(config, step=way.step), precision, data)
     compiled = torch.compile(model) if way.compile else model
     return kind(compiled, optimizers, data, config, precision), parameters
 

@@ -1,6 +1,7 @@
 """One training step: forward, backward, clipping, update; and the same as one CUDA graph."""
 
 import contextlib
+import math
 
 import torch
 import torch.nn as nn
@@ -46,28 +47,29 @@ class Step:
 
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
-        loss, norm = self.backward(step)
-        if self.is_good(step, loss, norm):
+        loss, bad = self.backward(step)
+        if self.is_good(step, loss, bad):
             self.update()
         self.precision.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def is_good(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+    def is_good(self, step: int, loss: torch.Tensor, bad: torch.Tensor) -> bool:
         """Whether the step may change the weights; waits for the device."""
-        finite = bool((loss + norm).isfinite())
-        if not ranks.any_rank(not finite):
+        bad, loss = bad.item(), loss.item()
+        if not ranks.any_rank(bad or not math.isfinite(loss)):
             return True
-        if self.precision.scaler.is_enabled() and loss.isfinite():
+        if self.precision.scaler.is_enabled() and math.isfinite(loss):
             return False  # the scale was too large, and will be smaller
-        self.refuse_or_skip(step, loss.item(), norm.item())
+        self.refuse_or_skip(step, loss, bad)
         return False
 
-    def refuse_or_skip(self, step: int, loss: float, norm: float, count: int = 1) -> None:
+    def refuse_or_skip(self, step: int, loss: float, bad: float, count: int = 1) -> None:
         """What `--nan` asks for after `count` steps that were not finite, `step` the last."""
         what = (
-            f"step {step}: the loss is {loss:.4g} and the norm of the gradients {norm:.4g}, "
+            f"step {step}: the loss is {loss:.4g} and the gradients are "
+            f"{'not finite' if bad else 'finite'}, "
             f"with rows {step * self.rows} to {(step + 1) * self.rows - 1}"
         )
         if self.config.nan == "stop":
@@ -80,10 +82,10 @@ class Step:
         print(f"{what}; skipped, as {self.skipped} in all", flush=True)
 
     def check(self) -> None:
-        """Before a checkpoint: raise or count what a graph has left unsaid."""
+        """Before a checkpoint: raise or count what the device has left unsaid."""
 
     def backward(self, step) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss () and, clipped, the gradients; the norm () of all of them before that.
+        """The loss (), and whether a gradient is not finite: 0. or 1., (); gradients are clipped.
 
         `step` is a number, or a tensor () on the device.
         """
@@ -104,99 +106,130 @@ class Step:
             total = total + loss.detach()
         for optimizer in self.optimizers:
             scaler.unscale_(optimizer)
+        return total, self.clip()
+
+    def clip(self) -> torch.Tensor:
+        """Clip the gradients where that is asked for; 1. if one of them is not finite, else 0."""
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        plain = self.precision.device.type == "cpu" and self.config.parallel == "ddp"
+        if plain and not self.config.grad_clip:  # a sixth of the time that a norm takes there
+            bad = torch.zeros(())
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, bad, torch.ones(()))
+            return bad
         norm = ranks.whole(nn.utils.get_total_norm(gradients))
-        if config.grad_clip:
-            nn.utils.clip_grads_with_norm_(self.weights, config.grad_clip, norm)
-        return total, norm
+        if self.config.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.weights, self.config.grad_clip, norm)
+        return (~norm.isfinite()).float()
 
     def update(self) -> None:
         for optimizer in self.optimizers:
             self.precision.scaler.step(optimizer)
 
 
-class GraphStep(Step):
-    """The same step as one CUDA graph: launched whole, however many kernels it has.
+class DeviceStep(Step):
+    """The same where a card computes: the host does not wait for it, and runs ahead.
 
-    Everything that changes from step to step lies on the device: the step's number, from which the
-    batch follows, learning rates, and the state of the generator that dropout draws seeds from.
-    Gradients stay where they are and are filled with zeros, since a graph writes to addresses.
     A step that is not finite is left out on the device, where the optimizers read `found_inf`; the
     host hears of it when it waits for a loss anyway.
     """
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.graph, self.taken = None, 0
-        self.number = torch.zeros((), dtype=torch.int64, device=self.precision.device)
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        # how many steps were not finite; of the last its number, loss, and norm of the gradients
-        self.bad = torch.zeros(4, dtype=torch.float64, device=self.precision.device)
-        self.found_inf = torch.zeros((), device=self.precision.device)
+        device = self.precision.device
+        self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the step
+        # how many steps were not finite; of the last its number, loss, and whether gradients were
+        self.unsaid = torch.zeros(4, dtype=torch.float64, device=device)
+        self.found_inf = torch.zeros((), device=device)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.found_inf
 
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
-        for optimizer in self.optimizers:
-            if hasattr(optimizer, "send"):
-                optimizer.send()  # the numbers of a fused AdamW, to the device
         self.number.fill_(step)
-        if self.taken < WARM_UP:
-            self.taken += 1
-            loss = self._on_a_side_stream()
-        else:
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self.loss = self._update_and_clear()
-            self.graph.replay()
-            loss = self.loss.clone()  # the next replay writes over it
+        loss = self.take(step)
         if (step + 1) % self.config.log_interval == 0:
             self.check()
         return loss
+
+    def take(self, step) -> torch.Tensor:
+        loss, bad = self.backward(step)
+        self.guard(loss, bad)
+        self.update()
+        self.clear()
+        return loss
+
+    def clear(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def guard(self, loss: torch.Tensor, bad: torch.Tensor) -> None:
+        """Have the update left out, and counted, where loss or gradients are not finite.
+
+        With `--nan stop` so is every update after it, and the weights wait for `check` as they are.
+        """
+        stopped = (self.unsaid[0] > 0) & (self.config.nan == "stop")
+        now = ranks.total(bad + ~loss.isfinite()) > 0  # on any rank
+        self.found_inf.copy_(now | stopped)
+        said = torch.stack([self.unsaid[0] + 1, self.number, loss, bad])
+        self.unsaid.copy_(torch.where(now & ~stopped, said, self.unsaid))
+
+    def check(self) -> None:
+        count, step, loss, bad = self.unsaid.tolist()  # waits for the device
+        if count:
+            self.unsaid.zero_()
+            self.refuse_or_skip(int(step), loss, bad, int(count))
+
+
+class GraphStep(DeviceStep):
+    """The same step as one CUDA graph: launched whole, however many kernels it has.
+
+    Everything that changes from step to step lies on the device: the step's number, from which the
+    batch follows, learning rates, and the state of the generator that dropout draws seeds from.
+    Gradients stay where they are and are filled with zeros, since a graph writes to addresses.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.graph, self.taken = None, 0
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def take(self, step) -> torch.Tensor:
+        for optimizer in self.optimizers:
+            if hasattr(optimizer, "send"):
+                optimizer.send()  # the numbers of a fused AdamW, to the device
+        if self.taken < WARM_UP:
+            self.taken += 1
+            return self._on_a_side_stream()
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.loss = super().take(self.number)
+        self.graph.replay()
+        return self.loss.clone()  # the next replay writes over it
 
     def _on_a_side_stream(self) -> torch.Tensor:
         """An eager step where captures happen too, so that the allocator knows its sizes."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            loss = self._update_and_clear()
+            loss = super().take(self.number)
         torch.cuda.current_stream().wait_stream(stream)
         return loss
 
-    def _update_and_clear(self) -> torch.Tensor:
-        loss, norm = self.backward(self.number)
-        self.guard(loss, norm)
-        self.update()
+    def clear(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
-        return loss
-
-    def guard(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Have the update left out, and counted, where loss and norm are not finite.
-
-        With `--nan stop` so is every update after it, and the weights wait for `check` as they are.
-        """
-        stopped = (self.bad[0] > 0) & (self.config.nan == "stop")
-        bad = ~(loss + norm).isfinite() & ~stopped
-        now = torch.stack([self.bad[0] + 1, self.number, loss, norm])
-        self.bad.copy_(torch.where(bad, now, self.bad))
-        self.found_inf.copy_(bad | stopped)
-
-    def check(self) -> None:
-        count, step, loss, norm = self.bad.tolist()  # waits for the device
-        if count:
-            self.bad.zero_()
-            self.refuse_or_skip(int(step), loss, norm, int(count))
 
 
 def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:
     """The kind of step that `--step` means here, and the reason in a few words."""
     mode, reason = config.step, None
+    # who can leave the decision about a bad step to the device: fused optimizers, on a card
+    waits = precision.device.type != "cuda" or precision.scaler.is_enabled()
+    eager = Step if waits or config.parallel == "fsdp" else DeviceStep
     if mode == "compile":
-        return Step, "eager, the model by torch.compile"
+        return eager, "eager, the model by torch.compile"
     if precision.device.type != "cuda":
         reason = f"the device is {precision.device.type}"
     elif precision.scaler.is_enabled():
@@ -211,7 +244,7 @@ def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[
         raise Refused(f"--step graph cannot be had: {reason}; use --step eager")
     if mode == "graph" or (mode == "auto" and reason is None):
         return GraphStep, "one CUDA graph"
-    return Step, f"eager, {reason}" if mode == "auto" else "eager"
+    return eager, f"eager, {reason}" if mode == "auto" else "eager"
 
 
 def passes_per_step(config: TrainConfig) -> int:

@@ -11,7 +11,7 @@ from gpt.model import GPT
 from gpt.optim import make_optimizers
 from gpt.presets import TrainConfig
 from gpt.run import Saver
-from gpt.step import GraphStep, Precision, Step
+from gpt.step import DeviceStep, GraphStep, Precision, Step
 from gpt.tokenizer import ByteTokenizer
 from kernels.fused import OPS as FUSED
 from kernels.native import OPS
@@ -51,7 +51,7 @@ def take(step, number):
     step.now = number
     if isinstance(step, GraphStep):  # what the graph holds
         step.number.fill_(number)
-        return step._update_and_clear()
+        return DeviceStep.take(step, step.number)
     return step(number)
 
 
@@ -71,6 +71,8 @@ def equal(one, other):
 KINDS = [
     (Step, OPS.adamw),
     (Step, torch_fused),
+    (DeviceStep, torch_fused),
+    (DeviceStep, FUSED.adamw),
     (GraphStep, torch_fused),
     (GraphStep, FUSED.adamw),
 ]
@@ -93,7 +95,7 @@ def test_a_skipped_step_is_none(kind, adamw, optimizer, capsys):
     spoilt.check()
     assert spoilt.skipped == 3
     said = capsys.readouterr().out
-    if kind is GraphStep:
+    if kind is not Step:
         assert said.startswith("step 3: the loss is ")
         assert said.endswith("with rows 6 to 7; skipped, as 3 in all\n")
     spoilt.check()
@@ -105,11 +107,11 @@ def test_a_run_stops_before_the_update(kind, adamw):
     step = make_step(kind, adamw, (1, 3), nan="stop")
     take(step, 0)
     before = state(step)
-    if kind is GraphStep:  # the device goes on until it is asked, and changes nothing
+    if kind is not Step:  # the device goes on until it is asked, and changes nothing
         for number in range(1, 4):
             take(step, number)
-    ask = step.check if kind is GraphStep else lambda: take(step, 1)
-    with pytest.raises(Refused, match=r"step 1: the loss is .* gradients (nan|inf), with rows"):
+    ask = step.check if kind is not Step else lambda: take(step, 1)
+    with pytest.raises(Refused, match=r"step 1: the loss is .* are not finite, with rows"):
         ask()
     assert equal(before, state(step))
 
@@ -125,9 +127,8 @@ def test_the_device_is_asked_before_a_checkpoint(tmp_path, monkeypatch):
 def test_the_device_is_asked_with_every_line(monkeypatch):
     asked = []
     step = make_step(GraphStep, log_interval=3)
-    monkeypatch.setattr(step, "_on_a_side_stream", step._update_and_clear)  # there is no card
+    monkeypatch.setattr(step, "take", lambda number: torch.zeros(()))  # there is no card
     monkeypatch.setattr(step, "check", lambda: asked.append(int(step.number)))
-    monkeypatch.setattr("gpt.step.WARM_UP", 9)
     for number in range(7):
         step(number)
     assert asked == [2, 5]
@@ -156,8 +157,8 @@ def test_skipped_steps_are_counted_through_a_resume(tmp_path, monkeypatch, capsy
     backward = Step.backward
 
     def spoilt(self, step):
-        loss, norm = backward(self, step)
-        return loss * (float("nan") if step in (1, 5) else 1.0), norm
+        loss, bad = backward(self, step)
+        return loss * (float("nan") if step in (1, 5) else 1.0), bad
 
     monkeypatch.setattr(Step, "backward", spoilt)
     assert run(tmp_path / "out", "--nan=skip") == 0
@@ -176,3 +177,24 @@ def test_one_rank_s_bad_step_is_every_rank_s(monkeypatch):
     step(0)
     assert step.skipped == 1
     assert equal(before, state(step))
+
+
+def test_one_rank_s_bad_step_is_every_rank_s_where_the_host_does_not_wait(monkeypatch):
+    step = make_step(DeviceStep)
+    monkeypatch.setattr("gpt.ranks.total", lambda value: value + 1)  # another rank's
+    before = state(step)
+    step(0)
+    assert equal(before, state(step)[: len(before)])
+    step.check()
+    assert step.skipped == 1
+
+
+@pytest.mark.parametrize("kind", [Step, DeviceStep])
+def test_gradients_that_are_not_clipped_are_looked_at_too(kind):
+    step = make_step(kind, bad=(1, 2), grad_clip=0.0)
+    for number in range(3):
+        before = state(step)
+        take(step, number)
+        assert equal(before, state(step)[: len(before)]) == (number in (1, 2))
+    step.check()
+    assert step.skipped == 2
