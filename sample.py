@@ -169,11 +169,11 @@ def answer(config: SampleConfig, model, task: Task, device: torch.device) -> str
     stream = TextStream(task.tokenizer.stream(), stop="\n")
     rule = {"temperature": 0.0, "vocab_size": task.tokenizer.vocab_size}
     written = ""
-    for token in generate(model, [prompt], model.config.block_size, **rule):
+    for token in generate(model, [prompt], model.config.block_size + 1 - len(prompt), **rule):
         written += stream(int(token[0]))
         if stream.stopped:
             break
-    return problem + written if config.show_work else problem + task.answer(written)
+    return problem.replace("\n", "") + (written if config.show_work else task.answer(written))
 
 
 def make_int8(config: SampleConfig, model, record: dict, device: torch.device) -> None:

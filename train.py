@@ -69,7 +69,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
 
     # the data, on the device
     data = open_data(config.data, config.data_dir, config.tokenizer).to(device)
-    data.check_block(config.model.block_size)
+    data.check_model(config.model)
     model_config = replace(config.model, vocab_size=vocabulary(config, data))
     config = replace(config, data=data.name, model=model_config)
 
@@ -250,7 +250,8 @@ def excerpt(model, data, config: TrainConfig, precision: Precision) -> str:
     Not by `generate`, which on a card would capture a graph beside the step's own. It draws the
     same way each time, so that what changes is the model, and leaves training's generators alone.
     """
-    if not (config.sample and ranks.is_main() and config.parallel == "ddp"):
+    speaks = config.sample and not config.model.source_size  # it has to begin with a source
+    if not (speaks and ranks.is_main() and config.parallel == "ddp"):
         return ""
     tokens = torch.zeros((1, 1), dtype=torch.long, device=precision.device)
     generator = torch.Generator(precision.device).manual_seed(config.seed)
@@ -267,7 +268,7 @@ def excerpt(model, data, config: TrainConfig, precision: Precision) -> str:
 
 def speak(model, data, config: TrainConfig, precision: Precision) -> None:
     """Print a sample from the trained model, as it is made."""
-    if not config.sample:
+    if not config.sample or config.model.source_size:
         return
     prompt = torch.zeros((1, 1), dtype=torch.long, device=precision.device)  # as in the lecture
     generator = torch.Generator(precision.device).manual_seed(config.seed)

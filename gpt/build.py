@@ -32,7 +32,7 @@ def check(config: ModelConfig, masks: bool) -> None:
     if config.n_layer > MOST_LAYERS:
         raise Refused(f"--n-layer must be at most {MOST_LAYERS}")
     C, T, L = config.n_embd, config.block_size, config.n_layer
-    numbers = 12 * L * C**2 + (config.vocab_size + T) * C + masks * L * config.n_head * T**2
+    numbers = (12 + 16 * (config.source_size > 0)) * L * C**2 + (config.vocab_size + T) * C + masks * L * config.n_head * T**2
     memory = hardware.physical_memory()
     if 4 * numbers > memory:
         raise Refused(
@@ -49,6 +49,8 @@ def check(config: ModelConfig, masks: bool) -> None:
             f"--n-embd {config.n_embd} cannot be divided into {config.n_head} heads; "
             "choose --n-head so that it divides --n-embd"
         )
+    if not 0 <= config.source_size < config.block_size:
+        raise Refused("--source-size must be at least 0 and less than --block-size")
     if config.position == "rope" and config.n_embd // config.n_head % 2:
         raise Refused("--position rope turns channels in pairs, so the head size must be even")
 

@@ -60,7 +60,7 @@ def open_data(name: str, data_dir: str, tokenizer: str, say=print) -> Data | Tas
     if not found:
         raise Refused(
             f"--data {name}: no such file or folder; give a text file, a folder with train.bin "
-            "and val.bin, shakespeare, python-docs, addition-3 or calculator"
+            "and val.bin, shakespeare, python-docs, addition-3, calculator or dates"
         )
     return _from_text(name, read_text(path), tokenizer)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt import Refused
-from gpt.presets import IGNORE_INDEX
+from gpt.presets import IGNORE_INDEX, ModelConfig
 from gpt.tokenizer import Tokenizer
 
 
@@ -60,8 +60,10 @@ class Data:
         """What a model is worth besides its loss: of a text nothing."""
         return {}
 
-    def check_block(self, block_size: int) -> None:
+    def check_model(self, config: ModelConfig) -> None:
         """Refuse a block that one of the splits cannot fill."""
+        check_no_source(config, self.name)
+        block_size = config.block_size
         for split, tokens in (("training", self.train), ("validation", self.val)):
             if len(tokens) <= block_size:
                 raise Refused(
@@ -69,6 +71,12 @@ class Data:
                     f"{block_size} needs at least {block_size + 1}; give more text or a smaller "
                     "--block-size"
                 )
+
+
+def check_no_source(config: ModelConfig, name: str) -> None:
+    """Refuse an encoder for data that has nothing for it."""
+    if config.source_size:
+        raise Refused(f"--source-size is for data of pairs, such as dates, which {name} is not")
 
 
 def gather(tokens: torch.Tensor, seed: int, first_row, rows: int, block_size: int):

@@ -44,6 +44,23 @@ def evaluate(
     return loss_sum / count
 
 
+@torch.no_grad()
+def answered(model: nn.Module, x, y, vocab_size: int, precision: Precision) -> torch.Tensor:
+    """Of each row of x and y (N, T), whether each token that counts is the likeliest: (N,).
+
+    That is then what the model writes by itself.
+    """
+    model.eval()
+    right = []
+    rows = max(1, EVALUATION_TOKENS // x.shape[1])
+    for x, y in zip(x.split(rows), y.split(rows), strict=True):
+        with precision.autocast():
+            logits = model(x)[0][..., :vocab_size]  # (rows, T, V)
+        right.append(((logits.argmax(-1) == y) | (y == IGNORE_INDEX)).all(1))
+    model.train()
+    return torch.cat(right)
+
+
 def of_this_rank(batches: list) -> list:
     """Its share; as many for every rank, since ranks that share a model compute it together."""
     rank, world = ranks.rank(), ranks.world()

@@ -1,7 +1,7 @@
 """Tokens from a model, one at a time: greedy, or drawn with temperature, top-k and top-p.
 
-The fast model keeps keys and values (`gpt/cache.py`); the reference and the lecture's road compute
-the whole context for each token, as the lecture does. Both see the same contexts: all tokens so
+The fast model keeps keys and values (`gpt/cache.py`); the reference, the lecture's road and a model
+with an encoder compute the whole context for each token, as the lecture does. Both see the same contexts: all tokens so
 far, and once these are more than the block size, the crop that `window_start` cuts.
 
 With `slide` = 1 that is the lecture's crop, the last block_size tokens. It moves with every token,
@@ -54,7 +54,7 @@ def generate(
     model.eval()
     text = Text(tokens, max_new_tokens, model.config.block_size, slide)
     rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    if isinstance(model, GPT):
+    if isinstance(model, GPT) and not model.config.source_size:
         yield from _remembering(model, text, vocab_size, rule, generator)
     else:
         yield from _recomputing(model, text, vocab_size, rule, generator)

@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from gpt.encoder_decoder import EncoderDecoder
 from gpt.presets import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
 
 
@@ -63,9 +64,10 @@ class Rotary(nn.Module):
 class MultiHeadAttention(nn.Module):
     """The lecture's heads as one batch dimension (its exercise 1)."""
 
-    def __init__(self, config: ModelConfig, ops):
+    def __init__(self, config: ModelConfig, ops, causal=True):
         super().__init__()
         self.ops = ops
+        self.causal = causal
         self.n_head = config.n_head
         self.dropout_p = config.dropout
         self.qk_norm = config.qk_norm
@@ -79,12 +81,13 @@ class MultiHeadAttention(nn.Module):
 
     def attend(self, qkv):
         dropout_p = self.dropout_p if self.training else 0.0
+        options = {"causal": self.causal, "dropout_p": dropout_p}
         if self.qk_norm or self.rotary is not None:
             q, k, v = self.position_queries_and_keys(qkv)  # (B, H, T, D) each
-            out = self.ops.attention(q, k, v, dropout_p=dropout_p)  # (B, H, T, D)
+            out = self.ops.attention(q, k, v, **options)  # (B, H, T, D)
             out = out.transpose(1, 2).flatten(2)  # (B, T, C)
         else:
-            out = self.ops.attention_qkv(qkv, self.n_head, dropout_p=dropout_p)  # (B, T, C)
+            out = self.ops.attention_qkv(qkv, self.n_head, **options)  # (B, T, C)
         return self.dropout(self.proj(out))
 
     def position_queries_and_keys(self, qkv, start=0):
@@ -97,6 +100,24 @@ class MultiHeadAttention(nn.Module):
             qk = self.rotary(qk, start)
         q, k = qk.split(H, dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class CrossAttention(MultiHeadAttention):
+    """The same with keys and values of a source, which all queries see whole."""
+
+    def forward(self, x, source):
+        C = x.shape[-1]
+        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((C, 2 * C))
+        into_q, into_kv = self.qkv.weight.split((C, 2 * C))  # (C, C), (2C, C)
+        q = F.linear(x, into_q, bias[0]).unflatten(2, (self.n_head, -1))  # (B, T, H, D)
+        kv = F.linear(source, into_kv, bias[1]).unflatten(2, (2 * self.n_head, -1))
+        k, v = kv.chunk(2, dim=2)  # (B, S, H, D) each
+        if self.qk_norm:
+            q, k = (self.ops.rms_norm(each, None, eps=NORM_EPS) for each in (q, k))
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        dropout_p = self.dropout_p if self.training else 0.0
+        out = self.ops.attention(q, k, v, causal=False, dropout_p=dropout_p)  # (B, H, T, D)
+        return self.dropout(self.proj(out.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):
@@ -134,9 +155,9 @@ def gate(x):
 class Block(nn.Module):
     """Transformer block: communication followed by computation."""
 
-    def __init__(self, config: ModelConfig, ops):
+    def __init__(self, config: ModelConfig, ops, causal=True):
         super().__init__()
-        self.sa = MultiHeadAttention(config, ops)
+        self.sa = MultiHeadAttention(config, ops, causal)
         self.ffwd = FeedForward(config, ops)
         self.ln1 = Norm(config, ops)
         self.ln2 = Norm(config, ops)
@@ -145,6 +166,30 @@ class Block(nn.Module):
         x = x + self.sa(self.ln1(x))
         x = x + self.ffwd(self.ln2(x))
         return x
+
+
+class DecoderBlock(Block):
+    """The same with cross-attention between: communication with a source too."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__(config, ops)
+        self.ca = CrossAttention(config, ops)
+        self.ln3 = Norm(config, ops)
+
+    def forward(self, x, source):
+        x = x + self.sa(self.ln1(x))
+        x = x + self.ca(self.ln3(x), source)
+        x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+def make_blocks(config: ModelConfig, ops) -> nn.Module:
+    layers = range(config.n_layer)
+    if not config.source_size:
+        return nn.Sequential(*[Block(config, ops) for _ in layers])
+    encoder = [Block(config, ops, causal=False) for _ in layers]
+    decoder = [DecoderBlock(config, ops) for _ in layers]
+    return EncoderDecoder(config.source_size, encoder, Norm(config, ops), decoder)
 
 
 class GPT(nn.Module):
@@ -163,7 +208,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.blocks = nn.Sequential(*[Block(config, ops) for _ in range(config.n_layer)])
+        self.blocks = make_blocks(config, ops)
         self.ln_f = Norm(config, ops)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
@@ -173,8 +218,8 @@ class GPT(nn.Module):
     def initialise(self):
         """Draw all weights from the global generator, in the order of the reference."""
         self.apply(self._init_weights)
-        for block in self.blocks:
-            for weight in (block.sa.proj.weight, block.ffwd.down.weight):
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("proj.weight", "down.weight")):
                 if self.config.projection_init == "scaled":
                     nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * self.config.n_layer) ** 0.5)
                 elif self.config.projection_init == "zero":

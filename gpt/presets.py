@@ -27,6 +27,7 @@ class ModelConfig:
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     position: Literal["learned", "rope"] = "learned"
     qk_norm: bool = False  # RMS-normalise each query and key
+    source_size: int = 0  # of the context so many tokens go to an encoder; 0: there is none
     logit_softcap: float = 0.0  # logits bent into (-cap, cap), as in Gemma 2; 0 is off
     projection_init: Literal["normal", "scaled", "zero"] = "normal"  # back into the residual stream
 
@@ -249,6 +250,16 @@ _CALCULATOR = replace(  # + - * and / with a scratchpad
     eval_interval=500,
 )
 
+_DATES = replace(  # an encoder reads the source, the decoder looks it up
+    _ADDITION,
+    preset="dates",
+    model=replace(_ADDITION.model, block_size=43, source_size=32, n_layer=2, n_head=4),
+    data="dates",
+    batch_size=64,
+    max_iters=600,
+    eval_interval=200,
+)
+
 PRESETS = {
     "quickstart": _QUICKSTART,
     "lecture": _LECTURE,
@@ -257,6 +268,7 @@ PRESETS = {
     "speedrun": _SPEEDRUN,
     "addition": _ADDITION,
     "calculator": _CALCULATOR,
+    "dates": _DATES,
     "gpt2": _GPT2,
     "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
     "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),

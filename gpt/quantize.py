@@ -70,10 +70,10 @@ class QuantizedEmbedding(Quantized):
 
 def quantize(model: GPT) -> None:
     """Make bytes of the model's matrices, in place."""
-    for block in model.blocks:
-        block.sa.qkv, block.sa.proj = QuantizedLinear(block.sa.qkv), QuantizedLinear(block.sa.proj)
-        block.ffwd.up = QuantizedLinear(block.ffwd.up)
-        block.ffwd.down = QuantizedLinear(block.ffwd.down)
+    for module in list(model.blocks.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, QuantizedLinear(child))
     model.token_embedding_table = table = QuantizedEmbedding(model.token_embedding_table)
     model.lm_head = QuantizedLinear(model.lm_head)
     if model.config.tied_head:

@@ -4,7 +4,8 @@ This file is the truth that the kernels are held against. It follows "Let's buil
 scratch, in code, spelled out" line by line and keeps its parameter names, so a `state_dict`
 saved by the lecture's own `gpt.py` loads as it is and gives the same bits. What papers since
 have changed (RoPE, QK norm, RMSNorm, a tied head, other activations) is spelled out beside it,
-each behind a switch of `ModelConfig` that is off in the lecture's preset.
+and so are the encoder and the cross-attention of the lecture's notes, each behind a switch of
+`ModelConfig` that is off in the lecture's preset.
 
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
@@ -13,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from gpt.encoder_decoder import EncoderDecoder
 from gpt.presets import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
 
 
@@ -82,11 +84,12 @@ def rotate(x):
 
 
 class Head(nn.Module):
-    """One head of self-attention."""
+    """One head of self-attention, or of cross-attention where there is a source."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, causal=True):
         super().__init__()
         self.config = config
+        self.causal = causal  # a decoder's; in an encoder all tokens see each other
         head_size = config.n_embd // config.n_head
         self.key = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
         self.query = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
@@ -94,35 +97,37 @@ class Head(nn.Module):
         self.register_buffer("tril", torch.tril(torch.ones(config.block_size, config.block_size)))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x):
+    def forward(self, x, source=None):
         T = x.shape[1]
-        k = self.key(x)  # (B, T, D)
+        source = x if source is None else source  # where keys and values come from
+        k = self.key(source)  # (B, T, D)
         q = self.query(x)  # (B, T, D)
         if self.config.qk_norm:
             k, q = root_mean_square_normalise(k), root_mean_square_normalise(q)
-        if self.config.position == "rope":
+        if self.config.position == "rope" and source is x:
             k, q = rotate(k), rotate(q)
         # attention scores ("affinities")
         wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
-        wei = wei.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # (B, T, T)
+        if self.causal:
+            wei = wei.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # (B, T, T)
         wei = F.softmax(wei, dim=-1)  # (B, T, T)
         wei = self.dropout(wei)
         # the weighted aggregation of the values
-        v = self.value(x)  # (B, T, D)
+        v = self.value(source)  # (B, T, D)
         return wei @ v  # (B, T, T) @ (B, T, D) -> (B, T, D)
 
 
 class MultiHeadAttention(nn.Module):
     """Heads of self-attention in parallel, side by side in the channels, then mixed."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, causal=True):
         super().__init__()
-        self.heads = nn.ModuleList([Head(config) for _ in range(config.n_head)])
+        self.heads = nn.ModuleList([Head(config, causal) for _ in range(config.n_head)])
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x):
-        out = torch.cat([head(x) for head in self.heads], dim=-1)  # (B, T, C)
+    def forward(self, x, source=None):
+        out = torch.cat([head(x, source) for head in self.heads], dim=-1)  # (B, T, C)
         return self.dropout(self.proj(out))
 
 
@@ -146,9 +151,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Transformer block: communication followed by computation."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, causal=True):
         super().__init__()
-        self.sa = MultiHeadAttention(config)
+        self.sa = MultiHeadAttention(config, causal)
         self.ffwd = FeedForward(config)
         self.ln1 = make_norm(config)
         self.ln2 = make_norm(config)
@@ -157,6 +162,30 @@ class Block(nn.Module):
         x = x + self.sa(self.ln1(x))
         x = x + self.ffwd(self.ln2(x))
         return x
+
+
+class DecoderBlock(Block):
+    """The same with cross-attention between: communication with a source too."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.ca = MultiHeadAttention(config, causal=False)
+        self.ln3 = make_norm(config)
+
+    def forward(self, x, source):
+        x = x + self.sa(self.ln1(x))
+        x = x + self.ca(self.ln3(x), source)
+        x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+def make_blocks(config: ModelConfig) -> nn.Module:
+    layers = range(config.n_layer)
+    if not config.source_size:
+        return nn.Sequential(*[Block(config) for _ in layers])
+    encoder = [Block(config, causal=False) for _ in layers]
+    decoder = [DecoderBlock(config) for _ in layers]
+    return EncoderDecoder(config.source_size, encoder, make_norm(config), decoder)
 
 
 class GPT(nn.Module):
@@ -173,7 +202,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.blocks = nn.Sequential(*[Block(config) for _ in range(config.n_layer)])
+        self.blocks = make_blocks(config)
         self.ln_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
@@ -183,8 +212,8 @@ class GPT(nn.Module):
     def initialise(self):
         """Draw all weights from the global generator, in the lecture's order."""
         self.apply(self._init_weights)
-        for block in self.blocks:
-            for weight in (block.sa.proj.weight, block.ffwd.net[2].weight):
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("proj.weight", "net.2.weight")):  # back into the residual stream
                 if self.config.projection_init == "scaled":  # GPT-2: one share per residual add
                     nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * self.config.n_layer) ** 0.5)
                 elif self.config.projection_init == "zero":  # each block starts as the identity

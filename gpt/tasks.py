@@ -19,8 +19,10 @@ import torch
 from torch.nn import functional as F
 
 from gpt import Refused
-from gpt.data import random_integers, scramble
-from gpt.presets import IGNORE_INDEX
+from gpt.data import check_no_source, random_integers, scramble
+from gpt.dates import Dates
+from gpt.evaluate import answered
+from gpt.presets import IGNORE_INDEX, ModelConfig
 from gpt.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("\n*+,-/0123456789=[]r")
@@ -29,7 +31,6 @@ END = CODES["\n"]  # of an answer, and what fills a row up
 HELD_OUT = 10  # one pair in so many
 CANDIDATES = 16  # for a pair; that all are held out happens to one problem in 10^16
 PROBLEMS = 10_000  # held-out problems in an evaluation, shared by the operations
-ROWS = 1024  # in one forward pass of an evaluation
 
 
 class Task:
@@ -69,31 +70,25 @@ class Task:
         """Every held-out problem of an evaluation, as x and y (N, block_size)."""
         return self._rows(*self.held_out, block_size)
 
-    def check_block(self, block_size: int) -> None:
+    def check_model(self, config: ModelConfig) -> None:
         """Refuse a block that the longest line does not fit in."""
+        check_no_source(config, self.name)
         problems = [column[:1] for column in self.held_out]
         longest = max(self._line(sign, *problems[1:]).shape[1] for sign in self.digits) - 1
-        if longest > block_size:
+        if longest > config.block_size:
             raise Refused(
                 f"a problem of {self.name} and its answer have up to {longest} characters; give "
                 f"--block-size {longest} or more"
             )
 
-    @torch.no_grad()
     def scores(self, model, block_size: int, precision) -> dict[str, float]:
         """The share of held-out problems answered without a mistake, in all and by operation.
 
-        A row counts when each of its tokens is the likeliest: it is then what the model writes by
-        itself. A scratchpad must be right to the last digit too.
+        A scratchpad must be right to the last digit too.
         """
-        model.eval()
-        right = []
-        for x, y in zip(*(each.split(ROWS) for each in self.validation(block_size)), strict=True):
-            with precision.autocast():
-                logits = model(x)[0][..., : TOKENIZER.vocab_size]
-            right.append(((logits.argmax(-1) == y) | (y == IGNORE_INDEX)).all(1))
-        model.train()
-        right, operation = torch.cat(right).double(), self.held_out[0]
+        rows = self.validation(block_size)
+        right = answered(model, *rows, TOKENIZER.vocab_size, precision).double()
+        operation = self.held_out[0]
         scores = {"accuracy": right.mean().item()}
         for number, sign in enumerate(self.digits):
             if len(self.digits) > 1:
@@ -244,11 +239,13 @@ CALCULATOR = {"+": 3, "-": 3, "*": 2, "/": 2}  # digits of the numbers
 
 
 def is_task(name: str) -> bool:
-    return re.fullmatch(r"addition-[1-8]|calculator(-direct)?", name) is not None
+    return re.fullmatch(r"addition-[1-8]|calculator(-direct)?|dates", name) is not None
 
 
-def open_task(name: str) -> Task:
+def open_task(name: str) -> Task | Dates:
     """The task of that name."""
+    if name == "dates":
+        return Dates()
     if name.startswith("addition"):
         return Task(name, {"+": int(name[-1])}, addition)
     return Task(name, CALCULATOR, result if name.endswith("direct") else with_work)

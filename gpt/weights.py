@@ -15,7 +15,7 @@ from gpt import Refused, model, reference
 from gpt.presets import ModelConfig
 
 _RENAMED = (("ffwd.net.0.", "ffwd.up."), ("ffwd.net.2.", "ffwd.down."))
-_HEAD = re.compile(r"(blocks\.\d+\.sa)\.heads\.(\d+)\.(query|key|value)\.(weight|bias)")
+_HEAD = re.compile(r"(blocks\..*\.[sc]a)\.heads\.(\d+)\.(query|key|value)\.(weight|bias)")
 _PARTS = ("query", "key", "value")  # the order of the rows of the packed matrix
 
 State = dict[str, torch.Tensor]
@@ -46,7 +46,7 @@ def lecture_from_fused(fused: State, config: ModelConfig) -> State:
         refuse_unless_like(model.GPT(config, ops=None).state_dict(), fused)
     lecture: State = {}
     for name, tensor in fused.items():
-        if ".sa.qkv." in name:
+        if ".qkv." in name:
             attention, kind = name.split(".qkv.")
             heads = tensor.view(
                 3, config.n_head, -1, *tensor.shape[1:]

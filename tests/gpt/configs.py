@@ -46,6 +46,19 @@ CONFIGS = {
     ),
 }
 
+ENCODERS = {  # with an encoder beside the decoder
+    "encoder": replace(LECTURE, source_size=3),
+    "modern encoder": replace(
+        LECTURE,
+        source_size=3,
+        qkv_bias=True,
+        norm="rms_norm",
+        position="rope",
+        qk_norm=True,
+        projection_init="scaled",
+    ),
+}
+
 
 @torch.no_grad()
 def randomise(model, seed=0):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpt import Refused
 from gpt.data import Data, random_integers, windows
-from gpt.presets import IGNORE_INDEX
+from gpt.presets import IGNORE_INDEX, ModelConfig
 from gpt.tokenizer import ByteTokenizer
 
 
@@ -111,5 +111,5 @@ def test_data_moves_as_a_whole():
 @pytest.mark.parametrize(("train", "val"), [(8, 9), (9, 8), (1, 9)])
 def test_a_block_that_a_split_cannot_fill_is_refused(train, val):
     with pytest.raises(Refused, match="needs at least 9; give more text or a smaller --block-size"):
-        make_data(torch.arange(train), torch.arange(val)).check_block(8)
-    make_data(torch.arange(9), torch.arange(9)).check_block(8)
+        make_data(torch.arange(train), torch.arange(val)).check_model(ModelConfig(block_size=8))
+    make_data(torch.arange(9), torch.arange(9)).check_model(ModelConfig(block_size=8))

@@ -13,9 +13,10 @@ import torch
 import kernels
 from gpt import model, reference
 from gpt.weights import fused_from_lecture
-from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, draw_tokens, randomise
 from tests.instruments import DEVICE
 
+EVERY = CONFIGS | ENCODERS
 TABLES = ("torch", "triton")
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
 
@@ -43,10 +44,10 @@ def assert_same(actual, exact, name):
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize(
-    ("name", "T"), [*((name, 7) for name in CONFIGS), ("lecture", 1), ("modern", 1), ("modern", 8)]
+    ("name", "T"), [*((name, 7) for name in EVERY), ("lecture", 1), ("modern", 1), ("modern", 8)]
 )
 def test_logits_loss_and_gradients_are_those_of_the_reference(name, T, table):
-    config = CONFIGS[name]
+    config = EVERY[name]
     tokens, targets = draw_tokens(2, T), draw_tokens(2, T, seed=1)
     targets[1, 0] = -1  # not counted
     truth, fused = build_reference(config, torch.float64), build(table, config, DTYPE)
@@ -64,9 +65,9 @@ def test_logits_loss_and_gradients_are_those_of_the_reference(name, T, table):
         assert_same(actual[name], gradient, name)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_fresh_models_of_one_seed_have_the_same_weights(name):
-    config = CONFIGS[name]
+    config = EVERY[name]
     models = [reference.GPT(config), model.GPT(config, kernels.load("torch"))]
     for seed in (0, 1):
         for fresh in models:

@@ -7,7 +7,7 @@ import torch
 
 import sample
 from gpt import Refused
-from gpt.presets import IGNORE_INDEX
+from gpt.presets import IGNORE_INDEX, ModelConfig
 from gpt.step import Precision
 from gpt.tasks import CALCULATOR, TOKENIZER, open_task
 from tests.gpt.test_data import splitmix64
@@ -168,9 +168,9 @@ def test_scores_are_shares_of_rows_without_a_mistake():
 @pytest.mark.parametrize(("name", "longest"), [("addition-3", 12), ("calculator", 35)])
 def test_a_block_that_is_too_small_is_refused(name, longest):
     task = open_task(name)
-    task.check_block(longest)
+    task.check_model(ModelConfig(block_size=longest))
     with pytest.raises(Refused, match=f"give --block-size {longest} or more"):
-        task.check_block(longest - 1)
+        task.check_model(ModelConfig(block_size=longest - 1))
     assert max(len(text) for text, _ in lines(*task.validation(50))) == longest
 
 

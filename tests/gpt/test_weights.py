@@ -9,7 +9,9 @@ import torch
 import kernels
 from gpt import Refused, model, reference
 from gpt.weights import fused_from_lecture, lecture_from_fused
-from tests.gpt.configs import CONFIGS, LECTURE, randomise
+from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, randomise
+
+EVERY = CONFIGS | ENCODERS
 
 
 def lecture_state(config=LECTURE):
@@ -26,9 +28,9 @@ def assert_equal(state, other):
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_round_trips_are_bit_equal(name):
-    config = CONFIGS[name]
+    config = EVERY[name]
     lecture, fused = lecture_state(config), fused_state(config)
     there = fused_from_lecture(lecture, config)
     back = lecture_from_fused(fused, config)
