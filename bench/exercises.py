@@ -57,6 +57,12 @@ SEEDS = (1, 2, 3)
 
 PRETRAIN = "--preset quickstart --data python-docs --max-iters 600 --eval-interval 600"
 FINETUNE = "--preset quickstart --max-iters 300 --eval-interval 50"
+BEGINNINGS = ("from scratch", "begun from python-docs")
+
+PAIRS = {  # about as many parameters
+    "an encoder and a decoder": "--preset dates",
+    "a decoder alone": "--preset dates --source-size 0 --n-layer 5",
+}
 
 
 def main() -> int:
@@ -133,17 +139,36 @@ def features(text: str) -> list[dict]:
 
 
 def finetune(text: str) -> list[dict]:
-    """Exercise 3: tiny shakespeare from scratch, and from a run on another text, seed by seed."""
-    rows = []
+    """Exercise 3: tiny shakespeare from scratch, and from a run on another text, step by step."""
+    losses: dict[int, list[tuple[float, float]]] = {}  # step -> of each seed
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
             train_to(Path(folder, "first"), PRETRAIN, seed)
             scratch = train_to(Path(folder, "scratch"), f"{FINETUNE} --data {text}", seed)
             options = f"{FINETUNE} --data {text} --init-from {folder}/first"
             begun = train_to(Path(folder, "begun"), options, seed)
-        for a, b in zip(scratch, begun, strict=True):
-            row = {"seed": seed, "step": a["step"], "from scratch": f"{a['val_loss']:.4f}"}
-            rows.append(show(row | {"begun from python-docs": f"{b['val_loss']:.4f}"}))
+        for one, other in zip(scratch, begun, strict=True):
+            losses.setdefault(one["step"], []).append((one["val_loss"], other["val_loss"]))
+    rows = []
+    for step, pairs in losses.items():
+        row = {"step": step}
+        for name, each in zip(BEGINNINGS, zip(*pairs, strict=True), strict=True):
+            row[name] = f"{statistics.mean(each):.4f}"
+            row[f"{name}, of the seeds"] = ", ".join(f"{loss:.4f}" for loss in each)
+        rows.append(show(row))
+    return rows
+
+
+def pairs(text: str) -> list[dict]:
+    """The lecture's notes: dates read by an encoder and cross-attention, and by a decoder alone."""
+    rows = []
+    for name, options in PAIRS.items():
+        for seed in SEEDS:
+            summary = train(options, seed)
+            row = {"model": name, "options": f"`{options}`", "seed": seed}
+            row |= {"parameters": f"{summary['parameters']:,}", "steps": summary["steps"]}
+            row["seconds"] = round(summary["training_seconds"])
+            rows.append(show(row | {"accuracy": f"{100 * summary['accuracy']:.2f}%"}))
     return rows
 
 
@@ -152,7 +177,7 @@ def show(row: dict) -> dict:
     return row
 
 
-RECIPES = {"arithmetic": arithmetic, "features": features, "finetune": finetune}
+RECIPES = {"arithmetic": arithmetic, "features": features, "finetune": finetune, "pairs": pairs}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,11 +17,12 @@ import re
 import sys
 from pathlib import Path
 
-from bench import figures, pictures, run_report, two_cores
+from bench import curves, figures, pictures, run_report, two_cores
 from bench.tables import NOT_MEASURED, PROGRAMS, TABLES, of_program
 from gpt import Refused
 
 PICTURES = Path("docs") / "pictures"
+WITHOUT_A_CARD = {"two-cores.svg": two_cores.picture, "finetune.svg": curves.picture}
 MARKER = re.compile(r"<!-- (begin|end) ([\w-]+) -->")
 
 
@@ -38,19 +39,19 @@ def main(arguments: list[str] | None = None, root: Path = figures.REPOSITORY) ->
     for result in results:
         drawn = pictures.paths(root / PICTURES, result).values()
         stale += [path for path in drawn if not pictures.is_current(path, result)]
-    measured_here = two_cores.picture(figures.of_programs(root / "bench" / "results"))
-    without_a_card = root / PICTURES / "two-cores.svg"
-    if measured_here and measured_here != _text(without_a_card):
-        stale.append(without_a_card)
+    programs = figures.of_programs(root / "bench" / "results")
+    drawings = {root / PICTURES / name: draw(programs) for name, draw in WITHOUT_A_CARD.items()}
+    stale += [path for path, drawn in drawings.items() if drawn and drawn != _text(path)]
     names = ", ".join(str(path.relative_to(root)) for path in stale)
     if options.check:
         print(f"not what bench/ says: {names}; run python -m bench.report" if stale else "current")
         return 1 if stale else 0
     for result in results:
         pictures.draw(root / PICTURES, result)
-    if without_a_card in stale:
-        without_a_card.parent.mkdir(parents=True, exist_ok=True)
-        without_a_card.write_text(measured_here)
+    for path, drawn in drawings.items():
+        if drawn:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(drawn)
     for path in documents(root):
         path.write_text(fill(path.read_text(), path, root, results, ledger))
     print(f"written: {names}" if stale else "everything was current")

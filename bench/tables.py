@@ -245,6 +245,7 @@ PROGRAMS = (
     "exercises-arithmetic",
     "exercises-features",
     "exercises-finetune",
+    "exercises-pairs",
 )
 TABLES = {
     "card": card,

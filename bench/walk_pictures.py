@@ -18,6 +18,7 @@ STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #333; } .small { font-size: 11px; }
 .plain { fill: #7fb0dd; } .masked { fill: #ddaa33; } .skipped { fill: #eeeeee; }
 .now { fill: #4477aa; } .done { fill: #b9d3ea; } .frame { fill: none; stroke: #888; }
+.curve { fill: none; stroke: #4477aa; stroke-width: 2; } .grey { stroke: #999; }
 rect { stroke: #ffffff; } .line { stroke: #888; }
 @media (prefers-color-scheme: dark) { text { fill: #ddd; } .skipped { fill: #2a2a2e; }
   .plain { fill: #4477aa; } .now { fill: #99c4ee; } .done { fill: #2f4a66; }

@@ -334,6 +334,32 @@ def test_what_two_cores_did_is_drawn_from_its_figures(root):
     assert "not drawn" not in drawn
 
 
+def test_curves_are_drawn_from_their_figures(root):
+    rows = [
+        {"step": step, "from scratch": f"{one}", "begun from python-docs": f"{other}"}
+        for step, one, other in ((0, 9.0, 9.0), (10, 3.0, 2.5), (20, 2.0, 2.0), (40, 1.5, 1.0))
+    ]
+    result = {"schema": 1, "table": "exercises-finetune", "machine": "two", "commit": "abc"}
+    path = root / "bench" / "results" / "exercises-finetune-2026-11-21.json"
+    figures.write(path, result | {"date": "2026-11-21", "rows": rows})
+    assert report.main(["--check"], root) == 1
+    assert report.main([], root) == 0
+    assert report.main(["--check"], root) == 0
+    drawn = (root / "docs" / "pictures" / "finetune.svg").read_text()
+    curves = [
+        [tuple(map(float, point.split(","))) for point in points.split()]
+        for points in re.findall(r'points="([^"]+)"', drawn)
+    ]
+    for curve, losses in zip(curves, ([3.0, 2.0, 1.5], [2.5, 2.0, 1.0]), strict=True):
+        (left, _), _, (right, _) = curve
+        assert [(x - left) / (right - left) for x, _ in curve] == pytest.approx(
+            [0, 1 / 3, 1], abs=1e-3
+        )
+        top, bottom = curves[0][0][1], curves[1][-1][1]  # of 3 and of 1
+        heights = [3 - 2 * (y - top) / (bottom - top) for _, y in curve]
+        assert heights == pytest.approx(losses, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
