@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import warnings
 from dataclasses import replace
 
@@ -18,6 +19,10 @@ from tests.gpt.configs import CONFIGS, draw_tokens, randomise
 from tests.instruments import DEVICE, DRAWING_RULES, assert_drawn_from, restricted_softmax
 
 VOCABULARY, BLOCK = 65, 16
+interpreted_for_minutes = pytest.mark.skipif(
+    DEVICE == "cpu" and "SLOW" not in os.environ,
+    reason="needs a CUDA card, or SLOW=1 and some minutes in the interpreter",
+)
 LENGTHS = (1, 3, 20, 16, 7, 2, 15, 17)  # of prompts: within the block, full, longer
 
 
@@ -79,6 +84,9 @@ def a_thousand_tokens(name, rows):
         ("relu_squared", "torch", 1),
         ("relu_squared", "torch", 8),
         ("rope", "torch", 8),
+        pytest.param("relu_squared", "triton", 1, marks=interpreted_for_minutes),
+        pytest.param("relu_squared", "triton", 8, marks=interpreted_for_minutes),
+        pytest.param("rope", "triton", 8, marks=interpreted_for_minutes),
     ],
 )
 def test_a_thousand_tokens_are_those_of_the_lecture(name, table, rows):
