@@ -24,7 +24,6 @@ setup(
             *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "tiktoken"),
             *("ruff", "codespell", "tomli; python_version < '3.11'"),  # tomli: for codespell
         ],
-        "report": ["matplotlib"],
         "weights": ["huggingface_hub", "transformers"],
         "log": ["tensorboard", "wandb"],
         "bpe": ["tiktoken"],

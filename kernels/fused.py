@@ -1,9 +1,6 @@
-"""The Triton operations under the names of `kernels.Ops`.
+"""The Triton operations under the names of `kernels.Ops`."""
 
-An operation that is not written in Triton yet is PyTorch's own, and `kernels.serving` says so.
-"""
-
-from kernels import native
+from kernels import Ops
 from kernels.adamw import AdamW
 from kernels.add_layer_norm import add_layer_norm
 from kernels.attention import attention, attention_qkv
@@ -16,7 +13,7 @@ from kernels.layer_norm import layer_norm, rms_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.linear_step import linear_step
 
-OPS = native.OPS._replace(
+OPS = Ops(
     layer_norm=layer_norm,
     rms_norm=rms_norm,
     add_layer_norm=add_layer_norm,

@@ -77,16 +77,17 @@ def options(command):
 def test_every_command_is_of_a_kind_that_is_tested():
     kinds = (
         *(by("python", "train.py"), by("python", "sample.py"), by("python", "-m")),
-        *(by("make"), by("pytest"), by("pip"), by("cp")),
+        *(by("make"), by("pytest"), by("pip"), by("cp"), by("torchrun")),
         [one for one in by("python") if one.words[1].startswith("docs/")],
     )
     assert sorted(one for kind in kinds for one in kind) == sorted(COMMANDS)
     assert len(COMMANDS) > 15
 
 
-@pytest.mark.parametrize("command", by("python", "train.py"), ids=line)
+@pytest.mark.parametrize("command", [*by("python", "train.py"), *by("torchrun")], ids=line)
 def test_options_of_train_parse(command):
-    given = [word for word in command.words[2:] if word != "--resume"]  # its run is not here
+    given = command.words[command.words.index("train.py") + 1 :]
+    given = [word for word in given if word != "--resume"]  # its run is not here
     assert parse_run(given, "quickstart", lambda name: {})
 
 
@@ -99,7 +100,7 @@ def test_options_of_sample_parse(command):
 def test_a_module_knows_the_options(command, capsys):
     module = importlib.import_module(command.words[2])
     with mock.patch("sys.argv", [command.words[2], "--help"]), pytest.raises(SystemExit) as end:
-        module.main()
+        module.main(["--help"])
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert [option for option in options(command) if option not in told] == []
