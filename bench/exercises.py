@@ -2,14 +2,17 @@
 
     python -m bench.exercises                          all of them, one after the other
     python -m bench.exercises arithmetic features      these
+    python -m bench.exercises --minutes 15             those that take no longer
 
 Each writes bench/results/exercises-NAME-DATE.json, whose table stands in docs/exercises.md. All of
 them are for a CPU; seconds are those of training, without set-up and without evaluations.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -65,27 +68,54 @@ PAIRS = {  # about as many parameters
 }
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--text", default="auto", help="for text: tiny shakespeare, as --data")
     parser.add_argument("--to", type=Path, default=figures.RESULTS, help="a folder for the figures")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="a recipe that takes longer is stopped"
+    )
+    options = parser.parse_args(arguments)
     for name in options.names:
         if name not in RECIPES:
             parser.error(f"there is no {name}; choose of {', '.join(RECIPES)}")
+    late = []
     for name in options.names or RECIPES:
         commit, today = figures.commit(), date.today().isoformat()
+        try:
+            with stopped_after(options.minutes):
+                rows = RECIPES[name](options.text)
+        except TimeoutError:
+            print(f"{name} takes longer than {options.minutes:g} minutes, and was stopped")
+            late.append(name)
+            continue
         result = {
             "schema": figures.SCHEMA,
             "table": f"exercises-{name}",
             "date": today,
             "commit": commit,
             "machine": f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads on {machine()}",
-            "rows": RECIPES[name](options.text),
+            "rows": rows,
         }
         figures.write(options.to / f"exercises-{name}-{today}.json", result)
-    return 0
+    return 1 if late else 0
+
+
+@contextlib.contextmanager
+def stopped_after(minutes: float):
+    """Raise TimeoutError in what is done inside when it takes longer; 0 is no limit."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def train(options: str, seed: int = 1337) -> dict:

@@ -1,5 +1,7 @@
 """The exercises' recipes are runs of train.py, and their rows say what the runs have said."""
 
+import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +38,19 @@ def test_a_feature_s_change_is_that_of_the_same_seeds(monkeypatch):
     assert rows["SwiGLU"]["time"] == "1.50x"
     assert rows["RoPE"]["change of the loss"] == "+0.0000"
     assert rows["the lecture's modules"]["change of the loss"] == ""
+
+
+def test_a_recipe_that_takes_too_long_is_stopped_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    def slow(text):
+        exercises.subprocess.run(["sleep", "60"])
+
+    monkeypatch.setattr(exercises, "RECIPES", {"slow": slow, "quick": lambda text: [{"loss": 1}]})
+    began = time.monotonic()
+    assert exercises.main(["--minutes", "0.01", "--to", str(tmp_path)]) == 1
+    assert time.monotonic() - began < 30
+    assert "slow takes longer than 0.01 minutes, and was stopped" in capsys.readouterr().out
+    (written,) = tmp_path.iterdir()
+    assert json.loads(written.read_text())["rows"] == [{"loss": 1}]
 
 
 def test_a_run_begun_from_another_stands_beside_one_from_scratch(tmp_path, monkeypatch):
