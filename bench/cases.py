@@ -236,6 +236,7 @@ CASES = (
     Case("attention", GPT2, "fp16", {"causal": False}),
     Case("attention", GPT2, "fp32"),
     Case("attention", WIDE_HEADS),
+    Case("attention", GPT2, "bf16", {"window": 256} | _DROPOUT),
     Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
     Case("attention_qkv", GPT2),
     Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT),
@@ -267,6 +268,7 @@ TOKENS = (
     Token("linear_step", ONE, "fp32"),
     Token("attention_step", ONE),
     Token("attention_step", ONE, "fp32", {"qk_norm": True}),
+    Token("attention_step", ONE, "bf16", {"window": 256}),
     Token("draw", ONE, "bf16", {"top_k": 40}),
     Token("draw", ONE, "fp32", {"temperature": 0.0}),
 )

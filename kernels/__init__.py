@@ -37,11 +37,12 @@ class Ops(NamedTuple):
     # (residual (..., C), x (..., C), weight, bias, *, eps, dropout_p, seed)
     # -> residual + dropout(x) (..., C), layer_norm of that (..., C)
     add_layer_norm: Callable
-    # (q (B, H, Tq, D), k and v (B, Hkv, Tk, D), *, causal, dropout_p, scale, seed)
+    # (q (B, H, Tq, D), k and v (B, Hkv, Tk, D), *, causal, window, dropout_p, scale, seed)
     # -> (B, H, Tq, D)
+    # Where it is causal, row t sees the keys 0 ... t, of a window of W > 0 only the last W.
     attention: Callable
-    # (qkv (B, T, 3C) as [query | key | value], n_head, *, causal, dropout_p, scale, seed)
-    # -> (B, T, C)
+    # (qkv (B, T, (H + 2 Hkv) D) as [query | key | value], n_head,
+    #  *, n_kv_head (None: n_head), causal, window, dropout_p, scale, seed) -> (B, T, H D)
     attention_qkv: Callable
     # (x (..., C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None,
     #  *, activation, dropout_p, seed) -> (..., C)
@@ -59,9 +60,10 @@ class Ops(NamedTuple):
     #  activation or None, residual (B, N) or None)
     # -> residual + activation(norm(x) @ (scale * weight)^T + bias) (B, N)
     linear_step: Callable
-    # (qkv (B, 3C) as [query | key | value], cache (2, B, H, T, D) of keys and values,
-    #  position (B,) int64, *, qk_norm, eps, cos and sin (T, D) or None) -> (B, C)
-    # The new key and value are written to the cache at `position`; the query sees all up to it.
+    # (qkv (B, (H + 2 Hkv) D) as [query | key | value], cache (2, B, Hkv, T, D) of keys and values,
+    #  position (B,) int64, *, window, qk_norm, eps, cos and sin (T, D) or None) -> (B, H D)
+    # The new key and value are written to the cache at `position`; the query sees all up to it,
+    # of a window of W > 0 only the last W.
     attention_step: Callable
     # (logits (B, V), *, temperature, top_k, top_p, seed () int64) -> tokens (B,) int64
     # The same tokens for the same logits and seed, as exp(logits / temperature) would draw them.

@@ -1,6 +1,7 @@
 """Causal self-attention, one tile of rows at a time, with dropout on the attention weights.
 
-    S = scale Q K^T, -inf where a row may not see a key   (causal: row >= key)
+    S = scale Q K^T, -inf where a row may not see a key   (causal: key <= row;
+                                                           a window of W: row - W < key <= row)
     P = softmax(S)                                        out = dropout(P) V
 
 The (T, T) matrices never exist. One program holds M rows of Q and walks over tiles of N keys,
@@ -12,8 +13,10 @@ with a running maximum m and a running sum z of every row (FlashAttention-2, Dao
 
 - Everything is in base 2, log2(e) folded into the scale: the hardware has exp2 and not exp.
 - z sums p before dropout, as the lecture normalises before it drops.
-- One loop for all tiles of keys; only those on the diagonal, or past the last key, enter the
-  branch that masks. Two loops would make ptxas wait for every product of the tensor cores.
+- One loop for all tiles of keys; only those on the diagonal, at the window's edge, or past the
+  last key, enter the branch that masks. Two loops would make ptxas wait for every product of the
+  tensor cores.
+- With a window the loop begins at its first tile, so time grows with T W and not with T^2.
 - Kept for the backward: out, and lse in fp32, so memory grows with T and not with T^2.
 
 `attention` takes any strides; `attention_qkv` runs the same kernels on views of the packed
@@ -62,6 +65,7 @@ def _forward(
     Tk,
     SCALE: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr,
     KEEP_SCALE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -88,21 +92,30 @@ def _forward(
     acc = tl.zeros((M, BLOCK_D), ACC)
     seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
     seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
-    for first_key in tl.range(0, seen_by_any, N):
+    first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    for first_key in tl.range(first_seen, seen_by_any, N):
         key = first_key + tl.arange(0, N)
         inside_k = (key < Tk)[:, None] & is_d
         offset = key.to(tl.int64)[:, None]
         k = tl.load(k_ptr + offset * stride_kt + d[None, :], inside_k, other=0.0)  # (N, D)
         v = tl.load(v_ptr + offset * stride_vt + d[None, :], inside_k, other=0.0)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
-        if first_key + N > seen_by_all:
+        masked = first_key + N > seen_by_all
+        if WINDOW > 0:
+            masked |= first_key < first_row + M - WINDOW
+        if masked:
             seen = (key < Tk)[None, :]
             if CAUSAL:
                 seen &= row[:, None] >= key[None, :]
+            if WINDOW > 0:
+                seen &= row[:, None] - key[None, :] < WINDOW
             s = tl.where(seen, s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1) * (SCALE * LOG2_E))
-        p = tl.exp2(s * (SCALE * LOG2_E) - m_new[:, None])
-        alpha = tl.exp2(m - m_new)
+        shift = m_new
+        if WINDOW > 0:  # a row's first tiles may lie before its window: -inf - -inf is no number
+            shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+        p = tl.exp2(s * (SCALE * LOG2_E) - shift[:, None])
+        alpha = tl.exp2(m - shift)
         z = z * alpha + tl.sum(p, 1)
         if THRESHOLD > 0:
             keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
@@ -139,16 +152,15 @@ class Attention(torch.autograd.Function):
 
 
 class PackedAttention(torch.autograd.Function):
-    """(B, T, 3C) as [query | key | value] -> (B, T, C), and one gradient (B, T, 3C)."""
+    """(B, T, (H + 2 Hkv) D) as [query | key | value] -> (B, T, H D), and one such gradient."""
 
     @staticmethod
-    def forward(ctx, qkv, n_head, seed, constants):
-        qkv = _whole_rows(qkv)
-        B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        out = torch.empty((B, T, C), dtype=qkv.dtype, device=qkv.device)
-        lse = _launch_forward(*_heads(out, 1, n_head), *_heads(qkv, 3, n_head), seed, constants)
+    def forward(ctx, qkv, counts, seed, constants):
+        qkv, H = _whole_rows(qkv), counts[0]
+        out = qkv.new_empty((*qkv.shape[:2], H * constants["D"]))
+        lse = _launch_forward(*_heads(out, H), *_heads(qkv, *counts), seed, constants)
         ctx.save_for_backward(qkv, out, lse, seed)
-        ctx.n_head, ctx.constants = n_head, constants
+        ctx.counts, ctx.constants = counts, constants
         return out
 
     @staticmethod
@@ -157,10 +169,10 @@ class PackedAttention(torch.autograd.Function):
         qkv, out, lse, seed = ctx.saved_tensors
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
         attention_backward(
-            *_heads(dqkv, 3, ctx.n_head),
-            *_heads(_whole_rows(dout), 1, ctx.n_head),
-            *_heads(qkv, 3, ctx.n_head),
-            *_heads(out, 1, ctx.n_head),
+            *_heads(dqkv, *ctx.counts),
+            *_heads(_whole_rows(dout), ctx.counts[0]),
+            *_heads(qkv, *ctx.counts),
+            *_heads(out, ctx.counts[0]),
             lse,
             seed,
             ctx.constants,
@@ -186,9 +198,9 @@ def _empty_like(x):
     return x.new_empty((B, T, H, D)).transpose(1, 2)
 
 
-def _heads(x, parts, n_head):
-    """`parts` views (B, H, T, D) of x (B, T, parts C)."""
-    return x.unflatten(-1, (parts, n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
+def _heads(x, *counts):
+    """Views (B, H, T, D) of x (B, T, C): its channels are so many heads, then so many, ..."""
+    return x.unflatten(-1, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)
 
 
 def _whole_rows(x):
@@ -197,7 +209,7 @@ def _whole_rows(x):
 
 
 @opaque
-def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
+def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed=None):
     """softmax(scale q k^T) v with dropout on the weights; shapes and defaults in `kernels.Ops`.
 
     With `causal`, row t sees keys 0..t, also where Tq and Tk differ. H is a multiple of Hkv, and
@@ -213,26 +225,39 @@ def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
         raise ValueError(f"attention needs one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
     if q.shape[2] and not k.shape[2]:
         raise ValueError(f"attention needs at least one key; it got {shapes}")
-    constants = _constants(q, causal, dropout_p, scale, group=q.shape[1] // k.shape[1])
+    if 0 < window <= q.shape[2] - k.shape[2]:
+        raise ValueError(f"attention's last rows see no key in a window of {window}: {shapes}")
+    constants = _constants(q, k, causal, window, dropout_p, scale)
     return Attention.apply(q, k, v, _seed(q, seed, constants), constants)
 
 
 @opaque
-def attention_qkv(qkv, n_head, *, causal=True, dropout_p=0.0, scale=None, seed=None):
+def attention_qkv(
+    qkv, n_head, *, n_kv_head=None, causal=True, window=0, dropout_p=0.0, scale=None, seed=None
+):
     """Attention of all heads from the packed projection; shapes and defaults in `kernels.Ops`."""
     qkv = _autocast(qkv)
-    if qkv.ndim != 3 or n_head < 1 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * n_head):
+    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # of query, key, value
+    if qkv.ndim != 3 or min(counts) < 1 or qkv.shape[-1] == 0 or qkv.shape[-1] % sum(counts):
         raise ValueError(
-            f"attention_qkv takes qkv (B, T, 3C) with C a multiple of n_head, not "
-            f"{tuple(qkv.shape)} and {n_head} heads"
+            f"attention_qkv takes qkv (B, T, (H + 2 Hkv) D), not {tuple(qkv.shape)} with "
+            f"H = {counts[0]} and Hkv = {counts[1]}"
         )
-    constants = _constants(_heads(qkv, 3, n_head)[0], causal, dropout_p, scale, group=1)
-    return PackedAttention.apply(qkv, n_head, _seed(qkv, seed, constants), constants)
+    if n_head % counts[1]:
+        raise ValueError(f"attention_qkv needs H to be a multiple of Hkv, not {counts[:2]}")
+    q, k, _ = _heads(qkv, *counts)
+    constants = _constants(q, k, causal, window, dropout_p, scale)
+    return PackedAttention.apply(qkv, counts, _seed(qkv, seed, constants), constants)
 
 
-def _constants(q, causal, dropout_p, scale, group):
+def _constants(q, k, causal, window, dropout_p, scale):
     """What the kernels are compiled for, the tile aside."""
     D = q.shape[-1]
+    if window < 0 or (window and not causal):
+        raise ValueError(
+            "attention takes a window of at least 1 key, or 0 for all, and only where it is "
+            f"causal, not {window} with causal={causal}"
+        )
     if not 1 <= D <= LARGEST_HEAD:
         raise ValueError(f"attention takes heads of 1 to {LARGEST_HEAD} channels, not {D}")
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -244,9 +269,10 @@ def _constants(q, causal, dropout_p, scale, group):
     return {
         "SCALE": float(scale),
         "CAUSAL": bool(causal),
+        "WINDOW": window if window < q.shape[2] else 0,
         "THRESHOLD": threshold,
         "KEEP_SCALE": keep_scale,
-        "GROUP": group,
+        "GROUP": q.shape[1] // k.shape[1],
         "D": D,
         "BLOCK_D": max(16, triton.next_power_of_2(D)),  # a tensor core multiplies 16 at a time
         "ACC": tl.float64 if q.dtype == torch.float64 else tl.float32,

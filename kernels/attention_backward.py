@@ -58,6 +58,7 @@ def _backward_q(
     Tk,
     SCALE: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr,
     KEEP_SCALE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -91,7 +92,8 @@ def _backward_q(
     dq = tl.zeros((M, BLOCK_D), ACC)
     seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
     seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
-    for first_key in tl.range(0, seen_by_any, N):
+    first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    for first_key in tl.range(first_seen, seen_by_any, N):
         key = first_key + tl.arange(0, N)
         inside_k = (key < Tk)[:, None] & is_d
         offset = key.to(tl.int64)[:, None]
@@ -99,10 +101,15 @@ def _backward_q(
         v = tl.load(v_ptr + offset * stride_vt + d[None, :], inside_k, other=0.0)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
         p = tl.exp2(s * (SCALE * LOG2_E) - lse[:, None])
-        if first_key + N > seen_by_all:
+        masked = first_key + N > seen_by_all
+        if WINDOW > 0:
+            masked |= first_key < first_row + M - WINDOW
+        if masked:
             seen = (key < Tk)[None, :]
             if CAUSAL:
                 seen &= row[:, None] >= key[None, :]
+            if WINDOW > 0:
+                seen &= row[:, None] - key[None, :] < WINDOW
             p = tl.where(seen, p, 0.0)
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee", out_dtype=ACC)  # (M, N)
         if THRESHOLD > 0:
@@ -148,6 +155,7 @@ def _backward_kv(
     Tk,
     SCALE: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     THRESHOLD: tl.constexpr,
     KEEP_SCALE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -170,12 +178,13 @@ def _backward_kv(
     v = tl.load(v_ptr + long_key * stride_vt + d[None, :], inside, other=0.0)  # (N, D)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
+    end = tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq  # of rows that see any
     for member in tl.range(0, GROUP):
         head = kv_head * GROUP + member
         q_head_ptr = q_ptr + batch * stride_qb + head * stride_qh
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
         statistics = (batch * tl.num_programs(1) * GROUP + head) * Tq
-        for first_row in tl.range(first_key if CAUSAL else 0, Tq, M):
+        for first_row in tl.range(first_key if CAUSAL else 0, end, M):
             row = first_row + tl.arange(0, M)
             inside_q = (row < Tq)[:, None] & is_d
             offset = row.to(tl.int64)[:, None]
@@ -184,8 +193,15 @@ def _backward_kv(
             lse = tl.load(lse_ptr + statistics + row, row < Tq, other=0.0)  # (M,)
             s = tl.dot(k, tl.trans(q), input_precision="ieee", out_dtype=ACC)  # (N, M)
             p = tl.exp2(s * (SCALE * LOG2_E) - lse[None, :])
-            if CAUSAL and first_row < first_key + N - 1:
-                p = tl.where(row[None, :] >= key[:, None], p, 0.0)
+            if CAUSAL:
+                masked = first_row < first_key + N - 1
+                if WINDOW > 0:
+                    masked |= first_row + M > first_key + WINDOW
+                if masked:
+                    seen = row[None, :] >= key[:, None]
+                    if WINDOW > 0:
+                        seen &= row[None, :] - key[:, None] < WINDOW
+                    p = tl.where(seen, p, 0.0)
             kept = p
             if THRESHOLD > 0:
                 keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)

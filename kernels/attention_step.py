@@ -1,7 +1,8 @@
 """Attention of one new token of each row over the cache, to which it is added.
 
 For the query q, key k and value v of the token at `position` t, normalised and turned by their
-position first where the model does so, over what the cache has of the tokens 0 ... t - 1:
+position first where the model does so, over what the cache has of the tokens 0 ... t - 1, of which
+a window of W sees the last W - 1:
 
     cache[t] = k, v        s = q K^T / sqrt(D)        out = softmax(s) V
 
@@ -12,7 +13,8 @@ Decisions:
   rows are few. The number of parts follows from the block size and not from the position, because
   a CUDA graph has one grid; `_combine` adds them in order: the same bits every time.
 - The new key and value are used from registers, rounded as the cache has them, and written by the
-  program of the first part: nobody waits for a write.
+  program of the first part of a group's first head: nobody waits for a write.
+- Query heads that share keys are programs of their own: the L2 cache has what the first one read.
 - A softmax in base 2, its maximum and sum carried along as in FlashAttention; products without
   tensor cores, since only the bytes of the cache count.
 """
@@ -30,8 +32,8 @@ MOST_PARTS = 32  # of the keys
 
 @triton.jit
 def _forward(
-    qkv_ptr,  # (B, 3, H, D)
-    cache_ptr,  # (2, B, H, T, D)
+    qkv_ptr,  # (B, H + 2 HKV, D)
+    cache_ptr,  # (2, B, HKV, T, D)
     position_ptr,  # (B,)
     cos_ptr,  # (T, D) or None
     sin_ptr,  # (T, D) or None
@@ -43,7 +45,9 @@ def _forward(
     SCALE: tl.constexpr,
     EPS: tl.constexpr,
     QK_NORM: tl.constexpr,
+    WINDOW: tl.constexpr,
     H: tl.constexpr,
+    HKV: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KEYS: tl.constexpr,
@@ -53,22 +57,27 @@ def _forward(
     head, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(position_ptr + batch).to(tl.int32)
     d = tl.arange(0, BLOCK_D)
-    qkv_ptr += (batch * 3 * H + head) * D
+    kv_head = head // (H // HKV)
+    qkv_ptr += (batch * (H + 2 * HKV) + head) * D
     q = _positioned(qkv_ptr, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)  # (BLOCK_D,)
-    k_ptr = cache_ptr + (batch * H + head) * T * D
-    v_ptr = k_ptr + tl.cast(B, tl.int64) * H * T * D
+    k_ptr = cache_ptr + (batch * HKV + kv_head) * T * D
+    v_ptr = k_ptr + tl.cast(B, tl.int64) * HKV * T * D
 
     m = tl.full((), float("-inf"), ACC)
     z = tl.zeros((), ACC)
     acc = tl.zeros((BLOCK_D,), ACC)
-    for first in range(part * PART, tl.minimum(part * PART + PART, position), KEYS):
+    begin, end = part * PART, tl.minimum(part * PART + PART, position)
+    if WINDOW > 0:
+        begin = tl.maximum(begin, position - WINDOW + 1)
+    for first in range(begin, end, KEYS):
         key = first + tl.arange(0, KEYS)
         at = key[:, None] * D + d[None, :]
-        inside = (key < position)[:, None] & (d < D)[None, :]
+        seen = key < end
+        inside = seen[:, None] & (d < D)[None, :]
         k = tl.load(k_ptr + at, inside, other=0).to(ACC)  # (KEYS, BLOCK_D)
         v = tl.load(v_ptr + at, inside, other=0).to(ACC)  # (KEYS, BLOCK_D)
         s = tl.sum(q[None, :] * k, 1) * (SCALE * LOG2_E)  # (KEYS,)
-        s = tl.where(key < position, s, float("-inf"))
+        s = tl.where(seen, s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 0))
         p = tl.exp2(s - m_new)
         alpha = tl.exp2(m - m_new)
@@ -77,10 +86,12 @@ def _forward(
         m = m_new
     if part == 0:  # which adds the new token
         kind = cache_ptr.dtype.element_ty
-        k = _positioned(qkv_ptr + H * D, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)
-        k, v = k.to(kind), tl.load(qkv_ptr + 2 * H * D + d, d < D, other=0)
-        tl.store(k_ptr + position * D + d, k, d < D)
-        tl.store(v_ptr + position * D + d, v, d < D)
+        new_ptr = qkv_ptr + (H - head + kv_head) * D
+        k = _positioned(new_ptr, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)
+        k, v = k.to(kind), tl.load(new_ptr + HKV * D + d, d < D, other=0)
+        if head % (H // HKV) == 0:
+            tl.store(k_ptr + position * D + d, k, d < D)
+            tl.store(v_ptr + position * D + d, v, d < D)
         s = tl.sum(q * k.to(ACC), 0) * (SCALE * LOG2_E)
         m_new = tl.maximum(m, s)
         p = tl.exp2(s - m_new)
@@ -147,7 +158,8 @@ def _combine(
 
 
 def _launch(qkv, cache, position, cos, sin, out, **constants):
-    _, B, H, T, D = cache.shape
+    _, B, HKV, T, D = cache.shape
+    H = out.shape[1] // D
     elements, keys, programs = tile("attention_step", qkv.device)
     BLOCK_D = triton.next_power_of_2(D)
     part = max(keys, triton.next_power_of_2(triton.cdiv(T, MOST_PARTS)))
@@ -166,6 +178,7 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
         B,
         T,
         H=H,
+        HKV=HKV,
         D=D,
         BLOCK_D=BLOCK_D,
         KEYS=min(elements // BLOCK_D, keys, part),
@@ -181,27 +194,31 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
 
 
 def attention_step(
-    qkv,  # (B, 3C)
-    cache,  # (2, B, H, T, D)
+    qkv,  # (B, (H + 2 Hkv) D)
+    cache,  # (2, B, Hkv, T, D)
     position,  # (B,)
     *,
+    window=0,
     qk_norm=False,
     eps=1e-5,
     cos=None,  # (T, D)
     sin=None,  # (T, D)
 ):
-    """Attention of the new tokens over the cache, which they are added to: (B, C)."""
+    """Attention of the new tokens over the cache, which they are added to: (B, H D)."""
     fits = qkv.ndim == 2 and cache.ndim == 5 and cache.shape[0] == 2
     if fits:
-        _, B, H, T, D = cache.shape
-        fits = qkv.shape == (B, 3 * H * D) and position.shape == (B,)
+        _, B, Hkv, T, D = cache.shape
+        width = Hkv * D
+        fits = width > 0 and qkv.shape[0] == B and position.shape == (B,)
+        fits = fits and qkv.shape[1] % width == 0 and qkv.shape[1] >= 3 * width
         fits = fits and all(table is None or table.shape == (T, D) for table in (cos, sin))
     if not fits or (cos is None) != (sin is None):
         tables = [None if table is None else tuple(table.shape) for table in (cos, sin)]
         raise ValueError(
-            "attention_step takes qkv (B, 3HD), cache (2, B, H, T, D), position (B,), and cos and "
-            f"sin (T, D) or neither, not {tuple(qkv.shape)}, {tuple(cache.shape)}, "
-            f"{tuple(position.shape)}, {tables[0]} and {tables[1]}"
+            "attention_step takes qkv (B, (H + 2 Hkv) D) with H a multiple of Hkv, cache "
+            "(2, B, Hkv, T, D), position (B,), and cos and sin (T, D) or neither, not "
+            f"{tuple(qkv.shape)}, {tuple(cache.shape)}, {tuple(position.shape)}, {tables[0]} and "
+            f"{tables[1]}"
         )
     if qkv.dtype != cache.dtype or not cache.is_contiguous():
         raise ValueError(
@@ -213,9 +230,14 @@ def attention_step(
             f"attention_step takes heads of 1 to {LARGEST_HEAD} channels, an even number where "
             f"they are turned, not {D}"
         )
-    out = torch.empty((B, H * D), dtype=qkv.dtype, device=qkv.device)
+    if window < 0:
+        raise ValueError(
+            f"attention_step takes a window of at least 1 key, or 0 for all, not {window}"
+        )
+    out = torch.empty((B, qkv.shape[1] - 2 * width), dtype=qkv.dtype, device=qkv.device)
     qkv, position = qkv.contiguous(), position.contiguous()
     cos, sin = (table if table is None else table.contiguous() for table in (cos, sin))
-    constants = {"SCALE": D**-0.5, "EPS": eps, "QK_NORM": qk_norm}
+    window = window if window < T else 0
+    constants = {"SCALE": D**-0.5, "EPS": eps, "QK_NORM": qk_norm, "WINDOW": window}
     _launch(qkv, cache, position, cos, sin, out, **constants)
     return out

@@ -27,12 +27,20 @@ def add_layer_norm(residual, x, weight, bias=None, *, eps=1e-5, dropout_p=0.0, s
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
 
-def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
-    grouped = q.shape[1] != k.shape[1]
-    if q.device.type == "cpu" and k.shape[2] <= SHORT and not grouped:
-        return _attention_by_products(q, k, v, causal, dropout_p, scale)
+def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed=None):
+    if window and not causal:
+        raise ValueError("attention looks back over a window only where it is causal")
+    if q.device.type == "cpu" and k.shape[2] <= SHORT:
+        return _attention_by_products(q, k, v, causal, window, dropout_p, scale)
     return F.scaled_dot_product_attention(
-        q, k, v, is_causal=causal, dropout_p=dropout_p, scale=scale, enable_gqa=grouped
+        q,
+        k,
+        v,
+        attn_mask=_mask(q, k, causal, window) if window else None,
+        is_causal=causal and not window,
+        dropout_p=dropout_p,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 
@@ -41,21 +49,35 @@ def attention(q, k, v, *, causal=True, dropout_p=0.0, scale=None, seed=None):
 SHORT = 512
 
 
-def _attention_by_products(q, k, v, causal, dropout_p, scale):
+def _attention_by_products(q, k, v, causal, window, dropout_p, scale):
     B, H, T, D = q.shape
-    mask = q.new_zeros(T, k.shape[2])
-    if causal:
-        mask = mask.fill_(float("-inf")).triu(1)  # -inf above the diagonal
-    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B*H, T, D)
+    Hkv, Tk = k.shape[1:3]
+    group = H // Hkv  # whose queries are rows of one product
+    mask = _mask(q, k, causal, window).expand(group, T, Tk).reshape(group * T, Tk)
+    q = q.reshape(B * Hkv, group * T, D)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*Hkv, Tk, D)
     scale = D**-0.5 if scale is None else scale
-    weights = torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)  # (B*H, T, T)
+    weights = torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)  # (B*Hkv, group*T, Tk)
     return (F.dropout(weights, dropout_p) @ v).view(B, H, T, D)
 
 
-def attention_qkv(qkv, n_head, *, causal=True, dropout_p=0.0, scale=None, seed=None):
-    q, k, v = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-    out = attention(q, k, v, causal=causal, dropout_p=dropout_p, scale=scale)  # (B, H, T, D)
-    return out.transpose(1, 2).flatten(2)  # (B, T, C)
+def _mask(q, k, causal, window):
+    """-inf where a row does not see a key, 0 where it does: (Tq, Tk)."""
+    mask = q.new_zeros(q.shape[2], k.shape[2])
+    if not causal:
+        return mask
+    hidden = mask.fill_(float("-inf"))
+    mask = hidden.triu(1)  # above the diagonal
+    return mask + hidden.tril(-window) if window else mask
+
+
+def attention_qkv(
+    qkv, n_head, *, n_kv_head=None, causal=True, window=0, dropout_p=0.0, scale=None, seed=None
+):
+    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # of query, key, value
+    q, k, v = qkv.unflatten(2, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)
+    out = attention(q, k, v, causal=causal, window=window, dropout_p=dropout_p, scale=scale)
+    return out.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
 
 
 ACTIVATIONS = {
@@ -138,23 +160,30 @@ def _int8_linear(x, weight, scale):
     return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
 
 
-def attention_step(qkv, cache, position, *, qk_norm=False, eps=1e-5, cos=None, sin=None):
-    _, B, H, T, D = cache.shape
-    qk, v = qkv.view(B, 3 * H, D).split((2 * H, H), dim=1)
+def attention_step(qkv, cache, position, *, window=0, qk_norm=False, eps=1e-5, cos=None, sin=None):
+    _, B, Hkv, T, D = cache.shape
+    H = qkv.shape[1] // D - 2 * Hkv
+    qk, v = qkv.view(B, H + 2 * Hkv, D).split((H + Hkv, Hkv), dim=1)
     if qk_norm:
         qk = rms_norm(qk, eps=eps)
     if cos is not None:
         turned = qk.roll(D // 2, dims=-1) * sin[position][:, None].to(qk.dtype)
         qk = torch.addcmul(turned, qk, cos[position][:, None].to(qk.dtype))
-    q, k = qk.split(H, dim=1)  # (B, H, D) each
+    q, k = qk.split((H, Hkv), dim=1)  # (B, H, D), (B, Hkv, D)
     row = torch.arange(B, device=qkv.device)
     cache[0, row, :, position], cache[1, row, :, position] = k, v
-    if B and qkv.device.type == "cpu":
-        T = int(position.max()) + 1  # no wait there; on a card all keys are read, and masked
-    key = torch.arange(T, device=qkv.device)
-    seen = (key <= position[:, None])[:, None, None]  # (B, 1, 1, T)
-    k, v = cache[:, :, :, :T]
-    return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=seen).flatten(1)
+    begin, end = 0, T
+    if B and qkv.device.type == "cpu":  # no wait there; on a card all keys are read, and masked
+        begin = max(0, int(position.min()) - window + 1) if window else 0
+        end = int(position.max()) + 1
+    key = torch.arange(begin, end, device=qkv.device)
+    seen = key <= position[:, None]  # (B, T)
+    if window:
+        seen &= key > position[:, None] - window
+    k, v = cache[:, :, :, begin:end]
+    q = q.unflatten(1, (Hkv, -1))  # (B, Hkv, H / Hkv, D): the queries of a group as rows
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+    return out.flatten(1)  # (B, H D)
 
 
 def draw(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):

@@ -403,7 +403,7 @@ def test_wrong_shapes(shapes, message):
     ("shape", "n_head"), [((2, 96), 2), ((2, 3, 97), 2), ((2, 3, 0), 2), ((2, 3, 96), 0)]
 )
 def test_wrong_packed_shapes(shape, n_head):
-    with pytest.raises(ValueError, match=r"qkv \(B, T, 3C\)"):
+    with pytest.raises(ValueError, match=r"qkv \(B, T, \(H \+ 2 Hkv\) D\)"):
         attention_qkv(torch.zeros(shape, device=DEVICE), n_head)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kernels import launch, native
 from kernels.attention_step import attention_step
 from tests.instruments import DEVICE, DTYPES, assert_deterministic, dtypes, hold_against, randn
+from tests.kernels.plain_attention import plain_attention
 
 # elements of a tile of keys, keys of a part at least, programs with which no parts are needed
 PARTS, WHOLE = (64, 16, 1_000), (64, 16, 1)
@@ -26,22 +27,22 @@ def angles(T, D, dtype):
     return angle.cos().to(dtype), (angle.sin() * sign).to(dtype)
 
 
-def hold(positions, H, T, D, dtype, *, qk_norm=False, turned=False, scale=1.0):
+def hold(positions, H, T, D, dtype, *, Hkv=None, window=0, qk_norm=False, turned=False, scale=1.0):
     """Output and cache against fp64, the new key and value among them."""
-    B = len(positions)
+    B, Hkv = len(positions), Hkv or H
     position = torch.tensor(positions, device=DEVICE)
 
     def over(function):
         def call(qkv, cache, cos, sin):
             cache = cache.clone()
-            options = {"qk_norm": qk_norm, "cos": cos, "sin": sin}
+            options = {"window": window, "qk_norm": qk_norm, "cos": cos, "sin": sin}
             return function(qkv, cache, position, **options), cache
 
         return call
 
     operands = (
-        randn(B, 3 * H * D, dtype=dtype, scale=scale),
-        randn(2, B, H, T, D, dtype=dtype, seed=1),
+        randn(B, (H + 2 * Hkv) * D, dtype=dtype, scale=scale),
+        randn(2, B, Hkv, T, D, dtype=dtype, seed=1),
         *(angles(T, D, dtype) if turned else (None, None)),
     )
     # the new key is rounded before it is used: where it is computed, the baseline does that too
@@ -54,6 +55,37 @@ def hold(positions, H, T, D, dtype, *, qk_norm=False, turned=False, scale=1.0):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_at_the_edges_of_tiles_and_parts(dtype):
     hold([0, 1, 15, 16, 17, 31, 32, 39], 2, 40, 8, dtype)
+
+
+@pytest.mark.parametrize(("H", "Hkv", "window"), [(4, 2, 0), (2, 2, 3), (6, 1, 1), (4, 2, 100)])
+def test_the_oracle_is_the_last_row_of_attention(H, Hkv, window):
+    """PyTorch's step, which the kernel is held against below, over what came before each token."""
+    T, D = 20, 8
+    q, k, v = (
+        randn(2, heads, T, D, dtype=torch.float64, seed=i) for i, heads in enumerate((H, Hkv, Hkv))
+    )
+    expected = plain_attention(q, k, v, window=window)
+    for positions in ([19, 0], [3, 12]):
+        row, at = torch.arange(2, device=DEVICE), torch.tensor(positions, device=DEVICE)
+        cache = torch.stack((k, v))
+        cache[:, row, :, at] = float("nan")
+        qkv = torch.cat([x[row, :, at] for x in (q, k, v)], dim=1).flatten(1)  # (B, (H + 2 Hkv) D)
+        out = native.attention_step(qkv, cache, at, window=window)
+        torch.testing.assert_close(out, expected[row, :, at].flatten(1))
+        assert torch.equal(cache, torch.stack((k, v)))
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 33, 40])
+def test_a_window_at_the_edges_of_tiles_and_parts(window, dtype):
+    hold([0, 1, 15, 16, 17, 31, 32, 39], 1, 40, 8, dtype, window=window)
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize(("H", "Hkv", "window"), [(4, 2, 0), (6, 2, 17), (3, 1, 0)])
+def test_grouped_heads(H, Hkv, window):
+    hold([5, 39, 20], H, 40, 6, torch.float32, Hkv=Hkv, window=window, qk_norm=True, turned=True)
 
 
 @pytest.mark.usefixtures("tile")
@@ -88,6 +120,18 @@ def test_scores_that_would_overflow():
 
 def test_the_largest_number_of_parts():
     hold([1_000, 2_079], 1, 2_080, 2, torch.float32)
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("window", [1, 5, 16, 20])
+@pytest.mark.parametrize("table", [native.attention_step, attention_step])
+def test_keys_before_the_window_are_not_read(table, window):
+    qkv, at = randn(1, 3 * 8), torch.tensor([37], device=DEVICE)
+    cache = randn(2, 1, 1, 40, 8, seed=1)
+    poisoned = cache.clone()
+    poisoned[:, :, :, : 38 - window] = float("nan")
+    out = table(qkv, cache, at, window=window)
+    assert torch.equal(table(qkv, poisoned, at, window=window), out)
 
 
 @pytest.mark.usefixtures("tile")
@@ -140,6 +184,8 @@ def test_the_launches_follow_from_the_shapes_alone():
     ("change", "message"),
     [
         ({"qkv": (2, 47)}, r"\(2, 47\), \(2, 2, 2, 10, 8\)"),
+        ({"qkv": (2, 56)}, r"a multiple of Hkv, .*\(2, 56\)"),
+        ({"qkv": (2, 32)}, r"not \(2, 32\)"),
         ({"qkv": (1, 2, 48)}, r"not \(1, 2, 48\)"),
         ({"cache": (2, 2, 10, 8)}, r"\(2, 2, 10, 8\)"),
         ({"cache": (3, 2, 2, 10, 8)}, r"\(3, 2, 2, 10, 8\)"),
@@ -163,3 +209,9 @@ def test_a_cache_of_another_dtype_or_layout_is_refused():
     for cache in (torch.zeros(2, 2, 2, 10, 8).half(), torch.zeros(2, 2, 10, 2, 8).transpose(2, 3)):
         with pytest.raises(ValueError, match="a contiguous cache of qkv's dtype"):
             attention_step(qkv, cache, position)
+
+
+def test_a_window_of_less_than_nothing_is_refused():
+    qkv, cache = torch.zeros(2, 48), torch.zeros(2, 2, 2, 10, 8)
+    with pytest.raises(ValueError, match="at least 1 key, or 0 for all, not -1"):
+        attention_step(qkv, cache, torch.zeros(2, dtype=torch.int64), window=-1)

@@ -1,11 +1,15 @@
 """One-line mistakes in `kernels/attention.py`, and what each would break."""
 
-TESTS = ["tests/kernels/test_attention_dropout.py", "tests/kernels/test_attention.py"]
+TESTS = [
+    "tests/kernels/test_attention_window.py",
+    "tests/kernels/test_attention_dropout.py",
+    "tests/kernels/test_attention.py",
+]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "a row does not see itself"),
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] + 1 >= key[None, :]", "a row sees the next token"),
     ("seen = (key < Tk)[None, :]", "seen = (key <= Tk)[None, :]", "a key past the last one counts"),
-    ("if first_key + N > seen_by_all:", "if first_key > seen_by_all:", "the diagonal's tile is not masked"),
+    ("masked = first_key + N > seen_by_all", "masked = first_key > seen_by_all", "the diagonal's tile is not masked"),
     ("tl.minimum(first_row + 1, Tk) if CAUSAL else Tk\n    seen_by_any", "tl.minimum(first_row + M, Tk) if CAUSAL else Tk\n    seen_by_any", "the diagonal's tile is not masked"),
     ("seen_by_any = tl.minimum(first_row + M, Tk)", "seen_by_any = tl.minimum(first_row + 1, Tk)", "the last tile of keys is left out"),
     ("inside_k = (key < Tk)[:, None] & is_d", "inside_k = (key <= Tk)[:, None] & is_d", "reads past the keys"),
@@ -25,4 +29,16 @@ MUTATIONS = [
     ("if constants[\"THRESHOLD\"] == 0:\n        return None", "if False:\n        return None", "the generator is asked for nothing"),
     ("return x.new_empty((B, T, H, D)).transpose(1, 2)", "return x.new_empty(x.shape)", "joining the heads is a copy"),
     ("accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32", "accumulator = q.dtype", "lse is rounded to 16 bits"),
+    ("row[:, None] - key[None, :] < WINDOW", "row[:, None] - key[None, :] <= WINDOW", "a row sees a key too many"),
+    ("row[:, None] - key[None, :] < WINDOW", "row[:, None] - key[None, :] < WINDOW - 1", "a row sees a key too few"),
+    ("tl.maximum(first_row - WINDOW + 1, 0) // N * N", "tl.maximum(first_row - WINDOW + 1 - N, 0) // N * N", "a tile before the window is visited"),
+    ("tl.maximum(first_row - WINDOW + 1, 0) // N * N", "tl.maximum(first_row - WINDOW + 1 + N, 0) // N * N", "the window's first tile is left out"),
+    ("masked |= first_key < first_row + M - WINDOW", "masked |= first_key < first_row - WINDOW", "the tile at the window's edge is not masked"),
+    ('shift = tl.where(m_new == float("-inf"), 0.0, m_new)', "shift = m_new", "rows whose first tile lies before their window are no numbers"),
+    ('"WINDOW": window if window < q.shape[2] else 0', '"WINDOW": 0', "a window is not passed on"),
+    ('"WINDOW": window if window < q.shape[2] else 0', '"WINDOW": window if window < q.shape[2] - 1 else 0', "a window of all rows but one is none"),
+    ("if 0 < window <= q.shape[2] - k.shape[2]:", "if 0 < window < q.shape[2] - k.shape[2]:", "the last row sees no key and is no number"),
+    ("if window < 0 or (window and not causal):", "if window < 0:", "a window is taken where nothing is causal"),
+    ("if n_head % counts[1]:", "if False:", "heads that are no groups are taken"),
+    ("return x.unflatten(-1, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)", "return x.unflatten(-1, (sum(counts), -1)).transpose(1, 2).split(counts[::-1], dim=1)", "values have the queries' heads"),
 ]

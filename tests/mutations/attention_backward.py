@@ -1,9 +1,13 @@
 """One-line mistakes in `kernels/attention_backward.py`, and what each would break."""
 
-TESTS = ["tests/kernels/test_attention_dropout.py", "tests/kernels/test_attention.py"]
+TESTS = [
+    "tests/kernels/test_attention_window.py",
+    "tests/kernels/test_attention_dropout.py",
+    "tests/kernels/test_attention.py",
+]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "dQ lacks the diagonal"),
-    ("if first_key + N > seen_by_all:", "if first_key > seen_by_all:", "dQ sees the future"),
+    ("masked = first_key + N > seen_by_all", "masked = first_key > seen_by_all", "dQ sees the future"),
     ("seen_by_any = tl.minimum(first_row + M, Tk)", "seen_by_any = tl.minimum(first_row + 1, Tk)", "dQ lacks the last tile of keys"),
     ("seen = (key < Tk)[None, :]", "seen = (key == key)[None, :]", "2^S of a key that is not there overflows in dQ"),
     ("delta = tl.sum(dout.to(ACC) * out.to(ACC), 1)", "delta = tl.sum(dout.to(ACC), 1)", "delta is not rowsum(dout out)"),
@@ -12,9 +16,9 @@ MUTATIONS = [
     ("dq = (dq * SCALE).to", "dq = dq.to", "dQ is not scaled"),
     ("dk = (dk * SCALE).to", "dk = dk.to", "dK is not scaled"),
     ("dv = (dv * KEEP_SCALE).to", "dv = dv.to", "dV is not scaled for what was dropped"),
-    ("tl.range(first_key if CAUSAL else 0, Tq, M)", "tl.range(first_key, Tq, M)", "dK and dV lack early rows when nothing is masked"),
-    ("if CAUSAL and first_row < first_key + N - 1:", "if CAUSAL and first_row < first_key - 1:", "dK and dV see the future"),
-    ("p = tl.where(row[None, :] >= key[:, None], p, 0.0)", "p = tl.where(row[None, :] > key[:, None], p, 0.0)", "dK and dV lack the diagonal"),
+    ("tl.range(first_key if CAUSAL else 0, end, M)", "tl.range(first_key, end, M)", "dK and dV lack early rows when nothing is masked"),
+    ("masked = first_row < first_key + N - 1", "masked = first_row < first_key - 1", "dK and dV see the future"),
+    ("seen = row[None, :] >= key[:, None]", "seen = row[None, :] > key[:, None]", "dK and dV lack the diagonal"),
     ("head = kv_head * GROUP + member", "head = kv_head + member", "a group adds the heads of another"),
     ("statistics = (batch * tl.num_programs(1) * GROUP + head) * Tq", "statistics = (batch * tl.num_programs(1) + head) * Tq", "dK reads another batch's lse"),
     ("for member in tl.range(0, GROUP):", "for member in tl.range(0, 1):", "one head of a group adds to dK"),
@@ -25,4 +29,12 @@ MUTATIONS = [
     ("inside_q = (row < Tq)[:, None] & is_d", "inside_q = (row <= Tq)[:, None] & is_d", "rows past the last one are read"),
     ("is_row, is_d = row < Tq,", "is_row, is_d = row <= Tq,", "delta and dQ are written past the last row"),
     ("k_ptr += batch * stride_kb + head // GROUP * stride_kh", "k_ptr += batch * stride_kb + head * stride_kh", "dQ reads keys of another group"),
+    ("row[:, None] - key[None, :] < WINDOW", "row[:, None] - key[None, :] <= WINDOW", "dQ has a key too many"),
+    ("tl.maximum(first_row - WINDOW + 1, 0) // N * N", "tl.maximum(first_row - WINDOW + 1 - N, 0) // N * N", "dQ visits a tile before the window"),
+    ("tl.maximum(first_row - WINDOW + 1, 0) // N * N", "tl.maximum(first_row - WINDOW + 1 + N, 0) // N * N", "dQ lacks the window's first tile"),
+    ("masked |= first_key < first_row + M - WINDOW", "masked |= first_key < first_row - WINDOW", "dQ does not mask the window's edge"),
+    ("row[None, :] - key[:, None] < WINDOW", "row[None, :] - key[:, None] <= WINDOW", "dK and dV have a row too many"),
+    ("tl.minimum(first_key + N + WINDOW - 1, Tq)", "tl.minimum(first_key + N + WINDOW - 2, Tq)", "dK and dV lack the last row of the window"),
+    ("tl.minimum(first_key + N + WINDOW - 1, Tq)", "tl.minimum(first_key + N + WINDOW - 1 + M, Tq)", "dK and dV visit a tile past the window"),
+    ("masked |= first_row + M > first_key + WINDOW", "masked |= first_row > first_key + WINDOW", "dK and dV do not mask the window's edge"),
 ]
