@@ -1,12 +1,15 @@
-"""The loss over the validation split."""
+"""The loss over the validation split, or over any text."""
+
+import math
 
 import torch
 import torch.nn as nn
 
-from gpt import ranks
+from gpt import Refused, ranks
 from gpt.data import Data
 from gpt.presets import IGNORE_INDEX, TrainConfig
 from gpt.step import WARM_UP, Precision
+from gpt.tokenizer import Tokenizer
 
 EVALUATION_TOKENS = 16_384  # in one forward pass
 
@@ -53,12 +56,33 @@ def answered(model: nn.Module, x, y, vocab_size: int, precision: Precision) -> t
     model.eval()
     right = []
     rows = max(1, EVALUATION_TOKENS // x.shape[1])
-    for x, y in zip(x.split(rows), y.split(rows), strict=True):
+    for part, targets in zip(x.split(rows), y.split(rows), strict=True):
         with precision.autocast():
-            logits = model(x)[0][..., :vocab_size]  # (rows, T, V)
-        right.append(((logits.argmax(-1) == y) | (y == IGNORE_INDEX)).all(1))
+            logits = model(part)[0][..., :vocab_size]  # (rows, T, V)
+        right.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
     model.train()
     return torch.cat(right)
+
+
+def text_scores(model: nn.Module, tokenizer: Tokenizer, text: str, precision: Precision) -> dict:
+    """What a text costs a model: `loss` in nats per token, `perplexity`, `bits_per_byte`.
+
+    Every token but the first is predicted once, as in `evaluate`: the text is cut into windows of
+    a block, and a token is predicted from the 1 to block_size tokens before it in its window. To
+    slide the window would give each a longer context, and a lower loss.
+
+    Perplexities are of one tokenizer; bits per byte, loss / ln 2 * tokens / bytes of UTF-8 (Gao et
+    al. 2020), can be held against those of another.
+    """
+    tokens, size = torch.from_numpy(tokenizer.encode(text)), len(text.encode("utf-8"))
+    if len(tokens) < 2:
+        raise Refused(f"the text has {len(tokens)} tokens, and at least two are needed")
+    tokens = tokens.to(precision.device)
+    data = Data("text", tokens, tokens, tokenizer, precision.device)
+    loss = float(evaluate(model, data, TrainConfig(model=model.config), precision))
+    scores = {"loss": loss, "perplexity": math.exp(loss)}
+    scores["bits_per_byte"] = loss / math.log(2) * len(tokens) / size
+    return scores | {"tokens": len(tokens), "bytes": size}
 
 
 def of_this_rank(batches: list) -> list:

@@ -124,7 +124,7 @@ def gpt2_from_fused(ours: State, config: ModelConfig) -> State:
         short = _theirs(name)
         theirs[short] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
         bias = short.removesuffix("weight") + "bias"
-        if "h." in short or "ln_f" in short:
+        if short.endswith("weight") and ("h." in short or "ln_f" in short):
             theirs.setdefault(bias, torch.zeros(tensor.shape[0]))
     return theirs
 
