@@ -19,7 +19,10 @@ def layer_norm(x, weight, bias=None, *, eps=1e-5):
 
 
 def rms_norm(x, weight=None, *, eps=1e-5):
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
+    if weight is None or weight.dtype == x.dtype:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    wider = torch.promote_types(x.dtype, weight.dtype)  # of two dtypes PyTorch's warns
+    return F.rms_norm(x.to(wider), x.shape[-1:], weight.to(wider), eps).to(x.dtype)
 
 
 def add_layer_norm(residual, x, weight, bias=None, *, eps=1e-5, dropout_p=0.0, seed=None):

@@ -205,3 +205,12 @@ def test_a_number_of_rows_needs_no_code_of_its_own(norm):
 def test_a_width_that_does_not_fit(norm, shape):
     with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}")):
         norm(torch.empty(shape), torch.empty(shape[-1:]))
+
+
+def test_pytorch_s_rms_norm_takes_a_wider_weight():
+    """As under autocast; PyTorch itself warns, and warnings are errors here."""
+    x, weight = randn(40, 96, dtype=torch.bfloat16), randn(96)
+    exact = x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-5)
+    y = native.rms_norm(x, weight, eps=1e-5)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, (exact * weight.double()).bfloat16(), rtol=2**-8, atol=0)
