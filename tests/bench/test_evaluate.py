@@ -1,4 +1,4 @@
-"""evaluate.py: bits per byte of a text and HellaSwag, spelled out; what it refuses."""
+"""bench.evaluate: bits per byte of a text and HellaSwag, spelled out; what it refuses."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-import evaluate
 import kernels
+from bench import evaluate
 from gpt import checkpoint, hellaswag, weights
 from gpt.build import portable_state
 from gpt.model import GPT
@@ -161,7 +161,7 @@ def test_what_is_refused(folder, tmp_path, monkeypatch, capsys, options, sentenc
     write_examples(tmp_path / "label", row, row | {"label": 2})
     assert evaluate.main([str(folder), "--device=cpu", *options]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("evaluate.py: ")
+    assert said.startswith("bench.evaluate: ")
     assert sentence in said
     assert said.count("\n") == 1
 

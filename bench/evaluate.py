@@ -1,7 +1,7 @@
-"""What a model knows of a text, or of HellaSwag. `python evaluate.py --help` lists the options.
+"""What a model knows of a text, or of HellaSwag. `--help` lists the options.
 
-python evaluate.py out --text book.txt
-python evaluate.py gpt2 --hellaswag hellaswag_val.jsonl --limit 1000
+python -m bench.evaluate out --text book.txt
+python -m bench.evaluate gpt2 --hellaswag hellaswag_val.jsonl --limit 1000
 """
 
 import json
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         evaluate(parse(EvaluateConfig, EvaluateConfig(), arguments, "Evaluate a GPT."))
     except (Refused, kernels.Unavailable) as refusal:
-        print(f"evaluate.py: {refusal}", file=sys.stderr)
+        print(f"bench.evaluate: {refusal}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
