@@ -91,9 +91,12 @@ def bytes_per_token(config: ModelConfig, batch: int, way: Way, made: int) -> flo
     """What a token of each row reads at least: the matrices, keys and values of a mean context."""
     C, L, T, V = config.n_embd, config.n_layer, config.block_size, config.vocab_size
     item = getattr(torch, way.dtype).itemsize
-    matrices = 12 * L * C**2 + V * C
-    context = statistics.mean(min(length, T) for length in range(1, made + 1))
-    return matrices * (1 if way.int8 else item) + batch * context * 2 * L * C * item
+    H, Hkv, _ = config.head_counts
+    kept = 2 * C * Hkv // H  # keys and values of a token and layer
+    matrices = (10 * C + kept) * L * C + V * C
+    most = min(config.window or T, T)
+    context = statistics.mean(min(length, most) for length in range(1, made + 1))
+    return matrices * (1 if way.int8 else item) + batch * context * L * kept * item
 
 
 def copy_rate(device: torch.device) -> float:

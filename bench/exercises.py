@@ -47,6 +47,8 @@ FEATURES = {
     "RMSNorm": "--norm rms_norm",
     "RoPE": "--position rope",
     "QK norm": "--qk-norm",
+    "grouped heads, 2 for 1": "--n-kv-head 1",
+    "sliding window of 32": "--window 32",
     "logits capped at 15": "--logit-softcap 15",
     "tied head": "--tied-head",
     "projections from zero": "--projection-init zero",

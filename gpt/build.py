@@ -32,7 +32,11 @@ def check(config: ModelConfig, masks: bool) -> None:
     if config.n_layer > MOST_LAYERS:
         raise Refused(f"--n-layer must be at most {MOST_LAYERS}")
     C, T, L = config.n_embd, config.block_size, config.n_layer
-    numbers = (12 + 16 * (config.source_size > 0)) * L * C**2 + (config.vocab_size + T) * C + masks * L * config.n_head * T**2
+    numbers = (
+        (12 + 16 * (config.source_size > 0)) * L * C**2
+        + (config.vocab_size + T) * C
+        + masks * L * config.n_head * T**2
+    )
     memory = hardware.physical_memory()
     if 4 * numbers > memory:
         raise Refused(
@@ -49,6 +53,13 @@ def check(config: ModelConfig, masks: bool) -> None:
             f"--n-embd {config.n_embd} cannot be divided into {config.n_head} heads; "
             "choose --n-head so that it divides --n-embd"
         )
+    if config.n_kv_head < 0 or (config.n_kv_head and config.n_head % config.n_kv_head):
+        raise Refused(
+            f"--n-kv-head {config.n_kv_head} does not divide --n-head {config.n_head}; choose one "
+            "that does, or 0 for as many"
+        )
+    if config.window < 0:
+        raise Refused("--window must be at least 1, or 0 for the whole context")
     if not 0 <= config.source_size < config.block_size:
         raise Refused("--source-size must be at least 0 and less than --block-size")
     if config.position == "rope" and config.n_embd // config.n_head % 2:

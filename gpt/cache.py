@@ -10,7 +10,8 @@ first token falls out, learned positions shift by one for every token; with rota
 first layer's keys could stay, but from the second layer on they are made of values that have seen
 the token which is gone. What equals the cropped context is a new `fill`, and nothing else does.
 
-Letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
+Letters: B rows, T time, C channels, H heads, Hkv heads of keys and values, D head size,
+V vocabulary.
 """
 
 import torch
@@ -32,7 +33,7 @@ class CachedGPT:
         config, weight = model.config, model.ln_f.weight
         self.model = model
         D = config.n_embd // config.n_head
-        shape = (config.n_layer, 2, rows, config.n_head, config.block_size, D)
+        shape = (config.n_layer, 2, rows, config.head_counts[1], config.block_size, D)
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # (B,)
 
@@ -48,8 +49,8 @@ class CachedGPT:
         blocks = self.model.blocks
         x = self.model.embed(tokens)  # (R, T, C)
         for block, cache in zip(blocks, self.cache, strict=True):
-            qkv = block.sa.qkv(block.ln1(x))  # (R, T, 3C)
-            _, k, v = block.sa.position_queries_and_keys(qkv)  # (R, H, T, D)
+            qkv = block.sa.qkv(block.ln1(x))  # (R, T, (H + 2 Hkv) D)
+            _, k, v = block.sa.position_queries_and_keys(qkv)  # (R, Hkv, T, D)
             cache[0, rows, :, :T], cache[1, rows, :, :T] = k, v
             if block is not blocks[-1]:  # whose output would only make logits
                 x = x + block.sa.attend(qkv)
@@ -59,7 +60,8 @@ class CachedGPT:
         """The logits (B, V) that follow token (B,), which becomes part of the rows."""
 
         def attend(sa, qkv, cache):
-            options = {"qk_norm": sa.qk_norm, "eps": NORM_EPS, **_angles(sa.rotary)}
+            options = {"qk_norm": sa.qk_norm, "eps": NORM_EPS, "window": sa.window}
+            options |= _angles(sa.rotary)
             return self.model.ops.attention_step(qkv, cache, self.position, **options)
 
         logits = self._next(token, self.position, attend)
@@ -75,12 +77,17 @@ class CachedGPT:
         start = int(self.position)
         place = torch.arange(start + len(tokens), device=tokens.device)
         seen = place <= place[start:, None]  # (K, T)
+        if window := self.model.config.window:
+            seen &= place > place[start:, None] - window
 
         def attend(sa, qkv, cache):
             q, k, v = sa.position_queries_and_keys(qkv[None], start)  # (1, H, K, D)
             keys, values = cache[:, :, :, : len(place)]
             keys[:, :, start:], values[:, :, start:] = k, v
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+            grouped = q.shape[1] != keys.shape[1]
+            out = F.scaled_dot_product_attention(
+                q, keys, values, attn_mask=seen, enable_gqa=grouped
+            )
             return out[0].transpose(0, 1).flatten(1)  # (K, C)
 
         logits = self._next(tokens, place[start:], attend)

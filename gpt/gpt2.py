@@ -85,7 +85,7 @@ def export(run: Path, folder: Path, name: str = "best") -> None:
     record, tensors = checkpoint.load(run, name)
     config = model_config_from_json(record["train"]["model"], run / f"{name}.json")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
-    for switch in ("qk_norm", "head_bias", "logit_softcap", "source_size"):
+    for switch in ("qk_norm", "head_bias", "logit_softcap", "n_kv_head", "window", "source_size"):
         if getattr(config, switch):
             raise Refused(f"GPT-2 has no {switch}, and the run in {run} has")
     if (config.norm, config.position) != ("layer_norm", "learned"):

@@ -94,9 +94,13 @@ def product_rate(device: torch.device, size: int = 8192, products: int = 10) -> 
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """Forward and backward FLOPs of one token (PaLM, appendix B): 6 N + 12 L C T."""
+    """Forward and backward FLOPs of one token (PaLM, appendix B): 6 N + 12 L C T.
+
+    With a window, T are the tokens that it holds.
+    """
     positions = config.block_size * config.n_embd if config.position == "learned" else 0
-    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    seen = min(config.window or config.block_size, config.block_size)
+    attention = 12 * config.n_layer * config.n_embd * seen
     return 6 * (parameters - positions) + attention
 
 

@@ -6,7 +6,8 @@ two lines. For every config the logits, the loss and the gradients equal those o
 `gpt/reference.py` after `gpt/weights.py` has mapped the weights, and a fresh model drawn from
 the same seed has the same weights.
 
-Letters: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size.
+Letters: B batch, T time, C channels (n_embd), V vocabulary, H heads, Hkv heads of keys and values,
+D head size.
 """
 
 import torch
@@ -35,11 +36,16 @@ class Norm(nn.Module):
 
 
 class PackedProjection(nn.Linear):
-    """query, key and value of all heads as one matrix: rows are [query | key | value], (3C, C)."""
+    """query, key and value of all heads as one matrix: rows are [query | key | value].
+
+    It is ((H + 2 Hkv) D, C), and so (3C, C) where no heads share keys and values.
+    """
 
     def __init__(self, config: ModelConfig):
-        super().__init__(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
-        self.matrices = 3 * config.n_head  # (D, C) each, for an optimizer that works on matrices
+        counts, D = config.head_counts, config.n_embd // config.n_head
+        super().__init__(config.n_embd, sum(counts) * D, bias=config.qkv_bias)
+        self.counts = counts
+        self.matrices = sum(counts)  # (D, C) each, for an optimizer that works on matrices
 
 
 class Rotary(nn.Module):
@@ -68,7 +74,8 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.ops = ops
         self.causal = causal
-        self.n_head = config.n_head
+        self.window = config.window if causal else 0
+        self.counts = config.head_counts
         self.dropout_p = config.dropout
         self.qk_norm = config.qk_norm
         self.qkv = PackedProjection(config)
@@ -77,28 +84,30 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.attend(self.qkv(x))  # by way of (B, T, 3C)
+        return self.attend(self.qkv(x))  # by way of (B, T, (H + 2 Hkv) D)
 
     def attend(self, qkv):
         dropout_p = self.dropout_p if self.training else 0.0
-        options = {"causal": self.causal, "dropout_p": dropout_p}
+        options = {"causal": self.causal, "window": self.window, "dropout_p": dropout_p}
         if self.qk_norm or self.rotary is not None:
-            q, k, v = self.position_queries_and_keys(qkv)  # (B, H, T, D) each
+            q, k, v = self.position_queries_and_keys(qkv)
             out = self.ops.attention(q, k, v, **options)  # (B, H, T, D)
             out = out.transpose(1, 2).flatten(2)  # (B, T, C)
         else:
-            out = self.ops.attention_qkv(qkv, self.n_head, **options)  # (B, T, C)
+            H, Hkv, _ = self.counts
+            out = self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options)  # (B, T, C)
         return self.dropout(self.proj(out))
 
     def position_queries_and_keys(self, qkv, start=0):
-        B, T, _ = qkv.shape
-        H = self.n_head
-        qk, v = qkv.view(B, T, 3 * H, -1).split((2 * H, H), dim=2)  # (B, T, 2H, D), (B, T, H, D)
+        H, Hkv, _ = self.counts
+        heads = qkv.unflatten(2, (H + 2 * Hkv, -1))  # (B, T, H + 2 Hkv, D)
+        qk, v = heads.split((H + Hkv, Hkv), dim=2)
         if self.qk_norm:
             qk = self.ops.rms_norm(qk, None, eps=NORM_EPS)
         if self.rotary is not None:
             qk = self.rotary(qk, start)
-        q, k = qk.split(H, dim=2)
+        q, k = qk.split((H, Hkv), dim=2)
+        # (B, H, T, D), (B, Hkv, T, D) twice
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
@@ -106,12 +115,13 @@ class CrossAttention(MultiHeadAttention):
     """The same with keys and values of a source, which all queries see whole."""
 
     def forward(self, x, source):
-        C = x.shape[-1]
-        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((C, 2 * C))
-        into_q, into_kv = self.qkv.weight.split((C, 2 * C))  # (C, C), (2C, C)
-        q = F.linear(x, into_q, bias[0]).unflatten(2, (self.n_head, -1))  # (B, T, H, D)
-        kv = F.linear(source, into_kv, bias[1]).unflatten(2, (2 * self.n_head, -1))
-        k, v = kv.chunk(2, dim=2)  # (B, S, H, D) each
+        C, (H, Hkv, _) = x.shape[-1], self.counts
+        widths = (C, 2 * Hkv * C // H)
+        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(widths)
+        into_q, into_kv = self.qkv.weight.split(widths)  # (C, C), (2 Hkv D, C)
+        q = F.linear(x, into_q, bias[0]).unflatten(2, (H, -1))  # (B, T, H, D)
+        kv = F.linear(source, into_kv, bias[1]).unflatten(2, (2 * Hkv, -1))
+        k, v = kv.chunk(2, dim=2)  # (B, S, Hkv, D) each
         if self.qk_norm:
             q, k = (self.ops.rms_norm(each, None, eps=NORM_EPS) for each in (q, k))
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
@@ -228,10 +238,13 @@ class GPT(nn.Module):
     def _init_weights(self, module):
         if isinstance(module, PackedProjection):
             # the reference draws key, query, value of head 0, then of head 1, ...
-            weight = module.weight.detach().view(3, self.config.n_head, -1, self.config.n_embd)
-            for head in range(self.config.n_head):
-                for part in (1, 0, 2):
-                    nn.init.normal_(weight[part, head], mean=0.0, std=0.02)  # (D, C)
+            heads = module.weight.detach().unflatten(0, (module.matrices, -1))  # of (D, C) each
+            query, key, value = heads.split(module.counts)
+            group = len(query) // len(key)
+            for h in range(len(query)):
+                parts = (key[h // group], query[h], value[h // group])
+                for part in (query[h],) if h % group else parts:
+                    nn.init.normal_(part, mean=0.0, std=0.02)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:

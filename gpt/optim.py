@@ -67,8 +67,8 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
 def blocks_matrices(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     """The matrices inside the blocks, each with the number of matrices that lie in it.
 
-    A packed projection holds 3H of them, (D, C) each: query, key and value of every head are
-    orthogonalised apart, as they are in the lecture's modules.
+    A packed projection holds H + 2 Hkv of them, (D, C) each: query, key and value of every head
+    are orthogonalised apart, as they are in the lecture's modules.
     """
     found = []
     for name, module in model.named_modules():

@@ -16,6 +16,7 @@ class ModelConfig:
     block_size: int = 256  # the longest context, in tokens
     n_layer: int = 6
     n_head: int = 6
+    n_kv_head: int = 0  # heads of keys and values, each for a group of heads; 0: as many
     n_embd: int = 384
     dropout: float = 0.0  # on attention weights, after the projection, after the feed-forward
     embedding_dropout: float = 0.0  # on the sum of the embeddings: GPT-2 has it, the lecture not
@@ -27,9 +28,16 @@ class ModelConfig:
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     position: Literal["learned", "rope"] = "learned"
     qk_norm: bool = False  # RMS-normalise each query and key
+    window: int = 0  # a token sees itself and the window - 1 before it; 0: all
     source_size: int = 0  # of the context so many tokens go to an encoder; 0: there is none
     logit_softcap: float = 0.0  # logits bent into (-cap, cap), as in Gemma 2; 0 is off
     projection_init: Literal["normal", "scaled", "zero"] = "normal"  # back into the residual stream
+
+    @property
+    def head_counts(self) -> tuple[int, int, int]:
+        """Heads of queries, of keys and of values."""
+        kv_heads = self.n_kv_head or self.n_head
+        return self.n_head, kv_heads, kv_heads
 
     @property
     def feed_forward_widths(self) -> tuple[int, int]:

@@ -3,9 +3,9 @@
 This file is the truth that the kernels are held against. It follows "Let's build GPT: from
 scratch, in code, spelled out" line by line and keeps its parameter names, so a `state_dict`
 saved by the lecture's own `gpt.py` loads as it is and gives the same bits. What papers since
-have changed (RoPE, QK norm, RMSNorm, a tied head, other activations) is spelled out beside it,
-and so are the encoder and the cross-attention of the lecture's notes, each behind a switch of
-`ModelConfig` that is off in the lecture's preset.
+have changed (RoPE, QK norm, RMSNorm, a tied head, other activations, heads that share keys and
+values, a sliding window) is spelled out beside it, and so are the encoder and the cross-attention
+of the lecture's notes, each behind a switch of `ModelConfig` that is off in the lecture's preset.
 
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
@@ -109,7 +109,10 @@ class Head(nn.Module):
         # attention scores ("affinities")
         wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
         if self.causal:
-            wei = wei.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # (B, T, T)
+            seen = self.tril[:T, :T]
+            if self.config.window:  # nothing further back (Jiang et al. 2023, Mistral)
+                seen = seen.triu(1 - self.config.window)
+            wei = wei.masked_fill(seen == 0, float("-inf"))  # (B, T, T)
         wei = F.softmax(wei, dim=-1)  # (B, T, T)
         wei = self.dropout(wei)
         # the weighted aggregation of the values
@@ -123,6 +126,10 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: ModelConfig, causal=True):
         super().__init__()
         self.heads = nn.ModuleList([Head(config, causal) for _ in range(config.n_head)])
+        group = config.n_head // config.head_counts[1]
+        for h, head in enumerate(self.heads):  # a group has one key (Ainslie et al. 2023)
+            first = self.heads[h - h % group]
+            head.key, head.value = first.key, first.value
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -211,7 +218,8 @@ class GPT(nn.Module):
 
     def initialise(self):
         """Draw all weights from the global generator, in the lecture's order."""
-        self.apply(self._init_weights)
+        for module in self.modules():  # as `apply` goes, but only once to what heads share
+            self._init_weights(module)
         for name, weight in self.blocks.named_parameters():
             if name.endswith(("proj.weight", "net.2.weight")):  # back into the residual stream
                 if self.config.projection_init == "scaled":  # GPT-2: one share per residual add

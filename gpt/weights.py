@@ -1,8 +1,9 @@
 """Weights of one model as weights of another: lecture <-> fused, both ways, bit-equal.
 
 The lecture keeps key, query and value of each head apart; the fused model keeps one matrix with
-rows [query | key | value], each the heads side by side. Everything else is a change of name. A
-state dict that is not one of the config's model is refused before anything is made of it.
+rows [query | key | value], each the heads side by side. A key that heads share stands there once,
+and in the lecture's under the name of each. Everything else is a change of name. A state dict that
+is not one of the config's model is refused before anything is made of it.
 """
 
 import re
@@ -26,17 +27,19 @@ def fused_from_lecture(lecture: State, config: ModelConfig) -> State:
     lecture = _without_masks(lecture)
     with torch.device("meta"):
         refuse_unless_like(_without_masks(reference.GPT(config).state_dict()), lecture)
+    group = config.n_head // config.head_counts[1]
     fused: State = {}
     parts: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
     for name, tensor in lecture.items():
         if match := _HEAD.fullmatch(name):
             attention, head, part, kind = match.groups()
             packed = parts.setdefault(f"{attention}.qkv.{kind}", {})
-            packed[_PARTS.index(part), int(head)] = tensor  # (D, C) or (D,)
+            if part == "query" or int(head) % group == 0:
+                packed[_PARTS.index(part), int(head)] = tensor  # (D, C) or (D,)
         else:
             fused[_rename(name, _RENAMED)] = tensor
     for name, heads in parts.items():
-        fused[name] = torch.cat([heads[key] for key in sorted(heads)])  # (3C, C) or (3C,)
+        fused[name] = torch.cat([heads[key] for key in sorted(heads)])  # (rows, C) or (rows,)
     return fused
 
 
@@ -48,12 +51,12 @@ def lecture_from_fused(fused: State, config: ModelConfig) -> State:
     for name, tensor in fused.items():
         if ".qkv." in name:
             attention, kind = name.split(".qkv.")
-            heads = tensor.view(
-                3, config.n_head, -1, *tensor.shape[1:]
-            )  # (3, H, D, C) or (3, H, D)
-            for part, part_heads in zip(_PARTS, heads, strict=True):
-                for head, weight in enumerate(part_heads):
-                    lecture[f"{attention}.heads.{head}.{part}.{kind}"] = weight.clone()
+            heads = tensor.unflatten(0, (sum(config.head_counts), -1))  # of (D, C) or (D,) each
+            for part, weights in zip(_PARTS, heads.split(config.head_counts), strict=True):
+                group = config.n_head // len(weights)
+                for head in range(config.n_head):
+                    weight = weights[head // group].clone()
+                    lecture[f"{attention}.heads.{head}.{part}.{kind}"] = weight
             for head in range(config.n_head):
                 mask = torch.ones(config.block_size, config.block_size, device=tensor.device)
                 lecture[f"{attention}.heads.{head}.tril"] = torch.tril(mask)

@@ -196,6 +196,18 @@ def test_the_limit_of_gpt2_on_an_h200_is_the_one_that_is_known():
     assert quantized == pytest.approx(read / 2, rel=1e-3)
 
 
+def test_grouped_heads_and_a_window_are_read_less():
+    config, way = replace(speakers.sizes("gpt2"), n_layer=1, vocab_size=0), Way("triton", "float32")
+    C = config.n_embd
+
+    def read(tokens, **options):
+        return decode.bytes_per_token(replace(config, **options), 2, way, tokens) / 4 / C
+
+    assert read(3) == 12 * C + 2 * 2 * 2  # of two rows two tokens in the mean, keys and values
+    assert read(3, n_kv_head=3) == (10 + 2 / 4) * C + 2 * 2 * 2 / 4
+    assert read(3, window=1) == 12 * C + 2 * 1 * 2
+
+
 def _row(who, rate, model="lecture", batch=1):
     return {"model": model, "batch": batch, "who": who, "tokens/s": rate}
 

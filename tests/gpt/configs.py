@@ -22,9 +22,14 @@ CONFIGS = {
     "rms_norm": replace(LECTURE, norm="rms_norm"),
     "rope": replace(LECTURE, position="rope"),
     "qk_norm": replace(LECTURE, qk_norm=True),
+    "grouped": replace(LECTURE, n_head=4, n_kv_head=2, qkv_bias=True),
+    "window": replace(LECTURE, window=3),
     "scaled": replace(LECTURE, projection_init="scaled"),
     "zero": replace(LECTURE, projection_init="zero"),
     "one head": replace(LECTURE, n_head=1, n_layer=1),
+    "grouped window": replace(
+        LECTURE, n_head=4, n_kv_head=1, window=2, position="rope", qk_norm=True, bias=False
+    ),
     "gpt2": replace(
         LECTURE,
         qkv_bias=True,
@@ -48,6 +53,7 @@ CONFIGS = {
 
 ENCODERS = {  # with an encoder beside the decoder
     "encoder": replace(LECTURE, source_size=3),
+    "grouped encoder": replace(LECTURE, source_size=3, n_head=4, n_kv_head=2, window=3),
     "modern encoder": replace(
         LECTURE,
         source_size=3,

@@ -38,7 +38,9 @@ def assert_follows(cached, truth, rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [(name, "torch") for name in CONFIGS] + [(name, "triton") for name in SOME]
+    ("name", "table"),
+    [(name, "torch") for name in CONFIGS]
+    + [(name, "triton") for name in (*SOME, "grouped", "grouped window")],
 )
 @torch.no_grad()
 def test_steps_have_the_logits_of_the_whole_context(name, table):
@@ -69,6 +71,12 @@ def test_the_last_place_of_the_block_is_used():
     tokens = draw_tokens(1, LECTURE.block_size)
     fill(cached, [0], tokens[:, :-1], [LECTURE.block_size - 1])
     assert_follows(cached, truth, [tokens[0]])
+
+
+def test_the_cache_has_the_heads_of_keys():
+    config = replace(LECTURE, n_head=4, n_kv_head=2)
+    cached = CachedGPT(model.GPT(config, kernels.load("torch")), 3)
+    assert cached.cache.shape == (2, 2, 3, 2, LECTURE.block_size, 8)  # half of 4 heads
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def test_a_thousand_tokens_are_those_of_the_lecture(name, table, rows):
 
 @pytest.mark.parametrize("slide", [1, 5, BLOCK])
 @pytest.mark.parametrize("table", ["reference", "torch"])
-@pytest.mark.parametrize("name", ["qkv bias", "modern"])
+@pytest.mark.parametrize("name", ["qkv bias", "modern", "grouped", "grouped window"])
 def test_prompts_of_different_lengths_speak_as_they_do_alone(name, table, slide):
     prompts, truth = prompts_of(LENGTHS), build(name, "reference")
     made = greedy(build(name, table), prompts, 3 * BLOCK, slide=slide)
@@ -108,7 +108,12 @@ def test_prompts_of_different_lengths_speak_as_they_do_alone(name, table, slide)
 
 @pytest.mark.parametrize(
     ("name", "lengths", "n_layer", "slide"),
-    [("relu_squared", (2,), 2, 1), ("modern", (3,), 2, 3), ("qkv bias", LENGTHS, 1, 2)],
+    [
+        ("relu_squared", (2,), 2, 1),
+        ("modern", (3,), 2, 3),
+        ("qkv bias", LENGTHS, 1, 2),
+        ("grouped window", (3,), 1, 2),
+    ],
 )
 def test_the_kernels_say_the_same(name, lengths, n_layer, slide):
     """Few tokens of small models, since they are interpreted: still, across the window's edge."""

@@ -1,12 +1,14 @@
 """What a utilisation is a share of: a card's tabled peak, or the measured one."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from gpt import hardware
-from gpt.hardware import peak_flops, product_rate
+from gpt.hardware import flops_per_token, peak_flops, product_rate
+from gpt.presets import ModelConfig
 
 CPU = torch.device("cpu")
 
@@ -32,6 +34,16 @@ def test_another_card_s_is_measured_once(monkeypatch):
     assert [peak_flops(card), peak_flops(card)] == [5e12, 5e12]
     assert measured == [card]
     peak_flops.cache_clear()
+
+
+def test_a_window_spares_flops():
+    """6 for each parameter, and 12 C for each token that is seen and layer."""
+    config = ModelConfig(vocab_size=11, n_layer=2, n_embd=32, n_head=2, block_size=64)
+    rope = replace(config, position="rope")
+    assert flops_per_token(rope, 1000) == 6 * 1000 + 12 * 2 * 32 * 64
+    assert flops_per_token(replace(rope, window=10), 1000) == 6 * 1000 + 12 * 2 * 32 * 10
+    assert flops_per_token(replace(rope, window=65), 1000) == flops_per_token(rope, 1000)
+    assert flops_per_token(config, 64 * 32) == 12 * 2 * 32 * 64
 
 
 def test_without_a_card_there_is_no_peak():

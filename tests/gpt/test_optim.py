@@ -190,7 +190,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     assert all(group["lr"] == group["initial_lr"] == 0.02 for group in muon.param_groups)
 
 
-@pytest.mark.parametrize("name", ["lecture", "modern"])
+@pytest.mark.parametrize("name", ["lecture", "modern", "grouped"])
 def test_muon_is_the_same_for_the_reference_and_the_fused_model(name):
     config = CONFIGS[name]
     lecture = randomise(reference.GPT(config)).double()

@@ -81,7 +81,9 @@ def test_a_model_without_biases_and_with_a_head_of_its_own_is_exported(theirs, t
         assert (back(tokens).logits - ours(tokens)[0]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["lecture", "rope", "rms_norm", "qk_norm", "softcap"])
+@pytest.mark.parametrize(
+    "name", ["lecture", "rope", "rms_norm", "qk_norm", "softcap", "grouped", "window"]
+)
 def test_what_gpt2_has_not_is_not_exported(tmp_path, capsys, name):
     config = CONFIGS[name]
     state = portable_state(fused(config))

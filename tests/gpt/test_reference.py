@@ -69,9 +69,10 @@ class Equations:
         v = [self.linear(f"{name}.value", x_t) for x_t in x]
         out = []
         for t, q_t in enumerate(q):
+            first = max(0, t + 1 - self.config.window) if self.config.window else 0
             scores = [dot(q_t, k[s]) / math.sqrt(len(q_t)) for s in range(t + 1)]
-            total = sum(math.exp(score) for score in scores)
-            wei = [math.exp(score) / total for score in scores]
+            weights = [math.exp(score) * (s >= first) for s, score in enumerate(scores)]
+            wei = [weight / sum(weights) for weight in weights]
             wei = self.drop(f"{name}.dropout", t, wei)
             out.append([dot(wei, [v[s][i] for s in range(t + 1)]) for i in range(len(q_t))])
         return out
@@ -219,7 +220,8 @@ def test_each_switch_adds_or_takes_its_parameters(name):
     config = CONFIGS[name]
     V, C = config.vocab_size, config.n_embd
     norm = C + C * (config.bias and config.norm == "layer_norm")
-    attention = 4 * C * C + 3 * C * config.qkv_bias + C * config.bias
+    packed = C + 2 * C // config.n_head * (config.n_kv_head or config.n_head)
+    attention = (packed + C) * C + packed * config.qkv_bias + C * config.bias
     into, out = (160, 80) if config.activation == "swiglu" else (4 * C, 4 * C)  # C is 32
     feed_forward = (into + out) * C + (into + C) * config.bias
     embeddings = V * C + config.block_size * C * (config.position == "learned")

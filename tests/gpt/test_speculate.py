@@ -77,7 +77,7 @@ def test_a_follower_goes_where_the_text_goes():
 
 
 @pytest.mark.parametrize("slide", [1, 5, BLOCK])
-@pytest.mark.parametrize("name", ["relu_squared", "modern"])
+@pytest.mark.parametrize("name", ["relu_squared", "modern", "grouped window"])
 def test_greedy_text_is_the_same_whatever_is_guessed(name, slide):
     speaker, prompt = build(name, "torch"), draw_tokens(1, 7, vocab_size=VOCABULARY)[0].to(DEVICE)
     made = generate(speaker, prompt[None], 5 * BLOCK, temperature=0.0, slide=slide)

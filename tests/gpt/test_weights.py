@@ -75,6 +75,21 @@ def test_where_each_head_lies_in_the_packed_matrix():
                 assert torch.equal(rows, lecture[f"blocks.1.sa.heads.{head}.{part}.{kind}"])
 
 
+def test_heads_of_a_group_share_keys_and_values():
+    config = replace(LECTURE, n_head=4, n_kv_head=2)
+    lecture = reference.GPT(config)
+    for block in lecture.blocks:
+        for part, own in (("query", [0, 1, 2, 3]), ("key", [0, 0, 2, 2]), ("value", [0, 0, 2, 2])):
+            modules = [getattr(head, part) for head in block.sa.heads]
+            assert [modules.index(module) for module in modules] == own
+    state = randomise(lecture).state_dict()
+    packed = fused_from_lecture(state, config)["blocks.1.sa.qkv.weight"]
+    names = [f"{head}.query" for head in range(4)] + ["0.key", "2.key", "0.value", "2.value"]
+    assert packed.shape == (8 * 8, 32)
+    for name, rows in zip(names, packed.split(8), strict=True):
+        assert torch.equal(rows, state[f"blocks.1.sa.heads.{name}.weight"])
+
+
 @pytest.mark.parametrize("convert", [fused_from_lecture, lecture_from_fused])
 @pytest.mark.parametrize(
     ("spoil", "message"),
