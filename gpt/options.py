@@ -187,13 +187,15 @@ def model_config_from_json(record: dict, source) -> ModelConfig:
 
 
 def _from_json(kind: type, record: dict, source):
+    """What an older version did not know of has its default, which is how that version was."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    if not isinstance(record, dict) or record.keys() != fields.keys():
-        names = record.keys() ^ fields.keys() if isinstance(record, dict) else {"everything"}
+    known = isinstance(record, dict) and record and record.keys() <= fields.keys()
+    if not known:
+        names = (isinstance(record, dict) and record.keys() - fields.keys()) or {"everything"}
         raise Refused(f"{source} is not of this version: see {', '.join(sorted(names))}")
     values = {}
-    for name, type_ in fields.items():
-        value = record[name]
+    for name, value in record.items():
+        type_ = fields[name]
         if type_ is ModelConfig:
             value = model_config_from_json(value, source)
         elif type_ is float and type(value) is int:

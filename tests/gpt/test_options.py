@@ -250,7 +250,19 @@ def test_a_damaged_config_is_refused(change):
         train_config_from_json(asdict(TrainConfig()) | {"model": record}, "last.json")
 
 
-@pytest.mark.parametrize("record", [None, [], "", 0, {}, {"n_layer": 6}])
+@pytest.mark.parametrize("record", [None, [], "", 0, {}])
 def test_a_record_that_is_no_config_is_refused(record):
-    with pytest.raises(Refused, match="x is not of this version"):
+    with pytest.raises(Refused, match="x is not of this version: see everything"):
         model_config_from_json(record, "x")
+
+
+def test_what_an_older_version_did_not_know_has_its_default():
+    old = asdict(replace(PRESETS["gpt2"], seed=7))
+    del old["model"]["n_kv_head"], old["model"]["window"], old["nan"]
+    assert train_config_from_json(old, "x") == replace(PRESETS["gpt2"], seed=7)
+
+
+def test_what_only_a_newer_version_knows_is_refused():
+    new = asdict(PRESETS["gpt2"]) | {"speed": 2}
+    with pytest.raises(Refused, match=r"^x is not of this version: see speed$"):
+        train_config_from_json(new, "x")
