@@ -212,8 +212,8 @@ def _whole_rows(x):
 def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed=None):
     """softmax(scale q k^T) v with dropout on the weights; shapes and defaults in `kernels.Ops`.
 
-    With `causal`, row t sees keys 0..t, also where Tq and Tk differ. H is a multiple of Hkv, and
-    head h reads keys and values h // (H / Hkv).
+    With `causal`, row t sees keys 0..t, also where Tq and Tk differ, and of these a window of W > 0
+    has the last W. H is a multiple of Hkv, and head h reads keys and values h // (H / Hkv).
     """
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"

@@ -11,6 +11,7 @@
 - `_backward_q` runs first, because it holds whole rows of dout and out: it writes delta.
 - `_backward_kv` computes S^T = K Q^T. P^T and dS^T are then left operands as they stand in
   registers, and no accumulator has to be transposed.
+- Either visits only tiles that have a pair of row and key which see each other, whole or in part.
 - Rows from Tq on are read as zeros, dout and delta too: they add exactly nothing to dK and dV.
   So do keys from Tk on to dQ, once P is 0 there (a P of such a key might overflow).
 """

@@ -251,11 +251,12 @@ class Count(TorchDispatchMode):
         return operation(*arguments, **(options or {}))
 
 
-def test_the_packed_operation_copies_nothing():
-    qkv = randn(2, 33, 3 * 32, dtype=torch.float16).requires_grad_()
+@pytest.mark.parametrize("Hkv", [2, 1])
+def test_the_packed_operation_copies_nothing(Hkv):
+    qkv = randn(2, 33, (2 + 2 * Hkv) * 16, dtype=torch.float16).requires_grad_()
     dout = randn(2, 33, 32, dtype=torch.float16)
     with Count() as count, launch.record(90) as launches:
-        (dqkv,) = torch.autograd.grad(attention_qkv(qkv, 2), qkv, dout)
+        (dqkv,) = torch.autograd.grad(attention_qkv(qkv, 2, n_kv_head=Hkv), qkv, dout)
     assert count.names == []
     assert len(launches) == 3
     assert dqkv.is_contiguous()
