@@ -1,8 +1,9 @@
 """Tokens from a model, one at a time: greedy, or drawn with temperature, top-k and top-p.
 
 The fast model keeps keys and values (`gpt/cache.py`); the reference, the lecture's road and a model
-with an encoder compute the whole context for each token, as the lecture does. Both see the same contexts: all tokens so
-far, and once these are more than the block size, the crop that `window_start` cuts.
+with an encoder compute the whole context for each token, as the lecture does. Both see the same
+contexts: all tokens so far, and once these are more than the block size, the crop that
+`window_start` cuts.
 
 With `slide` = 1 that is the lecture's crop, the last block_size tokens. It moves with every token,
 so every token costs a whole context, as in the lecture. With `slide` = S the crop moves by S tokens

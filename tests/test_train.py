@@ -47,7 +47,8 @@ def test_reference_torch_and_triton_lose_alike(tmp_path, preset):
 def test_each_preset_s_first_steps(tmp_path, preset, capsys):
     # what a preset is, but for its sizes; the data of the larger ones is not on every machine
     passes = ["--gradient-accumulation-steps=2"] if preset.startswith("gpt2") else []
-    assert run(tmp_path / "out", *passes, "--tokenizer=char", preset=preset) == 0
+    on_a_text = ["--tokenizer=char", "--source-size=0"]
+    assert run(tmp_path / "out", *passes, *on_a_text, preset=preset) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"preset {preset}: ")
     lines = metrics(tmp_path / "out")
