@@ -69,6 +69,16 @@ PAIRS = {  # about as many parameters
     "a decoder alone": "--preset dates --source-size 0 --n-layer 5",
 }
 
+STAGES = {  # ChatGPT's stages in small: what is trained -> options, each begun from the one before
+    "pretrained on python-docs": (
+        "--preset addition --data python-docs --max-iters 100 --eval-interval 100"
+    ),
+    "supervised": (  # small batches and a large learning rate leave the plateaus sooner
+        "--preset addition --batch-size 64 --max-iters 1500 --eval-interval 1500 --no-decay-lr"
+    ),
+}
+REINFORCE = "--steps 100"  # options of bench.reinforce
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -204,12 +214,50 @@ def pairs(text: str) -> list[dict]:
     return rows
 
 
+def stages(text: str) -> list[dict]:
+    """The lecture's last chapter: how many of the held-out problems each stage gets wrong."""
+    rows = []
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            begin = ""
+            for number, (stage, options) in enumerate(STAGES.items()):
+                run = Path(folder, str(number))
+                train_to(run, f"{options} {begin}", seed)
+                begin = f"--init-from {run}"
+                summary = json.loads((run / "summary.json").read_text())
+                row = {"seed": seed, "stage": stage, "options": f"`{options}`"}
+                row |= {"steps": summary["steps"], "seconds": round(summary["training_seconds"])}
+                rows.append(show(row | right_and_wrong(summary.get("accuracy"))))
+            new = Path(folder, "reinforced")
+            command = [sys.executable, "-m", "bench.reinforce", str(run), *REINFORCE.split()]
+            command += [f"--seed={seed}", "--device=cpu", f"--out-dir={new}"]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            found = json.loads((new / "best.json").read_text())["reinforce"]
+            row = {"seed": seed, "stage": "reinforced", "options": f"`{REINFORCE}`"}
+            row |= {"steps": found["steps"], "seconds": round(found["seconds"])}
+            rows.append(show(row | right_and_wrong(found["accuracy"])))
+    return rows
+
+
+def right_and_wrong(accuracy: float | None) -> dict:
+    """Of a task; a text has neither."""
+    if accuracy is None:
+        return {"accuracy": "", "errors": ""}
+    return {"accuracy": f"{100 * accuracy:.2f}%", "errors": f"{100 * (1 - accuracy):.2f}%"}
+
+
 def show(row: dict) -> dict:
     print(json.dumps(row), flush=True)
     return row
 
 
-RECIPES = {"arithmetic": arithmetic, "features": features, "finetune": finetune, "pairs": pairs}
+RECIPES = {
+    "arithmetic": arithmetic,
+    "features": features,
+    "finetune": finetune,
+    "pairs": pairs,
+    "stages": stages,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Reinforce what a run of a task has learned (gpt/reinforce.py). `--help` lists the options.
 
-    python train.py --preset addition --max-iters 250 --no-decay-lr --out-dir supervised
+    python train.py --preset addition --no-decay-lr --out-dir supervised
     python -m bench.reinforce supervised --out-dir reinforced
     python sample.py --out-dir reinforced --start "123+456="
 
@@ -53,8 +53,6 @@ def check(options: Options) -> Options:
     """Refuse what makes no run."""
     if not options.run or not options.out_dir:
         raise Refused("name the run of a task and a new folder: RUN --out-dir NEW")
-    if (Path(options.out_dir) / "best.json").exists():
-        raise Refused(f"{options.out_dir} holds a run already; give another --out-dir")
     for name, least in (("steps", 1), ("problems", 1), ("group", 2)):
         if getattr(options.reinforce, name) < least:
             raise Refused(f"--{name} must be at least {least}")
@@ -80,6 +78,7 @@ def run(options: Options) -> None:
     if is_quantized(model):
         raise Refused(f"the run in {options.run} is int8; name the run that it was made from")
     task = open_task(name).to(device)
+    folder = new_folder(options.out_dir)  # now, so that no training is lost for want of it
 
     # reinforcement
     before, problems = accuracy(model, task)
@@ -104,13 +103,20 @@ def run(options: Options) -> None:
         "tokenizer": tokenizer.to_json(),
         "reinforce": {**asdict(config), "run": options.run, **figures},
     }
-    folder = Path(options.out_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"the folder {folder} cannot be made: {error.strerror}") from None
     checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
     print(f"the run is in {folder}")
+
+
+def new_folder(name: str) -> Path:
+    """The folder made, or `Refused`."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise Refused(f"{folder} is there already; give another --out-dir")
+    except OSError as error:
+        raise Refused(f"--out-dir {folder} cannot be made: {error.strerror}") from None
+    return folder
 
 
 if __name__ == "__main__":

@@ -246,6 +246,7 @@ PROGRAMS = (
     "exercises-features",
     "exercises-finetune",
     "exercises-pairs",
+    "exercises-stages",
 )
 TABLES = {
     "card": card,

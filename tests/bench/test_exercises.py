@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import train
-from bench import exercises
+from bench import exercises, reinforce
 from gpt.options import parse_run
 from tests.runs import CPU, SHORT, SIZES, write_text
 
@@ -17,6 +17,7 @@ RUNS = [
     exercises.PRETRAIN,
     exercises.FINETUNE,
     *exercises.PAIRS.values(),
+    *exercises.STAGES.values(),
 ]
 
 
@@ -63,3 +64,29 @@ def test_a_run_begun_from_another_stands_beside_one_from_scratch(tmp_path, monke
     rows = exercises.finetune(str(write_text(tmp_path)))
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert rows[0]["from scratch"] != rows[0]["begun from python-docs"]
+
+
+def test_each_stage_begins_with_the_one_before(tmp_path, monkeypatch):
+    def run(command, **_):
+        program = train.main if command[1] == "train.py" else reinforce.main
+        arguments = command[2:] if command[1] == "train.py" else command[3:]
+        assert program(arguments) == 0
+
+    monkeypatch.setattr(exercises, "subprocess", SimpleNamespace(run=run, DEVNULL=0))
+    small = " ".join([*SIZES, *CPU, *SHORT, "--preset addition"])
+    texts = {"first": f"{small} --data {write_text(tmp_path)}"}
+    texts["then"] = f"{small} --data addition-1"
+    monkeypatch.setattr(exercises, "STAGES", texts)
+    monkeypatch.setattr(exercises, "REINFORCE", "--steps 2 --problems 4")
+    monkeypatch.setattr(exercises, "SEEDS", (1, 2))
+    rows = exercises.stages("text")
+    assert [(row["seed"], row["stage"], row["steps"]) for row in rows] == [
+        (seed, *stage)
+        for seed in (1, 2)
+        for stage in (("first", 4), ("then", 4), ("reinforced", 2))
+    ]
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert rows[0]["accuracy"] == rows[0]["errors"] == ""
+    for row in (rows[1], rows[2]):
+        shares = [float(row[name].rstrip("%")) for name in ("accuracy", "errors")]
+        assert sum(shares) == pytest.approx(100)

@@ -76,7 +76,10 @@ def test_wrong_runs(supervised, tmp_path, capsys):
     assert reinforce.main([str(tmp_path / "none"), new]) == 2
     refused(capsys, "is there a run")
     assert reinforce.main([str(supervised), f"--out-dir={supervised}"]) == 2
-    refused(capsys, "holds a run already")
+    refused(capsys, "supervised is there already; give another --out-dir")
+    (tmp_path / "file").write_text("")
+    assert reinforce.main([str(supervised), f"--out-dir={tmp_path / 'file'}"]) == 2
+    refused(capsys, "file cannot be made: File exists")
     assert run(tmp_path / "prose", "--max-iters=1") == 0
     assert reinforce.main([str(tmp_path / "prose"), new, "--device=cpu"]) == 2
     refused(capsys, "no task's: no reward is known")
