@@ -95,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     late = []
     for name in options.names or RECIPES:
         commit, today = figures.commit(), date.today().isoformat()
+        threads = os.environ.get("OMP_NUM_THREADS", "all")
         try:
             with stopped_after(options.minutes):
                 rows = RECIPES[name](options.text)
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
             "table": f"exercises-{name}",
             "date": today,
             "commit": commit,
-            "machine": f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads on {machine()}",
+            "machine": f"{threads} thread{'s' * (threads != '1')} on {machine()}",
             "rows": rows,
         }
         figures.write(options.to / f"exercises-{name}-{today}.json", result)
