@@ -180,7 +180,8 @@ def test_none_and_all_are_dropped_exactly():
     assert philox.threshold_and_scale(1.0)[1] == 0.0
     assert philox.rows_kept(seed_of(1), 0, 64, 64, 0.0).all()
     assert philox.attention_kept(seed_of(1), 1, 1, 64, 64, 0.0).all()
-    assert not philox.rows_kept(seed_of(1), 0, 64, 64, 1.0).any()
+    # of 65,536 coins one falls on the last side: so many that some do
+    assert not philox.rows_kept(seed_of(1), 0, 1024, 512, 1.0).any()
     assert not philox.attention_kept(seed_of(1), 1, 1, 64, 64, 1.0).any()
 
 
