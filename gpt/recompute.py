@@ -30,5 +30,5 @@ class Recomputed(nn.Sequential):
 def recompute_blocks(model: nn.Module, config: ModelConfig) -> None:
     """Let `model` keep the inputs of its blocks alone."""
     if not isinstance(getattr(model, "blocks", None), nn.Sequential):
-        raise Refused("--activation-checkpointing needs a model of blocks, and this one has none")
+        raise Refused("--activation-checkpointing needs a model of blocks alone, which this is not")
     model.blocks = Recomputed(model.blocks, draws=config.dropout > 0)
