@@ -29,14 +29,19 @@ def seed_of(value):
     return torch.tensor(value, dtype=torch.int64, device=DEVICE)
 
 
+def known_noise(B, V, seed):
+    """-log(-log(1 - u)) in fp64 of the words of Philox, (B, V)."""
+    row, token = torch.arange(B, device=DEVICE)[:, None], torch.arange(V, device=DEVICE)
+    words = philox._philox(seed, token // 4, row, 0, 0)  # (4, B, V)
+    word = torch.take_along_dim(words, (token % 4).expand(1, B, V), 0)[0]
+    return -(-torch.log1p(-(word.double() + 0.5) / 2**32)).log()
+
+
 def drawn_by_sorting(logits, temperature, top_k, top_p, seed):
     """The definition in fp64 with the noise of Philox: argmax of z + g over what is kept."""
     B, V = logits.shape
     z = logits.double() / temperature
-    row, token = torch.arange(B, device=DEVICE)[:, None], torch.arange(V, device=DEVICE)
-    words = philox._philox(seed, token // 4, row, 0, 0)  # (4, B, V)
-    word = torch.take_along_dim(words, (token % 4).expand(1, B, V), 0)[0]
-    noise = -(-torch.log1p(-(word.double() + 0.5) / 2**32)).log()
+    noise = known_noise(B, V, seed)
     p, order = z.softmax(-1).sort(dim=-1, descending=True, stable=True)
     count = torch.searchsorted(-p, -p)  # of likelier tokens
     mass = (p.cumsum(-1) - p).gather(-1, count)
@@ -62,6 +67,18 @@ def test_the_token_is_that_of_sorting(B, V, temperature, top_k, top_p, dtype, se
     check()
     expected = drawn_by_sorting(logits, temperature, top_k, top_p, seed_of(seed))
     assert torch.equal(drawn, expected)
+
+
+def test_noise_that_wins_is_exact():
+    """Logits that undo the noise, one of them a little more: it wins if the noise is as small."""
+    seed = seed_of(5)
+    noise = known_noise(1, 1000, seed)
+    likely = ((noise[0] > 4.2) & (noise[0] < 5.2)).nonzero()[:, 0].tolist()
+    assert len(likely) > 3
+    for token in likely:
+        logits = -noise
+        logits[0, token] += 2e-3
+        assert draw(logits.float(), seed=seed).item() == token
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ MUTATIONS = [
     (">= top_k)", "> top_k)", "top_k + 1 tokens are kept"),
     ("(tl.sum(mass, 0) >= top_p * tl.sum(total, 0))", "(tl.sum(mass, 0) >= top_p)", "probabilities do not sum to one"),
     ('searching = (out & (found > float("-inf"))).to(tl.int32)', "searching = tl.zeros((), tl.int32)", "top-k and top-p are not heeded"),
-    ('out & (found > float("-inf"))', "out", "a row of NaN is searched for ever"),
     ("return x / temperature", "return x", "no temperature"),
     ("cell = first // 4 + tl.arange", "cell = tl.arange", "tiles share their noise"),
     ("seed, cell, tl.cast(row, tl.uint32)", "seed, cell, zero", "rows share their noise"),
