@@ -69,15 +69,25 @@ PAIRS = {  # about as many parameters
     "a decoder alone": "--preset dates --source-size 0 --n-layer 5",
 }
 
-STAGES = {  # ChatGPT's stages in small: what is trained -> options, each begun from the one before
-    "pretrained on python-docs": (
-        "--preset addition --data python-docs --max-iters 100 --eval-interval 100"
-    ),
-    "supervised": (  # small batches and a large learning rate leave the plateaus sooner
-        "--preset addition --batch-size 64 --max-iters 1500 --eval-interval 1500 --no-decay-lr"
-    ),
+STAGES = {  # ChatGPT's stages in small: task -> stage -> options, each begun from the one before
+    "addition, 3 digits": {
+        "pretrained on python-docs": (
+            "--preset addition --data python-docs --max-iters 100 --eval-interval 100"
+        ),
+        "supervised": (  # small batches and a large learning rate leave the plateaus sooner
+            "--preset addition --batch-size 64 --max-iters 1500 --eval-interval 1500 --no-decay-lr"
+        ),
+        "reinforced": "--steps 100",  # options of bench.reinforce
+    },
+    "calculator": {
+        "supervised": (
+            "--preset calculator --batch-size 64 --max-iters 1200 --eval-interval 1200 "
+            "--no-decay-lr"
+        ),
+        "reinforced": "--steps 60",
+    },
 }
-REINFORCE = "--steps 100"  # options of bench.reinforce
+STAGES_SEEDS = {"addition, 3 digits": SEEDS, "calculator": (1337,)}  # it takes ten minutes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -218,25 +228,32 @@ def pairs(text: str) -> list[dict]:
 def stages(text: str) -> list[dict]:
     """The lecture's last chapter: how many of the held-out problems each stage gets wrong."""
     rows = []
-    for seed in SEEDS:
-        with tempfile.TemporaryDirectory() as folder:
-            begin = ""
-            for number, (stage, options) in enumerate(STAGES.items()):
-                run = Path(folder, str(number))
-                train_to(run, f"{options} {begin}", seed)
-                begin = f"--init-from {run}"
-                summary = json.loads((run / "summary.json").read_text())
-                row = {"seed": seed, "stage": stage, "options": f"`{options}`"}
-                row |= {"steps": summary["steps"], "seconds": round(summary["training_seconds"])}
-                rows.append(show(row | right_and_wrong(summary.get("accuracy"))))
-            new = Path(folder, "reinforced")
-            command = [sys.executable, "-m", "bench.reinforce", str(run), *REINFORCE.split()]
-            command += [f"--seed={seed}", "--device=cpu", f"--out-dir={new}"]
+    for task, options_of in STAGES.items():
+        for seed in STAGES_SEEDS[task]:
+            with tempfile.TemporaryDirectory() as folder:
+                rows += stages_of(Path(folder), task, seed, options_of)
+    return rows
+
+
+def stages_of(folder: Path, task: str, seed: int, options_of: dict[str, str]) -> list[dict]:
+    rows, before = [], None
+    for number, (stage, options) in enumerate(options_of.items()):
+        run = folder / str(number)
+        if stage == "reinforced":
+            command = [sys.executable, "-m", "bench.reinforce", str(before), *options.split()]
+            command += [f"--seed={seed}", "--device=cpu", f"--out-dir={run}"]
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-            found = json.loads((new / "best.json").read_text())["reinforce"]
-            row = {"seed": seed, "stage": "reinforced", "options": f"`{REINFORCE}`"}
-            row |= {"steps": found["steps"], "seconds": round(found["seconds"])}
-            rows.append(show(row | right_and_wrong(found["accuracy"])))
+            found = json.loads((run / "best.json").read_text())["reinforce"]
+            steps, seconds = found["steps"], found["seconds"]
+            rows[-1] |= right_and_wrong(found["accuracy_before"])  # by results alone too
+        else:
+            train_to(run, f"{options} --init-from {before}" if before else options, seed)
+            found = json.loads((run / "summary.json").read_text())
+            steps, seconds = found["steps"], found["training_seconds"]
+        row = {"task": task, "seed": seed, "stage": stage, "options": f"`{options}`"}
+        row |= {"steps": steps, "seconds": round(seconds)}
+        rows.append(show(row | right_and_wrong(found.get("accuracy"))))
+        before = run
     return rows
 
 

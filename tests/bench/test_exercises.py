@@ -17,7 +17,12 @@ RUNS = [
     exercises.PRETRAIN,
     exercises.FINETUNE,
     *exercises.PAIRS.values(),
-    *exercises.STAGES.values(),
+    *(
+        options
+        for stages in exercises.STAGES.values()
+        for stage, options in stages.items()
+        if stage != "reinforced"
+    ),
 ]
 
 
@@ -76,9 +81,9 @@ def test_each_stage_begins_with_the_one_before(tmp_path, monkeypatch):
     small = " ".join([*SIZES, *CPU, *SHORT, "--preset addition"])
     texts = {"first": f"{small} --data {write_text(tmp_path)}"}
     texts["then"] = f"{small} --data addition-1"
-    monkeypatch.setattr(exercises, "STAGES", texts)
-    monkeypatch.setattr(exercises, "REINFORCE", "--steps 2 --problems 4")
-    monkeypatch.setattr(exercises, "SEEDS", (1, 2))
+    reinforced = {"reinforced": "--steps 2 --problems 4"}
+    monkeypatch.setattr(exercises, "STAGES", {"sums": texts | reinforced})
+    monkeypatch.setattr(exercises, "STAGES_SEEDS", {"sums": (1, 2)})
     rows = exercises.stages("text")
     assert [(row["seed"], row["stage"], row["steps"]) for row in rows] == [
         (seed, *stage)
