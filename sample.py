@@ -86,10 +86,7 @@ def check(config: SampleConfig) -> SampleConfig:
 def sample(config: SampleConfig) -> None:
     # the model
     device = hardware.choose_device(config.device)
-    try:
-        ops = None if config.kernels == "reference" else kernels.load(config.kernels, device)
-    except ValueError as error:
-        raise Refused(f"--{error}") from None
+    ops = load_ops(config.kernels, device)
     model, tokenizer, record = load_model(Path(config.out_dir), config.checkpoint, ops, device)
     if config.quantize == "int8":
         make_int8(config, model, record, device)
@@ -160,6 +157,14 @@ def sample(config: SampleConfig) -> None:
         f"{made:,} tokens in {seconds:.2f} s, {made / seconds:,.0f} tokens/s; "
         f"the first after {1e3 * first:.0f} ms"
     )
+
+
+def load_ops(choice: str, device: torch.device):
+    """The table that `--kernels` names, or None for the reference."""
+    try:
+        return None if choice == "reference" else kernels.load(choice, device)
+    except ValueError as error:
+        raise Refused(f"--{error}") from None
 
 
 def answer(config: SampleConfig, model, task: Task, device: torch.device) -> str:

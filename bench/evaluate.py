@@ -22,6 +22,7 @@ from gpt.options import parse
 from gpt.pretrained import open_source
 from gpt.run import load_model
 from gpt.step import Precision
+from sample import load_ops
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def open_model(config: EvaluateConfig, device: torch.device):
     """The model that `config` names and its tokenizer, a run's or a pretrained one's."""
-    try:
-        ops = None if config.kernels == "reference" else kernels.load(config.kernels, device)
-    except ValueError as error:
-        raise Refused(f"--{error}") from None
+    ops = load_ops(config.kernels, device)
     if Path(config.model, "best.json").is_file():
         model, tokenizer, _ = load_model(Path(config.model), "best", ops, device)
     else:

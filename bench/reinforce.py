@@ -24,6 +24,7 @@ from gpt.quantize import is_quantized
 from gpt.reinforce import ReinforceConfig, accuracy, reinforce
 from gpt.run import load_model
 from gpt.tasks import is_task, open_task
+from sample import load_ops
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,7 @@ def check(options: Options) -> Options:
 def run(options: Options) -> None:
     # the model and its task
     device, config = hardware.choose_device(options.device), options.reinforce
-    try:
-        ops = None if options.kernels == "reference" else kernels.load(options.kernels, device)
-    except ValueError as error:
-        raise Refused(f"--{error}") from None
+    ops = load_ops(options.kernels, device)
     model, tokenizer, record = load_model(Path(options.run), "best", ops, device)
     name = str(record["train"].get("data"))
     if not is_task(name):
