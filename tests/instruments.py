@@ -58,12 +58,15 @@ def install_bf16_shim() -> None:
 # --- one tolerance --------------------------------------------------------------------------------
 
 
-def assert_rounded_once(actual, exact, baseline, name="value", factor=2.0) -> None:
+def assert_rounded_once(
+    actual, exact, baseline, name="value", factor=2.0, largest_logit=0.0
+) -> None:
     """err(actual) <= factor * err(baseline) + tiny, err being the largest distance from `exact`.
 
     `exact` is fp64; `baseline` is PyTorch's computation on the same inputs in fp32 (fp64 for fp64),
     rounded once to `actual`'s dtype. tiny is four roundings of the computation, for the small
-    tensors on which the baseline is right by luck. NaN and infinity never pass.
+    tensors on which the baseline is right by luck; what is an exponential of logits is rounded
+    once more for every unit of the largest. NaN and infinity never pass.
     """
     assert exact.dtype == torch.float64, f"{name}: the exact value is {exact.dtype}, not float64"
     assert actual.shape == exact.shape, f"{name}: {tuple(actual.shape)}, not {tuple(exact.shape)}"
@@ -71,7 +74,8 @@ def assert_rounded_once(actual, exact, baseline, name="value", factor=2.0) -> No
         return
     assert actual.isfinite().all(), f"{name}: {(~actual.isfinite()).sum()} elements are not finite"
     accumulator = torch.finfo(torch.promote_types(actual.dtype, torch.float32))
-    tiny = 4 * accumulator.eps * exact.abs().max().item() + accumulator.smallest_normal
+    roundings = 4 * (1 + largest_logit) * accumulator.eps
+    tiny = roundings * exact.abs().max().item() + accumulator.smallest_normal
     error = (actual.double() - exact).abs()
     bound = factor * (baseline.to(actual.dtype).double() - exact).abs().max().item() + tiny
     worst = np.unravel_index(error.argmax().item(), error.shape)
@@ -108,13 +112,14 @@ def hold_against(
     compute=None,
     factor=2.0,
     gradient_factor=None,
+    largest_logit=0.0,
 ) -> None:
     """Check `operation(*operands)` and its gradients against `oracle`: rounded once, memory intact.
 
     Both functions take `operands` (tensors or None) in this order and return a tensor or a tuple of
     `out_dtype` (that of the first operand). The gradients that flow in are random. An operation
     that rounds in the middle states the dtype of its baseline in `compute`, else fp32, and may
-    state another factor for its gradients.
+    state another factor for its gradients. `largest_logit` is that of a softmax inside.
     """
     out_dtype = out_dtype or operands[0].dtype
     compute = compute or torch.promote_types(out_dtype, torch.float32)
@@ -142,7 +147,8 @@ def hold_against(
     for name, dtype, *values in zip(names, dtypes, actual, exact, baseline, strict=True):
         assert values[0].dtype == dtype, f"{name} is {values[0].dtype}, not {dtype}"
         is_gradient = gradient_factor is not None and name.startswith("gradient")
-        assert_rounded_once(*values, name, gradient_factor if is_gradient else factor)
+        allowed = gradient_factor if is_gradient else factor
+        assert_rounded_once(*values, name, allowed, largest_logit)
 
 
 def assert_deterministic(function, repeats=3) -> None:

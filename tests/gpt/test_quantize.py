@@ -148,6 +148,6 @@ def test_a_trained_model_loses_less_than_half_a_percent_of_perplexity():
         return trained(x, y)[1].exp().item()
 
     before = perplexity()
-    assert before < 20  # of some hundred characters: it has learned
+    assert before < data.tokenizer.vocab_size / 3  # it has learned
     quantize(trained)
     assert 0.995 < perplexity() / before < 1.005

@@ -19,34 +19,10 @@ from tests.instruments import (
     DTYPES,
     assert_deterministic,
     differentiate,
-    hold_against,
     randn,
     sizes,
 )
-from tests.kernels.plain_attention import plain_attention
-
-
-def seed_of(value):
-    return torch.tensor(value, dtype=torch.int64, device=DEVICE)
-
-
-SEED = 0x0123456789ABCDEF
-
-
-def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32):
-    q = randn(B, H, Tq, D, dtype=dtype)
-    return q, *(randn(B, Hkv, Tk, D, dtype=dtype, seed=seed) for seed in (1, 2))
-
-
-def hold(tensors, p, **options):
-    """The rule of `test_attention`, against the plain computation with the mask of the kernels."""
-    (B, H, Tq, _), Tk = tensors[0].shape, tensors[1].shape[2]
-    keep = philox.attention_kept(seed_of(SEED), B, H, Tq, Tk, p)
-    _, keep_scale = philox.threshold_and_scale(p)
-    ours = partial(attention, dropout_p=p, seed=seed_of(SEED), **options)
-    plain = partial(plain_attention, keep=keep, keep_scale=keep_scale, **options)
-    hold_against(ours, plain, tensors, compute=tensors[0].dtype, gradient_factor=3.0)
-
+from tests.kernels.plain_attention import SEED, hold, operands
 
 # --- with a known mask ----------------------------------------------------------------------------
 
@@ -78,7 +54,7 @@ def test_any_shape_and_rate(Tq, Tk, p):
 
 def test_gradients_are_derivatives():
     tensors = [tensor.double().requires_grad_() for tensor in operands(1, 2, 1, 3, 3, 1)]
-    assert gradcheck(partial(attention, dropout_p=0.4, seed=seed_of(SEED)), tensors)
+    assert gradcheck(partial(attention, dropout_p=0.4, seed=SEED), tensors)
 
 
 @pytest.mark.parametrize("D", [64, 128, 256])
@@ -111,11 +87,11 @@ def test_the_lectures_heads_with_the_same_mask():
     x, dout = (randn(2, 37, 48, dtype=torch.float64, seed=seed) for seed in (0, 3))
     x.requires_grad_()
 
-    keep = philox.attention_kept(seed_of(SEED), 2, 3, 37, 37, 0.2)
+    keep = philox.attention_kept(SEED, 2, 3, 37, 37, 0.2)
     _, scale = philox.threshold_and_scale(0.2)
     for h, head in enumerate(lecture.blocks[0].sa.heads):
         head.dropout = Drop(keep[:, h], scale)
-    seeded = partial(attention_qkv, seed=seed_of(SEED))
+    seeded = partial(attention_qkv, seed=SEED)
     ours = model.GPT(config, native.OPS._replace(attention_qkv=seeded)).double().to(DEVICE)
     ours.load_state_dict(fused_from_lecture(lecture.state_dict(), config))
 
@@ -145,7 +121,7 @@ def weights_of(B, H, T, p, seed=None):
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
 def test_the_rate_lies_within_four_sigma_and_the_mean_is_kept(p):
     T = 64
-    weights = weights_of(2, 2, T, p, seed_of(SEED))
+    weights = weights_of(2, 2, T, p, SEED)
     sigma = math.sqrt(p * (1 - p) / weights.numel())
     assert abs((weights == 0).float().mean().item() - p) < 4 * sigma
     assert abs(weights.sum(-1).mean().item() - 1) < 4 * sigma / (1 - p)
@@ -161,7 +137,7 @@ def correlation(a, b, p):
 
 def test_seeds_batches_heads_and_rows_are_uncorrelated():
     p = 0.5
-    weights, next_step = (weights_of(2, 2, 64, p, seed_of(SEED + step)) for step in (0, 1))
+    weights, next_step = (weights_of(2, 2, 64, p, SEED + step) for step in (0, 1))
     assert abs(correlation(weights, next_step, p)) < 4
     assert abs(correlation(weights[0], weights[1], p)) < 4
     assert abs(correlation(weights[:, 0], weights[:, 1], p)) < 4
@@ -180,7 +156,7 @@ def test_without_a_seed_the_generator_is_asked():
 def test_the_generator_is_left_alone_where_nothing_is_dropped():
     q, k, v = operands(1, 1, 1, 3, 3, 16)
     before = torch.get_rng_state()
-    assert torch.equal(attention(q, k, v, dropout_p=0.0, seed=seed_of(1)), attention(q, k, v))
+    assert torch.equal(attention(q, k, v, dropout_p=0.0, seed=SEED), attention(q, k, v))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -200,7 +176,7 @@ def test_all_is_dropped(dtype):
 def test_same_seed_same_bits():
     tensors = operands(1, 4, 2, 65, 65, 16, torch.float16)
     upstream = [randn(1, 4, 65, 16, dtype=torch.float16, seed=4)]
-    run = partial(attention, dropout_p=0.3, seed=seed_of(SEED))
+    run = partial(attention, dropout_p=0.3, seed=SEED)
     assert_deterministic(lambda: sum(differentiate(run, tensors, upstream), ()), repeats=2)
 
 

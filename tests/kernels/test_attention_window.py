@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings, strategies
 from torch.autograd import gradcheck
 
-from kernels import launch, native, philox
+from kernels import launch, native
 from kernels.attention import attention, attention_qkv
 from tests.instruments import (
-    DEVICE,
     DTYPES,
     assert_deterministic,
     differentiate,
@@ -18,25 +17,13 @@ from tests.instruments import (
     randn,
     sizes,
 )
-from tests.kernels.plain_attention import plain_attention
-
-SEED = torch.tensor(0x0123456789ABCDEF, device=DEVICE)
-
-
-def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32):
-    q = randn(B, H, Tq, D, dtype=dtype)
-    return q, *(randn(B, Hkv, Tk, D, dtype=dtype, seed=seed) for seed in (1, 2))
-
-
-def hold(tensors, window, p=0.0):
-    """The rule of `test_attention`: twice the plain computation's error, of gradients 3 times."""
-    (B, H, Tq, _), Tk = tensors[0].shape, tensors[1].shape[2]
-    ours, plain = partial(attention, window=window), partial(plain_attention, window=window)
-    if p:
-        ours = partial(ours, dropout_p=p, seed=SEED)
-        keep = philox.attention_kept(SEED, B, H, Tq, Tk, p)
-        plain = partial(plain, keep=keep, keep_scale=philox.threshold_and_scale(p)[1])
-    hold_against(ours, plain, tensors, compute=tensors[0].dtype, gradient_factor=3.0)
+from tests.kernels.plain_attention import (
+    SEED,
+    assert_one_weight,
+    hold,
+    operands,
+    plain_attention,
+)
 
 
 @pytest.mark.parametrize("short", [0, 512], ids=["fused", "by products"])
@@ -58,7 +45,7 @@ def test_natives_window_is_the_plain_one(monkeypatch, Tq, Tk, H, Hkv, window, sh
     [(7, 16, 2), (7, 16, 6), (65, 20, 5), (129, 16, 34), (130, 16, 64), (257, 64, 65)],
 )
 def test_as_exact_as_the_plain_computation(T, D, window, dtype):
-    hold(operands(1, 1, 1, T, T, D, dtype), window)
+    hold(operands(1, 1, 1, T, T, D, dtype), window=window)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +58,7 @@ def test_as_exact_as_the_plain_computation(T, D, window, dtype):
     ],
 )
 def test_cross_attention_grouped_heads_and_dropout(H, Hkv, Tq, Tk, window, p):
-    hold(operands(1, H, Hkv, Tq, Tk, 16), window, p)
+    hold(operands(1, H, Hkv, Tq, Tk, 16), p, window=window)
 
 
 @settings(max_examples=6)
@@ -79,14 +66,14 @@ def test_cross_attention_grouped_heads_and_dropout(H, Hkv, Tq, Tk, window, p):
     sizes(130).filter(lambda size: size >= 7), strategies.integers(5, 140), strategies.booleans()
 )
 def test_any_length_and_window(T, window, dropped):
-    hold(operands(1, 1, 1, T, T, 16, torch.float16), window, 0.2 * dropped)
+    hold(operands(1, 1, 1, T, T, 16, torch.float16), 0.2 * dropped, window=window)
 
 
 @pytest.mark.parametrize("D", [64, 128, 256])
 @pytest.mark.parametrize("family", launch.FAMILIES)
 def test_every_tile(family, D):
     with launch.target(family):
-        hold(operands(1, 1, 1, 260, 260, D, torch.float16), 70)
+        hold(operands(1, 1, 1, 260, 260, D, torch.float16), window=70)
 
 
 def test_gradients_are_derivatives():
@@ -98,8 +85,8 @@ def test_gradients_are_derivatives():
 def test_a_window_of_one_is_the_token_itself(dtype):
     tensors, dout = operands(1, 2, 2, 70, 70, 16, dtype), randn(1, 2, 70, 16, dtype=dtype, seed=3)
     (out,), (_, _, dv) = differentiate(partial(attention, window=1), tensors, [dout])
-    assert torch.equal(out, tensors[2])
-    assert torch.equal(dv, dout)
+    assert_one_weight(out, tensors[2], *tensors[:2])
+    assert_one_weight(dv, dout, *tensors[:2])
 
 
 @pytest.mark.parametrize("window", [70, 71, 2**31])
