@@ -44,6 +44,9 @@ class Step:
         self.passes = passes_per_step(config)
         self.rows = self.passes * ranks.world() * config.batch_size  # in a step
         self.skipped = 0  # steps, by --nan skip
+        # an optimizer that clips as it updates, where it has all weights
+        alone = len(optimizers) == 1 and hasattr(optimizers[0], "clip_grad_norm")
+        self.fused = optimizers[0] if alone else None
 
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
@@ -112,13 +115,16 @@ class Step:
         """Clip the gradients where that is asked for; 1. if one of them is not finite, else 0."""
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
         plain = self.precision.device.type == "cpu" and self.config.parallel == "ddp"
-        if plain and not self.config.grad_clip:  # a sixth of the time that a norm takes there
+        if self.fused is not None:  # the update scales the gradients as it reads them
+            norm = self.fused.clip_grad_norm(self.config.grad_clip or math.inf)
+        elif plain and not self.config.grad_clip:  # a sixth of the time that a norm takes there
             bad = torch.zeros(())
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, bad, torch.ones(()))
             return bad
-        norm = ranks.whole(nn.utils.get_total_norm(gradients))
-        if self.config.grad_clip:
-            nn.utils.clip_grads_with_norm_(self.weights, self.config.grad_clip, norm)
+        else:
+            norm = ranks.whole(nn.utils.get_total_norm(gradients))
+            if self.config.grad_clip:
+                nn.utils.clip_grads_with_norm_(self.weights, self.config.grad_clip, norm)
         return (~norm.isfinite()).float()
 
     def update(self) -> None:
@@ -185,26 +191,24 @@ class GraphStep(DeviceStep):
 
     Everything that changes from step to step lies on the device: the step's number, from which the
     batch follows, learning rates, and the state of the generator that dropout draws seeds from.
-    Gradients stay where they are and are filled with zeros, since a graph writes to addresses.
+    Gradients are made by the capture, in the graph's own memory, so that each replay writes them
+    anew: none is filled with zeros, and none is added to.
     """
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.graph, self.taken = None, 0
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
 
     def take(self, step) -> torch.Tensor:
-        for optimizer in self.optimizers:
-            if hasattr(optimizer, "send"):
-                optimizer.send()  # the numbers of a fused AdamW, to the device
         if self.taken < WARM_UP:
             self.taken += 1
             return self._on_a_side_stream()
+        self.send()
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.loss = super().take(self.number)
+            self.send()  # where the gradients lie now
         self.graph.replay()
         return self.loss.clone()  # the next replay writes over it
 
@@ -217,9 +221,15 @@ class GraphStep(DeviceStep):
         torch.cuda.current_stream().wait_stream(stream)
         return loss
 
-    def clear(self) -> None:
+    def send(self) -> None:
+        """Bring learning rates and addresses of a fused AdamW to the device."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=False)
+            if hasattr(optimizer, "send"):
+                optimizer.send()
+
+    def clear(self) -> None:
+        if self.graph is None:  # those of the capture stay where its replays write them
+            super().clear()
 
 
 def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:

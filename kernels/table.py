@@ -41,26 +41,28 @@ def chunks(lengths, device):
 
 
 class Sent:
-    """A table on the device that follows rows of numbers on the host; nobody waits for anybody."""
+    """A table on the device that follows rows of numbers on the host, without synchronisation.
+
+    Rows that change while a CUDA graph is captured are sent by the first `send` after it: a graph
+    must not replay the copy, and its kernels read the table only when they are replayed.
+    """
 
     def __init__(self, dtype, device):
-        self.dtype, self.device = dtype, device
-        self.rows = self.tensor = None
+        self.dtype, self.device = dtype, torch.device(device)
+        self.rows = self.tensor = self.unsent = None
 
     def send(self, rows) -> bool:
-        """Send `rows`, and say so, if they are not those that are there."""
-        if rows == self.rows:
-            return False
-        host = torch.tensor(rows, dtype=self.dtype)
-        if self.tensor is None:
-            self.tensor = torch.empty_like(host, device=self.device)
-        if self.tensor.is_cuda:
-            if torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    "numbers or addresses changed while a CUDA graph was captured; take a step "
-                    "before the capture, and keep gradients where they are instead of None"
-                )
-            host = host.pin_memory()
-        self.tensor.copy_(host, non_blocking=True)
-        self.rows = rows
-        return True
+        """Send `rows` to the device if they have changed; returns whether they have."""
+        changed = rows != self.rows
+        if changed:
+            self.rows, self.unsent = rows, torch.tensor(rows, dtype=self.dtype)
+        if self.unsent is not None and not self._is_capturing():
+            if self.tensor is None:
+                self.tensor = torch.empty_like(self.unsent, device=self.device)
+            host = self.unsent.pin_memory() if self.tensor.is_cuda else self.unsent
+            self.tensor.copy_(host, non_blocking=True)
+            self.unsent = None
+        return changed
+
+    def _is_capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
