@@ -106,7 +106,9 @@ def train(config: TrainConfig, device: torch.device) -> None:
     if config.resume:
         reached = restore_run(folder, model, optimizers, precision, data)
         print(f"going on from step {reached['step']} of the run in {folder}")
-    compiled = ranks.parallel(torch.compile(model) if config.compiles_model else model)
+    compiled = ranks.parallel(
+        torch.compile(model, dynamic=False) if config.compiles_model else model
+    )
     if config.eval_only:
         val_loss = evaluate(compiled, data, config, precision)
         print(f"step {reached['step']}: val loss {val_loss:.4f}")

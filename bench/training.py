@@ -10,8 +10,8 @@ model and optimizer as its train.py does, with torch.compile, at the same sizes.
 
 import argparse
 import gc
+import itertools
 import json
-import statistics
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +22,7 @@ import torch
 
 import kernels
 from bench import checkouts
+from bench.timing import spread
 from gpt import hardware
 from gpt.build import build
 from gpt.data import Data
@@ -31,7 +32,8 @@ from gpt.step import Precision, choose_step, tokens_per_step
 from gpt.tokenizer import ByteTokenizer
 
 WARM_UP = 8  # steps: three before a graph is captured, the capture, and some replays
-LEAST_STEPS = 10
+GROUP = 5  # steps, of which one time is taken
+LEAST_GROUPS = 3
 TOKENS = 1_000_000  # of the random text
 
 # what a recipe's own preset has, where a benchmark wants a number of its own
@@ -79,7 +81,7 @@ def measure(preset: str, way: Way, device: torch.device, seconds: float, nanogpt
     make = a_nanogpt_step if way.kernels == "nanogpt" else a_step
     step, parameters = make(config, way, data, precision, nanogpt)
     times = timed_steps(step, device, seconds)
-    median = statistics.median(times)
+    median, *p20_p80 = spread(times)
     peak = hardware.peak_flops(device)
     flops = hardware.flops_per_token(config.model, parameters) * tokens_per_step(config)
     return {
@@ -89,8 +91,8 @@ def measure(preset: str, way: Way, device: torch.device, seconds: float, nanogpt
         "batch_size": config.batch_size,
         "block_size": config.model.block_size,
         "milliseconds": 1e3 * median,
-        "milliseconds_p20_p80": [1e3 * t for t in statistics.quantiles(times, n=5)[::3]],
-        "steps": len(times),
+        "milliseconds_p20_p80": [1e3 * t for t in p20_p80],
+        "steps": len(times) * GROUP,
         "tokens_per_second": tokens_per_step(config) / median,
         "mfu": flops / median / peak if peak else None,
         "peak_memory_bytes": hardware.peak_memory(device),
@@ -104,17 +106,20 @@ def a_text(vocabulary: int, device: torch.device) -> Data:
 
 
 def timed_steps(step, device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each step, the device waited for after each."""
-    for number in range(WARM_UP):
-        step(number)
-    hardware.synchronise(device)
-    times = []
-    deadline = time.perf_counter() + seconds
-    while len(times) < LEAST_STEPS or time.perf_counter() < deadline:
+    """Seconds per step of groups of steps, as in training: the host waits after a group alone."""
+    numbers, times = itertools.count(), []
+
+    def steps(count: int) -> float:
         began = time.perf_counter()
-        step(WARM_UP + len(times))
+        for number in itertools.islice(numbers, count):
+            step(number)
         hardware.synchronise(device)
-        times.append(time.perf_counter() - began)
+        return time.perf_counter() - began
+
+    steps(WARM_UP)
+    deadline = time.perf_counter() + seconds
+    while len(times) < LEAST_GROUPS or time.perf_counter() < deadline:
+        times.append(steps(GROUP) / GROUP)
     return times
 
 
@@ -128,7 +133,7 @@ def a_step(config: TrainConfig, way: Way, data: Data, precision: Precision, nano
     optimizers = make_optimizers(model, config, adamw, precision.dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kind, _ = choose_step(replace(config, step=way.step), precision, data)
-    compiled = torch.compile(model) if way.compile else model
+    compiled = torch.compile(model, dynamic=False) if way.compile else model
     return kind(compiled, optimizers, data, config, precision), parameters
 
 
@@ -147,7 +152,7 @@ def a_nanogpt_step(config: TrainConfig, way: Way, data: Data, precision: Precisi
     optimizer = model.configure_optimizers(
         config.weight_decay, config.learning_rate, betas, device.type
     )
-    compiled = torch.compile(model) if way.compile else model
+    compiled = torch.compile(model, dynamic=False) if way.compile else model
 
     def step(number: int):
         first_row = number * config.batch_size
