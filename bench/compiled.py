@@ -87,7 +87,8 @@ def rows(launched: Iterable[Launched], target: Target) -> list[dict]:
     for case, card, one in launched:
         try:
             kernel = compile_launch(one)
-        except (TritonError, RuntimeError) as error:  # RuntimeError: one of the compiler's passes
+        except (TritonError, RuntimeError, AssertionError) as error:
+            # of the compiler's passes, and of its options: warps are a power of two
             key = f"{name(one)} {_words(one.options)}"
             failed = {"error": str(error).strip().partition("\n")[0], "narrow": []}
             row = found.setdefault(key, failed)
@@ -140,9 +141,8 @@ def products(ttir: str) -> int:
 
 
 def name(one: launch.Launch) -> str:
-    """layer_norm._forward"""
-    function = one.kernel.fn
-    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+    """layer_norm_forward_kernel"""
+    return one.kernel.fn.__name__
 
 
 def narrow_loads(one: launch.Launch, kernel) -> list[str]:

@@ -79,7 +79,7 @@ def _counts(counts: dict) -> str:
 
 
 def _short(key: str) -> str:
-    """layer_norm._forward bf16 fp32 BLOCK=512 num_warps=4: without sizes and divisibility."""
+    """layer_norm_forward_kernel bf16 fp32 BLOCK=512 num_warps=4: without sizes and divisibility."""
     name, types, tile = re.fullmatch(r"(.+?)\((.*)\) (.*)", key).groups()
     dtypes = dict.fromkeys(re.findall(r"\*(\w+)", types))
     return " ".join([name, *dtypes, tile])

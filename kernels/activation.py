@@ -20,7 +20,7 @@ Decisions:
   its own gradient, as 1 where hidden > 0, or 2 sqrt(hidden): they keep half of what the GELUs
   keep. The square root halves the relative error of hidden; only fp16 loses, together with the
   hidden of an x below 2e-4, its slope of at most 5e-4.
-- A program of `_backward` walks down ROWS rows of a strip of columns and sums dx on its way: the
+- A program of the backward walks down ROWS rows of a strip of columns and sums dx on its way: the
   bias gradient costs no second pass, and the number of its partial sums follows from the shape.
 """
 
@@ -34,7 +34,7 @@ from kernels.launch import launch, tile
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu_squared")
 FROM_HIDDEN = ("relu", "relu_squared")  # whose derivative is a function of hidden; else of x
-ROWS = 128  # per partial sum, which adds 1/192 (bf16) to the bytes of `_backward`
+ROWS = 128  # per partial sum, which adds 1/192 (bf16) to the bytes of the backward
 
 # log2(2 Phi(-z)) / z on [0, 7], minimax for the error of max(z, 1) Phi(-z): below 1.6e-8. Beyond
 # 7 the polynomial falls for ever, and with it the tail.
@@ -102,7 +102,7 @@ def _tail(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def activation_forward_kernel(
     x_ptr,  # (size,)
     hidden_ptr,  # (size,), may be x
     size,
@@ -116,7 +116,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def activation_backward_kernel(
     dhidden_ptr,  # (M, N)
     kept_ptr,  # (M, N)
     dx_ptr,  # (M, N), may be dhidden
@@ -149,7 +149,7 @@ def activation_forward(x, activation, out=None):  # contiguous, any shape
     hidden = torch.empty_like(x) if out is None else out
     BLOCK, num_warps = tile("activation", x.device)
     launch(
-        _forward,
+        activation_forward_kernel,
         (triton.cdiv(x.numel(), BLOCK),),
         x,
         hidden,
@@ -170,7 +170,7 @@ def activation_backward(dhidden, kept, activation, out=None):  # (M, N), contigu
     partial = empty_partial(blocks, dhidden)
     BLOCK_M, BLOCK_N, num_warps = tile("activation_backward", dhidden.device)
     launch(
-        _backward,
+        activation_backward_kernel,
         (blocks, triton.cdiv(N, BLOCK_N)),
         dhidden,
         kept,

@@ -41,8 +41,8 @@ PARAMETER, GRADIENT, M, V, MASTER, STEP, ADDRESSES = map(tl.constexpr, range(7))
 
 
 @triton.jit
-def _advance(addresses_ptr, groups_ptr, hyper_ptr, coefficients_ptr, found_inf_ptr):
-    """Count the step of a tensor, and make its row of coefficients for `_update`."""
+def adamw_advance_kernel(addresses_ptr, groups_ptr, hyper_ptr, coefficients_ptr, found_inf_ptr):
+    """Count the step of a tensor, and make its row of coefficients for the update."""
     tensor = tl.program_id(0)
     if found_inf_ptr is not None:
         found_inf = tl.load(found_inf_ptr)
@@ -101,7 +101,7 @@ def _update_elements(
 
 
 @triton.jit
-def _update(
+def adamw_update_kernel(
     chunks_ptr, addresses_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
     CHUNK: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
     ZERO: tl.constexpr, ACC: tl.constexpr,
@@ -129,7 +129,7 @@ def _update(
 
 
 @triton.jit
-def _square_sum(
+def adamw_square_sum_kernel(
     chunks_ptr, addresses_ptr, partials_ptr,
     CHUNK: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
     ACC: tl.constexpr,
@@ -148,7 +148,7 @@ def _square_sum(
 
 
 @triton.jit
-def _clip(partials_ptr, norm_ptr, factor_ptr, length, max_norm, PARTIALS: tl.constexpr):
+def adamw_clip_kernel(partials_ptr, norm_ptr, factor_ptr, length, max_norm, PARTIALS: tl.constexpr):
     total = tl.zeros((PARTIALS,), partials_ptr.dtype.element_ty)
     for start in range(0, length, PARTIALS):
         at = start + tl.arange(0, PARTIALS)
@@ -200,7 +200,7 @@ class AdamW(torch.optim.Optimizer):
         norm = torch.empty((), dtype=self._partials.dtype, device=self._partials.device)
         self._factor = torch.empty_like(norm)
         results = norm, self._factor, len(self._partials), float(max_norm)
-        launch(_clip, (1,), self._partials, *results, PARTIALS=PARTIALS, num_warps=16)
+        launch(adamw_clip_kernel, (1,), self._partials, *results, PARTIALS=PARTIALS, num_warps=16)
         return norm
 
     @torch.no_grad()
@@ -255,7 +255,7 @@ class AdamW(torch.optim.Optimizer):
         self._tensors = [_Tensors(*zip(*some, strict=True)) for some in by_dtype.values()]
         wide = max((tensors.wide for tensors in self._tensors), key=lambda dtype: dtype.itemsize)
         counts = [len(tensors.chunks) for tensors in self._tensors]
-        counts.append(-sum(counts) % 16)  # zeros: whole vectors for `_clip`
+        counts.append(-sum(counts) % 16)  # zeros: whole vectors for `adamw_clip_kernel`
         self._partials = torch.zeros(sum(counts), dtype=wide, device=device)
         for tensors, partials in zip(self._tensors, self._partials.split(counts), strict=False):
             tensors.partials = partials
@@ -288,13 +288,13 @@ class _Tensors:
 
     def sum_squares(self):
         tensors = self.chunks, self.addresses.tensor, self.partials
-        launch(_square_sum, (len(self.chunks),), *tensors, **self.options)
+        launch(adamw_square_sum_kernel, (len(self.chunks),), *tensors, **self.options)
 
     def update(self, hyper, factor, found_inf, zero):
         tensors = self.addresses.tensor, self.groups, hyper, self.coefficients, found_inf
-        launch(_advance, (len(self.parameters),), *tensors, num_warps=1)
+        launch(adamw_advance_kernel, (len(self.parameters),), *tensors, num_warps=1)
         tensors = self.chunks, self.addresses.tensor, self.coefficients, factor, found_inf
-        launch(_update, (len(self.chunks),), *tensors, ZERO=zero, **self.options)
+        launch(adamw_update_kernel, (len(self.chunks),), *tensors, ZERO=zero, **self.options)
 
 
 def _addresses(parameter, state):

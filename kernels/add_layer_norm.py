@@ -43,7 +43,7 @@ STREAM = tl.constexpr(0)  # of the mask: a seed serves one call
 
 
 @triton.jit(do_not_specialize=["rows", "threshold", "scale"])
-def _forward(
+def add_layer_norm_forward_kernel(
     residual_ptr,  # (rows, C)
     x_ptr,  # (rows, C)
     weight_ptr,  # (C,)
@@ -83,7 +83,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["rows", "threshold", "scale"])
-def _backward(
+def add_layer_norm_backward_kernel(
     dy_ptr,  # (rows, C)
     dtotal_ptr,  # (rows, C) or None
     total_ptr,  # (rows, C)
@@ -180,14 +180,22 @@ def _launch_forward(residual, x, weight, bias, seed, total, y, mean, rstd, dropo
     constants |= row_tile("add_layer_norm", C, x.device)
     operands = (residual, x, weight, bias, seed, total, y, mean, rstd, rows)
     grid = (triton.cdiv(rows, constants["ROWS"]),)
-    launch(_forward, grid, *operands, *threshold_and_scale(dropout_p), **constants)
+    launch(
+        add_layer_norm_forward_kernel, grid, *operands, *threshold_and_scale(dropout_p), **constants
+    )
 
 
 def _launch_backward(dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, dropout_p):
     *_, unit = as_rows(dy, total)
     operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
     constants = backward_constants("add_layer_norm_backward", shares, unit)
-    launch(_backward, (len(shares),), *operands, *threshold_and_scale(dropout_p), **constants)
+    launch(
+        add_layer_norm_backward_kernel,
+        (len(shares),),
+        *operands,
+        *threshold_and_scale(dropout_p),
+        **constants,
+    )
     complete_shares(dy, total, mean, rstd, shares)
 
 

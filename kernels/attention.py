@@ -42,7 +42,7 @@ SHORT = 256  # up to here the tile on the diagonal is most of the work, so tiles
 
 
 @triton.jit
-def _forward(
+def attention_forward_kernel(
     out_ptr,  # (B, H, Tq, D)
     lse_ptr,  # (B, H, Tq)
     q_ptr,  # (B, H, Tq, D)
@@ -188,7 +188,9 @@ def _launch_forward(out, q, k, v, seed, constants):
     tile = options("attention_short" if Tq <= SHORT else "attention", q, constants)
     grid = (triton.cdiv(Tq, tile["M"]), H, B)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
-    launch(_forward, grid, out, lse, q, k, v, seed, *strides, Tq, k.shape[2], **tile)
+    launch(
+        attention_forward_kernel, grid, out, lse, q, k, v, seed, *strides, Tq, k.shape[2], **tile
+    )
     return lse
 
 

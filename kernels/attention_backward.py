@@ -5,11 +5,11 @@
     dS     = P (dP - delta)               delta = rowsum(dout out), equal to rowsum(P dP)
     dQ     = scale dS K                   dK    = scale dS^T Q
 
-- `_backward_q` owns a tile of rows and walks over keys, `_backward_kv` owns a tile of keys and
+- The "q" kernel owns a tile of rows and walks over keys, the "kv" kernel owns a tile of keys and
   walks over rows. Computing S in both costs two products more than adding dQ up from all keys,
   but every sum is then made by one program in one order: no atomics, the same bits every time.
-- `_backward_q` runs first, because it holds whole rows of dout and out: it writes delta.
-- `_backward_kv` computes S^T = K Q^T. P^T and dS^T are then left operands as they stand in
+- The "q" kernel runs first, because it holds whole rows of dout and out: it writes delta.
+- The "kv" kernel computes S^T = K Q^T. P^T and dS^T are then left operands as they stand in
   registers, and no accumulator has to be transposed.
 - Either visits only tiles that have a pair of row and key which see each other, whole or in part.
 - Rows from Tq on are read as zeros, dout and delta too: they add exactly nothing to dK and dV.
@@ -27,9 +27,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _backward_q(
+def attention_backward_q_kernel(
     dq_ptr,  # (B, H, Tq, D)
-    delta_ptr,  # (B, H, Tq), written for _backward_kv
+    delta_ptr,  # (B, H, Tq), written for the "kv" kernel
     dout_ptr,  # (B, H, Tq, D)
     out_ptr,  # (B, H, Tq, D)
     lse_ptr,  # (B, H, Tq)
@@ -124,7 +124,7 @@ def _backward_q(
 
 
 @triton.jit
-def _backward_kv(
+def attention_backward_kv_kernel(
     dk_ptr,  # (B, Hkv, Tk, D)
     dv_ptr,  # (B, Hkv, Tk, D)
     delta_ptr,  # (B, H, Tq)
@@ -234,7 +234,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
 
     by_rows = options("attention_q", q, constants)
     launch(
-        _backward_q,
+        attention_backward_q_kernel,
         (triton.cdiv(Tq, by_rows["M"]), H, B),
         *(dq, delta, dout, out, lse, q, k, v, seed),
         *strides(dq, dout, out, q, k, v),
@@ -243,7 +243,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
     )
     by_keys = options("attention_kv", q, constants)
     launch(
-        _backward_kv,
+        attention_backward_kv_kernel,
         (triton.cdiv(Tk, by_keys["N"]), Hkv, B),
         *(dk, dv, delta, dout, lse, q, k, v, seed),
         *strides(dk, dv, dout, q, k, v),

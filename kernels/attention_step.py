@@ -11,7 +11,8 @@ There is no backward: text is generated without gradients.
 Decisions:
 - One query has no work for a whole card in B x H programs, so the keys are divided into parts when
   rows are few. The number of parts follows from the block size and not from the position, because
-  a CUDA graph has one grid; `_combine` adds them in order: the same bits every time.
+  a CUDA graph has one grid; `attention_step_combine_kernel` adds them in order: the same bits every
+  time.
 - The new key and value are used from registers, rounded as the cache has them, and written by the
   program of the first part of a group's first head: nobody waits for a write.
 - Query heads that share keys are programs of their own: the L2 cache has what the first one read.
@@ -31,7 +32,7 @@ MOST_PARTS = 32  # of the keys
 
 
 @triton.jit
-def _forward(
+def attention_step_kernel(
     qkv_ptr,  # (B, H + 2 HKV, D)
     cache_ptr,  # (2, B, HKV, T, D)
     position_ptr,  # (B,)
@@ -134,7 +135,7 @@ def _positioned(
 
 
 @triton.jit
-def _combine(
+def attention_step_combine_kernel(
     parts_ptr,  # (PARTS, B, H, D)
     m_ptr,  # (PARTS, B, H)
     z_ptr,  # (PARTS, B, H)
@@ -172,7 +173,7 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
         partial = torch.empty((parts, B, H, D), dtype=accumulator, device=qkv.device)
         m, z = torch.empty((2, parts, B, H), dtype=accumulator, device=qkv.device)
     launch(
-        _forward,
+        attention_step_kernel,
         (H, parts, B),
         *(qkv, cache, position, cos, sin, partial, m, z),
         B,
@@ -190,7 +191,7 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
     if parts > 1:
         combined = {"PARTS": parts, "BLOCK_PARTS": triton.next_power_of_2(parts)}
         combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4}
-        launch(_combine, (rows,), partial, m, z, out, rows, **combined)
+        launch(attention_step_combine_kernel, (rows,), partial, m, z, out, rows, **combined)
 
 
 def attention_step(

@@ -101,7 +101,7 @@ def _store_gradient(
 
 
 @triton.jit
-def _forward(
+def cross_entropy_forward_kernel(
     logits_ptr, targets_ptr, count_ptr, losses_ptr, statistics_ptr, dlogits_ptr,
     N, V, row_stride, ignore_index,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
@@ -143,7 +143,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def cross_entropy_backward_kernel(
     logits_ptr, targets_ptr, count_ptr, statistics_ptr, dloss_ptr, dlogits_ptr,
     N, V, row_stride, ignore_index,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
@@ -187,7 +187,7 @@ class CrossEntropy(torch.autograd.Function):
         written = dlogits is not None
         dlogits = dlogits if written else _empty_gradient(logits)
         tensors = logits, targets, count, statistics, dloss, dlogits
-        _launch(_backward, tensors, ctx.ignore_index, WRITTEN_FOR_ONE=written)
+        _launch(cross_entropy_backward_kernel, tensors, ctx.ignore_index, WRITTEN_FOR_ONE=written)
         return dlogits, None, None, None
 
 
@@ -202,7 +202,11 @@ def launch_forward(logits, targets, count, losses, statistics, dlogits, ignore_i
     The gradient is that of the sum of the losses, over `count` where that is not None; `dlogits`
     may be `logits` itself.
     """
-    _launch(_forward, (logits, targets, count, losses, statistics, dlogits), ignore_index)
+    _launch(
+        cross_entropy_forward_kernel,
+        (logits, targets, count, losses, statistics, dlogits),
+        ignore_index,
+    )
 
 
 def _launch(kernel, tensors, ignore_index, **constexprs):

@@ -27,7 +27,7 @@ from kernels.philox import ROUNDS
 
 
 @triton.jit
-def _forward(
+def draw_kernel(
     logits_ptr,  # (B, V)
     seed_ptr,  # ()
     token_ptr,  # (B,)
@@ -127,7 +127,7 @@ def draw(
     elements, per_warp = tile("draw", logits.device)
     COLUMNS = min(max(triton.next_power_of_2(V), 16), elements)
     launch(
-        _forward,
+        draw_kernel,
         (B,),
         *(logits, seed, token),
         *(V, logits.stride(0), 1.0 if greedy else float(temperature), top_k or V, float(top_p)),

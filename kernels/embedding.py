@@ -27,7 +27,7 @@ MOST_SHARES = 32
 
 
 @triton.jit
-def _forward(
+def embedding_forward_kernel(
     tokens_ptr, token_table_ptr, position_table_ptr, y_ptr,
     N, T, V, C, token_stride, position_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -47,7 +47,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def embedding_backward_kernel(
     dy_ptr, order_ptr, first_ptr, gradient_ptr,
     V, C, dy_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -83,7 +83,7 @@ class Embedding(torch.autograd.Function):
         sizes = B * T, T, V, C, token_table.stride(0), position_stride
         options = _tiles(C, dtype, tokens.device)
         grid = triton.cdiv(B * T, options["ROWS"]), triton.cdiv(C, options["COLUMNS"])
-        launch(_forward, grid, *tensors, *sizes, **options)
+        launch(embedding_forward_kernel, grid, *tensors, *sizes, **options)
         ctx.save_for_backward(tokens)
         ctx.tables = [
             None if table is None else (table.shape, table.dtype)
@@ -119,7 +119,9 @@ def _token_gradient(dy, tokens, shape, dtype):
     gradient = torch.empty(shares, V, C, dtype=wide if shares > 1 else dtype, device=dy.device)
     options = _tiles(C, dy.dtype, dy.device)
     grid = V, shares, triton.cdiv(C, options["COLUMNS"])
-    launch(_backward, grid, dy, order, first, gradient, V, C, dy.stride(0), **options)
+    launch(
+        embedding_backward_kernel, grid, dy, order, first, gradient, V, C, dy.stride(0), **options
+    )
     return gradient.sum(0).to(dtype) if shares > 1 else gradient[0]
 
 

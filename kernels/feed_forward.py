@@ -40,7 +40,7 @@ from kernels.philox import keep_in_rows, threshold_and_scale
 
 
 @triton.jit
-def _dropout(
+def dropout_kernel(
     x_ptr,  # (M, N)
     y_ptr,  # (M, N), may be x
     seed_ptr,  # ()
@@ -128,7 +128,7 @@ def _dropped(x, seed, dropout_p, out=None):  # (M, C)
     THRESHOLD, SCALE = threshold_and_scale(dropout_p)
     BLOCK_M, BLOCK_N, num_warps = tile("dropout", x.device)
     launch(
-        _dropout,
+        dropout_kernel,
         (triton.cdiv(x.shape[0], BLOCK_M), triton.cdiv(x.shape[1], BLOCK_N)),
         x,
         out,

@@ -36,7 +36,7 @@ INTERPRETED_PROGRAMS = 2  # where there is no card: few, so that each walks over
 
 
 @triton.jit
-def _product(
+def gemm_kernel(
     a_ptr,  # (M, K)
     b_ptr,  # (N, K) where B_BY_ROWS, else (K, N)
     bias_ptr,  # (N,) or None
@@ -181,7 +181,7 @@ def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **c
     context.run(triton.set_allocator, _allocate)
     context.run(
         launch,
-        _product,
+        gemm_kernel,
         (programs,),
         a,
         b,

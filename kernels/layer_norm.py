@@ -71,7 +71,7 @@ def input_gradient(dy, xhat, rstd, weight, C: tl.constexpr, CENTRED: tl.constexp
 
 
 @triton.jit(do_not_specialize=["rows", "inner", "x_outer", "x_inner"])
-def _forward(
+def layer_norm_forward_kernel(
     x_ptr,  # (outer, inner, C)
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
@@ -104,7 +104,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["rows", "inner", "dy_outer", "dy_inner", "x_outer", "x_inner"])
-def _backward(
+def layer_norm_backward_kernel(
     dy_ptr,  # (outer, inner, C)
     x_ptr,  # (outer, inner, C)
     weight_ptr,  # (C,) or None
@@ -193,14 +193,19 @@ def _launch_forward(x, weight, bias, y, mean, rstd, eps):
     operands = (x, weight, bias, y, mean, rstd, rstd.numel(), *addressing)
     constants = {"C": C, "EPS": eps, "UNIT": unit, "ACC": accumulator(x)}
     constants |= row_tile("layer_norm", C, x.device)
-    launch(_forward, (triton.cdiv(rstd.numel(), constants["ROWS"]),), *operands, **constants)
+    launch(
+        layer_norm_forward_kernel,
+        (triton.cdiv(rstd.numel(), constants["ROWS"]),),
+        *operands,
+        **constants,
+    )
 
 
 def _launch_backward(dy, x, weight, mean, rstd, dx, shares):
     (dy, x), addressing, unit = as_rows(dy, x)
     operands = (dy, x, weight, mean, rstd, dx, shares, rstd.numel(), *addressing)
     constants = backward_constants("layer_norm_backward", shares, unit)
-    launch(_backward, (len(shares),), *operands, **constants, UNIT=unit)
+    launch(layer_norm_backward_kernel, (len(shares),), *operands, **constants, UNIT=unit)
     complete_shares(dy, x, mean, rstd, shares)
 
 

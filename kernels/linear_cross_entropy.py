@@ -27,11 +27,11 @@ from kernels.cross_entropy import count_targets, launch_forward
 
 LINE_BYTES = 128  # of the memory system
 GEMM_ROWS = 128  # rows of a chunk are a multiple: the largest tile of a matrix product
-BLOCK = 4096  # elements that a program of `_scale` multiplies: 16 per thread
+BLOCK = 4096  # elements that a program of `scale_gradient_kernel` multiplies: 16 per thread
 
 
 @triton.jit
-def _scale(
+def scale_gradient_kernel(
     gradient_ptr, dloss_ptr, count_ptr, out_ptr, length, BLOCK: tl.constexpr, ACC: tl.constexpr
 ):
     factor = tl.load(dloss_ptr).to(ACC) / tl.load(count_ptr).to(ACC)
@@ -110,7 +110,7 @@ def _scaled(gradient, dloss, count, dtype):
     out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
     length = gradient.numel()
     launch.launch(
-        _scale,
+        scale_gradient_kernel,
         (triton.cdiv(length, BLOCK),),
         gradient,
         dloss,

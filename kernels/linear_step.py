@@ -31,7 +31,7 @@ WARP = 1_024  # elements of the weight in a warp, 32 in each thread
 
 
 @triton.jit
-def _forward(
+def linear_step_kernel(
     x_ptr,  # (B, K)
     weight_ptr,  # (N, K)
     y_ptr,  # (B, N)
@@ -90,7 +90,7 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
     ROWS = min(triton.next_power_of_2(max(B, 1)), MOST_ROWS)
     operands = (x, weight, y, scale, bias, norm_weight, norm_bias, residual)
     launch(
-        _forward,
+        linear_step_kernel,
         (triton.cdiv(N, features), triton.cdiv(B, ROWS)),
         *operands,
         B,

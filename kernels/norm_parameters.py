@@ -17,8 +17,9 @@ from kernels.rows import accumulator, as_rows, row_pointers, row_tile, statistic
 
 WIDEST_IN_REGISTERS = 8_192  # columns
 REGISTER_FILE = 65_536  # registers of an SM
-WIDE_ROWS, WIDE_COLUMNS = 8, 256  # a tile of `_wide_shares`
-SUM_ROWS, SUM_COLUMNS = 64, 32  # a tile of `_sum_shares`: narrow, so that many programs take part
+WIDE_ROWS, WIDE_COLUMNS = 8, 256  # a tile of `norm_wide_shares_kernel`
+# a tile of `norm_sum_shares_kernel`: narrow, so that many programs take part
+SUM_ROWS, SUM_COLUMNS = 64, 32
 
 
 @triton.jit
@@ -35,7 +36,7 @@ def store_share(
 
 
 @triton.jit(do_not_specialize=["rows", "inner", "x_outer", "x_inner", "dy_outer", "dy_inner"])
-def _wide_shares(
+def norm_wide_shares_kernel(
     dy_ptr,  # (outer, inner, C)
     x_ptr,  # (outer, inner, C)
     mean_ptr,  # (rows,); None for RMSNorm
@@ -74,7 +75,7 @@ def _wide_shares(
 
 
 @triton.jit(do_not_specialize=["shares"])
-def _sum_shares(
+def norm_sum_shares_kernel(
     share_ptr,  # (shares, WIDTH)
     sum_ptr,  # (WIDTH,)
     shares,
@@ -118,7 +119,9 @@ def complete_shares(dy, x, mean, rstd, shares):
     constants = {"C": C, "PARAMETERS": parameters, "UNIT": unit, "ACC": accumulator(shares)}
     constants |= {"ROWS": WIDE_ROWS, "COLUMNS": WIDE_COLUMNS, "num_warps": 4}
     operands = (dy, x, mean, rstd, shares, rstd.numel(), *addressing)
-    launch(_wide_shares, (programs, triton.cdiv(C, WIDE_COLUMNS)), *operands, **constants)
+    launch(
+        norm_wide_shares_kernel, (programs, triton.cdiv(C, WIDE_COLUMNS)), *operands, **constants
+    )
 
 
 def parameter_gradients(shares, weight):
@@ -131,5 +134,5 @@ def parameter_gradients(shares, weight):
     constants = {"WIDTH": width, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
     constants |= {"ACC": accumulator(shares), "num_warps": 4}
     grid = (triton.cdiv(width, SUM_COLUMNS),)
-    launch(_sum_shares, grid, shares, gradients, len(shares), **constants)
+    launch(norm_sum_shares_kernel, grid, shares, gradients, len(shares), **constants)
     return gradients[0], gradients[1] if parameters == 2 else None

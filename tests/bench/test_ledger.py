@@ -156,7 +156,7 @@ def test_every_launch_is_in_the_ledger_with_its_tile(family):
 def row(**figures) -> dict:
     return {
         "target": "90",
-        "key": "layer_norm._forward(*bf16/16) BLOCK=512 num_warps=4",
+        "key": "layer_norm_forward_kernel(*bf16/16) BLOCK=512 num_warps=4",
         "cards": [90],
         "cases": ["layer_norm gpt2 bf16"],
         "shared": 0,
@@ -228,7 +228,7 @@ def test_another_version_of_triton_is_held_to_the_rules_alone(command, capsys, m
 
 
 def test_a_part_is_written_and_checked_without_touching_the_rest(command):
-    other = row(key="attention._forward(*bf16/16) M=64 num_warps=4", target="80", cards=[80])
+    other = row(key="attention_forward_kernel(*bf16/16) M=64 num_warps=4", target="80", cards=[80])
     command([other, row()], "--write")
     assert command([row()], "--check", "--kernel", "layer_norm") == 0
     assert command([row()], "--check", "--arch", "sm_90") == 0
@@ -246,9 +246,9 @@ def test_tables_show_the_figures_of_every_kernel(command, capsys):
         "serial": 256 / 384,
     }
     command([row(loop=loop)])
-    assert "layer_norm._forward bf16 BLOCK=512 num_warps=4" in capsys.readouterr().out
+    assert "layer_norm_forward_kernel bf16 BLOCK=512 num_warps=4" in capsys.readouterr().out
     command([row(loop=loop)], "--loops")
-    assert " 67%  layer_norm._forward" in capsys.readouterr().out
+    assert " 67%  layer_norm_forward_kernel" in capsys.readouterr().out
 
 
 def test_an_unknown_architecture_is_refused_with_those_that_exist():

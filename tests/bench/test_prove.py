@@ -343,7 +343,7 @@ def test_bench_keeps_what_was_measured_before_a_failure():
 
 def test_the_loaded_kernels_are_held_against_the_ledger(monkeypatch, tmp_path):
     figures_of_it = {"registers": 40, "spills": 0, "shared": 1024}
-    row = {"key": "layer_norm._forward() C=768", "target": "80", "cards": [80, 86, 89]}
+    row = {"key": "layer_norm_forward_kernel() C=768", "target": "80", "cards": [80, 86, 89]}
     path = tmp_path / "ledger.json"
     path.write_text(json.dumps({triton.__version__: [row | figures_of_it]}))
     monkeypatch.setattr(ledger, "COMMITTED", path)
@@ -355,7 +355,7 @@ def test_the_loaded_kernels_are_held_against_the_ledger(monkeypatch, tmp_path):
         wrong = ledger.work("layer_norm", 1.0)
         assert wrong["state"] == "failed"
         assert "'registers': 41" in wrong["lines"][0]
-        loaded["layer_norm._forward() C=384"] = figures_of_it
+        loaded["layer_norm_forward_kernel() C=384"] = figures_of_it
         assert any("not in the ledger" in line for line in ledger.work("layer_norm", 1.0)["lines"])
         path.write_text(json.dumps({"0.0.1": []}))
         assert ledger.work("layer_norm", 1.0)["state"] == "not there"

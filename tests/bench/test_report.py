@@ -264,17 +264,17 @@ def test_figures_of_two_days_add_up_and_two_cards_stand_apart(root):
 
 
 def test_the_ledger_is_summed_up_by_kernel(root):
-    key = "layer_norm._forward(*bf16/16) C=768"
+    key = "layer_norm_forward_kernel(*bf16/16) C=768"
     row = {"target": "90", "key": key, "registers": 40, "shared": 1024}
     row |= {"spills": 0, "atomics": 0, "tensor": {}}
-    more = row | {"key": "layer_norm._forward(*fp32/16) C=768", "registers": 48}
+    more = row | {"key": "layer_norm_forward_kernel(*fp32/16) C=768", "registers": 48}
     (root / "bench" / "ledger.json").write_text(
         json.dumps({"3.6.0": [], "3.10.0": [row, more], "3.9.0": []})
     )
     report.main([], root)
     page = (root / "docs" / "benchmarks.md").read_text()
     assert "| triton 3.10.0 | sm_90 |" in page
-    assert "| `layer_norm._forward` | 48 registers, 1,024 bytes |" in page
+    assert "| `layer_norm_forward_kernel` | 48 registers, 1,024 bytes |" in page
 
 
 def test_the_ledger_is_summed_up_in_four_lines(root):

@@ -332,7 +332,11 @@ def test_three_launches_are_recorded_without_running():
         out = attention(q, q, q, dropout_p=0.1)
         torch.autograd.grad(out, q, torch.empty_like(out))
     names = [recorded.kernel.__name__ for recorded in launches]
-    assert names == ["_forward", "_backward_q", "_backward_kv"]
+    assert names == [
+        "attention_forward_kernel",
+        "attention_backward_q_kernel",
+        "attention_backward_kv_kernel",
+    ]
     assert [recorded.grid for recorded in launches] == [(3, 6, 2), (5, 6, 2), (5, 6, 2)]
 
 

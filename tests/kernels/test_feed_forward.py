@@ -308,21 +308,22 @@ def launched(card, dtype=torch.bfloat16, C=384, dropout_p=0.2):
     ]
 
 
-PASSES = ["_forward", "_dropout", "_dropout", "_backward"]
+ACTIVATE, DERIVE = "activation_forward_kernel", "activation_backward_kernel"
+PASSES = [ACTIVATE, "dropout_kernel", "dropout_kernel", DERIVE]
 
 
 @pytest.mark.parametrize("card", launch.SHARED_MEMORY)
 def test_nothing_is_launched_by_a_route_that_no_card_has_measured(card):
     for C in (384, 768):
         assert launched(card, C=C) == PASSES
-        assert launched(card, C=C, dropout_p=0) == ["_forward", "_backward"]
+        assert launched(card, C=C, dropout_p=0) == [ACTIVATE, DERIVE]
 
 
 def test_a_row_of_the_table_changes_the_route(monkeypatch):
     """Of its own family, dtype and shape alone, product by product."""
     row = launch.Route("gemm", "cublas", "gemm")
     monkeypatch.setitem(launch.ROUTES, 90, {(2, 384, 1_536): row})
-    mixed = ["_product activate", "_dropout", "_dropout", "_product derivative"]
+    mixed = ["gemm_kernel activate", *PASSES[1:3], "gemm_kernel derivative"]
     assert launched(90) == mixed
     assert launched(90, dtype=torch.float16) == mixed
     for other in (
@@ -334,10 +335,10 @@ def test_a_row_of_the_table_changes_the_route(monkeypatch):
         assert other == PASSES
     with launch.routed(launch.GEMM):
         assert launched(120) == [
-            "_product activate",
-            "_product dropout",
-            "_dropout",
-            "_product derivative",
+            "gemm_kernel activate",
+            "gemm_kernel dropout",
+            "dropout_kernel",
+            "gemm_kernel derivative",
         ]
 
 
