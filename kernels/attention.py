@@ -33,7 +33,15 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.attention_backward import LOG2_E, attention_backward, options
+from kernels.attention_backward import (
+    LOG2_E,
+    attention_backward,
+    options,
+    read,
+    scheduled,
+    tile_pointers,
+    together,
+)
 from kernels.launch import launch, opaque
 from kernels.philox import keep_in_tile, threshold_and_scale
 
@@ -41,7 +49,7 @@ LARGEST_HEAD = 256  # a row of Q, K, V and the accumulator must fit on chip
 SHORT = 256  # up to here the tile on the diagonal is most of the work, so tiles are small
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "together"])
 def attention_forward_kernel(
     out_ptr,  # (B, H, Tq, D)
     lse_ptr,  # (B, H, Tq)
@@ -61,8 +69,10 @@ def attention_forward_kernel(
     stride_vb,
     stride_vh,
     stride_vt,
+    H,
     Tq,
     Tk,
+    together,
     SCALE: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -73,19 +83,21 @@ def attention_forward_kernel(
     BLOCK_D: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
+    EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M  # the longest rows first
-    head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    tiles = tl.cdiv(Tq, M)
+    order, head, batch = scheduled(tiles, H, together)
+    first_row = (tiles - 1 - order) * M  # the longest rows first
     row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
     is_d = (d < D)[None, :]
-    inside = (row < Tq)[:, None] & is_d
+    inside = None if EVEN else (row < Tq)[:, None] & is_d
     long_row = row.to(tl.int64)[:, None]
 
     q_ptr += batch * stride_qb + head * stride_qh
-    q = tl.load(q_ptr + long_row * stride_qt + d[None, :], inside, other=0.0)  # (M, D)
-    k_ptr += batch * stride_kb + head // GROUP * stride_kh
-    v_ptr += batch * stride_vb + head // GROUP * stride_vh
+    q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
+    k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
+    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     m = tl.full((M,), float("-inf"), ACC)
     z = tl.zeros((M,), ACC)
@@ -95,10 +107,9 @@ def attention_forward_kernel(
     first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
     for first_key in tl.range(first_seen, seen_by_any, N):
         key = first_key + tl.arange(0, N)
-        inside_k = (key < Tk)[:, None] & is_d
-        offset = key.to(tl.int64)[:, None]
-        k = tl.load(k_ptr + offset * stride_kt + d[None, :], inside_k, other=0.0)  # (N, D)
-        v = tl.load(v_ptr + offset * stride_vt + d[None, :], inside_k, other=0.0)  # (N, D)
+        inside_k = None if EVEN else (key < Tk)[:, None] & is_d
+        k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
+        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
         masked = first_key + N > seen_by_all
         if WINDOW > 0:
@@ -125,7 +136,7 @@ def attention_forward_kernel(
     out_ptr += batch * stride_outb + head * stride_outh
     out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + long_row * stride_outt + d[None, :], out, inside)
-    statistics = (batch * tl.num_programs(1) + head) * Tq + row
+    statistics = (batch * H + head) * Tq + row
     tl.store(lse_ptr + statistics, m + tl.log2(z), row < Tq)
 
 
@@ -185,12 +196,11 @@ def _launch_forward(out, q, k, v, seed, constants):
     B, H, Tq, _ = q.shape
     accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = torch.empty((B, H, Tq), dtype=accumulator, device=q.device)
-    tile = options("attention_short" if Tq <= SHORT else "attention", q, constants)
-    grid = (triton.cdiv(Tq, tile["M"]), H, B)
+    tile = options("attention_short" if Tq <= SHORT else "attention", q, k, constants)
+    grid = (triton.cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
-    launch(
-        attention_forward_kernel, grid, out, lse, q, k, v, seed, *strides, Tq, k.shape[2], **tile
-    )
+    sizes = H, Tq, k.shape[2], together(B * H)
+    launch(attention_forward_kernel, grid, out, lse, q, k, v, seed, *strides, *sizes, **tile)
     return lse
 
 

@@ -27,6 +27,32 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def scheduled(tiles, H, together):
+    """This program's place among the tiles of its head, its head, and its batch.
+
+    Of `together` heads at a time the first tiles come first, then the second ones, and so on.
+    """
+    pairs = tl.num_programs(0) // tiles  # of batch and head
+    first = tl.program_id(0) // (together * tiles) * together
+    here = tl.minimum(together, pairs - first)
+    place = tl.program_id(0) - first * tiles
+    pair = (first + place % here).to(tl.int64)
+    return place // here, pair % H, pair // H
+
+
+@triton.jit
+def tile_pointers(ptr, stride, ROWS: tl.constexpr, d):
+    """Pointers (ROWS, D) to the first rows at `ptr`, which lie `stride` apart."""
+    return ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + d[None, :]
+
+
+@triton.jit
+def read(pointers, inside):
+    """What lies there, 0 where it is not `inside`; None: all of it is."""
+    return tl.load(pointers) if inside is None else tl.load(pointers, inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=["H", "together"])
 def attention_backward_q_kernel(
     dq_ptr,  # (B, H, Tq, D)
     delta_ptr,  # (B, H, Tq), written for the "kv" kernel
@@ -55,8 +81,10 @@ def attention_backward_q_kernel(
     stride_vb,
     stride_vh,
     stride_vt,
+    H,
     Tq,
     Tk,
+    together,
     SCALE: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -67,28 +95,30 @@ def attention_backward_q_kernel(
     BLOCK_D: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
+    EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
-    head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    tiles = tl.cdiv(Tq, M)
+    order, head, batch = scheduled(tiles, H, together)
+    first_row = (tiles - 1 - order) * M  # the longest rows first
     row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
-    is_row, is_d = row < Tq, (d < D)[None, :]
-    inside = is_row[:, None] & is_d
+    is_row, is_d = None if EVEN else row < Tq, (d < D)[None, :]
+    inside = None if EVEN else is_row[:, None] & is_d
     long_row = row.to(tl.int64)[:, None]
 
     q_ptr += batch * stride_qb + head * stride_qh
-    q = tl.load(q_ptr + long_row * stride_qt + d[None, :], inside, other=0.0)  # (M, D)
+    q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
     dout_ptr += batch * stride_doutb + head * stride_douth
-    dout = tl.load(dout_ptr + long_row * stride_doutt + d[None, :], inside, other=0.0)  # (M, D)
+    dout = read(dout_ptr + long_row * stride_doutt + d[None, :], inside)  # (M, D)
     out_ptr += batch * stride_outb + head * stride_outh
-    out = tl.load(out_ptr + long_row * stride_outt + d[None, :], inside, other=0.0)  # (M, D)
-    statistics = (batch * tl.num_programs(1) + head) * Tq + row
-    lse = tl.load(lse_ptr + statistics, is_row, other=0.0)  # (M,)
+    out = read(out_ptr + long_row * stride_outt + d[None, :], inside)  # (M, D)
+    statistics = (batch * H + head) * Tq + row
+    lse = read(lse_ptr + statistics, is_row)  # (M,)
     delta = tl.sum(dout.to(ACC) * out.to(ACC), 1)  # (M,)
     tl.store(delta_ptr + statistics, delta, is_row)
 
-    k_ptr += batch * stride_kb + head // GROUP * stride_kh
-    v_ptr += batch * stride_vb + head // GROUP * stride_vh
+    k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
+    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dq = tl.zeros((M, BLOCK_D), ACC)
     seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
@@ -96,10 +126,9 @@ def attention_backward_q_kernel(
     first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
     for first_key in tl.range(first_seen, seen_by_any, N):
         key = first_key + tl.arange(0, N)
-        inside_k = (key < Tk)[:, None] & is_d
-        offset = key.to(tl.int64)[:, None]
-        k = tl.load(k_ptr + offset * stride_kt + d[None, :], inside_k, other=0.0)  # (N, D)
-        v = tl.load(v_ptr + offset * stride_vt + d[None, :], inside_k, other=0.0)  # (N, D)
+        inside_k = None if EVEN else (key < Tk)[:, None] & is_d
+        k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
+        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
         p = tl.exp2(s * (SCALE * LOG2_E) - lse[:, None])
         masked = first_key + N > seen_by_all
@@ -123,7 +152,7 @@ def attention_backward_q_kernel(
     tl.store(dq_ptr + long_row * stride_dqt + d[None, :], dq, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Hkv", "together"])
 def attention_backward_kv_kernel(
     dk_ptr,  # (B, Hkv, Tk, D)
     dv_ptr,  # (B, Hkv, Tk, D)
@@ -152,8 +181,10 @@ def attention_backward_kv_kernel(
     stride_vb,
     stride_vh,
     stride_vt,
+    Hkv,
     Tq,
     Tk,
+    together,
     SCALE: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -164,34 +195,36 @@ def attention_backward_kv_kernel(
     BLOCK_D: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
+    EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    first_key = tl.program_id(0) * N  # the first keys are seen by most rows
-    kv_head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    order, kv_head, batch = scheduled(tl.cdiv(Tk, N), Hkv, together)
+    first_key = order * N  # the first keys are seen by most rows
     key, d = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D)
     is_d = (d < D)[None, :]
-    inside = (key < Tk)[:, None] & is_d
+    inside = None if EVEN else (key < Tk)[:, None] & is_d
     long_key = key.to(tl.int64)[:, None]
 
     k_ptr += batch * stride_kb + kv_head * stride_kh
-    k = tl.load(k_ptr + long_key * stride_kt + d[None, :], inside, other=0.0)  # (N, D)
+    k = read(k_ptr + long_key * stride_kt + d[None, :], inside)  # (N, D)
     v_ptr += batch * stride_vb + kv_head * stride_vh
-    v = tl.load(v_ptr + long_key * stride_vt + d[None, :], inside, other=0.0)  # (N, D)
+    v = read(v_ptr + long_key * stride_vt + d[None, :], inside)  # (N, D)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
     end = tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq  # of rows that see any
     for member in tl.range(0, GROUP):
         head = kv_head * GROUP + member
-        q_head_ptr = q_ptr + batch * stride_qb + head * stride_qh
+        q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
-        statistics = (batch * tl.num_programs(1) * GROUP + head) * Tq
+        dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, d)
+        statistics = (batch * Hkv * GROUP + head) * Tq
         for first_row in tl.range(first_key if CAUSAL else 0, end, M):
             row = first_row + tl.arange(0, M)
-            inside_q = (row < Tq)[:, None] & is_d
-            offset = row.to(tl.int64)[:, None]
-            q = tl.load(q_head_ptr + offset * stride_qt + d[None, :], inside_q, other=0.0)
-            dout = tl.load(dout_head_ptr + offset * stride_doutt + d[None, :], inside_q, other=0.0)
-            lse = tl.load(lse_ptr + statistics + row, row < Tq, other=0.0)  # (M,)
+            is_row = None if EVEN else row < Tq
+            inside_q = None if EVEN else is_row[:, None] & is_d
+            q = read(q_tile + tl.cast(first_row, tl.int64) * stride_qt, inside_q)  # (M, D)
+            dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_q)  # (M, D)
+            lse = read(lse_ptr + statistics + row, is_row)  # (M,)
             s = tl.dot(k, tl.trans(q), input_precision="ieee", out_dtype=ACC)  # (N, M)
             p = tl.exp2(s * (SCALE * LOG2_E) - lse[None, :])
             if CAUSAL:
@@ -212,7 +245,7 @@ def attention_backward_kv_kernel(
             dp = tl.dot(v, tl.trans(dout), input_precision="ieee", out_dtype=ACC)  # (N, M)
             if THRESHOLD > 0:
                 dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
-            delta = tl.load(delta_ptr + statistics + row, row < Tq, other=0.0)  # (M,)
+            delta = read(delta_ptr + statistics + row, is_row)  # (M,)
             ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee", out_dtype=ACC)
     dk_ptr += batch * stride_dkb + kv_head * stride_dkh
@@ -232,27 +265,35 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
-    by_rows = options("attention_q", q, constants)
+    by_rows = options("attention_q", q, k, constants)
     launch(
         attention_backward_q_kernel,
-        (triton.cdiv(Tq, by_rows["M"]), H, B),
+        (triton.cdiv(Tq, by_rows["M"]) * H * B,),
         *(dq, delta, dout, out, lse, q, k, v, seed),
         *strides(dq, dout, out, q, k, v),
-        *(Tq, Tk),
+        *(H, Tq, Tk, together(B * H)),
         **by_rows,
     )
-    by_keys = options("attention_kv", q, constants)
+    by_keys = options("attention_kv", q, k, constants)
     launch(
         attention_backward_kv_kernel,
-        (triton.cdiv(Tk, by_keys["N"]), Hkv, B),
+        (triton.cdiv(Tk, by_keys["N"]) * Hkv * B,),
         *(dk, dv, delta, dout, lse, q, k, v, seed),
         *strides(dk, dv, dout, q, k, v),
-        *(Tq, Tk),
+        *(Hkv, Tq, Tk, together(B * Hkv)),
         **by_keys,
     )
 
 
-def options(kernel, q, constants):
+def together(pairs):
+    """Of how many heads the tiles are mixed."""
+    return TOGETHER or pairs
+
+
+TOGETHER = 0
+
+
+def options(kernel, q, k, constants):
     """Constants, tile and warps of a launch of `kernel`, by the row of `launch.TILES`."""
     kernel += "" if q.element_size() == 2 else "_fp32"
     M, N, warps, stages, registers = tile(kernel, q.device)[max(64, constants["BLOCK_D"])]
@@ -260,6 +301,7 @@ def options(kernel, q, constants):
         **constants,
         "M": M,
         "N": N,
+        "EVEN": constants["D"] == constants["BLOCK_D"] and q.shape[2] % M == k.shape[2] % N == 0,
         "num_warps": warps,
         "num_stages": stages,
         "maxnreg": registers,

@@ -114,6 +114,19 @@ def test_values_and_gradients_against_fp64(activation, dropout_p, dtype, route):
     hold_against(operation, oracle(activation, dropout_p), operands(33, dtype=dtype), compute=dtype)
 
 
+@on_both_routes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_reaches_its_row_and_no_other(activation, dtype, route):
+    """A ReLU of NaN may not be 0: the loss has to show it. C and F are multiples of 16, as cuBLAS
+    wants them for its own ReLU."""
+    x, *weights = operands(64, C=32, F=64, dtype=dtype)
+    x[3, 5] = float("nan")
+    y = by(route, activation=activation)(x, *weights)
+    assert y[3].isnan().all()
+    assert y.isfinite().sum() == 63 * 32
+
+
 ODD = [(name, route, 1, 3, 2) for name in ACTIVATIONS for route in ROUTES]  # M, C, F
 ODD += [("gelu", launch.CUBLAS, *sizes) for sizes in ((1, 1, 1), (2, 3, 7), (3, 7, 2))]
 
