@@ -14,8 +14,16 @@ FILE = "GPT_KERNELS_OUTCOMES"  # an environment variable: xdist's workers inheri
 CARD_LOST = 3
 
 
+_is_worker = False
+
+
+def pytest_configure(config):
+    global _is_worker
+    _is_worker = hasattr(config, "workerinput")
+
+
 def pytest_runtest_logreport(report):
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if _is_worker:
         return  # its controller is told too, and alone knows of crashes
     if report.when == "call" or report.outcome != "passed":
         with Path(os.environ[FILE]).open("a") as file:
