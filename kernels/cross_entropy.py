@@ -81,7 +81,8 @@ def _store_gradient(
 ):  # fmt: skip
     begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
     inside = (rows < N)[:, None]
-    weight = counted.to(ACC)  # and no tl.where: triton 3.6 fails on one that two layouts need
+    # s is 0 where a row does not count, else 1 at least; triton 3.6 cannot convert `counted` here
+    weight = tl.minimum(s, 1.0)
     scale = weight * scale
     coefficient = scale / (s + (1 - weight))
     if EDGES:
