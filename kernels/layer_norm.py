@@ -64,10 +64,10 @@ def input_gradient(dy, xhat, rstd, weight, C: tl.constexpr, CENTRED: tl.constexp
     dxhat = dy
     if weight is not None:
         dxhat *= weight
-    common = xhat * (rstd * (tl.sum(dxhat * xhat, 1) / C)[:, None])
+    common = xhat * (tl.sum(dxhat * xhat, 1) / C)[:, None]
     if CENTRED:
-        common += rstd * (tl.sum(dxhat, 1) / C)[:, None]
-    return dxhat * rstd - common
+        common += (tl.sum(dxhat, 1) / C)[:, None]
+    return (dxhat - common) * rstd  # of a single column exactly 0
 
 
 @triton.jit(do_not_specialize=["rows", "inner", "x_outer", "x_inner"])
