@@ -186,32 +186,29 @@ def route(x: torch.Tensor, F: int) -> Route:
 
 
 @contextlib.contextmanager
+def _set(variable: contextvars.ContextVar, value):
+    """Give `variable` a value, for backward too: a GPU's would run in a thread of its own."""
+    token = variable.set(value)
+    try:
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
+    finally:
+        variable.reset(token)
+
+
 def target(architecture: int):
     """Choose tiles as on `architecture` (say 90), whatever the device is."""
-    token = _target.set(architecture)
-    try:
-        yield
-    finally:
-        _target.reset(token)
+    return _set(_target, architecture)
 
 
-@contextlib.contextmanager
-def routed(route: Route):
+def routed(route: Route | None):
     """Let the feed-forward go this way, whatever `ROUTES` says."""
-    token = _routed.set(route)
-    try:
-        yield
-    finally:
-        _routed.reset(token)
+    return _set(_routed, route)
 
 
 @contextlib.contextmanager
 def record(architecture: int):
     """Collect launches instead of running them; operations are called on meta tensors."""
     launches: list[Launch] = []
-    token = _recorded.set(launches)
-    try:
-        with target(architecture):
-            yield launches
-    finally:
-        _recorded.reset(token)
+    with _set(_recorded, launches), target(architecture):
+        yield launches

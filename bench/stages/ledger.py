@@ -34,9 +34,7 @@ def work(operation: str, seconds: float) -> dict:
 def loaded(case) -> dict[str, dict]:
     """The figures of every kernel that `case` would launch here, as the driver has loaded it."""
     architecture = launch.architecture(torch.device("cuda"))
-    # in one thread: the backward's own would not know that its launches are to be recorded
-    one_thread = torch.autograd.set_multithreading_enabled(False)
-    with one_thread, launch.record(architecture) as launches:
+    with launch.record(architecture) as launches:
         case.run(fused.OPS, "cuda")
     found = {}
     for one in launches:
