@@ -199,7 +199,7 @@ def _launch_forward(out, q, k, v, seed, constants):
     tile = options("attention_short" if Tq <= SHORT else "attention", q, k, constants)
     grid = (triton.cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
-    sizes = H, Tq, k.shape[2], together(B * H)
+    sizes = H, Tq, k.shape[2], together(k)
     launch(attention_forward_kernel, grid, out, lse, q, k, v, seed, *strides, *sizes, **tile)
     return lse
 

@@ -24,6 +24,7 @@ from kernels.launch import launch, tile
 from kernels.philox import keep_in_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+TOGETHER = 2**24  # bytes that the programs of an instant read again and again, a third of an L2
 
 
 @triton.jit
@@ -271,26 +272,26 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
         (triton.cdiv(Tq, by_rows["M"]) * H * B,),
         *(dq, delta, dout, out, lse, q, k, v, seed),
         *strides(dq, dout, out, q, k, v),
-        *(H, Tq, Tk, together(B * H)),
+        *(H, Tq, Tk, together(k)),
         **by_rows,
     )
     by_keys = options("attention_kv", q, k, constants)
+    by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin at a tile of keys
     launch(
         attention_backward_kv_kernel,
         (triton.cdiv(Tk, by_keys["N"]) * Hkv * B,),
         *(dk, dv, delta, dout, lse, q, k, v, seed),
         *strides(dk, dv, dout, q, k, v),
-        *(Hkv, Tq, Tk, together(B * Hkv)),
+        *(Hkv, Tq, Tk, together(q)),
         **by_keys,
     )
 
 
-def together(pairs):
-    """Of how many heads the tiles are mixed."""
-    return TOGETHER or pairs
-
-
-TOGETHER = 0
+def together(x):
+    """Of how many heads of x (B, H, T, D) the tiles are mixed: as many as L2 can serve."""
+    B, H, T, D = x.shape
+    bytes_of_a_head = 2 * T * D * x.element_size()  # of keys and values, or queries and dout
+    return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
 
 
 def options(kernel, q, k, constants):
