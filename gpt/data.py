@@ -27,7 +27,7 @@ class Data:
         """
         tokens = self.train if split == "train" else self.val
         chunk = gather(tokens, seed, first_row, rows, block_size)
-        if tokens.device != torch.device(self.device):
+        if tokens.device.type != torch.device(self.device).type:
             chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
 

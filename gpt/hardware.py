@@ -44,7 +44,7 @@ def choose_device(name: str) -> torch.device:
             raise Refused(f"--device {name}: PyTorch sees no CUDA card here; use --device cpu")
         if (device.index or 0) >= count:
             raise Refused(f"--device {name}: there are only {count} cards, cuda:0 ...")
-        torch.cuda.set_device(device)  # streams, graphs and generators are made on the current one
+        torch.cuda.set_device(device.index or 0)  # where streams, graphs and generators are made
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise Refused("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
