@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the interpreter's products are small
 
 import hypothesis
+import pytest
 import torch
 
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
@@ -24,6 +25,13 @@ hypothesis.settings.register_profile(
     "thousand", deadline=None, database=None, max_examples=1000, print_blob=True
 )
 hypothesis.settings.load_profile("kernels")
+
+
+@pytest.fixture(autouse=True)
+def without_tf32():
+    """A run in 16 bits allows TF32 for the whole process, and with it for the tests behind it."""
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 def pytest_configure(config):

@@ -150,7 +150,8 @@ def test_the_context_ends_in_the_text_and_moves_by_slides(length, block_size, da
 @pytest.mark.parametrize("table", ["reference", "torch"])
 def test_only_tokens_of_the_vocabulary_are_drawn(table):
     speaker = build("lecture", table)
-    made = generate(speaker, draw_tokens(4, 2), 50, temperature=5.0, vocab_size=3)
+    prompts = draw_tokens(4, 2).to(DEVICE)
+    made = generate(speaker, prompts, 50, temperature=5.0, vocab_size=3)
     assert torch.stack(list(made)).unique().tolist() == [0, 1, 2]
 
 

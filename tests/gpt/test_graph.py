@@ -61,7 +61,7 @@ def test_a_graph_holds_blocks_that_are_computed_again(implementation):
 def test_dropout_in_blocks_that_are_computed_again_is_not_for_a_graph():
     step = a_run(Step, "torch", "adamw", "cuda", activation_checkpointing=True)
     kind, reason = choose_step(step.config, step.precision, step.data)
-    assert kind is Step
+    assert kind is not GraphStep
     assert "sets generators back" in reason
 
 

@@ -18,7 +18,7 @@ from kernels.native import OPS
 from tests.gpt.configs import LECTURE, draw_tokens, randomise
 from tests.runs import metrics, record, run, tensor_files
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 CONFIG = TrainConfig(model=LECTURE, batch_size=2, learning_rate=0.01, grad_clip=1.0, nan="skip")
 
 
@@ -30,11 +30,11 @@ def torch_fused(*arguments, **options):
 def make_step(kind, adamw=torch_fused, bad=(), **changes):
     """A step whose gradients hold a NaN or an infinity at the numbers in `bad`."""
     config = replace(CONFIG, **changes)
-    model = randomise(GPT(config.model, OPS))
-    tokens = draw_tokens(1, 300)[0]
+    model = randomise(GPT(config.model, OPS)).to(DEVICE)
+    tokens = draw_tokens(1, 300)[0].to(DEVICE)
     optimizers = make_optimizers(model, config, adamw)
-    data = Data("text", tokens, tokens, ByteTokenizer())
-    step = kind(model, optimizers, data, config, Precision(CPU, torch.float32))
+    data = Data("text", tokens, tokens, ByteTokenizer(), DEVICE)
+    step = kind(model, optimizers, data, config, Precision(DEVICE, torch.float32))
     step.now = None
     worst = {number: (float("nan"), float("inf"))[number % 2] for number in bad}
 
