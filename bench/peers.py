@@ -19,6 +19,7 @@ import kernels
 from bench.timed import ModuleCase, OptimizerCase
 from gpt import model, reference
 from gpt.presets import NORM_EPS, ModelConfig
+from gpt.residual import Total
 from kernels import launch, native
 
 OURS = "triton"
@@ -197,7 +198,10 @@ def _modules(case: ModuleCase, device: torch.device) -> dict[str, Maker | str]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def fused(ops):
-        return getattr(model, case.operation)(config, ops).to(device, dtype)
+        """With what the next block's first norm would do: the last dropout, a block's last sum."""
+        end = Total() if case.operation == "Block" else torch.nn.Dropout(config.dropout)
+        module = getattr(model, case.operation)(config, ops)
+        return torch.nn.Sequential(module, end).to(device, dtype)
 
     def spelled_out():
         return getattr(reference, case.operation)(config).to(device, dtype)

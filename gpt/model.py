@@ -1,10 +1,11 @@
 """The same GPT with fused weights, over a table of operations.
 
 `ops` is any record with the operations of `kernels.Ops`; this file does not know which
-implementation serves them. Only the leaf modules call it: `Block.forward` stays the lecture's
-two lines. For every config the logits, the loss and the gradients equal those of
-`gpt/reference.py` after `gpt/weights.py` has mapped the weights, and a fresh model drawn from
-the same seed has the same weights.
+implementation serves them. Only the leaf modules call it. The lecture's two lines of a block,
+x = x + sa(ln1(x)) and x = x + ffwd(ln2(x)), are cut before their norms instead of behind their
+sums, so that residual, dropout and norm are one operation. For every config the logits, the loss
+and the gradients equal those of `gpt/reference.py` after `gpt/weights.py` has mapped the weights,
+and a fresh model drawn from the same seed has the same weights.
 
 Letters: B batch, T time, C channels (n_embd), V vocabulary, H heads, Hkv heads of keys and values,
 D head size.
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from gpt.encoder_decoder import EncoderDecoder
 from gpt.presets import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
+from gpt.residual import Residual, total
 
 
 class Norm(nn.Module):
@@ -29,10 +31,19 @@ class Norm(nn.Module):
         has_bias = config.bias and config.norm == "layer_norm"
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if has_bias else None
 
-    def forward(self, x):
+    def forward(self, stream):
+        return self.add(stream)[1]
+
+    def add(self, stream):
+        """The residual stream as one tensor, and its norm."""
+        if self.kind == "layer_norm" and isinstance(stream, Residual):
+            x, branch, dropout_p = stream
+            options = {"eps": NORM_EPS, "dropout_p": dropout_p}
+            return self.ops.add_layer_norm(x, branch, self.weight, self.bias, **options)
+        x = total(stream)
         if self.kind == "rms_norm":
-            return self.ops.rms_norm(x, self.weight, eps=NORM_EPS)
-        return self.ops.layer_norm(x, self.weight, self.bias, eps=NORM_EPS)
+            return x, self.ops.rms_norm(x, self.weight, eps=NORM_EPS)
+        return x, self.ops.layer_norm(x, self.weight, self.bias, eps=NORM_EPS)
 
 
 class PackedProjection(nn.Linear):
@@ -81,9 +92,9 @@ class MultiHeadAttention(nn.Module):
         self.qkv = PackedProjection(config)
         self.rotary = Rotary(config) if config.position == "rope" else None
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
+        """All but the lecture's last dropout, which `Block` applies as it adds."""
         return self.attend(self.qkv(x))  # by way of (B, T, (H + 2 Hkv) D)
 
     def attend(self, qkv):
@@ -96,7 +107,7 @@ class MultiHeadAttention(nn.Module):
         else:
             H, Hkv, _ = self.counts
             out = self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options)  # (B, T, C)
-        return self.dropout(self.proj(out))
+        return self.proj(out)
 
     def position_queries_and_keys(self, qkv, start=0):
         H, Hkv, _ = self.counts
@@ -127,24 +138,26 @@ class CrossAttention(MultiHeadAttention):
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         dropout_p = self.dropout_p if self.training else 0.0
         out = self.ops.attention(q, k, v, causal=False, dropout_p=dropout_p)  # (B, H, T, D)
-        return self.dropout(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """Up to four times the width, a non-linearity, and back down, with dropout: one operation."""
+    """Up to four times the width, a non-linearity, and back down: one operation.
+
+    All but the lecture's dropout, which `Block` applies as it adds.
+    """
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
         self.ops = ops
         self.activation = config.activation
-        self.dropout_p = config.dropout
         into, out = config.feed_forward_widths
         self.up = nn.Linear(config.n_embd, into, bias=config.bias)
         self.down = nn.Linear(out, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         if self.activation == "swiglu":
-            return F.dropout(self.down(gate(self.up(x))), self.dropout_p, self.training)
+            return self.down(gate(self.up(x)))
         return self.ops.feed_forward(
             x,
             self.up.weight,
@@ -152,7 +165,6 @@ class FeedForward(nn.Module):
             self.down.weight,
             self.down.bias,
             activation=self.activation,
-            dropout_p=self.dropout_p if self.training else 0.0,
         )
 
 
@@ -163,23 +175,28 @@ def gate(x):
 
 
 class Block(nn.Module):
-    """Transformer block: communication followed by computation."""
+    """Transformer block: communication followed by computation.
+
+    Takes the residual stream as a tensor (B, T, C) or a `Residual`, and returns a `Residual`.
+    """
 
     def __init__(self, config: ModelConfig, ops, causal=True):
         super().__init__()
+        self.dropout_p = config.dropout
         self.sa = MultiHeadAttention(config, ops, causal)
         self.ffwd = FeedForward(config, ops)
         self.ln1 = Norm(config, ops)
         self.ln2 = Norm(config, ops)
 
-    def forward(self, x):
-        x = x + self.sa(self.ln1(x))
-        x = x + self.ffwd(self.ln2(x))
-        return x
+    def forward(self, stream):
+        dropout_p = self.dropout_p if self.training else 0.0
+        x, y = self.ln1.add(stream)
+        x, y = self.ln2.add(Residual(x, self.sa(y), dropout_p))
+        return Residual(x, self.ffwd(y), dropout_p)
 
 
 class DecoderBlock(Block):
-    """The same with cross-attention between: communication with a source too."""
+    """The same with cross-attention between, (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__(config, ops)
@@ -187,10 +204,11 @@ class DecoderBlock(Block):
         self.ln3 = Norm(config, ops)
 
     def forward(self, x, source):
-        x = x + self.sa(self.ln1(x))
-        x = x + self.ca(self.ln3(x), source)
-        x = x + self.ffwd(self.ln2(x))
-        return x
+        dropout_p = self.dropout_p if self.training else 0.0
+        x, y = self.ln1.add(x)
+        x, y = self.ln3.add(Residual(x, self.sa(y), dropout_p))
+        x, y = self.ln2.add(Residual(x, self.ca(y, source), dropout_p))
+        return total(Residual(x, self.ffwd(y), dropout_p))
 
 
 def make_blocks(config: ModelConfig, ops) -> nn.Module:
@@ -252,8 +270,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens, targets=None):
         x = self.embed(tokens)  # (B, T, C)
-        x = self.blocks(x)  # (B, T, C)
-        x = self.ln_f(x)  # (B, T, C)
+        x = self.ln_f(self.blocks(x))  # (B, T, C)
         if targets is None:
             return self.cap(self.lm_head(x)), None  # (B, T, V)
         if self.config.logit_softcap:

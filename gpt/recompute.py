@@ -1,8 +1,9 @@
 """Activation checkpointing (Chen et al. 2016): a third more computation, a fraction of the memory.
 
-Of each block its input alone is kept, and backward computes the block again. Dropout must fall on
-the same elements twice, so the generators are set back to where they were; the gradients are those
-of a model that keeps everything, bit for bit.
+Of each block its input alone is kept, and backward computes the block again. (The input is two
+tensors, the residual stream and the branch still to be added to it; of the reference it is one.)
+Dropout must fall on the same elements twice, so the generators are set back to where they were; the
+gradients are those of a model that keeps everything, bit for bit.
 """
 
 import torch.nn as nn

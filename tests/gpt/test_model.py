@@ -23,7 +23,11 @@ DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32
 
 def build(table, config, dtype=torch.float32):
     """A fused model with the weights of `build_reference`."""
-    fused = model.GPT(config, kernels.load(table, DEVICE))
+    return build_over(kernels.load(table, DEVICE), config, dtype)
+
+
+def build_over(ops, config, dtype):
+    fused = model.GPT(config, ops)
     fused.load_state_dict(fused_from_lecture(build_reference(config).state_dict(), config))
     return fused.to(DEVICE, dtype)
 
@@ -139,29 +143,35 @@ def test_a_deep_copy_is_a_model_of_its_own(name, table):
 
 
 @pytest.mark.parametrize("name", ["lecture", "modern"])
-def test_the_dropout_modules_stand_where_those_of_the_reference_do(name):
-    """With a known mask in the place of each, the logits are still equal."""
+def test_dropout_falls_where_that_of_the_reference_does(name, monkeypatch):
+    """With a known mask of (B, T, C) in the place of each, the logits are still equal."""
 
-    def mask(module, inputs, output):
+    def mask(x, p, training=True, inplace=False):
+        if not training or not p or x.shape[-1] != LECTURE.n_embd:  # that of attention weights
+            return x
         generator = torch.Generator().manual_seed(0)
-        return inputs[0] * torch.randint(2, inputs[0].shape, generator=generator).to(output)
+        return x * torch.randint(2, x.shape, generator=generator).to(x)
 
-    config = CONFIGS[name]
-    truth, fused = build_reference(config, torch.float64), build("torch", config, DTYPE)
+    def without_dropout(operation):
+        return lambda *operands, dropout_p, **options: operation(*operands, **options)
+
+    config = replace(CONFIGS[name], dropout=0.5, embedding_dropout=0.5)
+    table = kernels.load("torch", DEVICE)
+    names = ("attention", "attention_qkv")
+    table = table._replace(**{n: without_dropout(getattr(table, n)) for n in names})
+    truth, fused = build_reference(config, torch.float64), build_over(table, config, DTYPE)
     tokens = draw_tokens(2, 7)
-    without, _ = truth(tokens)
-    for place in ("dropout", "blocks.0.sa.dropout", "blocks.1.sa.dropout"):
-        for changed in (truth, fused):
-            changed.get_submodule(place).register_forward_hook(mask)
-        logits, _ = truth(tokens)
-        assert not torch.equal(logits, without)
-        assert_same(fused(tokens.to(DEVICE))[0], logits, place)
-        without = logits
+    without, _ = truth.eval()(tokens)
+    monkeypatch.setattr(torch.nn.functional, "dropout", mask)
+    logits, _ = truth.train()(tokens)
+    assert not torch.equal(logits, without)
+    assert_same(fused.train()(tokens.to(DEVICE))[0], logits, "logits")
+    assert_same(fused.eval()(tokens.to(DEVICE))[0], without, "logits without dropout")
 
 
 @pytest.mark.parametrize("name", ["lecture", "modern"])
 def test_dropout_reaches_the_operations_in_training_alone(name):
-    """On attention weights and after the feed-forward by the operations, else by nn.Dropout."""
+    """On attention weights, and behind both branches of a block where its norm is a LayerNorm."""
     config = replace(CONFIGS[name], dropout=0.2, embedding_dropout=0.1)
     asked = []
 
@@ -173,14 +183,15 @@ def test_dropout_reaches_the_operations_in_training_alone(name):
         return record
 
     torch_table = kernels.load("torch", DEVICE)
-    names = ("attention", "attention_qkv", "feed_forward")
+    names = ("attention", "attention_qkv", "add_layer_norm")
     recording = torch_table._replace(**{name: recorder(name) for name in names})
     fused = randomise(model.GPT(config, recording)).to(DEVICE)
-    places = {n: m.p for n, m in fused.named_modules() if isinstance(m, torch.nn.Dropout)}
-    assert places == {"dropout": 0.1, "blocks.0.sa.dropout": 0.2, "blocks.1.sa.dropout": 0.2}
 
-    attention = "attention_qkv" if name == "lecture" else "attention"
+    attention, norm = "attention_qkv", ["add_layer_norm"]
+    if name == "modern":
+        attention, norm = "attention", []
+    expected = [*config.n_layer * [attention, *norm, *norm]]  # the last norm is the model's
     for training, p in ((True, 0.2), (False, 0.0)):
         asked.clear()
         fused.train(training)(draw_tokens(2, 7).to(DEVICE))
-        assert asked == [(attention, p), ("feed_forward", p)] * config.n_layer
+        assert asked == [(operation, p) for operation in expected]
