@@ -13,8 +13,10 @@ Decisions:
 - Chunks are as large as `launch.LOGITS_BYTES` allows, because small ones starve the products, and
   equal, because a short last one does too. dlogits overwrite the chunk's logits: gradients of the
   sum, not of the mean, whose small numbers fp16 could not hold.
-- Rows of a chunk are padded to whole 128-byte lines, so that 50,257 columns are as aligned as
-  50,304. The weight is not padded: the products never write the padding and nothing reads it.
+- Where V is no multiple of 8, the products run over a weight and logits that are padded with zeros
+  to whole 128-byte lines: cuBLAS takes its old kernels for odd sizes, which on an H200 made the
+  three products of 50,257 columns five times as slow as those of 50,304. The loss does not read
+  the padding, and its gradient stays 0 there.
 """
 
 import torch
@@ -26,6 +28,7 @@ from kernels import launch
 from kernels.cross_entropy import count_targets, launch_forward
 
 LINE_BYTES = 128  # of the memory system
+ALIGNED = 8  # elements of 16 bits that fill the 16 bytes which cuBLAS wants rows to be multiples of
 GEMM_ROWS = 128  # rows of a chunk are a multiple: the largest tile of a matrix product
 BLOCK = 4096  # elements that a program of `scale_gradient_kernel` multiplies: 16 per thread
 
@@ -45,32 +48,35 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, bias, targets, ignore_index, dtype, needs):  # (N, C), (V, C)
         (N, C), V = x.shape, weight.shape[0]
         wide = {"dtype": torch.promote_types(dtype, torch.float32), "device": x.device}
-        W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+        rows, columns = _chunk(N, V, dtype)
+        padded = columns if V % ALIGNED else V  # columns of the products
+        W, b = _padded(weight, padded, dtype), _padded(bias, padded, dtype)
         dx = torch.empty(N, C, **wide) if needs[0] else None
-        dW = torch.zeros(V, C, **wide) if needs[1] else None
-        db = torch.zeros(V, **wide) if needs[2] else None
+        dW = torch.zeros(padded, C, **wide) if needs[1] else None
+        db = torch.zeros(padded, **wide) if needs[2] else None
         losses = torch.empty(N, **wide)
 
-        rows, columns = _chunk(N, V, dtype)
         chunk = torch.empty(rows, columns, dtype=dtype, device=x.device)
         for start in range(0, N, rows):
             at = slice(start, start + rows)
             x_here = x[at].to(dtype)
-            logits = chunk[: len(x_here), :V]
+            logits = chunk[: len(x_here), :padded]
             if b is None:
                 torch.mm(x_here, W.t(), out=logits)
             else:
                 torch.addmm(b, x_here, W.t(), out=logits)
-            dlogits = logits if any(needs) else None
-            launch_forward(logits, targets[at], None, losses[at], None, dlogits, ignore_index)
+            known = logits[:, :V]  # becomes its gradient, which is 0 in the padding
+            gradient = known if any(needs) else None
+            launch_forward(known, targets[at], None, losses[at], None, gradient, ignore_index)
             if dx is not None:
-                _product(dlogits, W, 0, dx[at])
+                _product(logits, W, 0, dx[at])
             if dW is not None:
-                _product(dlogits.t(), x_here, 1, dW)
+                _product(logits.t(), x_here, 1, dW)
             if db is not None:
-                db += dlogits.sum(0, dtype=db.dtype)
+                db += logits.sum(0, dtype=db.dtype)
 
         count = count_targets(targets, ignore_index)
+        dW, db = (whole if whole is None else whole[:V] for whole in (dW, db))
         ctx.save_for_backward(count, dx, dW, db)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return losses.sum() / count
@@ -84,6 +90,16 @@ class LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return *scaled, None, None, None, None
+
+
+def _padded(parameter, rows, dtype):
+    """The parameter in `dtype` with zeros behind it, so that it has so many rows."""
+    if parameter is None or (len(parameter) == rows and parameter.dtype == dtype):
+        return parameter
+    out = torch.empty((rows, *parameter.shape[1:]), dtype=dtype, device=parameter.device)
+    out[: len(parameter)] = parameter
+    out[len(parameter) :] = 0
+    return out
 
 
 def _chunk(N, V, dtype):
