@@ -102,7 +102,7 @@ class Step:
             is_last = index == self.passes - 1
             with contextlib.nullcontext() if is_last else ranks.without_exchange(self.model):
                 with self.precision.autocast():
-                    loss = self.model(x, y)[1]
+                    loss = self.loss(x, y)
                 if self.passes > 1:
                     loss = loss / self.passes
                 scaler.scale(loss).backward()
@@ -110,6 +110,9 @@ class Step:
         for optimizer in self.optimizers:
             scaler.unscale_(optimizer)
         return total, self.clip()
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.model(x, y)[1]
 
     def clip(self) -> torch.Tensor:
         """Clip the gradients where that is asked for; 1. if one of them is not finite, else 0."""
@@ -193,11 +196,36 @@ class GraphStep(DeviceStep):
     batch follows, learning rates, and the state of the generator that dropout draws seeds from.
     Gradients are made by the capture, in the graph's own memory, so that each replay writes them
     anew: none is filled with zeros, and none is added to.
+
+    The blocks' linear layers compute with copies of their weights in 16 bits, which the optimizer
+    rewrites in its own pass: nothing is cast, and nothing is rounded otherwise than by autocast.
     """
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.graph, self.taken = None, 0
+        self.copies = self.copies_in_16_bits()
+        if self.copies:
+            weights = dict(self.model.named_parameters())
+            self.fused.follow({weights[name]: copy for name, copy in self.copies.items()})
+
+    def copies_in_16_bits(self) -> dict[str, torch.Tensor]:
+        """By name, where the optimizer can follow copies and one pass makes the gradients."""
+        config, dtype = self.config, self.precision.dtype
+        several = self.passes > 1  # gradients in 16 bits are not to be added up
+        if config.activation_checkpointing or config.compiles_model or several:
+            return {}
+        if dtype == torch.float32 or not hasattr(self.fused, "follow"):
+            return {}
+        return {
+            f"{name}.{key}": weight.detach().to(dtype).requires_grad_()
+            for name, module in self.model.named_modules()
+            if name.startswith("blocks.") and isinstance(module, nn.Linear)
+            for key, weight in module.named_parameters(recurse=False)
+        }
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(self.model, self.copies, (x, y))[1]
 
     def take(self, step) -> torch.Tensor:
         if self.taken < WARM_UP:
@@ -230,6 +258,8 @@ class GraphStep(DeviceStep):
     def clear(self) -> None:
         if self.graph is None:  # those of the capture stay where its replays write them
             super().clear()
+            for copy in self.copies.values():
+                copy.grad = None
 
 
 def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:

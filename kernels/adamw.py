@@ -15,10 +15,12 @@ Decisions:
   waiting, when one has changed.
 - Steps, learning rates and the clipping factor lie on the device, so that a CUDA graph replays the
   right ones. Coefficients are made of them in fp64: in fp32, 1 - 0.999 has three digits less.
-- State is fp32. A parameter of 16 bits has an fp32 master in its state and is its rounded copy.
-- The norm is a partial sum per chunk, and one program adds them: no atomics, and a count that
-  depends on nothing but the parameters. Gradients are not rewritten for it: the step scales them
-  as it reads them, and with `zero_gradients` leaves zeros behind.
+- State is fp32. A parameter of 16 bits has an fp32 master in its state and is its rounded copy. An
+  fp32 parameter may have a copy of 16 bits beside it (`follow`), which then takes part in forward
+  and backward: the step reads the copy's gradient, and rounds the parameter to the copy.
+- The norm is a partial sum per chunk, and one program adds them: no atomics, and a count and an
+  order that depend on nothing but the parameters. Gradients are not rewritten for it: the step
+  scales them as it reads them.
 """
 
 import torch
@@ -70,7 +72,7 @@ def adamw_advance_kernel(addresses_ptr, groups_ptr, hyper_ptr, coefficients_ptr,
 @triton.jit
 def _update_elements(
     p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr, at, end,
-    ZERO: tl.constexpr, ACC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     keep = tl.load(coefficients_ptr).to(ACC)
     blend1 = tl.load(coefficients_ptr + 1).to(ACC)
@@ -96,15 +98,13 @@ def _update_elements(
     tl.store(v_ptr + at, v, mask=changed)
     if copy_ptr is not None:
         tl.store(copy_ptr + at, p.to(copy_ptr.dtype.element_ty), mask=changed)
-    if ZERO:
-        tl.store(g_ptr + at, tl.zeros_like(g).to(g_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def adamw_update_kernel(
     chunks_ptr, addresses_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
     CHUNK: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
-    ZERO: tl.constexpr, ACC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     tensor, start, whole, length = table.chunk(chunks_ptr, CHUNK, VECTOR)
     row = tensor * ADDRESSES
@@ -120,17 +120,17 @@ def adamw_update_kernel(
     coefficients_ptr += tensor * 7
     _update_elements(
         p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
-        tl.arange(0, CHUNK), whole, ZERO, ACC,
+        tl.arange(0, CHUNK), whole, ACC,
     )  # fmt: skip
     _update_elements(
         p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
-        whole + tl.arange(0, VECTOR), length, ZERO, ACC,
+        whole + tl.arange(0, VECTOR), length, ACC,
     )  # fmt: skip
 
 
 @triton.jit
 def adamw_square_sum_kernel(
-    chunks_ptr, addresses_ptr, partials_ptr,
+    chunks_ptr, addresses_ptr, first_ptr, partials_ptr,
     CHUNK: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -144,7 +144,7 @@ def adamw_square_sum_kernel(
         rest = whole + tl.arange(0, VECTOR)
         g_rest = tl.load(g_ptr + rest, mask=rest < length, other=0.0).to(ACC)
         total += tl.sum(g * g, 0) + tl.sum(g_rest * g_rest, 0)
-    tl.store(partials_ptr + tl.program_id(0), total)
+    tl.store(partials_ptr + tl.load(first_ptr + tensor) + start // CHUNK, total)
 
 
 @triton.jit
@@ -162,7 +162,6 @@ def adamw_clip_kernel(partials_ptr, norm_ptr, factor_ptr, length, max_norm, PART
 class AdamW(torch.optim.Optimizer):
     """`torch.optim.AdamW` in one launch; groups, state and state_dict are the same."""
 
-    zero_gradients = False  # set it to True, and `step` leaves zeros in the gradients
     found_inf = None  # a tensor () on the device, as PyTorch's has it: not 0, and no step is taken
 
     def __init__(self, params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
@@ -171,7 +170,7 @@ class AdamW(torch.optim.Optimizer):
                 f"AdamW: lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative, "
                 f"and betas {tuple(betas)} must lie in [0, 1)"
             )
-        self._factor = None
+        self._factor, self._copies = None, {}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
@@ -187,7 +186,7 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         self.send()
         for tensors in self._tensors:
-            tensors.update(self._hyper.tensor, self._factor, self.found_inf, self.zero_gradients)
+            tensors.update(self._hyper.tensor, self._factor, self.found_inf)
         self._factor = None
         return loss
 
@@ -196,7 +195,7 @@ class AdamW(torch.optim.Optimizer):
         """The norm () of all gradients together; the next step takes it as `max_norm` at most."""
         self.send()
         for tensors in self._tensors:
-            tensors.sum_squares()
+            tensors.sum_squares(self._partials)
         norm = torch.empty((), dtype=self._partials.dtype, device=self._partials.device)
         self._factor = torch.empty_like(norm)
         results = norm, self._factor, len(self._partials), float(max_norm)
@@ -219,6 +218,14 @@ class AdamW(torch.optim.Optimizer):
         )
         for tensors in self._tensors:
             tensors.send(self.state)
+
+    def follow(self, copies):
+        """Let a parameter's gradient be that of its copy; every step rounds it to the copy.
+
+        copies: fp32 parameter -> a contiguous tensor of its shape in 16 bits that requires a
+        gradient. State and state_dict stay those of the parameters.
+        """
+        self._copies, self._tensors = copies, None
 
     def load_state_dict(self, state_dict):
         groups = state_dict["param_groups"]
@@ -243,6 +250,7 @@ class AdamW(torch.optim.Optimizer):
     def _make_tensors(self):
         device = self._parameters()[0].device
         by_dtype: dict[torch.dtype, list] = {}
+        count = 0  # of chunks, and so of partial sums of the norm
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.dtype not in DTYPES or p.device != device or not p.is_contiguous():
@@ -250,26 +258,26 @@ class AdamW(torch.optim.Optimizer):
                         f"AdamW: a parameter of shape {tuple(p.shape)} and strides {p.stride()} is "
                         f"{p.dtype} on {p.device}; give contiguous floating ones, all on {device}"
                     )
-                by_dtype.setdefault(p.dtype, []).append((p, index))
+                copy = self._copies.get(p, p)
+                by_dtype.setdefault(copy.dtype, []).append((p, copy, index, count))
+                count += triton.cdiv(p.numel(), table.CHUNK)
         self._hyper = table.Sent(torch.float64, device)
         self._tensors = [_Tensors(*zip(*some, strict=True)) for some in by_dtype.values()]
         wide = max((tensors.wide for tensors in self._tensors), key=lambda dtype: dtype.itemsize)
-        counts = [len(tensors.chunks) for tensors in self._tensors]
-        counts.append(-sum(counts) % 16)  # zeros: whole vectors for `adamw_clip_kernel`
-        self._partials = torch.zeros(sum(counts), dtype=wide, device=device)
-        for tensors, partials in zip(self._tensors, self._partials.split(counts), strict=False):
-            tensors.partials = partials
+        count += -count % 16  # zeros: whole vectors for `adamw_clip_kernel`
+        self._partials = torch.zeros(count, dtype=wide, device=device)
 
 
 class _Tensors:
     """The parameters of one dtype, and what the kernels read about them on the device."""
 
-    def __init__(self, parameters, groups):
-        dtype, device = parameters[0].dtype, parameters[0].device
-        self.parameters = parameters
+    def __init__(self, parameters, copies, groups, first):
+        dtype, device = copies[0].dtype, parameters[0].device
+        self.parameters, self.copies = parameters, copies
         self.wide = _wide(dtype)
         self.chunks = table.chunks([parameter.numel() for parameter in parameters], device)
         self.groups = torch.tensor(groups, dtype=torch.int32, device=device)  # (tensors,)
+        self.first = torch.tensor(first, dtype=torch.int32, device=device)  # partial sum, likewise
         self.coefficients = torch.empty(len(parameters), 7, dtype=torch.float64, device=device)
         self.addresses = table.Sent(torch.int64, device)  # (tensors, ADDRESSES)
         self.options = {
@@ -281,34 +289,35 @@ class _Tensors:
         }
 
     def send(self, state):
-        rows = [_addresses(parameter, state) for parameter in self.parameters]
+        pairs = zip(self.parameters, self.copies, strict=True)
+        rows = [_addresses(parameter, copy, state) for parameter, copy in pairs]
         if self.addresses.send(rows):
             aligned = not any(address % table.WIDE for row in rows for address in row[:-1])
             self.options["ALIGNED"] = table.WIDE if aligned else 1
 
-    def sum_squares(self):
-        tensors = self.chunks, self.addresses.tensor, self.partials
+    def sum_squares(self, partials):
+        tensors = self.chunks, self.addresses.tensor, self.first, partials
         launch(adamw_square_sum_kernel, (len(self.chunks),), *tensors, **self.options)
 
-    def update(self, hyper, factor, found_inf, zero):
+    def update(self, hyper, factor, found_inf):
         tensors = self.addresses.tensor, self.groups, hyper, self.coefficients, found_inf
         launch(adamw_advance_kernel, (len(self.parameters),), *tensors, num_warps=1)
         tensors = self.chunks, self.addresses.tensor, self.coefficients, factor, found_inf
-        launch(adamw_update_kernel, (len(self.chunks),), *tensors, ZERO=zero, **self.options)
+        launch(adamw_update_kernel, (len(self.chunks),), *tensors, **self.options)
 
 
-def _addresses(parameter, state):
-    """A row of the table of addresses."""
-    gradient = parameter.grad
+def _addresses(parameter, copy, state):
+    """A row of the table of addresses; `copy` is the parameter itself unless `follow` gave one."""
+    gradient = copy.grad
     if gradient is None:
         return [0] * ADDRESSES.value
-    if gradient.dtype != parameter.dtype or gradient.layout != torch.strided:
+    if gradient.dtype != copy.dtype or gradient.layout != torch.strided:
         raise ValueError(
             f"AdamW: a gradient is {gradient.dtype} and {gradient.layout}, its parameter "
-            f"{parameter.dtype}; give dense gradients of the parameter's dtype"
+            f"{copy.dtype}; give dense gradients of the parameter's dtype"
         )
     if not gradient.is_contiguous():
-        gradient = parameter.grad = gradient.contiguous()
+        gradient = copy.grad = gradient.contiguous()
     mine, wide = state[parameter], _wide(parameter.dtype)
     if "step" not in mine:
         mine["step"] = torch.zeros((), device=parameter.device)
@@ -317,7 +326,7 @@ def _addresses(parameter, state):
     if parameter.dtype != wide and "master" not in mine:
         mine["master"] = parameter.to(wide)
     m, v, step = mine["exp_avg"], mine["exp_avg_sq"], mine["step"]
-    tensors = parameter, gradient, m, v, mine.get("master", parameter), step
+    tensors = copy, gradient, m, v, mine.get("master", parameter), step
     return [tensor.data_ptr() for tensor in tensors]
 
 

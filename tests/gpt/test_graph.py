@@ -11,8 +11,9 @@ from gpt.model import GPT
 from gpt.optim import make_optimizers
 from gpt.presets import PRESETS, ModelConfig
 from gpt.recompute import recompute_blocks
-from gpt.step import GraphStep, Precision, Step, choose_step
+from gpt.step import DeviceStep, GraphStep, Precision, Step, choose_step
 from gpt.tokenizer import ByteTokenizer
+from tests.instruments import DEVICE
 
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -38,7 +39,7 @@ def a_run(kind, implementation: str, optimizer: str, device: str, **options):
 def test_graph_and_eager_give_the_same_losses_bit_for_bit(implementation, optimizer):
     losses = {}
     for kind in (Step, GraphStep):
-        step = a_run(kind, implementation, optimizer, "cuda", gradient_accumulation_steps=2)
+        step = a_run(kind, implementation, optimizer, "cuda:0", gradient_accumulation_steps=2)
         torch.cuda.manual_seed(7)
         losses[kind] = [step(number).item() for number in range(12)]
     assert losses[Step] == losses[GraphStep]
@@ -50,7 +51,7 @@ def test_a_graph_holds_blocks_that_are_computed_again(implementation):
     model = dataclasses.replace(MODEL, dropout=0.0)
     losses = {}
     for recompute in (False, True):
-        step = a_run(GraphStep, implementation, "adamw", "cuda", model=model)
+        step = a_run(GraphStep, implementation, "adamw", "cuda:0", model=model)
         if recompute:
             recompute_blocks(step.model, model)
         losses[recompute] = [step(number).item() for number in range(8)]
@@ -59,7 +60,7 @@ def test_a_graph_holds_blocks_that_are_computed_again(implementation):
 
 @needs_card
 def test_dropout_in_blocks_that_are_computed_again_is_not_for_a_graph():
-    step = a_run(Step, "torch", "adamw", "cuda", activation_checkpointing=True)
+    step = a_run(Step, "torch", "adamw", "cuda:0", activation_checkpointing=True)
     kind, reason = choose_step(step.config, step.precision, step.data)
     assert kind is not GraphStep
     assert "sets generators back" in reason
@@ -69,9 +70,25 @@ def test_dropout_in_blocks_that_are_computed_again_is_not_for_a_graph():
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
 def test_every_replay_drops_other_elements(implementation):
     # without learning, and on the same batch, losses differ by their dropout masks alone
-    step = a_run(GraphStep, implementation, "adamw", "cuda", learning_rate=0.0, decay_lr=False)
+    step = a_run(GraphStep, implementation, "adamw", "cuda:0", learning_rate=0.0, decay_lr=False)
     losses = [step(0).item() for _ in range(8)]
     assert len(set(losses)) == len(losses)
+
+
+def test_copies_in_16_bits_change_no_bit():
+    """The weights of linear layers as copies that AdamW rewrites, against autocast's casts."""
+    eager, copying = (a_run(kind, "triton", "adamw", DEVICE) for kind in (DeviceStep, GraphStep))
+    assert len(copying.copies) == 2 * (4 + 3)  # of two blocks, weights and biases
+    for number in range(3):
+        torch.manual_seed(number)
+        loss = DeviceStep.take(eager, number)
+        torch.manual_seed(number)
+        assert torch.equal(DeviceStep.take(copying, number), loss)
+    weights = dict(copying.model.named_parameters())
+    for (name, weight), other in zip(weights.items(), eager.model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    for name, copy in copying.copies.items():
+        assert torch.equal(copy, weights[name].bfloat16()), name
 
 
 def test_the_number_of_a_step_may_live_on_the_device():

@@ -151,26 +151,11 @@ def test_a_parameter_without_a_gradient_stays_and_its_step_does_not_count():
     assert [state[ours[i]]["step"].item() for i in (0, 3)] == [4, 2]
 
 
-def test_zero_gradients_leaves_zeros_behind_and_nothing_else_changes():
-    ours, usual = parameters(), parameters()
-    optimizer, reference = AdamW(ours, **OPTIONS), AdamW(usual, **OPTIONS)
-    optimizer.zero_gradients = True
-    for some in (ours, usual):
-        set_gradients(some, 0)
-    addresses = [parameter.grad.data_ptr() for parameter in ours]
-    optimizer.step()
-    reference.step()
-    assert not any(parameter.grad.any() for parameter in ours)
-    assert [parameter.grad.data_ptr() for parameter in ours] == addresses
-    assert all(torch.equal(a, b) for a, b in zip(ours, usual, strict=True))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_where_infinity_was_found_no_step_is_taken(dtype):
     ours, usual = parameters(dtype), parameters(dtype)
     optimizer, reference = AdamW(groups(ours), **OPTIONS), AdamW(groups(usual), **OPTIONS)
     optimizer.found_inf = torch.zeros((), device=DEVICE)
-    optimizer.zero_gradients = True
     for step in range(4):
         optimizer.found_inf.fill_(step in (0, 2))
         for some in (ours, usual):
@@ -180,11 +165,32 @@ def test_where_infinity_was_found_no_step_is_taken(dtype):
         else:
             reference.step()
         optimizer.step()
-        assert not any(parameter.grad.any() for parameter in ours)
     torch.testing.assert_close(ours, usual, rtol=0, atol=0)
     for mine, theirs in zip(ours, usual, strict=True):
         state, expected = optimizer.state[mine], reference.state[theirs]
         assert all(state[key].equal(expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("max_norm", [1e9, 0.5])
+def test_a_parameter_follows_the_gradient_of_its_copy(max_norm):
+    """As if the copy's gradient, in 16 bits, were its own; the other parameters as ever."""
+    ours, usual = parameters(), parameters()
+    optimizer, reference = AdamW(groups(ours), **OPTIONS), AdamW(groups(usual), **OPTIONS)
+    copies = {ours[i]: ours[i].detach().bfloat16().requires_grad_() for i in (0, 2)}
+    optimizer.follow(copies)
+    for step in range(3):
+        for some in (ours, usual):
+            set_gradients(some, step)
+        for i in (0, 2):
+            copies[ours[i]].grad = ours[i].grad.bfloat16()
+            usual[i].grad, ours[i].grad = usual[i].grad.bfloat16().float(), None
+        assert torch.equal(*(o.clip_grad_norm(max_norm) for o in (optimizer, reference)))
+        optimizer.step()
+        reference.step()
+        assert all(map(torch.equal, ours, usual))
+        assert all(torch.equal(copy, of.bfloat16()) for of, copy in copies.items())
+    states = (o.state_dict()["state"] for o in (optimizer, reference))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def test_memory_around_a_tensor_is_left_alone():

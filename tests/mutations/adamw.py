@@ -37,8 +37,8 @@ MUTATIONS = [
     ),
     ("if copy_ptr is not None:", "if False:", "a parameter of 16 bits does not follow its master"),
     (
-        "whole + tl.arange(0, VECTOR), length, ZERO, ACC,",
-        "whole + tl.arange(0, VECTOR), whole, ZERO, ACC,",
+        "whole + tl.arange(0, VECTOR), length, ACC,",
+        "whole + tl.arange(0, VECTOR), whole, ACC,",
         "what is left of a tensor is not updated",
     ),
     (
