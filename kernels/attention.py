@@ -46,7 +46,6 @@ from kernels.launch import launch, opaque
 from kernels.philox import keep_in_tile, threshold_and_scale
 
 LARGEST_HEAD = 256  # a row of Q, K, V and the accumulator must fit on chip
-SHORT = 256  # up to here the tile on the diagonal is most of the work, so tiles are small
 
 
 @triton.jit(do_not_specialize=["H", "together"])
@@ -196,7 +195,7 @@ def _launch_forward(out, q, k, v, seed, constants):
     B, H, Tq, _ = q.shape
     accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = torch.empty((B, H, Tq), dtype=accumulator, device=q.device)
-    tile = options("attention_short" if Tq <= SHORT else "attention", q, k, constants)
+    tile = options("attention", "dropout" if seed is not None else "", q, k, constants)
     grid = (triton.cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     sizes = H, Tq, k.shape[2], together(k)

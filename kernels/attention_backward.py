@@ -20,10 +20,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch, tile
+from kernels.launch import head_tile, launch
 from kernels.philox import keep_in_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+SHORT = 1024  # keys, up to which dQ's tiles on the diagonal are so many that they are narrow
 TOGETHER = 2**24  # bytes that the programs of an instant read again and again, a third of an L2
 
 
@@ -266,7 +267,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
-    by_rows = options("attention_q", q, k, constants)
+    by_rows = options("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
     launch(
         attention_backward_q_kernel,
         (triton.cdiv(Tq, by_rows["M"]) * H * B,),
@@ -275,7 +276,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
         *(H, Tq, Tk, together(k)),
         **by_rows,
     )
-    by_keys = options("attention_kv", q, k, constants)
+    by_keys = options("attention_kv", "", q, k, constants)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin at a tile of keys
     launch(
         attention_backward_kv_kernel,
@@ -294,10 +295,11 @@ def together(x):
     return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
 
 
-def options(kernel, q, k, constants):
+def options(kernel, variant, q, k, constants):
     """Constants, tile and warps of a launch of `kernel`, by the row of `launch.TILES`."""
     kernel += "" if q.element_size() == 2 else "_fp32"
-    M, N, warps, stages, registers = tile(kernel, q.device)[max(64, constants["BLOCK_D"])]
+    head_size = max(64, constants["BLOCK_D"])
+    M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
     return {
         **constants,
         "M": M,

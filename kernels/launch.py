@@ -15,49 +15,45 @@ import torch
 
 LARGEST_CARD = {80: 108, 90: 132, 100: 148, 120: 188}  # SMs: A100, H200, B200, RTX PRO 6000
 
-# kernel -> architecture family -> tile; a family serves every later one that has no row.
+# kernel -> architecture family -> tile; a family serves every later one that has no row. A row of
+# a variant ("attention_dropout") is for its own family and head size alone.
 TILES: dict[str, dict[int, Any]] = {
     # elements and columns of a warp, fewest warps of a program; behind them, in backward, the SMs
     # that all programs together fill, and the registers of a thread
     "layer_norm": {80: (1_024, 256, 1), 120: (512, 256, 1)},
     "layer_norm_backward": {
-        family: (512, 512, 4, sms, 168) for family, sms in LARGEST_CARD.items()
+        family: (512, 512, 4, sms, 128 if family == 90 else 168)
+        for family, sms in LARGEST_CARD.items()
     },
     "add_layer_norm": {80: (512, 256, 2)},
     "add_layer_norm_backward": {
-        family: (512, 512, 4, sms, 168) for family, sms in LARGEST_CARD.items()
+        family: (512, 512, 4, sms, 128 if family == 90 else 168)
+        for family, sms in LARGEST_CARD.items()
     },
-    # attention: head size -> rows, keys, warps, stages, registers of a thread at most, so that
-    # dropout takes few more than its absence
+    # attention: head size -> rows, keys, warps, stages, registers of a thread at most; those of
+    # family 90 are the fastest of some 20 on an H200, (16, 12, 1024, 64) to (1, 12, 16384, 64)
     "attention": {
         80: {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
-        90: {64: (128, 64, 8, 3, 128), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
+        90: {64: (64, 64, 4, 3, 112), 128: (64, 64, 4, 3, None), 256: (128, 64, 8, 2, None)},
         100: {64: (128, 64, 8, 3, 144), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
         120: {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
     },
-    "attention_short": {
-        80: {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
-        90: {64: (64, 64, 4, 3, 128), 128: (64, 64, 4, 2, None), 256: (128, 64, 8, 2, None)},
-        100: {64: (128, 64, 8, 3, 144), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
-        120: {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
-    },
+    "attention_dropout": {90: {64: (64, 64, 4, 3, 128)}},
     "attention_q": {
         80: {64: (64, 32, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
-        90: {64: (64, 64, 4, 2, None), 128: (128, 64, 8, 2, None), 256: (128, 32, 8, 2, None)},
+        90: {64: (64, 64, 4, 3, 128), 128: (128, 64, 8, 3, None), 256: (128, 32, 8, 2, None)},
         100: {64: (128, 64, 8, 2, 152), 128: (128, 64, 8, 2, None), 256: (128, 32, 8, 2, None)},
         120: {64: (64, 32, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
     },
+    "attention_q_short": {90: {64: (64, 32, 4, 4, None)}},
     "attention_kv": {
         80: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
-        90: {64: (64, 64, 4, 2, 192), 128: (32, 128, 8, 2, None), 256: (32, 64, 8, 2, None)},
+        90: {64: (32, 64, 4, 4, None), 128: (32, 64, 4, 4, None), 256: (32, 64, 8, 2, None)},
         100: {64: (64, 64, 4, 2, 160), 128: (32, 64, 4, 2, None), 256: (32, 64, 4, 2, None)},
         120: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
     },
     # fp32 and fp64 have no tensor cores here: IEEE products, for parity rather than speed
     "attention_fp32": {
-        80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
-    },
-    "attention_short_fp32": {
         80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
     },
     "attention_q_fp32": {
@@ -67,8 +63,9 @@ TILES: dict[str, dict[int, Any]] = {
         80: {64: (16, 32, 4, 2, None), 128: (16, 32, 8, 1, None), 256: (16, 32, 8, 1, None)}
     },
     # bytes of a tile of short rows, of a tile of a long row, and of a tile per thread
-    "cross_entropy": {80: (8_192, 16_384, 32)},
-    "embedding": {80: (4_096, 16, 4)},  # elements of a tile, its rows at most, warps
+    "cross_entropy": {80: (8_192, 16_384, 32), 90: (8_192, 16_384, 64), 100: (8_192, 16_384, 32)},
+    # elements of a tile, its rows at most, warps
+    "embedding": {80: (4_096, 16, 4), 90: (1_024, 16, 2), 100: (4_096, 16, 4)},
     "activation": {80: (4_096, 8)},  # elements, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
     "dropout": {80: (32, 128, 4)},  # rows, columns, warps
@@ -76,7 +73,7 @@ TILES: dict[str, dict[int, Any]] = {
     # many columns (F of them) or few (C)
     "gemm": {80: (128, 128, 32, 8, 4)},
     "gemm_fp32": {80: (64, 32, 32, 4, 3)},
-    "gemm_wide": {90: (128, 256, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
+    "gemm_wide": {90: (256, 128, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
     "gemm_narrow": {90: (128, 128, 64, 8, 4), 120: (128, 128, 64, 8, 3)},
     # elements of a weight's tile, programs that keep the memory busy
     "linear_step": {80: (8_192, 108), 90: (8_192, 132), 100: (8_192, 148), 120: (8_192, 188)},
@@ -106,9 +103,9 @@ ROUTES: dict[int, dict[tuple[int, int, int], Route]] = {
     },
 }
 
-# linear_cross_entropy holds so many bytes of logits, up to a multiple of 128 rows: 2,688 rows of
-# 50,304 in bf16, a sixth of 16 k tokens' logits, with 0.2 TFLOP in each of their three products.
-LOGITS_BYTES = 2**28
+# linear_cross_entropy holds so many bytes of logits, up to a multiple of 128 rows: 5,376 rows of
+# 50,304 in bf16, a third of 16 k tokens' logits, with 0.4 TFLOP in each of their three products.
+LOGITS_BYTES = 2**29
 
 FAMILIES = (80, 90, 100, 120)  # Ampere and Ada, Hopper, Blackwell (data centre), Blackwell (RTX)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -172,8 +169,17 @@ def architecture(device: torch.device) -> int:
 
 def tile(kernel: str, device: torch.device):
     """The row of `TILES` for `kernel` on `device`'s architecture."""
-    rows = TILES[kernel]
-    return rows[max(family for family in rows if family <= architecture(device))]
+    return TILES[kernel][_family(TILES[kernel], device)]
+
+
+def head_tile(kernel: str, variant: str, head_size: int, device: torch.device):
+    """The tile of an attention kernel: that of its variant where there is one, else its own."""
+    of_variant = TILES.get(f"{kernel}_{variant}", {}).get(_family(FAMILIES, device), {})
+    return of_variant.get(head_size) or tile(kernel, device)[head_size]
+
+
+def _family(families, device: torch.device) -> int:
+    return max(family for family in families if family <= architecture(device))
 
 
 def route(x: torch.Tensor, F: int) -> Route:
@@ -181,8 +187,9 @@ def route(x: torch.Tensor, F: int) -> Route:
     chosen = _routed.get()
     if chosen is not None:
         return chosen
-    family = max(family for family in FAMILIES if family <= architecture(x.device))
-    return ROUTES.get(family, {}).get((x.element_size(), x.shape[-1], F), CUBLAS)
+    return ROUTES.get(_family(FAMILIES, x.device), {}).get(
+        (x.element_size(), x.shape[-1], F), CUBLAS
+    )
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def test_gradients_are_those_of_the_definition(C, bias, dropout_p):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("C", SIZES)
+@pytest.mark.parametrize("C", SIZES[1:])  # of one column the gradient cancels to 0
 def test_rounded_once(C, dtype):
     hold(operands(3, 5, C, dtype=dtype), dropout_p=0.0 if C % 2 else 0.25)
 
@@ -90,7 +90,7 @@ def test_programs_that_visit_many_tiles(dropout_p, monkeypatch):
     hold(operands(150, 65), dropout_p)
 
 
-@given(shape=shapes(300), data=st.data())
+@given(shape=shapes(300).filter(lambda shape: shape[-1] > 1), data=st.data())
 def test_any_shape_and_stride(shape, data):
     dropout_p = data.draw(st.sampled_from([0.0, 0.1, 1.0]))
     hold([data.draw(layouts())(x) for x in operands(*shape)], dropout_p)
