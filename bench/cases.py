@@ -59,8 +59,12 @@ class Case(NamedTuple):
         return _INPUTS[self.operation](self.sizes, PRECISIONS[self.precision], device)
 
     def call(self, ops, inputs):
+        options = dict(self.options)
+        if options.pop("angles", False):
+            T, D = self.sizes.T, self.sizes.C // self.sizes.H
+            options["cos"], options["sin"] = torch.ones(2, T, D, device=inputs[0].device)
         with launch.routed(self.route):
-            return getattr(ops, self.operation)(*inputs, **self.options)
+            return getattr(ops, self.operation)(*inputs, **options)
 
     def run(self, ops, device) -> None:
         """Forward and backward."""
@@ -239,6 +243,7 @@ CASES = (
     Case("attention", GPT2, "bf16", {"window": 256} | _DROPOUT),
     Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
     Case("attention_qkv", GPT2),
+    Case("attention_qkv", LECTURE, "bf16", {"qk_norm": True, "angles": True} | _DROPOUT),
     Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT),
     Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT, launch.GEMM),
     Case("feed_forward", LECTURE, "fp32", {"activation": "relu_squared"}),

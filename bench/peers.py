@@ -198,10 +198,9 @@ def _modules(case: ModuleCase, device: torch.device) -> dict[str, Maker | str]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def fused(ops):
-        """With what the next block's first norm would do: the last dropout, a block's last sum."""
-        end = Total() if case.operation == "Block" else torch.nn.Dropout(config.dropout)
+        """With the block's last sum, which else the next block's norm would do."""
         module = getattr(model, case.operation)(config, ops)
-        return torch.nn.Sequential(module, end).to(device, dtype)
+        return torch.nn.Sequential(module, Total()).to(device, dtype)
 
     def spelled_out():
         return getattr(reference, case.operation)(config).to(device, dtype)

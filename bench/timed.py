@@ -112,8 +112,6 @@ CARD = (
     Case("linear_cross_entropy", LECTURE),
     Case("embedding", GPT2_64K),
     Case("embedding", LECTURE),
-    ModuleCase("MultiHeadAttention", LECTURE, config={"dropout": 0.2}),
-    ModuleCase("FeedForward", LECTURE, config={"dropout": 0.2}),
     ModuleCase("Block", LECTURE, config={"dropout": 0.2}),
     ModuleCase("Block", GPT2, config={"activation": "gelu", "qkv_bias": True}),
     OptimizerCase("adamw", GPT2, n_layer=12),  # 124 M parameters
@@ -134,7 +132,7 @@ CPU = (
             "embedding",
         )
     ),
-    *(ModuleCase(name, NANO, "fp32") for name in ("MultiHeadAttention", "FeedForward", "Block")),
+    ModuleCase("Block", NANO, "fp32"),
     OptimizerCase("adamw", NANO, n_layer=4),
 )
 
@@ -202,8 +200,6 @@ def _elements(case) -> tuple[float, float, float]:
         "cross_entropy": (rows * V, 2 * rows * V, 2 * rows * V),
         "linear_cross_entropy": (n + table, 2 * n + 2 * table, 0),
         "embedding": (2 * n, n + table + T * C, 0),
-        "MultiHeadAttention": (2 * n + 4 * C * C, 3 * n + 8 * C * C, 0),
-        "FeedForward": (2 * n + weights, 3 * n + 2 * weights, 0),
         "Block": (2 * n + 12 * C * C, 3 * n + 24 * C * C, 0),
     }[case.operation]
 
@@ -219,8 +215,6 @@ def _flops(case) -> tuple[float, float]:
         "attention_qkv": (attention, 2.5 * attention),
         "feed_forward": (feed_forward, 2 * feed_forward),
         "linear_cross_entropy": (head, 2 * head),
-        "MultiHeadAttention": (attention + projections, 2.5 * attention + 2 * projections),
-        "FeedForward": (feed_forward, 2 * feed_forward),
         "Block": (
             attention + projections + feed_forward,
             2.5 * attention + 2 * (projections + feed_forward),

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from gpt.model import GPT, gate
 from gpt.presets import NORM_EPS
 from gpt.quantize import Quantized
+from gpt.residual import Residual, total
 
 
 class CachedGPT:
@@ -53,15 +54,15 @@ class CachedGPT:
             _, k, v = block.sa.position_queries_and_keys(qkv)  # (R, Hkv, T, D)
             cache[0, rows, :, :T], cache[1, rows, :, :T] = k, v
             if block is not blocks[-1]:  # whose output would only make logits
-                x = x + block.sa.attend(qkv)
-                x = x + block.ffwd(block.ln2(x))
+                x, y = block.ln2.add(Residual(x, block.sa.attend(qkv), block.sa.proj.bias, 0.0))
+                x = total(Residual(x, block.ffwd(y), block.ffwd.down.bias, 0.0))
 
     def step(self, token) -> torch.Tensor:
         """The logits (B, V) that follow token (B,), which becomes part of the rows."""
 
         def attend(sa, qkv, cache):
             options = {"qk_norm": sa.qk_norm, "eps": NORM_EPS, "window": sa.window}
-            options |= _angles(sa.rotary)
+            options |= sa.angles
             return self.model.ops.attention_step(qkv, cache, self.position, **options)
 
         logits = self._next(token, self.position, attend)
@@ -125,7 +126,3 @@ class CachedGPT:
         else:
             weight = linear.weight
         return self.model.ops.linear_step(x, weight, linear.bias, **options)
-
-
-def _angles(rotary) -> dict:
-    return {} if rotary is None else {"cos": rotary.cos[:, 0], "sin": rotary.sin[:, 0]}

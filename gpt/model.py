@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gpt.encoder_decoder import EncoderDecoder
 from gpt.presets import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
-from gpt.residual import Residual, total
+from gpt.residual import IntoStream, Residual, total
 
 
 class Norm(nn.Module):
@@ -37,8 +37,8 @@ class Norm(nn.Module):
     def add(self, stream):
         """The residual stream as one tensor, and its norm."""
         if self.kind == "layer_norm" and isinstance(stream, Residual):
-            x, branch, dropout_p = stream
-            options = {"eps": NORM_EPS, "dropout_p": dropout_p}
+            x, branch, x_bias, dropout_p = stream
+            options = {"x_bias": x_bias, "eps": NORM_EPS, "dropout_p": dropout_p}
             return self.ops.add_layer_norm(x, branch, self.weight, self.bias, **options)
         x = total(stream)
         if self.kind == "rms_norm":
@@ -91,23 +91,26 @@ class MultiHeadAttention(nn.Module):
         self.qk_norm = config.qk_norm
         self.qkv = PackedProjection(config)
         self.rotary = Rotary(config) if config.position == "rope" else None
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.proj = IntoStream(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x):
-        """All but the lecture's last dropout, which `Block` applies as it adds."""
+        """All but the bias of `proj` and the last dropout, which the next norm applies."""
         return self.attend(self.qkv(x))  # by way of (B, T, (H + 2 Hkv) D)
 
     def attend(self, qkv):
         dropout_p = self.dropout_p if self.training else 0.0
         options = {"causal": self.causal, "window": self.window, "dropout_p": dropout_p}
+        H, Hkv, _ = self.counts
         if self.qk_norm or self.rotary is not None:
-            q, k, v = self.position_queries_and_keys(qkv)
-            out = self.ops.attention(q, k, v, **options)  # (B, H, T, D)
-            out = out.transpose(1, 2).flatten(2)  # (B, T, C)
-        else:
-            H, Hkv, _ = self.counts
-            out = self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options)  # (B, T, C)
+            options |= {"qk_norm": self.qk_norm, "eps": NORM_EPS} | self.angles
+        out = self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options)  # (B, T, C)
         return self.proj(out)
+
+    @property
+    def angles(self) -> dict[str, torch.Tensor]:
+        """cos and sin (block_size, D) of the positions, where these are rotary."""
+        rotary = self.rotary
+        return {} if rotary is None else {"cos": rotary.cos[:, 0], "sin": rotary.sin[:, 0]}
 
     def position_queries_and_keys(self, qkv, start=0):
         H, Hkv, _ = self.counts
@@ -144,7 +147,7 @@ class CrossAttention(MultiHeadAttention):
 class FeedForward(nn.Module):
     """Up to four times the width, a non-linearity, and back down: one operation.
 
-    All but the lecture's dropout, which `Block` applies as it adds.
+    All but the bias of `down` and the dropout, which the next norm applies.
     """
 
     def __init__(self, config: ModelConfig, ops):
@@ -153,7 +156,7 @@ class FeedForward(nn.Module):
         self.activation = config.activation
         into, out = config.feed_forward_widths
         self.up = nn.Linear(config.n_embd, into, bias=config.bias)
-        self.down = nn.Linear(out, config.n_embd, bias=config.bias)
+        self.down = IntoStream(out, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         if self.activation == "swiglu":
@@ -163,7 +166,7 @@ class FeedForward(nn.Module):
             self.up.weight,
             self.up.bias,
             self.down.weight,
-            self.down.bias,
+            None,
             activation=self.activation,
         )
 
@@ -191,8 +194,8 @@ class Block(nn.Module):
     def forward(self, stream):
         dropout_p = self.dropout_p if self.training else 0.0
         x, y = self.ln1.add(stream)
-        x, y = self.ln2.add(Residual(x, self.sa(y), dropout_p))
-        return Residual(x, self.ffwd(y), dropout_p)
+        x, y = self.ln2.add(Residual(x, self.sa(y), self.sa.proj.bias, dropout_p))
+        return Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p)
 
 
 class DecoderBlock(Block):
@@ -206,9 +209,9 @@ class DecoderBlock(Block):
     def forward(self, x, source):
         dropout_p = self.dropout_p if self.training else 0.0
         x, y = self.ln1.add(x)
-        x, y = self.ln3.add(Residual(x, self.sa(y), dropout_p))
-        x, y = self.ln2.add(Residual(x, self.ca(y, source), dropout_p))
-        return total(Residual(x, self.ffwd(y), dropout_p))
+        x, y = self.ln3.add(Residual(x, self.sa(y), self.sa.proj.bias, dropout_p))
+        x, y = self.ln2.add(Residual(x, self.ca(y, source), self.ca.proj.bias, dropout_p))
+        return total(Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p))
 
 
 def make_blocks(config: ModelConfig, ops) -> nn.Module:

@@ -43,6 +43,7 @@ class Quantized(nn.Module):
         self.int8 = nn.Parameter(steps.round().to(torch.int8), requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = getattr(module, "bias", None)
+        self.adds_bias = getattr(module, "adds_bias", True)  # or leaves it to the residual stream
         self.dtype = module.weight.dtype  # of the computation
 
     @property
@@ -60,7 +61,7 @@ class Quantized(nn.Module):
 
 class QuantizedLinear(Quantized):
     def forward(self, x):
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias if self.adds_bias else None)
 
 
 class QuantizedEmbedding(Quantized):

@@ -222,6 +222,7 @@ class GraphStep(DeviceStep):
             for name, module in self.model.named_modules()
             if name.startswith("blocks.") and isinstance(module, nn.Linear)
             for key, weight in module.named_parameters(recurse=False)
+            if key == "weight" or getattr(module, "adds_bias", True)
         }
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

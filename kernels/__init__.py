@@ -34,15 +34,18 @@ class Ops(NamedTuple):
     layer_norm: Callable
     # (x (..., C), weight (C,) or None, *, eps) -> (..., C)
     rms_norm: Callable
-    # (residual (..., C), x (..., C), weight, bias, *, eps, dropout_p, seed)
-    # -> residual + dropout(x) (..., C), layer_norm of that (..., C)
+    # (residual (..., C), x (..., C), weight, bias, *, x_bias (C,) or None, eps, dropout_p, seed)
+    # -> residual + dropout(x + x_bias) (..., C), layer_norm of that (..., C)
     add_layer_norm: Callable
     # (q (B, H, Tq, D), k and v (B, Hkv, Tk, D), *, causal, window, dropout_p, scale, seed)
     # -> (B, H, Tq, D)
     # Where it is causal, row t sees the keys 0 ... t, of a window of W > 0 only the last W.
     attention: Callable
     # (qkv (B, T, (H + 2 Hkv) D) as [query | key | value], n_head,
-    #  *, n_kv_head (None: n_head), causal, window, dropout_p, scale, seed) -> (B, T, H D)
+    #  *, n_kv_head (None: n_head), causal, window, qk_norm, eps, cos and sin (>= T, D) or None,
+    #  dropout_p, scale, seed) -> (B, T, H D)
+    # With qk_norm queries and keys are RMS-normalised; with angles each x of them then becomes
+    # x cos + roll(x, D / 2) sin.
     attention_qkv: Callable
     # (x (..., C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None,
     #  *, activation, dropout_p, seed) -> (..., C)

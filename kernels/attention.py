@@ -44,6 +44,7 @@ from kernels.attention_backward import (
 )
 from kernels.launch import launch, opaque
 from kernels.philox import keep_in_tile, threshold_and_scale
+from kernels.rotary import rotary_backward, rotary_forward
 
 LARGEST_HEAD = 256  # a row of Q, K, V and the accumulator must fit on chip
 
@@ -162,32 +163,40 @@ class Attention(torch.autograd.Function):
 
 
 class PackedAttention(torch.autograd.Function):
-    """(B, T, (H + 2 Hkv) D) as [query | key | value] -> (B, T, H D), and one such gradient."""
+    """(B, T, (H + 2 Hkv) D) as [query | key | value] -> (B, T, H D), and one such gradient.
+
+    With `positions`, queries and keys are first normalised and turned (`kernels/rotary.py`).
+    """
 
     @staticmethod
-    def forward(ctx, qkv, counts, seed, constants):
-        qkv, H = _whole_rows(qkv), counts[0]
+    def forward(ctx, qkv, counts, positions, seed, constants):
+        qkv, (H, Hkv, _) = _whole_rows(qkv), counts
+        q, k, v = _heads(qkv, *counts)
+        qk = None
+        if positions is not None:
+            qk = rotary_forward(qkv, counts, positions)  # (B, T, (H + Hkv) D)
+            q, k = _heads(qk, H, Hkv)
         out = qkv.new_empty((*qkv.shape[:2], H * constants["D"]))
-        lse = _launch_forward(*_heads(out, H), *_heads(qkv, *counts), seed, constants)
-        ctx.save_for_backward(qkv, out, lse, seed)
-        ctx.counts, ctx.constants = counts, constants
+        lse = _launch_forward(*_heads(out, H), q, k, v, seed, constants)
+        ctx.save_for_backward(qkv, qk, out, lse, seed)
+        ctx.counts, ctx.positions, ctx.constants = counts, positions, constants
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        qkv, out, lse, seed = ctx.saved_tensors
+        qkv, qk, out, lse, seed = ctx.saved_tensors
+        counts, (H, Hkv, _) = ctx.counts, ctx.counts
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-        attention_backward(
-            *_heads(dqkv, *ctx.counts),
-            *_heads(_whole_rows(dout), ctx.counts[0]),
-            *_heads(qkv, *ctx.counts),
-            *_heads(out, ctx.counts[0]),
-            lse,
-            seed,
-            ctx.constants,
-        )
-        return dqkv, None, None, None
+        (q, k, v), (dq, dk, dv) = _heads(qkv, *counts), _heads(dqkv, *counts)
+        if ctx.positions is not None:
+            dqk = torch.empty_like(qk)
+            (q, k), (dq, dk) = _heads(qk, H, Hkv), _heads(dqk, H, Hkv)
+        (dout,), (out,) = _heads(_whole_rows(dout), H), _heads(out, H)
+        attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, ctx.constants)
+        if ctx.positions is not None:
+            rotary_backward(dqk, qkv, dqkv, counts, ctx.positions)
+        return dqkv, None, None, None, None
 
 
 def _launch_forward(out, q, k, v, seed, constants):
@@ -244,7 +253,19 @@ def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed
 
 @opaque
 def attention_qkv(
-    qkv, n_head, *, n_kv_head=None, causal=True, window=0, dropout_p=0.0, scale=None, seed=None
+    qkv,
+    n_head,
+    *,
+    n_kv_head=None,
+    causal=True,
+    window=0,
+    qk_norm=False,
+    eps=1e-5,
+    cos=None,
+    sin=None,
+    dropout_p=0.0,
+    scale=None,
+    seed=None,
 ):
     """Attention of all heads from the packed projection; shapes and defaults in `kernels.Ops`."""
     qkv = _autocast(qkv)
@@ -258,7 +279,20 @@ def attention_qkv(
         raise ValueError(f"attention_qkv needs H to be a multiple of Hkv, not {counts[:2]}")
     q, k, _ = _heads(qkv, *counts)
     constants = _constants(q, k, causal, window, dropout_p, scale)
-    return PackedAttention.apply(qkv, counts, _seed(qkv, seed, constants), constants)
+    positions = (qk_norm, eps, cos, sin) if qk_norm or cos is not None else None
+    _check_angles(cos, sin, qkv.shape[1], q.shape[-1])
+    return PackedAttention.apply(qkv, counts, positions, _seed(qkv, seed, constants), constants)
+
+
+def _check_angles(cos, sin, T, D):
+    if (cos is None) != (sin is None):
+        raise ValueError("attention_qkv takes both cos and sin, or neither")
+    for name, angles in {"cos": cos, "sin": sin}.items() if cos is not None else ():
+        if angles.ndim != 2 or angles.shape[0] < T or angles.shape[1] != D or D % 2:
+            raise ValueError(
+                f"attention_qkv takes {name} (at least T, D) with an even D, not "
+                f"{tuple(angles.shape)} for T = {T} and D = {D}"
+            )
 
 
 def _constants(q, k, causal, window, dropout_p, scale):

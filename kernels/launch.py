@@ -67,6 +67,7 @@ TILES: dict[str, dict[int, Any]] = {
     # elements of a tile, its rows at most, warps
     "embedding": {80: (4_096, 16, 4), 90: (1_024, 16, 2), 100: (4_096, 16, 4)},
     "activation": {80: (4_096, 8)},  # elements, warps
+    "rotary": {80: (1_024, 4)},  # elements of a half of its heads, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
     "dropout": {80: (32, 128, 4)},  # rows, columns, warps
     # the feed-forward's products: M, N, K, warps, stages; by pointers, and by descriptors with

@@ -155,7 +155,7 @@ def layer_norm_backward_kernel(
         if PARAMETERS > 1:
             dbias += dy
 
-    store_share(share_ptr, dweight, dbias, 0, C, PARAMETERS, COLUMNS)
+    store_share(share_ptr, dweight, dbias, None, 0, C, PARAMETERS, False, COLUMNS)
 
 
 class LayerNorm(torch.autograd.Function):
@@ -209,12 +209,15 @@ def _launch_backward(dy, x, weight, mean, rstd, dx, shares):
     complete_shares(dy, x, mean, rstd, shares)
 
 
-def backward_constants(kernel, shares, unit):
-    """What backward is compiled for; `unit` is 1 where rows are read by the element."""
+def backward_constants(kernel, shares, unit, others=0):
+    """What backward is compiled for; `unit` is 1 where rows are read by the element.
+
+    `others` of the shares are not of weight and bias.
+    """
     C = shares.shape[-1]
     return {
         "C": C,
-        "PARAMETERS": shares.shape[1] if C <= WIDEST_IN_REGISTERS else 0,
+        "PARAMETERS": shares.shape[1] - others if C <= WIDEST_IN_REGISTERS else 0,
         "STAGES": 2 if C <= WIDEST_PREFETCHED and unit > 1 else 1,
         "ACC": accumulator(shares),
         "maxnreg": residency(kernel, C, shares.device)[1] if unit > 1 else None,

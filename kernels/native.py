@@ -25,7 +25,11 @@ def rms_norm(x, weight=None, *, eps=1e-5):
     return F.rms_norm(x.to(wider), x.shape[-1:], weight.to(wider), eps).to(x.dtype)
 
 
-def add_layer_norm(residual, x, weight, bias=None, *, eps=1e-5, dropout_p=0.0, seed=None):
+def add_layer_norm(
+    residual, x, weight, bias=None, *, x_bias=None, eps=1e-5, dropout_p=0.0, seed=None
+):
+    if x_bias is not None:
+        x = x + x_bias.to(x.dtype)
     total = residual + F.dropout(x, dropout_p)
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
@@ -75,12 +79,43 @@ def _mask(q, k, causal, window):
 
 
 def attention_qkv(
-    qkv, n_head, *, n_kv_head=None, causal=True, window=0, dropout_p=0.0, scale=None, seed=None
+    qkv,
+    n_head,
+    *,
+    n_kv_head=None,
+    causal=True,
+    window=0,
+    qk_norm=False,
+    eps=1e-5,
+    cos=None,
+    sin=None,
+    dropout_p=0.0,
+    scale=None,
+    seed=None,
 ):
     counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # of query, key, value
-    q, k, v = qkv.unflatten(2, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)
+    heads = qkv.unflatten(2, (sum(counts), -1))  # (B, T, H + 2 Hkv, D)
+    if qk_norm or cos is not None:
+        qk, v = heads.split((counts[0] + counts[1], counts[2]), dim=2)
+        angles = (None, None) if cos is None else (cos[: qkv.shape[1]], sin[: qkv.shape[1]])
+        qk = _positioned(qk, qk_norm, eps, *angles)
+        q, k = qk.split(counts[:2], dim=2)
+    else:
+        q, k, v = heads.split(counts, dim=2)
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, T, D), (B, Hkv, T, D) twice
     out = attention(q, k, v, causal=causal, window=window, dropout_p=dropout_p, scale=scale)
     return out.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
+
+
+def _positioned(x, norm, eps, cos, sin):
+    """x (..., heads, D), RMS-normalised, and turned by cos and sin (..., D) where there are any."""
+    if norm:
+        x = rms_norm(x, eps=eps)
+    if cos is None:
+        return x
+    # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
+    turned = x.roll(x.shape[-1] // 2, dims=-1) * sin[..., None, :].to(x.dtype)
+    return torch.addcmul(turned, x, cos[..., None, :].to(x.dtype))
 
 
 ACTIVATIONS = {
@@ -167,11 +202,8 @@ def attention_step(qkv, cache, position, *, window=0, qk_norm=False, eps=1e-5, c
     _, B, Hkv, T, D = cache.shape
     H = qkv.shape[1] // D - 2 * Hkv
     qk, v = qkv.view(B, H + 2 * Hkv, D).split((H + Hkv, Hkv), dim=1)
-    if qk_norm:
-        qk = rms_norm(qk, eps=eps)
-    if cos is not None:
-        turned = qk.roll(D // 2, dims=-1) * sin[position][:, None].to(qk.dtype)
-        qk = torch.addcmul(turned, qk, cos[position][:, None].to(qk.dtype))
+    angles = (None, None) if cos is None else (cos[position], sin[position])
+    qk = _positioned(qk, qk_norm, eps, *angles)
     q, k = qk.split((H, Hkv), dim=1)  # (B, H, D), (B, Hkv, D)
     row = torch.arange(B, device=qkv.device)
     cache[0, row, :, position], cache[1, row, :, position] = k, v

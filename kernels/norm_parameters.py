@@ -24,15 +24,25 @@ SUM_ROWS, SUM_COLUMNS = 64, 32
 
 @triton.jit
 def store_share(
-    share_ptr, dweight, dbias, first_column, C, PARAMETERS: tl.constexpr, COLUMNS: tl.constexpr
+    share_ptr,
+    dweight,
+    dbias,
+    dx,
+    first_column,
+    C,
+    PARAMETERS: tl.constexpr,
+    X_BIAS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Add up the rows of dweight and dbias, and store them as this program's share."""
+    """Add up the rows of dweight, dbias and dx, and store them as this program's share."""
     column = first_column + tl.arange(0, COLUMNS)
-    share_ptr += tl.program_id(0) * PARAMETERS * C + column
+    share_ptr += tl.program_id(0) * (PARAMETERS + X_BIAS) * C + column
     if PARAMETERS > 0:
         tl.store(share_ptr, tl.sum(dweight, 0), column < C)
     if PARAMETERS > 1:
         tl.store(share_ptr + C, tl.sum(dbias, 0), column < C)
+    if X_BIAS:
+        tl.store(share_ptr + PARAMETERS * C, tl.sum(dx, 0), column < C)
 
 
 @triton.jit(do_not_specialize=["rows", "inner", "x_outer", "x_inner", "dy_outer", "dy_inner"])
@@ -71,7 +81,7 @@ def norm_wide_shares_kernel(
             x -= tl.load(mean_ptr + row, row < rows, other=0)[:, None]
         dweight += dy * x * tl.load(rstd_ptr + row, row < rows, other=0)[:, None]
         dbias += dy
-    store_share(share_ptr, dweight, dbias, first_column, C, PARAMETERS, COLUMNS)
+    store_share(share_ptr, dweight, dbias, None, first_column, C, PARAMETERS, False, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["shares"])
@@ -126,13 +136,19 @@ def complete_shares(dy, x, mean, rstd, shares):
 
 def parameter_gradients(shares, weight):
     """dweight and dbias (C,) from the shares, None for one that is not there."""
-    parameters, C = shares.shape[1:]
+    parameters = shares.shape[1]
     if parameters == 0:
         return None, None
-    gradients = torch.empty((parameters, C), dtype=weight.dtype, device=weight.device)
+    gradients = sum_of_shares(shares, weight.dtype)
+    return gradients[0], gradients[1] if parameters == 2 else None
+
+
+def sum_of_shares(shares, dtype):
+    """(parameters, C) of shares (programs, parameters, C), added in their order."""
+    gradients = torch.empty(shares.shape[1:], dtype=dtype, device=shares.device)
     width = gradients.numel()
     constants = {"WIDTH": width, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
     constants |= {"ACC": accumulator(shares), "num_warps": 4}
     grid = (triton.cdiv(width, SUM_COLUMNS),)
     launch(norm_sum_shares_kernel, grid, shares, gradients, len(shares), **constants)
-    return gradients[0], gradients[1] if parameters == 2 else None
+    return gradients

@@ -187,9 +187,7 @@ def test_dropout_reaches_the_operations_in_training_alone(name):
     recording = torch_table._replace(**{name: recorder(name) for name in names})
     fused = randomise(model.GPT(config, recording)).to(DEVICE)
 
-    attention, norm = "attention_qkv", ["add_layer_norm"]
-    if name == "modern":
-        attention, norm = "attention", []
+    attention, norm = "attention_qkv", [] if name == "modern" else ["add_layer_norm"]
     expected = [*config.n_layer * [attention, *norm, *norm]]  # the last norm is the model's
     for training, p in ((True, 0.2), (False, 0.0)):
         asked.clear()

@@ -24,25 +24,31 @@ SEED = torch.tensor(0x1234_5678_9ABC_DEF, device=DEVICE)
 
 
 def operands(*shape, dtype=torch.float32):
-    """residual, x, weight and bias; the sum is well-conditioned, as in `test_layer_norm.py`."""
+    """residual, x, weight, bias, x_bias; the sum is well-conditioned, as in `test_layer_norm`."""
     C = shape[-1]
     scale = 1.0 if C > 2 else 3e-3
     ramp = torch.linspace(-2, 2, C, dtype=torch.float64, device=DEVICE)
     residual = (randn(*shape, dtype=torch.float64).clamp(-1, 1) + ramp) * scale
     x = randn(*shape, dtype=torch.float64, seed=1).clamp(-1, 1) * scale / 2
     weight, bias = randn(C, dtype=dtype, shift=1.0, seed=2), randn(C, dtype=dtype, seed=3)
-    return [residual.to(dtype), x.to(dtype), weight, bias]
+    x_bias = (randn(C, dtype=torch.float64, seed=4).clamp(-1, 1) * scale / 4).to(dtype)
+    return [residual.to(dtype), x.to(dtype), weight, bias, x_bias]
 
 
 def operation(dropout_p):
-    return lambda *inputs: add_layer_norm(*inputs, dropout_p=dropout_p, seed=SEED)
+    def run(residual, x, weight, bias=None, x_bias=None):
+        options = {"dropout_p": dropout_p, "seed": SEED}
+        return add_layer_norm(residual, x, weight, bias, x_bias=x_bias, **options)
+
+    return run
 
 
 def definition(inputs, dropout_p):
     """The sum, and the norm of the sum as it was returned: that one is rounded to its dtype."""
-    returned = add_layer_norm(*inputs, dropout_p=dropout_p, seed=SEED)[0]
+    returned = operation(dropout_p)(*inputs)[0]
 
-    def oracle(residual, x, weight, bias):
+    def oracle(residual, x, weight, bias, x_bias=None):
+        x = x if x_bias is None else x + x_bias
         total = residual + x * factors(x, dropout_p)
         rounded = total + (returned.to(total.dtype) - total).detach()  # gradients pass
         return total, native.layer_norm(rounded, weight, bias)
@@ -63,11 +69,10 @@ def hold(inputs, dropout_p=0.0, **options):
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [3, 4, 5], ids=["", "bias", "bias and x_bias"])
 @pytest.mark.parametrize("C", [1, 2, 3, 7])
-def test_gradients_are_those_of_the_definition(C, bias, dropout_p):
-    inputs = operands(2, C, dtype=torch.float64)[: 4 if bias else 3]
-    inputs = [x.requires_grad_() for x in inputs]
+def test_gradients_are_those_of_the_definition(C, count, dropout_p):
+    inputs = [x.requires_grad_() for x in operands(2, C, dtype=torch.float64)[:count]]
     torch.autograd.gradcheck(operation(dropout_p), inputs)
 
 
@@ -99,13 +104,13 @@ def test_any_shape_and_stride(shape, data):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.25])
 def test_a_residual_of_another_dtype(dropout_p):
     """Autocast: the residual stream in fp32, the branch in bf16."""
-    residual, x, weight, bias = operands(6, 40)
-    inputs = [residual, x.bfloat16(), weight, bias]
+    residual, x, *parameters = operands(6, 40)
+    inputs = [residual, x.bfloat16(), *parameters]
     hold(inputs, dropout_p, out_dtype=torch.float32)
 
 
 def test_the_norm_is_of_the_sum_as_it_was_returned():
-    residual, x, weight, bias = operands(7, 48, dtype=torch.bfloat16)
+    residual, x, weight, bias, _ = operands(7, 48, dtype=torch.bfloat16)
     total, y = add_layer_norm(residual, x, weight, bias)
     assert torch.equal(total, residual + x)
     exact, baseline = (
@@ -131,7 +136,7 @@ def test_gradients_when_one_output_is_not_used(used, dropout_p):
 
 def test_one_tensor_as_residual_and_branch():
     """Both gradients may be the same memory; autograd has to add them, not one twice."""
-    _, x, weight, bias = operands(5, 20)
+    _, x, weight, bias, _ = operands(5, 20)
     for function in (add_layer_norm, native.add_layer_norm):
         leaf = x.clone().requires_grad_()
         total, y = function(leaf, leaf, weight, bias)
@@ -142,7 +147,7 @@ def test_one_tensor_as_residual_and_branch():
 
 
 def test_what_is_dropped_is_exactly_the_residual_and_gets_no_gradient():
-    residual, x, weight, _ = operands(40, 100)
+    residual, x, weight, *_ = operands(40, 100)
     kept = factors(x, 0.5) > 0
     (total, _), (dresidual, dx, _) = differentiate(
         operation(0.5), [residual, x, weight], [randn(40, 100, seed=i) for i in range(2)]
@@ -158,7 +163,7 @@ def test_seeds_are_drawn_from_the_default_generator():
 
     def total(seed):
         torch.manual_seed(seed)
-        return add_layer_norm(*inputs, dropout_p=0.5)[0]
+        return add_layer_norm(*inputs[:4], dropout_p=0.5)[0]
 
     assert torch.equal(total(1), total(1))
     assert not torch.equal(total(1), total(2))
@@ -166,11 +171,11 @@ def test_seeds_are_drawn_from_the_default_generator():
 
 def test_a_rate_that_is_no_probability():
     with pytest.raises(ValueError, match="from 0 to 1"):
-        add_layer_norm(*operands(2, 5), dropout_p=1.5)
+        add_layer_norm(*operands(2, 5)[:4], dropout_p=1.5)
 
 
 def test_residual_and_branch_of_different_shapes():
-    residual, x, weight, bias = operands(2, 5)
+    residual, x, weight, bias, _ = operands(2, 5)
     with pytest.raises(ValueError, match=r"residual has shape \(2, 4\) and x \(2, 5\)"):
         add_layer_norm(residual[:, :4], x, weight, bias)
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt import model, reference
 from gpt.presets import ModelConfig
+from gpt.residual import IntoStream
 from gpt.weights import fused_from_lecture
 from kernels import launch, native
 from kernels.attention import attention, attention_qkv
@@ -278,7 +279,10 @@ def lecture_and_ours(config):
 def gradients_of(gpt, x, dout):
     """Output and gradient of x of the first block's attention; those of the weights stay in it."""
     x = x.detach().requires_grad_()
-    out = gpt.blocks[0].sa(x)
+    sa = gpt.blocks[0].sa
+    out = sa(x)
+    if isinstance(sa.proj, IntoStream):
+        out = out + sa.proj.bias
     out.backward(dout)
     gradients = {
         name: torch.zeros_like(weight) if weight.grad is None else weight.grad

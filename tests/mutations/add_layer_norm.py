@@ -16,16 +16,20 @@ MUTATIONS = [
     ("x = tl.where(keep, x * scale, 0)", "x = tl.where(keep, 0, x * scale)", "the mask is turned"),
     ("dtotal * scale, 0)", "dtotal, 0)", "no 1 / (1 - p) in backward"),
     (
-        "            if seed_ptr is not None:\n                keep",
-        "            if False:\n                keep",
+        "        if seed_ptr is not None:\n            keep",
+        "        if False:\n            keep",
         "backward drops nothing",
     ),
-    ("STREAM, row, 0, threshold, COLUMNS)\n                ", "STREAM, row + 1, 0, threshold, "
-     "COLUMNS)\n                ", "backward takes the next row's mask"),
+    ("STREAM, row, 0, threshold, COLUMNS)\n            dtotal", "STREAM, row + 1, 0, threshold, "
+     "COLUMNS)\n            dtotal", "backward takes the next row's mask"),
     ("        if dtotal_ptr is not None:", "        if False:", "what arrives is dropped"),
     ("dtotal += tl.load(arrived", "dtotal = tl.load(arrived", "the norm's gradient is dropped"),
     ("xhat = (total - mean) * rstd", "xhat = total * rstd", "backward is RMSNorm's"),
     ("            dweight += dy * xhat", "            dweight += dtotal * xhat", "dweight of dtotal"),
+    ("dx += tl.where(inside, dtotal, 0)", "dx += tl.where(inside, dy, 0)", "dx_bias of dy"),
+    ("x += tl.load(x_bias_ptr", "x = x + 0 * tl.load(x_bias_ptr", "x_bias is not added"),
+    ("sum(0) if wide else gradients[-1]", "sum(0) if wide else gradients[0]", "dx_bias is dweight"),
+    ("dx.flatten(0, -2).sum(0) if wide", "gradients[0] if wide", "wide rows have no dx_bias"),
     ("            dbias += dy", "            dbias += dtotal", "dbias of dtotal"),
     (
         "total, inside)\n\n    y, mean",
