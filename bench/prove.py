@@ -46,7 +46,7 @@ STAGES = {
     "ledger": Stage("bench.stages.ledger", 5),
     "tune": Stage("bench.stages.tune", 12),
     "bench": Stage("bench.stages.speed", 35),
-    "step": Stage("bench.stages.step", 20, by_operation=False),
+    "step": Stage("bench.stages.step", 45, by_operation=False),
     "decode": Stage("bench.stages.decode", 15, by_operation=False),
     "loss": Stage("bench.stages.loss", 20, by_operation=False),
     "soak": Stage("bench.stages.soak", 15, by_operation=False),
@@ -72,20 +72,32 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     seconds, log = 60 * options.minutes, options.out / LOG
-    result = prove(options.stages, seconds, log, run_stage, only=options.only)
+    date, commit = datetime.date.today().isoformat(), options.commit or figures.commit()
+
+    def keep(result: dict) -> Path:
+        return save(options.out, stamp(result, date, commit))
+
+    result = prove(options.stages, seconds, log, run_stage, keep, only=options.only)
     if "card" not in result:
         print(f"the card does not work: {result['stages']['card']['says']}")
         return 1
-    date, commit = datetime.date.today().isoformat(), options.commit or figures.commit()
-    path = save(options.out, stamp(result, date, commit))
-    print(f"\n{told(result)}\n\n{path}")
+    print(f"\n{told(result)}\n\n{keep(result)}")
     return 1 if worst(result["stages"].values()) == "failed" else 0
 
 
 def prove(
-    stages: list[str], seconds: float, log: Path, run: Run, only=(), clock=time.monotonic
+    stages: list[str],
+    seconds: float,
+    log: Path,
+    run: Run,
+    keep: Callable[[dict], object] = lambda result: None,
+    only=(),
+    clock=time.monotonic,
 ) -> dict:
-    """Run the stages within `seconds`; {"card", "ceilings", "stages", "rows"}."""
+    """Run the stages within `seconds`; {"card", "ceilings", "stages", "rows"}.
+
+    `keep` is called with what there is after each stage.
+    """
     deadline = clock() + seconds
     card = run(CARD, min(CARD_SECONDS, seconds), log, [])["card"]
     if card["state"] != "passed":
@@ -109,6 +121,7 @@ def prove(
             "seconds": round(clock() - began, 1),
             "parts": parts,
         }
+        keep(result)
     return result
 
 

@@ -61,6 +61,14 @@ class Card:
 SIX = ("parity", "sanitize", "repeat", "ledger", "tune", "bench")
 
 
+def test_what_was_found_is_kept_after_each_stage():
+    kept = []
+    _prove(
+        Card(takes=1.0), ["parity", "ledger"], keep=lambda found: kept.append([*found["stages"]])
+    )
+    assert kept == [["parity"], ["parity", "ledger"]]
+
+
 def _prove(card, stages=SIX, seconds=540.0, **options):
     return prove.prove(list(stages), seconds, None, card.run, clock=card.clock, **options)
 
