@@ -76,7 +76,8 @@ def add_layer_norm_forward_kernel(
     residual = tl.load(packed_rows(residual_ptr, first, C, ROWS) + column, inside, other=0)
     x = x.to(ACC)
     if x_bias_ptr is not None:
-        x += tl.load(x_bias_ptr + column, column < C, other=0).to(ACC)
+        at = tl.broadcast_to(column, (ROWS, COLUMNS))  # so that it lies in registers as x does
+        x += tl.load(x_bias_ptr + at, at < C, other=0).to(ACC)
     if seed_ptr is not None:
         keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
         x = tl.where(keep, x * scale, 0)
@@ -141,7 +142,7 @@ def add_layer_norm_backward_kernel(
         if dx_ptr is not None:
             tl.store(packed_rows(dx_ptr, first, C, ROWS) + column, dtotal, inside)
         if X_BIAS:
-            dx += tl.where(inside, dtotal, 0)
+            dx += dtotal  # 0 in rows past the last one, whose rstd is
         if PARAMETERS > 0:
             dweight += dy * xhat
         if PARAMETERS > 1:
@@ -183,7 +184,7 @@ class AddLayerNorm(torch.autograd.Function):
         wide = total.shape[-1] > WIDEST_IN_REGISTERS
         has_x_bias = ctx.x_bias_dtype is not None
         others = int(has_x_bias and not wide)  # the share of dx_bias
-        shares = empty_shares("add_layer_norm_backward", total, ctx.parameters + others)
+        shares = empty_shares(_backward_tile(others), total, ctx.parameters + others)
         operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
         _launch_backward(*operands, ctx.dropout_p, others)
         dx = dresidual if one_tensor else dx
@@ -212,7 +213,7 @@ def _launch_backward(
 ):
     *_, unit = as_rows(dy, total)
     operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
-    constants = backward_constants("add_layer_norm_backward", shares, unit, others)
+    constants = backward_constants(_backward_tile(others), shares, unit, others)
     launch(
         add_layer_norm_backward_kernel,
         (len(shares),),
@@ -222,6 +223,10 @@ def _launch_backward(
         **constants,
     )
     complete_shares(dy, total, mean, rstd, shares)
+
+
+def _backward_tile(others):
+    return "add_layer_norm_backward_x_bias" if others else "add_layer_norm_backward"
 
 
 @opaque

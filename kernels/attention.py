@@ -204,7 +204,7 @@ def _launch_forward(out, q, k, v, seed, constants):
     B, H, Tq, _ = q.shape
     accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = torch.empty((B, H, Tq), dtype=accumulator, device=q.device)
-    tile = options("attention", "dropout" if seed is not None else "", q, k, constants)
+    tile = options("attention", "", q, k, constants)
     grid = (triton.cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     sizes = H, Tq, k.shape[2], together(k)

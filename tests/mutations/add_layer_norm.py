@@ -26,7 +26,7 @@ MUTATIONS = [
     ("dtotal += tl.load(arrived", "dtotal = tl.load(arrived", "the norm's gradient is dropped"),
     ("xhat = (total - mean) * rstd", "xhat = total * rstd", "backward is RMSNorm's"),
     ("            dweight += dy * xhat", "            dweight += dtotal * xhat", "dweight of dtotal"),
-    ("dx += tl.where(inside, dtotal, 0)", "dx += tl.where(inside, dy, 0)", "dx_bias of dy"),
+    ("dx += dtotal  #", "dx += dy  #", "dx_bias of dy"),
     ("x += tl.load(x_bias_ptr", "x = x + 0 * tl.load(x_bias_ptr", "x_bias is not added"),
     ("sum(0) if wide else gradients[-1]", "sum(0) if wide else gradients[0]", "dx_bias is dweight"),
     ("dx.flatten(0, -2).sum(0) if wide", "gradients[0] if wide", "wide rows have no dx_bias"),
