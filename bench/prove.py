@@ -111,7 +111,7 @@ def prove(
         print(f"{name}: at most {max(allowance, 0):.0f} s", flush=True)
         parts = {name: no_time()}
         if allowance > 0:
-            choice = ["--only", ",".join(only)] if only and STAGES[name].by_operation else []
+            choice = [f"--only={one}" for one in only if STAGES[name].by_operation]
             parts = run(STAGES[name].module, allowance, log, choice)
         for part in parts.values():
             result["rows"] += part.pop("rows", [])
@@ -138,7 +138,7 @@ def run_stage(module: str, seconds: float, log: Path, arguments: list[str]) -> d
         while (left := deadline - time.monotonic()) > 0:
             command = [sys.executable, "-m", module, "--seconds", f"{SOFT * left:.1f}"]
             command += ["--report", str(report), *arguments]
-            command += ["--without", ",".join(parts)] if parts else []
+            command += [f"--without={part}" for part in parts]
             code = _run(command, left, log)
             content = json.loads(report.read_text()) if report.exists() else {}
             report.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The stages of `make prove`, each a program of its own: whatever ends one, the next one runs.
 
-    python -m bench.stages.repeat --seconds 60 --report FILE --without layer_norm
+    python -m bench.stages.repeat --seconds 60 --report FILE --without layer_norm --without adamw
 
 A stage works through its parts, mostly operations, and after each writes its report: a JSON file
 {"at": the part that is being worked on, "parts": {name: outcome}}. An outcome has a `state`, one
@@ -91,10 +91,7 @@ def _options(arguments: list[str] | None):
     parser = argparse.ArgumentParser(description="a stage of python -m bench.prove")
     parser.add_argument("--seconds", type=float, required=True, help="begin no part after this")
     parser.add_argument("--report", type=Path, required=True)
-    parser.add_argument("--without", type=_names, default=[], help="parts, with commas between")
-    parser.add_argument("--only", type=_names, default=[], help="parts, with commas between")
+    # given once for each part, because names of parts have commas in them
+    parser.add_argument("--without", action="append", default=[], help="a part to leave out")
+    parser.add_argument("--only", action="append", default=[], help="a part; no other is done")
     return parser.parse_args(arguments)
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")

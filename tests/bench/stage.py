@@ -22,5 +22,5 @@ def work(part: str, seconds: float) -> dict:
 
 
 if __name__ == "__main__":
-    parts = os.environ["PARTS"].split(",")
+    parts = os.environ["PARTS"].split(";")
     work_through(dict.fromkeys(parts, 1), work)
