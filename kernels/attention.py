@@ -279,8 +279,9 @@ def attention_qkv(
         raise ValueError(f"attention_qkv needs H to be a multiple of Hkv, not {counts[:2]}")
     q, k, _ = _heads(qkv, *counts)
     constants = _constants(q, k, causal, window, dropout_p, scale)
-    positions = (qk_norm, eps, cos, sin) if qk_norm or cos is not None else None
     _check_angles(cos, sin, qkv.shape[1], q.shape[-1])
+    angles = (None, None) if cos is None else (cos.contiguous(), sin.contiguous())
+    positions = (qk_norm, eps, *angles) if qk_norm or cos is not None else None
     return PackedAttention.apply(qkv, counts, positions, _seed(qkv, seed, constants), constants)
 
 

@@ -96,14 +96,23 @@ def test_gradients_are_derivatives():
     assert gradcheck(lambda qkv: attention_qkv(qkv, 2, **options), [qkv])
 
 
-def test_a_projection_of_any_stride():
+def test_a_projection_and_angles_of_any_stride():
     cos, sin = angles(9, 8)
-    run = partial(attention_qkv, n_head=2, qk_norm=True, cos=cos, sin=sin)
     qkv = randn(2, 9, 3 * 2 * 8)
-    wider = randn(2, 9, 3 * 2 * 8 + 5)
-    wider[..., :-5] = qkv
-    assert torch.equal(run(wider[..., :-5]), run(qkv))
-    assert torch.equal(run(qkv.transpose(0, 1).contiguous().transpose(0, 1)), run(qkv))
+    dy = randn(2, 9, 2 * 8, seed=1)
+
+    def run(qkv, cos, sin):
+        leaf = qkv.detach().requires_grad_()
+        out = attention_qkv(leaf, 2, qk_norm=True, cos=cos, sin=sin)
+        return out, *torch.autograd.grad(out, leaf, dy)
+
+    expected = run(qkv, cos, sin)
+    columns = torch.cat((qkv, torch.full_like(qkv, torch.nan)), 2)[..., : qkv.shape[2]]
+    batch_second = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    strided = (torch.stack((x, torch.full_like(x, torch.nan)), 2)[..., 0] for x in (cos, sin))
+    for arguments in (columns, cos, sin), (batch_second, cos, sin), (qkv, *strided):
+        for actual, wanted in zip(run(*arguments), expected, strict=True):
+            assert torch.equal(actual, wanted)
 
 
 def test_same_bits_every_time():
