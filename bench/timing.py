@@ -2,7 +2,8 @@
 
 1. *The device's clock.* CUDA events around the call. Before them the device is kept asleep for
    longer than the host needs to enqueue the call, so that the events do not count the host's
-   launches; what the host needs is told apart (`host_seconds`).
+   launches; what the host needs is told apart (`host_seconds`). A call during which the device
+   woke up does not count: it is timed again behind a longer sleep.
 2. *A cold cache.* A buffer larger than any L2 is written before each call.
 3. *In turns.* A B A B in one process, so that a drift of the card's clocks meets all alike.
 4. *Spread.* Medians, with the 20th and 80th percentile.
@@ -59,15 +60,17 @@ class DeviceStopwatch:
         self.end = torch.cuda.Event(enable_timing=True)
         self.cycles_per_second = 0.0
         for _ in range(2):  # the first one loads the kernel and wakes the card
-            seconds = self.between_events(torch.cuda._sleep, SLEEP_CYCLES)
+            seconds, _ = self.between_events(torch.cuda._sleep, SLEEP_CYCLES)
             self.cycles_per_second = SLEEP_CYCLES / seconds
 
-    def between_events(self, call, *arguments) -> float:
+    def between_events(self, call, *arguments) -> tuple[float, bool]:
+        """Device seconds of a call, and whether the device had begun before all was enqueued."""
         self.start.record()
         call(*arguments)
+        begun = self.start.query()
         self.end.record()
         self.end.synchronize()
-        return self.start.elapsed_time(self.end) / 1e3  # elapsed_time is in milliseconds
+        return self.start.elapsed_time(self.end) / 1e3, begun  # elapsed_time is in milliseconds
 
     def host_seconds(self, trial: Trial) -> float:
         """How long the host needs to enqueue the call."""
@@ -81,10 +84,14 @@ class DeviceStopwatch:
 
     def __call__(self, trial: Trial, host: float) -> float:
         """Seconds of one call; `host` is what `host_seconds` has found."""
-        arguments = _arguments(trial)
-        self.cache.zero_()
-        torch.cuda._sleep(int(head_start(host) * self.cycles_per_second))
-        return self.between_events(trial.call, *arguments)
+
+        def behind(sleep: float) -> tuple[float, bool]:
+            arguments = _arguments(trial)
+            self.cache.zero_()
+            torch.cuda._sleep(int(sleep * self.cycles_per_second))
+            return self.between_events(trial.call, *arguments)
+
+        return asleep_throughout(behind, head_start(host))
 
 
 class HostStopwatch:
@@ -111,6 +118,15 @@ def _arguments(trial: Trial) -> tuple:
 def head_start(host: float) -> float:
     """How long the device sleeps so that the host, needing `host` seconds, is ahead of it."""
     return min(2 * host + 50e-6, LONGEST_HEAD_START)
+
+
+def asleep_throughout(behind: Callable[[float], tuple[float, bool]], sleep: float) -> float:
+    """The seconds of `behind(sleep)`, again with twice the sleep while the device wakes in it."""
+    seconds, begun = behind(sleep)
+    while begun and sleep < LONGEST_HEAD_START:
+        sleep = min(2 * sleep, LONGEST_HEAD_START)
+        seconds, begun = behind(sleep)
+    return seconds
 
 
 class Samples(NamedTuple):

@@ -158,7 +158,7 @@ def a_nanogpt_step(config: TrainConfig, way: Way, data: Data, precision: Precisi
         first_row = number * config.batch_size
         x, y = data.batch(config.seed, first_row, config.batch_size, config.model.block_size)
         with precision.autocast():
-            _, loss = compiled(x, y)
+            _, loss = compiled(x.contiguous(), y.contiguous())  # as its own batches are
         loss.backward()
         if config.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)

@@ -23,6 +23,7 @@ from bench.timing import (
     Replay,
     Samples,
     Trial,
+    asleep_throughout,
     head_start,
     in_turns,
     spread,
@@ -80,6 +81,23 @@ def test_spread_is_the_median_and_two_percentiles():
 def test_the_device_sleeps_longer_than_the_host_needs():
     assert head_start(1e-3) > 1e-3
     assert head_start(10.0) == LONGEST_HEAD_START
+
+
+@pytest.mark.parametrize(
+    ("host", "slept"),
+    [(1e-4, [1e-3]), (3e-3, [1e-3, 2e-3, 4e-3]), (1.0, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 20e-3])],
+)
+def test_a_call_in_which_the_device_wakes_is_timed_again(host, slept):
+    """What the host takes beyond the sleep is no time of the device's, and is not returned."""
+    sleeps = []
+
+    def behind(sleep):
+        sleeps.append(sleep)
+        return 5e-6 + max(0.0, host - sleep), host > sleep
+
+    seconds = asleep_throughout(behind, 1e-3)
+    assert sleeps == pytest.approx(slept)
+    assert seconds == pytest.approx(5e-6 + max(0.0, host - LONGEST_HEAD_START))
 
 
 def test_the_floor_is_the_slower_of_copy_and_product():

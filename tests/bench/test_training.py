@@ -28,6 +28,42 @@ def test_a_row_says_what_was_timed(small, implementation):
     assert row["mfu"] is None  # the peak of a CPU is not tabled
 
 
+# what nanoGPT's model.py offers, and what it asks of its batches: `view` takes no strided tensor
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas)
+
+    def forward(self, idx, targets):
+        logits = self.table(idx.view(-1))
+        return logits, nn.functional.cross_entropy(logits, targets.view(-1))
+"""
+
+
+def test_nanogpt_s_step_gets_batches_as_its_own_are(small, tmp_path):
+    (tmp_path / "model.py").write_text(NANOGPT)
+    row = training.measure("lecture", training.Way("nanogpt"), CPU, seconds=0.0, nanogpt=tmp_path)
+    assert row["tokens_per_second"] == pytest.approx(3 * 8 / row["milliseconds"] * 1e3)
+
+
 def test_what_cannot_be_measured_says_why():
     graph, nanogpt = training.Way("torch", step="graph"), training.Way("nanogpt")
     assert "card" in training.why_not(graph, CPU, None)
