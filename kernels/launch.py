@@ -12,6 +12,7 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+import triton
 
 LARGEST_CARD = {80: 108, 90: 132, 100: 148, 120: 188}  # SMs: A100, H200, B200, RTX PRO 6000
 
@@ -114,6 +115,12 @@ LOGITS_BYTES = 2**29
 FAMILIES = (80, 90, 100, 120)  # Ampere and Ada, Hopper, Blackwell (data centre), Blackwell (RTX)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 INTERPRETED = 80  # the family whose tiles the interpreter uses, unless `target` names another
+
+
+if triton.knobs.runtime.interpret:
+    from kernels import interpreter
+
+    interpreter.install()
 
 
 class Launch(NamedTuple):

@@ -13,9 +13,6 @@ for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before any import
-    from tests.instruments import install_bf16_shim
-
-    install_bf16_shim()
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(

@@ -1,4 +1,4 @@
-"""What the kernel tests share: honest bf16, one tolerance, guarded memory, bit-equal repeats.
+"""What the kernel tests share: one tolerance, guarded memory, bit-equal repeats.
 
 `hold_against(operation, oracle, operands)` is the usual way in: values and gradients of a kernel
 against the same operation in fp64, each rounded once, every operand between guards, every byte
@@ -17,42 +17,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = (1, 2, 3, 7, 31, 33, 63, 64, 65, 127, 129, 257)  # around every power of two of a tile
 GUARD = 256  # elements on either side: more than a tile may overshoot a row, and 16-byte aligned
-
-
-# --- bf16 in the interpreter ----------------------------------------------------------------------
-
-
-def install_bf16_shim() -> None:
-    """Make Triton's interpreter round to bf16 as a GPU does, and multiply bf16 as numbers.
-
-    The interpreter keeps bf16 as uint16: its casts truncate, and its dot multiplies the bits.
-    Arithmetic directly on bf16 stays wrong, so kernels compute in `ACC`, as they should anyway.
-    """
-    from triton.language import bfloat16, float32
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast_impl, create_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
-
-    def widen(handle):
-        if handle.dtype.scalar != bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), float32)
-
-    def cast(builder, source, to):
-        if source.dtype.scalar == to.scalar:
-            return source
-        if to.scalar != bfloat16:
-            return cast_impl(builder, widen(source), to)
-        bits = cast_impl(builder, source, float32).data.view(np.uint32)
-        nearest_even = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-        quiet_nan = bits >> 16 | 0x0040
-        is_nan = bits & 0x7FFFFFFF > 0x7F800000
-        return TensorHandle(np.where(is_nan, quiet_nan, nearest_even).astype(np.uint16), bfloat16)
-
-    def dot(builder, a, b, *arguments):
-        return create_dot(builder, widen(a), widen(b), *arguments)
-
-    InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast, dot
 
 
 # --- one tolerance --------------------------------------------------------------------------------

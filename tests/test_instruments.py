@@ -9,63 +9,7 @@ import triton.language as tl
 
 from kernels.launch import launch
 from tests import instruments
-from tests.instruments import DEVICE, LAYOUTS, randn
-
-
-@triton.jit
-def _cast(source_ptr, target_ptr, LENGTH: tl.constexpr, THROUGH: tl.constexpr):
-    at = tl.arange(0, LENGTH)
-    tl.store(target_ptr + at, tl.load(source_ptr + at).to(THROUGH))
-
-
-@triton.jit
-def _dot(a_ptr, b_ptr, out_ptr, N: tl.constexpr):
-    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
-    product = tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at))
-    tl.store(out_ptr + at, product)
-
-
-def cast(source, dtype, through):
-    target = torch.empty(source.shape, dtype=dtype, device=DEVICE)
-    launch(_cast, (1,), source, target, LENGTH=len(source), THROUGH=through)
-    return target
-
-
-def hard_numbers():
-    """Every bf16 pattern; beside each the tie above it, and the fp32 next to the tie."""
-    pattern = torch.arange(2**16, dtype=torch.int64) << 16
-    bits = torch.cat([pattern, pattern + 0x7FFF, pattern + 0x8000, pattern + 0x8001])
-    return bits.to(torch.int32).view(torch.float32).to(DEVICE)  # wraps: the sign bit included
-
-
-def assert_same_numbers(a, b):
-    assert torch.equal(a.isnan(), b.isnan())
-    assert torch.equal(a[~a.isnan()], b[~b.isnan()])
-
-
-def test_bf16_casts_round_to_nearest_even():
-    x = hard_numbers()  # ties, infinities, NaN, subnormals, overflow to infinity
-    assert_same_numbers(cast(x, torch.bfloat16, tl.bfloat16), x.bfloat16())
-
-
-def test_bf16_widens_exactly():
-    x = hard_numbers()[: 2**16].bfloat16()
-    assert_same_numbers(cast(x, torch.float32, tl.float32), x.float())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
-def test_bf16_to_and_from_other_types(dtype):
-    through = {torch.float16: tl.float16, torch.float64: tl.float64, torch.int32: tl.int32}[dtype]
-    x = randn(256, scale=100, dtype=torch.bfloat16)
-    assert torch.equal(cast(x, dtype, through), x.to(dtype))
-    assert torch.equal(cast(x.to(dtype), torch.bfloat16, tl.bfloat16), x.to(dtype).bfloat16())
-
-
-def test_bf16_dot_multiplies_numbers():
-    a, b = randn(32, 32, dtype=torch.bfloat16), randn(32, 32, dtype=torch.bfloat16, seed=1)
-    out = torch.empty(32, 32, device=DEVICE)
-    launch(_dot, (1,), a, b, out, N=32)
-    instruments.assert_rounded_once(out, a.double() @ b.double(), a.float() @ b.float())
+from tests.instruments import LAYOUTS, randn
 
 
 @triton.jit
