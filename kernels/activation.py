@@ -30,7 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch, tile
+from kernels.launch import cdiv, launch, tile
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu_squared")
 FROM_HIDDEN = ("relu", "relu_squared")  # whose derivative is a function of hidden; else of x
@@ -150,7 +150,7 @@ def activation_forward(x, activation, out=None):  # contiguous, any shape
     BLOCK, num_warps = tile("activation", x.device)
     launch(
         activation_forward_kernel,
-        (triton.cdiv(x.numel(), BLOCK),),
+        (cdiv(x.numel(), BLOCK),),
         x,
         hidden,
         x.numel(),
@@ -166,12 +166,12 @@ def activation_backward(dhidden, kept, activation, out=None):  # (M, N), contigu
     """dx, and sums of its columns over blocks of rows (blocks, N); `out` may be dhidden."""
     M, N = dhidden.shape
     dx = torch.empty_like(dhidden) if out is None else out
-    blocks = triton.cdiv(M, ROWS)
+    blocks = cdiv(M, ROWS)
     partial = empty_partial(blocks, dhidden)
     BLOCK_M, BLOCK_N, num_warps = tile("activation_backward", dhidden.device)
     launch(
         activation_backward_kernel,
-        (blocks, triton.cdiv(N, BLOCK_N)),
+        (blocks, cdiv(N, BLOCK_N)),
         dhidden,
         kept,
         dx,

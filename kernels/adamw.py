@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from kernels import table
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 
 PARTIALS = 8192  # chunks whose sums of squares are added at once
 DTYPES = {
@@ -260,7 +260,7 @@ class AdamW(torch.optim.Optimizer):
                     )
                 copy = self._copies.get(p, p)
                 by_dtype.setdefault(copy.dtype, []).append((p, copy, index, count))
-                count += triton.cdiv(p.numel(), table.CHUNK)
+                count += cdiv(p.numel(), table.CHUNK)
         self._hyper = table.Sent(torch.float64, device)
         self._tensors = [_Tensors(*zip(*some, strict=True)) for some in by_dtype.values()]
         wide = max((tensors.wide for tensors in self._tensors), key=lambda dtype: dtype.itemsize)

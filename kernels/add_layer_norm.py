@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch, opaque
+from kernels.launch import cdiv, launch, opaque
 from kernels.layer_norm import (
     backward_constants,
     check_shapes,
@@ -202,7 +202,7 @@ def _launch_forward(residual, x, x_bias, weight, bias, seed, total, y, mean, rst
     constants = {"C": C, "EPS": eps, "ACC": accumulator(total)}
     constants |= row_tile("add_layer_norm", C, x.device)
     operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, rows)
-    grid = (triton.cdiv(rows, constants["ROWS"]),)
+    grid = (cdiv(rows, constants["ROWS"]),)
     launch(
         add_layer_norm_forward_kernel, grid, *operands, *threshold_and_scale(dropout_p), **constants
     )

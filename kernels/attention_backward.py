@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import head_tile, launch
+from kernels.launch import cdiv, head_tile, launch
 from kernels.philox import keep_in_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -270,7 +270,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
     by_rows = options("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
     launch(
         attention_backward_q_kernel,
-        (triton.cdiv(Tq, by_rows["M"]) * H * B,),
+        (cdiv(Tq, by_rows["M"]) * H * B,),
         *(dq, delta, dout, out, lse, q, k, v, seed),
         *strides(dq, dout, out, q, k, v),
         *(H, Tq, Tk, together(k)),
@@ -280,7 +280,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin at a tile of keys
     launch(
         attention_backward_kv_kernel,
-        (triton.cdiv(Tk, by_keys["N"]) * Hkv * B,),
+        (cdiv(Tk, by_keys["N"]) * Hkv * B,),
         *(dk, dv, delta, dout, lse, q, k, v, seed),
         *strides(dk, dv, dout, q, k, v),
         *(Hkv, Tq, Tk, together(q)),

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch, opaque, tile
+from kernels.launch import cdiv, launch, next_power_of_2, opaque, tile
 
 VECTOR_BYTES = 16  # the widest load of a thread
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row; -inf - -inf would be NaN
@@ -214,14 +214,14 @@ def _launch(kernel, tensors, ignore_index, **constexprs):
     logits = tensors[0]
     (N, V), row_stride, size = logits.shape, logits.stride(0), logits.element_size()
     VECTOR = VECTOR_BYTES // size
-    row = triton.next_power_of_2(max(V // VECTOR, 1)) * VECTOR  # elements of a tile that holds one
+    row = next_power_of_2(max(V // VECTOR, 1)) * VECTOR  # elements of a tile that holds one
     short, long, per_thread = tile("cross_entropy", logits.device)
     elements = min(max(row, short // size), long // size)
     COLUMNS = min(row, elements)
     ROWS = elements // COLUMNS
     launch(
         kernel,
-        (triton.cdiv(N, ROWS),),
+        (cdiv(N, ROWS),),
         *tensors,
         N,
         V,

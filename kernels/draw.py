@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch, tile
+from kernels.launch import launch, next_power_of_2, tile
 from kernels.philox import ROUNDS
 
 
@@ -125,7 +125,7 @@ def draw(
     greedy = temperature == 0
     token = torch.empty(B, dtype=torch.int64, device=logits.device)
     elements, per_warp = tile("draw", logits.device)
-    COLUMNS = min(max(triton.next_power_of_2(V), 16), elements)
+    COLUMNS = min(max(next_power_of_2(V), 16), elements)
     launch(
         draw_kernel,
         (B,),

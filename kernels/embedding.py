@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch, opaque, tile
+from kernels.launch import cdiv, launch, next_power_of_2, opaque, tile
 
 ROWS_PER_SHARE = 8  # at least so many rows of dy per program, were all tokens equally common
 MOST_SHARES = 32
@@ -82,7 +82,7 @@ class Embedding(torch.autograd.Function):
         tensors = tokens.contiguous(), token_table, position_table, y
         sizes = B * T, T, V, C, token_table.stride(0), position_stride
         options = _tiles(C, dtype, tokens.device)
-        grid = triton.cdiv(B * T, options["ROWS"]), triton.cdiv(C, options["COLUMNS"])
+        grid = cdiv(B * T, options["ROWS"]), cdiv(C, options["COLUMNS"])
         launch(embedding_forward_kernel, grid, *tensors, *sizes, **options)
         ctx.save_for_backward(tokens)
         ctx.tables = [
@@ -118,7 +118,7 @@ def _token_gradient(dy, tokens, shape, dtype):
     wide = torch.promote_types(dtype, torch.float32)
     gradient = torch.empty(shares, V, C, dtype=wide if shares > 1 else dtype, device=dy.device)
     options = _tiles(C, dy.dtype, dy.device)
-    grid = V, shares, triton.cdiv(C, options["COLUMNS"])
+    grid = V, shares, cdiv(C, options["COLUMNS"])
     launch(
         embedding_backward_kernel, grid, dy, order, first, gradient, V, C, dy.stride(0), **options
     )
@@ -127,7 +127,7 @@ def _token_gradient(dy, tokens, shape, dtype):
 
 def _tiles(C, dtype, device):
     elements, rows, num_warps = tile("embedding", device)
-    COLUMNS = min(triton.next_power_of_2(C), elements)
+    COLUMNS = min(next_power_of_2(C), elements)
     return {
         "ROWS": min(elements // COLUMNS, rows),
         "COLUMNS": COLUMNS,

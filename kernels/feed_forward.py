@@ -35,7 +35,7 @@ from kernels.activation import (
     activation_forward,
 )
 from kernels.gemm import STREAM
-from kernels.launch import launch, opaque, route, tile
+from kernels.launch import cdiv, launch, opaque, route, tile
 from kernels.philox import keep_in_rows, threshold_and_scale
 
 
@@ -132,7 +132,7 @@ def _dropped(x, seed, dropout_p, out=None):  # (M, C)
     BLOCK_M, BLOCK_N, num_warps = tile("dropout", x.device)
     launch(
         dropout_kernel,
-        (triton.cdiv(x.shape[0], BLOCK_M), triton.cdiv(x.shape[1], BLOCK_N)),
+        (cdiv(x.shape[0], BLOCK_M), cdiv(x.shape[1], BLOCK_N)),
         x,
         out,
         seed,

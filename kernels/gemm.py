@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from kernels.activation import FROM_HIDDEN, accumulator, activate, derivative, empty_partial
-from kernels.launch import architecture, launch, tile
+from kernels.launch import architecture, cdiv, launch, tile
 from kernels.philox import keep_in_rows
 
 DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
@@ -172,7 +172,7 @@ def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **c
     (M, K), N = a.shape, out.shape[1]
     described = _are_described(a, b, out)
     BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages = _tile(epilogue, described, a)
-    rows, columns = triton.cdiv(M, BLOCK_M), triton.cdiv(N, BLOCK_N)
+    rows, columns = cdiv(M, BLOCK_M), cdiv(N, BLOCK_N)
     partial = empty_partial(rows, out) if epilogue == "derivative" else None
     programs = rows * columns
     if described:

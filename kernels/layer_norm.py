@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch, opaque
+from kernels.launch import cdiv, launch, opaque
 from kernels.norm_parameters import (
     WIDEST_IN_REGISTERS,
     complete_shares,
@@ -195,7 +195,7 @@ def _launch_forward(x, weight, bias, y, mean, rstd, eps):
     constants |= row_tile("layer_norm", C, x.device)
     launch(
         layer_norm_forward_kernel,
-        (triton.cdiv(rstd.numel(), constants["ROWS"]),),
+        (cdiv(rstd.numel(), constants["ROWS"]),),
         *operands,
         **constants,
     )

@@ -105,10 +105,10 @@ def _padded(parameter, rows, dtype):
 def _chunk(N, V, dtype):
     """Rows and columns of the logits of a chunk."""
     size = dtype.itemsize
-    columns = triton.cdiv(V * size, LINE_BYTES) * LINE_BYTES // size
+    columns = launch.cdiv(V * size, LINE_BYTES) * LINE_BYTES // size
     most = max(launch.LOGITS_BYTES // (columns * size), 1)
-    rows = triton.cdiv(N, triton.cdiv(N, most)) if N else 1
-    return triton.cdiv(rows, GEMM_ROWS) * GEMM_ROWS, columns
+    rows = launch.cdiv(N, launch.cdiv(N, most)) if N else 1
+    return launch.cdiv(rows, GEMM_ROWS) * GEMM_ROWS, columns
 
 
 def _product(a, b, beta, out):
@@ -127,7 +127,7 @@ def _scaled(gradient, dloss, count, dtype):
     length = gradient.numel()
     launch.launch(
         scale_gradient_kernel,
-        (triton.cdiv(length, BLOCK),),
+        (launch.cdiv(length, BLOCK),),
         gradient,
         dloss,
         count,

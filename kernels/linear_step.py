@@ -23,7 +23,7 @@ import triton.language as tl
 
 from kernels import native
 from kernels.activation import activate
-from kernels.launch import launch, tile
+from kernels.launch import cdiv, launch, next_power_of_2, tile
 
 MOST_ROWS = 8  # their products take the CUDA cores no longer than the memory takes for the weight
 WIDEST = 16_384  # one row of the weight in the registers of one program
@@ -83,15 +83,15 @@ def linear_step_kernel(
 def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **constants):
     (B, K), N = x.shape, len(weight)
     elements, programs = tile("linear_step", x.device)
-    COLUMNS = triton.next_power_of_2(K)
+    COLUMNS = next_power_of_2(K)
     features, least = max(elements // COLUMNS, 1), max(WARP // COLUMNS, 1)
-    while features > least and triton.cdiv(N, features) < programs:
+    while features > least and cdiv(N, features) < programs:
         features //= 2
-    ROWS = min(triton.next_power_of_2(max(B, 1)), MOST_ROWS)
+    ROWS = min(next_power_of_2(max(B, 1)), MOST_ROWS)
     operands = (x, weight, y, scale, bias, norm_weight, norm_bias, residual)
     launch(
         linear_step_kernel,
-        (triton.cdiv(N, features), triton.cdiv(B, ROWS)),
+        (cdiv(N, features), cdiv(B, ROWS)),
         *operands,
         B,
         N,

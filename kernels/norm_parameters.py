@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch, tile
+from kernels.launch import cdiv, launch, tile
 from kernels.rows import accumulator, as_rows, row_pointers, row_tile, statistics_dtype
 
 WIDEST_IN_REGISTERS = 8_192  # columns
@@ -115,7 +115,7 @@ def empty_shares(kernel, x, parameters):
     """Room for the share of each program of a backward `kernel`: (programs, parameters, C)."""
     C, rows = x.shape[-1], x.shape[:-1].numel()
     programs, _ = residency(kernel, C, x.device)
-    programs = min(programs, triton.cdiv(rows, row_tile(kernel, C, x.device)["ROWS"]))
+    programs = min(programs, cdiv(rows, row_tile(kernel, C, x.device)["ROWS"]))
     shape = (programs, parameters, C)
     return torch.empty(shape, dtype=statistics_dtype(x), device=x.device)
 
@@ -129,9 +129,7 @@ def complete_shares(dy, x, mean, rstd, shares):
     constants = {"C": C, "PARAMETERS": parameters, "UNIT": unit, "ACC": accumulator(shares)}
     constants |= {"ROWS": WIDE_ROWS, "COLUMNS": WIDE_COLUMNS, "num_warps": 4}
     operands = (dy, x, mean, rstd, shares, rstd.numel(), *addressing)
-    launch(
-        norm_wide_shares_kernel, (programs, triton.cdiv(C, WIDE_COLUMNS)), *operands, **constants
-    )
+    launch(norm_wide_shares_kernel, (programs, cdiv(C, WIDE_COLUMNS)), *operands, **constants)
 
 
 def parameter_gradients(shares, weight):
@@ -149,6 +147,6 @@ def sum_of_shares(shares, dtype):
     width = gradients.numel()
     constants = {"WIDTH": width, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
     constants |= {"ACC": accumulator(shares), "num_warps": 4}
-    grid = (triton.cdiv(width, SUM_COLUMNS),)
+    grid = (cdiv(width, SUM_COLUMNS),)
     launch(norm_sum_shares_kernel, grid, shares, gradients, len(shares), **constants)
     return gradients

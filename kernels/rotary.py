@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch, tile
+from kernels.launch import cdiv, launch, next_power_of_2, tile
 from kernels.rows import accumulator
 
 
@@ -151,8 +151,8 @@ def rotary_backward(dy, qkv, dqkv, counts, positions):
 def _options(qkv, heads, D, norm, eps):
     rows = qkv.shape[0] * qkv.shape[1] * heads
     elements, num_warps = tile("rotary", qkv.device)
-    BLOCK = triton.next_power_of_2((D + 1) // 2)
+    BLOCK = next_power_of_2((D + 1) // 2)
     ROWS = max(1, elements // BLOCK)
     constants = {"HEADS": heads, "D": D, "NORM": norm, "EPS": eps, "ACC": accumulator(qkv)}
     constants |= {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": num_warps}
-    return (triton.cdiv(rows, ROWS),), rows, constants
+    return (cdiv(rows, ROWS),), rows, constants

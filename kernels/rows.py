@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import tile
+from kernels.launch import next_power_of_2, tile
 
 VECTOR_BYTES = 16  # what a thread reads at a time, where all rows begin at multiples of it
 MOST_WARPS = 16
@@ -56,7 +56,7 @@ def packed_rows(ptr, first, C: tl.constexpr, ROWS: tl.constexpr):
 def row_tile(kernel, C, device):
     """ROWS, COLUMNS and warps of `kernel` for rows of C: warps lie along a row, then across."""
     warp_elements, warp_columns, fewest_warps = tile(kernel, device)[:3]
-    columns = max(8, triton.next_power_of_2(C))
+    columns = max(8, next_power_of_2(C))
     warps = max(fewest_warps, min(MOST_WARPS, columns // warp_columns))
     rows = max(1, warp_elements * warps // columns)
     return {"ROWS": rows, "COLUMNS": columns, "num_warps": warps}

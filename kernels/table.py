@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.launch import cdiv
+
 CHUNK = 2048  # elements of a program: 8 for each of 256 threads
 VECTOR = 8  # elements that fill 16 bytes in 16 bits
 WIDE = 16  # bytes of the widest load
@@ -35,7 +37,7 @@ def chunks(lengths, device):
     rows = [
         (tensor, place, min(CHUNK, length - place * CHUNK))
         for tensor, length in enumerate(lengths)
-        for place in range(triton.cdiv(length, CHUNK))
+        for place in range(cdiv(length, CHUNK))
     ]
     return torch.tensor(rows, dtype=torch.int32, device=device).reshape(-1, 3)
 

@@ -12,11 +12,11 @@ MUTATIONS = [
     ("        dxhat *= weight\n", "        dxhat += 0\n", "dx forgets the weight"),
     ("(tl.sum(dxhat * xhat, 1) / C)", "(tl.sum(dy * xhat, 1) / C)", "a mean without the weight"),
     (
-        "common += rstd * (tl.sum(dxhat, 1) / C)[:, None]",
-        "common -= rstd * (tl.sum(dxhat, 1) / C)[:, None]",
+        "common += (tl.sum(dxhat, 1) / C)[:, None]",
+        "common -= (tl.sum(dxhat, 1) / C)[:, None]",
         "the mean of dxhat has the wrong sign",
     ),
-    ("return dxhat * rstd - common", "return (dxhat - common) * rstd", "rstd counts twice"),
+    ("return (dxhat - common) * rstd", "return dxhat * rstd - common", "rstd is forgotten"),
     (
         "tl.store(packed_rows(y_ptr, first, C, ROWS) + column, y, inside)",
         "tl.store(packed_rows(y_ptr, first, C, ROWS) + column, y)",

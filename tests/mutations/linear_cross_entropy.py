@@ -27,8 +27,8 @@ MUTATIONS = [
         "dW is added up in bf16",
     ),
     (
-        "rows = triton.cdiv(N, triton.cdiv(N, most)) if N else 1",
-        "rows = triton.cdiv(N, most)",
+        "rows = launch.cdiv(N, launch.cdiv(N, most)) if N else 1",
+        "rows = launch.cdiv(N, most)",
         "the chunks' number is their size",
     ),
     (

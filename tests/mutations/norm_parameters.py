@@ -3,7 +3,16 @@
 TESTS = ["tests/kernels/test_layer_norm.py", "tests/kernels/test_add_layer_norm.py"]
 
 MUTATIONS = [
-    ("share_ptr += tl.program_id(0) * PARAMETERS * C", "share_ptr += 0", "shares overwrite others"),
+    (
+        "tl.program_id(0) * (PARAMETERS + X_BIAS) * C + column",
+        "column",
+        "shares overwrite others",
+    ),
+    (
+        "share_ptr + PARAMETERS * C, tl.sum(dx, 0)",
+        "share_ptr + PARAMETERS * C, tl.sum(dbias, 0)",
+        "the bias before the sum gets the norm's",
+    ),
     (
         "tl.store(share_ptr, tl.sum(dweight, 0), column < C)",
         "tl.store(share_ptr, tl.sum(dweight, 0))",
@@ -14,8 +23,8 @@ MUTATIONS = [
     ("tl.range(tl.program_id(0), tl.cdiv(rows", "tl.range(0, tl.cdiv(rows", "rows count often"),
     ("        if mean_ptr is not None:", "        if False:", "wide rows are not centred"),
     ("dweight += dy * x * tl.load(rstd_ptr + row", "dweight += dy * x + tl.load(rstd_ptr + row", "+"),
-    ("store_share(share_ptr, dweight, dbias, first_column", "store_share(share_ptr, dweight, dbias, "
-     "0", "every tile of columns is the first"),
+    ("store_share(share_ptr, dweight, dbias, None, first_column", "store_share(share_ptr, dweight, "
+     "dbias, None, 0", "every tile of columns is the first"),
     ("for first in tl.range(0, shares, ROWS):", "for first in tl.range(0, ROWS, ROWS):", "64 shares"),
     ("(share < shares)[:, None] & (column < WIDTH)", "(share <= shares)[:, None] & (column < WIDTH)",
      "a share that is not there counts"),

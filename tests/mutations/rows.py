@@ -15,7 +15,7 @@ MUTATIONS = [
         "return ptr + first.to(tl.int64) * C + tl.arange(0, ROWS)[:, None]",
         "packed rows overlap",
     ),
-    ("columns = max(8, triton.next_power_of_2(C))", "columns = max(8, C)", "no power of two"),
+    ("columns = max(8, next_power_of_2(C))", "columns = max(8, C)", "no power of two"),
     ("return torch.promote_types(x.dtype, torch.float32)", "return x.dtype", "bf16 statistics"),
     ("return tl.float64 if x.dtype == torch.float64 else", "return tl.float32 if x.dtype else", "64"),
 ]
