@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch, tile
+from kernels.launch import cdiv, launch, next_power_of_2, tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_HEAD = 256
@@ -55,7 +55,8 @@ def attention_step_kernel(
     PART: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    head, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    head, batch = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64)
+    part = tl.program_id(1)
     position = tl.load(position_ptr + batch).to(tl.int32)
     d = tl.arange(0, BLOCK_D)
     kv_head = head // (H // HKV)
@@ -162,19 +163,19 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
     _, B, HKV, T, D = cache.shape
     H = out.shape[1] // D
     elements, keys, programs = tile("attention_step", qkv.device)
-    BLOCK_D = triton.next_power_of_2(D)
-    part = max(keys, triton.next_power_of_2(triton.cdiv(T, MOST_PARTS)))
-    parts = triton.cdiv(T, part)
+    BLOCK_D = next_power_of_2(D)
+    part = max(keys, next_power_of_2(cdiv(T, MOST_PARTS)))
+    parts = cdiv(T, part)
     rows = B * H
     if parts == 1 or rows >= programs:
-        parts, part, partial, m, z = 1, triton.next_power_of_2(T), out, None, None
+        parts, part, partial, m, z = 1, next_power_of_2(T), out, None, None
     else:
         accumulator = torch.promote_types(qkv.dtype, torch.float32)
         partial = torch.empty((parts, B, H, D), dtype=accumulator, device=qkv.device)
         m, z = torch.empty((2, parts, B, H), dtype=accumulator, device=qkv.device)
     launch(
         attention_step_kernel,
-        (H, parts, B),
+        (rows, parts),
         *(qkv, cache, position, cos, sin, partial, m, z),
         B,
         T,
@@ -189,7 +190,7 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
         **constants,
     )
     if parts > 1:
-        combined = {"PARTS": parts, "BLOCK_PARTS": triton.next_power_of_2(parts)}
+        combined = {"PARTS": parts, "BLOCK_PARTS": next_power_of_2(parts)}
         combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4}
         launch(attention_step_combine_kernel, (rows,), partial, m, z, out, rows, **combined)
 

@@ -18,7 +18,7 @@ MUTATIONS = [
     ("x *= rstd", "x *= 1.0", "nothing is normalised"),
     ("weight = tl.exp2(m - tl.max(m, 0))", "weight = tl.exp2(m * 0)", "parts with different maxima count the same"),
     ("at = part * rows + row", "at = part + row", "parts of other rows are added"),
-    ("part = max(keys, triton.next_power_of_2(triton.cdiv(T, MOST_PARTS)))", "part = keys", "as many parts as there are 64 keys"),
+    ("part = max(keys, next_power_of_2(cdiv(T, MOST_PARTS)))", "part = keys", "as many parts as there are 64 keys"),
     ("position - WINDOW + 1)", "position - WINDOW)", "a query sees a key too many"),
     ("position - WINDOW + 1)", "position - WINDOW + 2)", "a query sees a key too few"),
     ("begin = tl.maximum(begin, position", "begin = (position", "a part counts the keys of those before it"),
