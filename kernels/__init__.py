@@ -6,7 +6,7 @@ back: a name that cannot be served on this machine raises `Unavailable` with wha
 
 The promise of every Triton operation: the same inputs give the same bits, every time; values and
 gradients differ from fp64 by at most twice what PyTorch's own fp32 computation does, rounded once
-to the output's dtype (operations with a matrix product in the middle state their own bound);
+to the output's dtype (docs/library.md has the bounds of those with a matrix product inside);
 inputs are never written; tensors of any stride are taken; a wrong shape is a `ValueError`.
 """
 
@@ -118,6 +118,8 @@ def unavailable_reason(device: str | torch.device | None = None) -> str | None:
         return None  # TRITON_INTERPRET=1: slowly, on any device
     if device.type != "cuda":
         return f"the device is {device.type}, and Triton kernels need an NVIDIA GPU"
+    if torch.version.hip:
+        return "the GPU is AMD's, on which the kernels have never been proven"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA card"
     major, minor = torch.cuda.get_device_capability(device)

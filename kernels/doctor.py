@@ -65,8 +65,8 @@ def advice(facts: Facts) -> list[str]:
 def _about_card(facts: Facts) -> list[str]:
     if facts.hip:
         return [
-            "The kernels compile for AMD cards but have never run on one: use --kernels torch, or "
-            "hold them against PyTorch first with `pytest tests/kernels`."
+            "The kernels compile for AMD GPUs but have never run on one, so they are not offered "
+            "here: --kernels torch (which auto chooses) runs PyTorch's own."
         ]
     if facts.capability and facts.capability < (8, 0):
         major, minor = facts.capability

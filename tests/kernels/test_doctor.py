@@ -43,7 +43,7 @@ def test_a_machine_with_nothing_to_improve_is_told_so():
         (CPU._replace(driver=True), ["built without CUDA", "pytorch.org"]),
         (CPU._replace(driver=True, cuda="13.0"), ["sees no card", "CUDA_VISIBLE_DEVICES", "13.0"]),
         (H200._replace(cards=("Tesla T4",), capability=(7, 5)), ["7.5", "torch", "float16"]),
-        (H200._replace(hip="7.0", cuda=None), ["AMD", "--kernels torch", "pytest tests/kernels"]),
+        (H200._replace(hip="7.0", cuda=None), ["AMD", "--kernels torch", "auto"]),
         (H200._replace(triton=None), ["not installed", "pip install 'triton>=3.6'"]),
         (H200._replace(triton="3.5.1"), ["3.5.1", "older than 3.6", "--kernels torch"]),
         (H200._replace(triton="3.10.0"), ["3.10.0", "newer than 3.9", "bench.ledger --check"]),
@@ -123,3 +123,13 @@ def test_the_command_exits_0():
     done = subprocess.run([sys.executable, "-m", "kernels.doctor"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--kernels auto" in done.stdout
+
+
+def test_the_kernels_are_not_offered_on_an_amd_gpu():
+    with (
+        mock.patch.object(torch.version, "hip", "7.0"),
+        mock.patch.dict(os.environ, TRITON_INTERPRET="0"),
+    ):
+        assert kernels.explain_auto("cuda")[0] == "torch"
+        with pytest.raises(kernels.Unavailable, match=r"the GPU is AMD's.*use --kernels torch"):
+            kernels.load("triton", "cuda")
