@@ -1,4 +1,4 @@
-"""The tests of the kernels, compiled: the files that run interpreted where there is no card."""
+"""The tests of the model and of the kernels, compiled: they run interpreted without a GPU."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.figures import REPOSITORY
 from bench.stages import ALONE, failed, outcomes, passed, work_through
 
-TESTS = "tests/kernels"
+TESTS = {"tests/gpt": 1, "tests/kernels": 2}  # CUDA graphs are of a model; shares of the time
 WORKERS = 12  # they compile most of the time, each on one core
 
 
@@ -64,4 +64,4 @@ def _last_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    work_through({TESTS: 1}, work)
+    work_through(TESTS, work)

@@ -51,7 +51,7 @@ def values(case: Case, ops: kernels.Ops, device) -> list[torch.Tensor]:
     leaves = [one for one in inputs if isinstance(one, torch.Tensor) and one.requires_grad]
     outputs = case.call(ops, inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    gradients = [torch.randn_like(output) for output in outputs]
+    gradients = [torch.randn(one.shape, dtype=one.dtype, device=device) for one in outputs]
     return [*(one.detach() for one in outputs), *torch.autograd.grad(outputs, leaves, gradients)]
 
 
