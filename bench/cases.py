@@ -60,6 +60,8 @@ class Case(NamedTuple):
 
     def call(self, ops, inputs):
         options = dict(self.options)
+        if options.pop("x_bias", False):
+            options["x_bias"] = torch.zeros(self.sizes.C, device=inputs[0].device).requires_grad_()
         if options.pop("angles", False):
             T, D = self.sizes.T, self.sizes.C // self.sizes.H
             options["cos"], options["sin"] = torch.ones(2, T, D, device=inputs[0].device)
@@ -74,7 +76,10 @@ class Case(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A step of an optimizer, with clipped gradients; nothing to differentiate."""
+    """A step of an optimizer, with clipped gradients; nothing to differentiate.
+
+    By "autocast" as in a captured step: with gradients of copies in 16 bits.
+    """
 
     operation: str  # a name of kernels.Ops
     sizes: Sizes
@@ -84,12 +89,17 @@ class Update(NamedTuple):
         return f"{self.operation} {self.sizes.name} {self.precision}"
 
     def run(self, ops, device) -> None:
-        dtype = PRECISIONS[self.precision].wide
+        wide, narrow = PRECISIONS[self.precision]
         C = self.sizes.C
-        parameters = [torch.nn.Parameter(_leaves(device)(s, dtype)) for s in ((C, 4 * C), (C,))]
+        parameters = [torch.nn.Parameter(_leaves(device)(s, wide)) for s in ((C, 4 * C), (C,))]
+        copies = [one.detach().to(narrow).requires_grad_() for one in parameters]
+        followed = {} if wide == narrow else dict(zip(parameters, copies, strict=True))
         for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+            leaf = followed.get(parameter, parameter)
+            leaf.grad = torch.zeros_like(leaf)
         optimizer = getattr(ops, self.operation)(parameters)
+        if followed:
+            optimizer.follow(followed)
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
 
@@ -107,11 +117,11 @@ class Token(NamedTuple):
         return f"{self.operation} {self.sizes.name} {self.precision}{options}"
 
     @torch.no_grad()
-    def run(self, ops, device) -> None:
+    def run(self, ops, device) -> torch.Tensor:
         inputs, more = _TOKEN_INPUTS[self.operation](
             self.sizes, PRECISIONS[self.precision].narrow, device, **self.options
         )
-        getattr(ops, self.operation)(*inputs, **more)
+        return getattr(ops, self.operation)(*inputs, **more)
 
 
 def _layer_norm(sizes, precision, device):
@@ -230,7 +240,7 @@ CASES = (
     Case("layer_norm", GPT2, "fp16"),
     Case("layer_norm", GPT2, "autocast"),
     Case("layer_norm", GPT2_XL),
-    Case("add_layer_norm", LECTURE, "autocast", _DROPOUT),
+    Case("add_layer_norm", LECTURE, "autocast", {"x_bias": True} | _DROPOUT),
     Case("add_layer_norm", GPT2),
     Case("add_layer_norm", GPT2, "autocast"),
     Case("add_layer_norm", GPT2_XL, "bf16", _DROPOUT),
@@ -263,6 +273,7 @@ CASES = (
 UPDATES = (
     Update("adamw", GPT2),
     Update("adamw", GPT2, "bf16"),
+    Update("adamw", GPT2, "autocast"),
 )
 
 ONE = GPT2._replace(name="gpt2 one token", B=1)

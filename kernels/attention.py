@@ -42,7 +42,7 @@ from kernels.attention_backward import (
     tile_pointers,
     together,
 )
-from kernels.launch import launch, opaque
+from kernels.launch import cdiv, launch, next_power_of_2, opaque
 from kernels.philox import keep_in_tile, threshold_and_scale
 from kernels.rotary import rotary_backward, rotary_forward
 
@@ -204,8 +204,10 @@ def _launch_forward(out, q, k, v, seed, constants):
     B, H, Tq, _ = q.shape
     accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = torch.empty((B, H, Tq), dtype=accumulator, device=q.device)
-    tile = options("attention", "", q, k, constants)
-    grid = (triton.cdiv(Tq, tile["M"]) * H * B,)
+    more = constants["WINDOW"] or constants["THRESHOLD"]
+    variant = ("causal_more" if more else "causal") if constants["CAUSAL"] else ""
+    tile = options("attention", variant, q, k, constants)
+    grid = (cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     sizes = H, Tq, k.shape[2], together(k)
     launch(attention_forward_kernel, grid, out, lse, q, k, v, seed, *strides, *sizes, **tile)
@@ -320,7 +322,7 @@ def _constants(q, k, causal, window, dropout_p, scale):
         "KEEP_SCALE": keep_scale,
         "GROUP": q.shape[1] // k.shape[1],
         "D": D,
-        "BLOCK_D": max(16, triton.next_power_of_2(D)),  # a tensor core multiplies 16 at a time
+        "BLOCK_D": max(16, next_power_of_2(D)),  # a tensor core multiplies 16 at a time
         "ACC": tl.float64 if q.dtype == torch.float64 else tl.float32,
     }
 
