@@ -25,7 +25,7 @@ def digest(result: dict) -> str:
 
 def paths(folder: Path, result: dict) -> dict[str, Path]:
     stem = "-".join(result["card"]["name"].lower().split())
-    names = ("speedup", "roofline", "ladder") if rungs(result) else ("speedup", "roofline")
+    names = ("speedup", "ceiling", "ladder") if rungs(result) else ("speedup", "ceiling")
     return {name: folder / f"{stem}-{name}.svg" for name in names}
 
 
@@ -40,7 +40,7 @@ def draw(folder: Path, result: dict) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "gpt-kernels"  # the same picture from the same figures
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in paths(folder, result).items():
-        figure = {"speedup": speedup, "roofline": roofline, "ladder": ladder}[name](result)
+        figure = {"speedup": speedup, "ceiling": ceiling, "ladder": ladder}[name](result)
         figure.savefig(path, metadata={"Date": None, "Source": digest(result)})
 
 
@@ -54,7 +54,7 @@ def speedup(result: dict):
     for index, direction in ((0, "forward"), (1, "backward"), (2, "both"), (1, timed.STEP)):
         for place, (_, case) in enumerate(HEADLINES):
             best = times_best(targets.rows_of(result["rows"], case, direction))
-            if best is not None:
+            if best is not None and direction in timed.passes(case):
                 y = place + height * (index - 1)
                 axes.barh(y, best[0], height, color=COLOURS[direction])
                 axes.text(best[0], y, f" {best[1]}", va="center", fontsize=6)
@@ -62,41 +62,34 @@ def speedup(result: dict):
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(HEADLINES)), [label for label, _ in HEADLINES])
     axes.invert_yaxis()
+    axes.margins(x=0.15)  # for the name behind the longest
     axes.set_xlabel(f"times faster than the best peer (named), {result['card']['name']}")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def roofline(result: dict):
-    """Left: what moves bytes, against the copy's rate; right: what multiplies, under its roof."""
+def ceiling(result: dict):
+    """Bars: the share of what this GPU does at best, copying or multiplying, over both passes."""
     from matplotlib.figure import Figure
 
-    ours = [row for row in result["rows"] if row["rival"] == OURS]
-    copy = result["ceilings"]["copy_bytes_per_second"]
-    matmul = result["ceilings"]["matmul_flops_per_second"]
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    bars, roof = figure.subplots(1, 2)
-    moving = [row for row in ours if "tflop_s" not in row]
-    labels = [f"{row['operation']} {row['shape']}, {row['pass']}" for row in moving]
-    colours = [COLOURS[row["pass"]] for row in moving]
-    bars.barh(range(len(moving)), [row["gb_s"] / 1e3 for row in moving], color=colours)
-    bars.axvline(copy / 1e12, color="black", linewidth=0.8)
-    bars.set_yticks(range(len(moving)), labels, fontsize=5)
-    bars.invert_yaxis()
-    bars.set_xlabel("TB/s; the line is a copy")
-    for row in ours:
-        if "tflop_s" in row:
-            intensity = row["tflop_s"] * 1e12 / (row["gb_s"] * 1e9)
-            roof.plot(intensity, row["tflop_s"], "o", color=COLOURS[row["pass"]], markersize=4)
-            roof.annotate(row["operation"], (intensity, row["tflop_s"]), fontsize=5)
-    ridge = matmul / copy
-    xs = [ridge / 64, ridge, ridge * 64]
-    roof.plot(xs, [min(copy * x, matmul) / 1e12 for x in xs], color="black", linewidth=0.8)
-    roof.set_xscale("log")
-    roof.set_yscale("log")
-    roof.set_xlabel("operations per byte that must be moved")
-    roof.set_ylabel("TFLOP/s; the line is the measured roof")
-    figure.suptitle(result["card"]["name"])
+    shown = []
+    for case in timed.CARD:
+        rows = targets.rows_of(result["rows"], case, timed.passes(case)[-1])
+        shown += [row for row in rows if row["rival"] == OURS]
+    figure = Figure(figsize=(8, 0.22 * len(shown) + 1), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(shown):
+        colour = COLOURS["both" if "tflop_s" in row else "forward"]
+        axes.barh(place, 100 * row["ceiling"], color=colour)
+    names = [f"{row['operation']} {row['shape']}" for row in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    name = result["card"]["name"]
+    axes.set_xlabel(f"% of the measured ceiling, forward and backward or a step, {name}")
+    for label, colour in (("of a copy's bytes/s", "forward"), ("of a product's FLOP/s", "both")):
+        axes.barh(0, 0, color=COLOURS[colour], label=label)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

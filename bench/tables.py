@@ -70,7 +70,7 @@ def _peers(result: dict) -> str:
         ours = next((row for row in passes[-1] if row["rival"] == OURS), None)
         share = NOT_MEASURED if ours is None else f"{100 * ours['ceiling']:.0f}%"
         cells = [_times_best(rows_of_pass) for rows_of_pass in passes]
-        empty = [""] * (len(timed.PASSES) - len(cells))  # an optimizer has but one pass
+        empty = [""] * (len(timed.PASSES) - len(cells))  # where but one pass compares
         rows.append([label, timed.shape(case), *empty, *cells, share])
     return markdown(header, rows)
 
@@ -112,7 +112,9 @@ def speed(results, ledger) -> str:
 def _speed(result: dict | None) -> str:
     parts = []
     for operation in dict.fromkeys(case.operation for case in timed.CARD):
+        passes = next(timed.passes(case) for case in timed.CARD if case.operation == operation)
         rows = [row for row in result["rows"] if row["operation"] == operation] if result else []
+        rows = [row for row in rows if row["pass"] in passes]
         lines = [_speed_line(row) for row in rows]
         header = ["shape", "pass", "who", "µs", "p20-p80", "GB/s", "TFLOP/s", "ceiling", "kernel"]
         parts.append(f"**{operation}**\n\n{markdown(header, lines) if lines else NOT_MEASURED}")
@@ -148,14 +150,65 @@ def _proof(result: dict | None) -> str:
     return markdown(["stage", "state", "what it says", "commit"], rows)
 
 
+def of_stage(result: dict | None, name: str) -> list[dict]:
+    """The rows that the parts of a stage of `make prove` have measured."""
+    stage = result["stages"].get(name, {"parts": {}}) if result else {"parts": {}}
+    found = [part["figures"] for part in stage["parts"].values() if "figures" in part]
+    return [row for one in found for row in (one if isinstance(one, list) else [one])]
+
+
+def steps(results, ledger) -> str:
+    """Whole training steps: ms, also as a multiple of our fastest, tokens per second, memory."""
+    return by_card(results, _steps)
+
+
+def _steps(result: dict | None) -> str:
+    rows = of_stage(result, "step")
+    if not rows:
+        return f"- training steps on a card: {NOT_MEASURED}"
+    rows.sort(key=lambda row: (row["preset"], row["milliseconds"]))
+    ours = {row["preset"]: row["milliseconds"] for row in rows[::-1] if row["kernels"] == OURS}
+    header = ["preset", "batch", "who", "ms", "time", "tokens/s", "MFU", "peak memory, GiB"]
+    lines = [
+        [
+            row["preset"],
+            f"{row['batch_size']} x {row['block_size']:,}",
+            f"{row['kernels']}{' compiled' if row['compile'] else ''}, {row['step']}",
+            f"{row['milliseconds']:.2f}",
+            f"{row['milliseconds'] / ours[row['preset']]:.2f}x" if row["preset"] in ours else "",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{100 * row['mfu']:.0f}%",
+            f"{row['peak_memory_bytes'] / 2**30:.1f}",
+        ]
+        for row in rows
+    ]
+    return markdown(header, lines)
+
+
+def losses(results, ledger) -> str:
+    """Training to nanoGPT's best loss on tiny shakespeare."""
+    return by_card(results, _losses)
+
+
+def _losses(result: dict | None) -> str:
+    stage = result["stages"].get("loss", {"parts": {}}) if result else {"parts": {}}
+    there = {name: part["figures"] for name, part in stage["parts"].items() if "figures" in part}
+    if not there:
+        return f"- time to a loss on a card: {NOT_MEASURED}"
+    lines = [
+        [name, f"{row['val_loss']:.4f}", f"{row['step']:,}", f"{row['seconds']:.2f}"]
+        for name, row in there.items()
+    ]
+    return markdown(["run", "loss", "steps", "seconds of training"], lines)
+
+
 def decode(results, ledger) -> str:
     """Tokens per second of `generate` on a card; on a CPU they are the table of bench/decode.py."""
     return by_card(results, _decode)
 
 
 def _decode(result: dict | None) -> str:
-    stage = result["stages"].get("decode", {"parts": {}}) if result else {"parts": {}}
-    rows = [row for part in stage["parts"].values() for row in part.get("figures", ())]
+    rows = of_stage(result, "decode")
     if not rows:
         return f"- generating on a card: {NOT_MEASURED}"
     return markdown(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
@@ -168,8 +221,7 @@ def ladder(results, ledger) -> str:
 
 def rungs(result: dict | None) -> list[dict]:
     """The rows of figures of the rungs of docs/ladder."""
-    stage = result["stages"].get("ladder", {"parts": {}}) if result else {"parts": {}}
-    return [row for part in stage["parts"].values() for row in part.get("figures", ())]
+    return of_stage(result, "ladder")
 
 
 def _ladder(result: dict | None) -> str:
@@ -254,6 +306,8 @@ TABLES = {
     "targets": reached,
     "speed": speed,
     "proof": proof,
+    "steps": steps,
+    "losses": losses,
     "decode-card": decode,
     "ladder-card": ladder,
     "ledger": kernels,

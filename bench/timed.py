@@ -15,6 +15,7 @@ import torch
 from bench.cases import GPT2, GPT2_XL, LECTURE, PRECISIONS, Case, Sizes
 
 PASSES = ("forward", "backward", "both")
+GRADIENT_IN_FORWARD = ("cross_entropy", "linear_cross_entropy")  # only both passes compare
 STEP = "step"  # the one pass of an optimizer
 
 
@@ -141,7 +142,10 @@ def cases(device: torch.device) -> tuple:
 
 
 def passes(case) -> tuple[str, ...]:
-    return (STEP,) if isinstance(case, OptimizerCase) else PASSES
+    """The passes in which implementations of the case can be compared."""
+    if isinstance(case, OptimizerCase):
+        return (STEP,)
+    return PASSES[-1:] if case.operation in GRADIENT_IN_FORWARD else PASSES
 
 
 def shape(case) -> str:

@@ -217,7 +217,7 @@ def test_check_finds_a_picture_that_is_not_that_of_its_figures(root, capsys):
     _write(root, result)
     report.main([], root)
     drawn = sorted(path.name for path in (root / "docs" / "pictures").iterdir())
-    assert drawn == ["card-9000-roofline.svg", "card-9000-speedup.svg"]
+    assert drawn == ["card-9000-ceiling.svg", "card-9000-speedup.svg"]
     assert "(pictures/card-9000-speedup.svg)" in (root / "docs" / "benchmarks.md").read_text()
     picture = root / "docs" / "pictures" / "card-9000-speedup.svg"
     assert pictures.is_current(picture, result)
@@ -275,6 +275,28 @@ def test_the_ledger_is_summed_up_by_kernel(root):
     page = (root / "docs" / "benchmarks.md").read_text()
     assert "| triton 3.10.0 | sm_90 |" in page
     assert "| `layer_norm_forward_kernel` | 48 registers, 1,024 bytes |" in page
+
+
+def test_steps_are_told_by_preset_the_fastest_first():
+    row = {"preset": "gpt2", "kernels": "torch", "compile": True, "step": "graph"}
+    row |= {"batch_size": 32, "block_size": 1024, "milliseconds": 60.0, "mfu": 0.478}
+    row |= {"tokens_per_second": 546_133.3, "peak_memory_bytes": 15 * 2**30}
+    ours = row | {"kernels": "triton", "compile": False, "milliseconds": 55.387}
+    parts = {name: {"figures": one} for name, one in (("slow", row), ("fast", ours))}
+    parts["nanogpt"] = {"state": "failed", "says": "no"}
+    result = _result() | {"stages": {"step": {"parts": parts}}}
+    assert tables.steps([result], None).splitlines()[-2:] == [
+        "| gpt2 | 32 x 1,024 | triton, graph | 55.39 | 1.00x | 546,133 | 48% | 15.0 |",
+        "| gpt2 | 32 x 1,024 | torch compiled, graph | 60.00 | 1.08x | 546,133 | 48% | 15.0 |",
+    ]
+
+
+def test_the_time_to_a_loss_is_told_by_run():
+    figures_of_it = {"val_loss": 1.46951, "step": 1050, "seconds": 5.123}
+    parts = {"speedrun, seed 1": {"figures": figures_of_it}, "late": {"state": "no time"}}
+    result = _result() | {"stages": {"loss": {"parts": parts}}}
+    last = tables.losses([result], None).splitlines()[-1]
+    assert last == "| speedrun, seed 1 | 1.4695 | 1,050 | 5.12 |"
 
 
 def test_the_ledger_is_summed_up_in_four_lines(root):
