@@ -327,12 +327,11 @@ PASSES = [ACTIVATE, "dropout_kernel", "dropout_kernel", DERIVE]
 
 @pytest.mark.parametrize("card", launch.SHARED_MEMORY)
 def test_products_go_by_a_route_that_was_measured(card):
-    """On Hopper the gradient of the activation by a product that finishes it; elsewhere none."""
+    """On Hopper, at 384 channels, the activation's gradient by a product that finishes it."""
     derive = "gemm_kernel derivative" if card == 90 else DERIVE
-    for C in (384, 768):
-        assert launched(card, C=C) == [*PASSES[:3], derive]
-        assert launched(card, C=C, dropout_p=0) == [ACTIVATE, derive]
-    assert launched(card, C=512) == PASSES
+    assert launched(card, C=384) == [*PASSES[:3], derive]
+    assert launched(card, C=384, dropout_p=0) == [ACTIVATE, derive]
+    assert launched(card, C=768) == launched(card, C=512) == PASSES
 
 
 def test_a_row_of_the_table_changes_the_route(monkeypatch):
