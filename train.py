@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import kernels
-from gpt import Refused, hardware, memory, pretrained, ranks
+from gpt import Refused, hardware, memory, pretrained, ranks, selfcheck
 from gpt.build import build
 from gpt.corpus import open_data
 from gpt.evaluate import GraphedLoss, evaluate
@@ -72,6 +72,10 @@ def train(config: TrainConfig, device: torch.device) -> None:
     data.check_model(config.model)
     model_config = replace(config.model, vocab_size=vocabulary(config, data))
     config = replace(config, data=data.name, model=model_config)
+    if ops is not None and device.type == "cuda" and "triton" in kernels.serving(ops).values():
+        from kernels import check  # which needs Triton
+
+        ops = selfcheck.trusted(ops, kernels.load("torch"), check, data, config, precision)
 
     # the model: the same weights from the same seed, whatever computes them
     adamw = (ops or kernels.load("torch")).adamw

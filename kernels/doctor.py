@@ -7,6 +7,7 @@ import argparse
 import json
 import platform
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -165,16 +166,35 @@ def _number(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the facts and advice as JSON")
+    parser.add_argument("--check", action="store_true", help="run every operation against PyTorch")
     options = parser.parse_args(arguments)
     facts = examine()
     if options.json:
         print(json.dumps(facts._asdict() | {"advice": advice(facts)}, indent=1))
     else:
         print(report(facts))
+    return _check() if options.check else 0
+
+
+def _check() -> int:
+    """Print what is wrong with each operation here, as far as something is; 1 if so."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        ops = kernels.load("triton", device)
+    except kernels.Unavailable as error:
+        print(f"\nnothing to check: {error}")
+        return 2
+    from kernels import check
+
+    found = check.failures(ops, device)
+    print()
+    for name in ops._fields:
+        print(f"{name}: {found.get(name, 'as PyTorch computes it')}")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

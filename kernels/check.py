@@ -1,0 +1,149 @@
+"""Every operation of a table on this device against PyTorch in fp64, in seconds.
+
+`python -m kernels.doctor --check` prints what it finds. The tests hold the kernels to much closer
+bounds; this is to see whether compiler, driver and GPU make of them what they should at all.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.errors import TritonError
+
+from kernels import Ops, native, serving
+
+# B, T, C, H, V: whole tiles and wide loads; then neither
+SIZES = ((2, 256, 384, 6, 1024), (2, 77, 60, 3, 101))
+# what PyTorch and Triton raise when a kernel does not compile, load or run
+RAISED = (RuntimeError, ValueError, TypeError, AssertionError, TritonError)
+# of the norm of a result: some roundings of bf16, of fp16, of fp32
+BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.005, torch.float32: 1e-5}
+
+
+def failures(ops: Ops, device: torch.device, dtypes=tuple(BOUNDS)) -> dict[str, str]:
+    """Operation -> what is wrong with it, of those for which something is."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 is no error of a kernel's
+    try:
+        reasons = {name: failure(name, ops, device, dtypes) for name in Ops._fields}
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def failure(name: str, ops: Ops, device: torch.device, dtypes=tuple(BOUNDS)) -> str | None:
+    """How an operation differs from PyTorch's, or why it does not run; None where it is right."""
+    for dtype in dtypes:
+        for sizes in SIZES:
+            try:
+                error = largest_error(name, ops, device, dtype, sizes)
+            except RAISED as raised:
+                return f"{type(raised).__name__}: {str(raised).strip().partition(chr(10))[0]}"
+            if not error <= BOUNDS[dtype]:  # NaN is not either
+                word = str(dtype).removeprefix("torch.")
+                return f"in {word} it differs from PyTorch's by {100 * error:.2g}%"
+    return None
+
+
+def largest_error(name: str, ops: Ops, device, dtype, sizes) -> float:
+    """Of results and gradients, each as a share of its norm."""
+    ours = list(results(name, ops, device, dtype, sizes, dtype))
+    exact = list(results(name, native.OPS, device, dtype, sizes, torch.float64))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # a kernel's illegal access is raised here
+    errors = [
+        (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-9)
+        for a, b in zip(ours, exact, strict=True)
+    ]
+    return torch.stack(errors).max().item()
+
+
+def results(name: str, ops: Ops, device, dtype, sizes, compute) -> Iterator[torch.Tensor]:
+    """Results and gradients of an operation on numbers of `dtype`, computed in `compute`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape, scale=1.0):
+        x = (scale * torch.randn(shape, generator=generator)).to(dtype)
+        return x.to(device, compute).requires_grad_()
+
+    def integers(high, *shape):
+        return torch.randint(high, shape, generator=generator).to(device)
+
+    if name == "adamw":
+        yield from _updated(ops, normal, sizes)
+        return
+    operands, options = _operands(name, normal, integers, sizes)
+    leaves = [x for x in operands if isinstance(x, torch.Tensor) and x.requires_grad]
+    if name in ("linear_step", "attention_step", "draw"):
+        with torch.no_grad():
+            yield getattr(ops, name)(*operands, **options)
+        return
+    outputs = getattr(ops, name)(*operands, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    gradients = [normal(*one.shape).detach().to(one.dtype) for one in outputs]
+    yield from (one.detach() for one in outputs)
+    yield from torch.autograd.grad(outputs, leaves, gradients)
+
+
+def _operands(name: str, normal, integers, sizes) -> tuple[tuple, dict]:
+    B, T, C, H, V = sizes
+    D, F = C // H, 4 * C
+    match name:
+        case "embedding":
+            return (integers(V, B, T), normal(V, C), normal(T, C)), {}
+        case "layer_norm":
+            return (normal(B, T, C), normal(C), normal(C)), {}
+        case "rms_norm":
+            return (normal(B, T, C), normal(C)), {}
+        case "add_layer_norm":
+            return (normal(B, T, C), normal(B, T, C), normal(C), normal(C)), {}
+        case "attention":
+            return tuple(normal(B, H, T, D) for _ in range(3)), {}
+        case "attention_qkv":
+            return (normal(B, T, 3 * C), H), {}
+        case "feed_forward":
+            up, down = normal(F, C, scale=C**-0.5), normal(C, F, scale=F**-0.5)
+            return (normal(B, T, C), up, normal(F), down, normal(C)), {}
+        case "cross_entropy":
+            return (normal(B, T, V), integers(V, B, T)), {}
+        case "linear_cross_entropy":
+            weight = normal(V, C, scale=C**-0.5)
+            return (normal(B, T, C), weight, normal(V), integers(V, B, T)), {}
+        case "linear_step":
+            return (normal(B, C), normal(F, C, scale=C**-0.5), normal(F)), {}
+        case "attention_step":
+            position = integers(T, B)
+            cache = normal(2, B, H, T, D).detach()
+            return (normal(B, 3 * C), cache, position), {}
+        case "draw":
+            return (normal(B, V),), {"temperature": 0.0}
+    raise ValueError(f"{name} is not an operation of kernels.Ops")
+
+
+def _updated(ops: Ops, normal, sizes) -> Iterator[torch.Tensor]:
+    _, _, C, *_ = sizes
+    parameters = [torch.nn.Parameter(normal(*shape).detach()) for shape in ((C, C), (C,))]
+    optimizer = ops.adamw(parameters, lr=0.1)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = normal(*parameter.shape).detach()
+        optimizer.step()
+    yield from (parameter.detach() for parameter in parameters)
+
+
+def facts(ops: Ops, device: torch.device) -> dict:
+    """What a verdict of this table holds for: the GPU, its software, and these files."""
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "driver": driver.read_text() if driver.exists() else None,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "kernels": sources.hexdigest(),
+        "serving": serving(ops),
+    }

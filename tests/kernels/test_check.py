@@ -1,0 +1,75 @@
+"""`kernels.check`: it finds nothing wrong with the kernels, and each operation that is broken."""
+
+import pytest
+import torch
+
+import kernels
+from kernels import check, doctor
+from tests.instruments import DEVICE
+
+SMALL = ((2, 17, 12, 2, 11),)
+OPS = kernels.load("triton", DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(check, "SIZES", SMALL)
+
+
+def test_nothing_is_wrong_with_the_kernels():
+    assert check.failures(OPS, torch.device(DEVICE)) == {}
+
+
+def a_tenth_more(operation):
+    """The operation with a result that is off; an optimizer with a learning rate that is."""
+
+    def broken(*operands, **options):
+        if "lr" in options:
+            return operation(*operands, **options | {"lr": 1.1 * options["lr"]})
+        result = operation(*operands, **options)
+        if isinstance(result, tuple):
+            return 1.1 * result[0], *result[1:]
+        return 1.1 * result if result.is_floating_point() else result + 1
+
+    return broken
+
+
+@pytest.mark.parametrize("name", kernels.Ops._fields)
+def test_what_is_off_by_a_tenth_is_named(name):
+    ops = OPS._replace(**{name: a_tenth_more(getattr(OPS, name))})
+    reason = check.failure(name, ops, torch.device(DEVICE), [torch.float32])
+    assert reason.startswith("in float32 it differs from PyTorch's by")
+
+
+def test_the_error_is_a_share_of_the_norm():
+    ops = OPS._replace(layer_norm=lambda *operands: 1.25 * OPS.layer_norm(*operands))
+    error = check.largest_error("layer_norm", ops, torch.device(DEVICE), torch.float32, SMALL[0])
+    assert error == pytest.approx(0.25, rel=1e-4)
+
+
+def test_what_raises_is_named_with_its_first_line():
+    def raises(*operands):
+        raise RuntimeError("no kernel image\nfor this GPU")
+
+    found = check.failures(OPS._replace(rms_norm=raises), torch.device(DEVICE), [torch.float32])
+    assert found == {"rms_norm": "RuntimeError: no kernel image"}
+
+
+def test_a_result_that_is_no_number_is_wrong():
+    ops = OPS._replace(layer_norm=lambda *operands: torch.nan * OPS.layer_norm(*operands))
+    assert "layer_norm" in check.failures(ops, torch.device(DEVICE), [torch.float32])
+
+
+def test_tf32_is_no_error_and_is_set_again():
+    torch.set_float32_matmul_precision("high")
+    assert check.failures(OPS, torch.device(DEVICE), [torch.float32]) == {}
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_the_doctor_tells_what_it_found(monkeypatch, capsys):
+    assert doctor.main(["--check"]) == 0
+    assert "layer_norm: as PyTorch computes it" in capsys.readouterr().out
+    broken = OPS._replace(draw=a_tenth_more(OPS.draw))
+    monkeypatch.setattr(kernels, "load", lambda *choice: broken)
+    assert doctor.main(["--check"]) == 1
+    assert "draw: in bfloat16 it differs from PyTorch's by" in capsys.readouterr().out
