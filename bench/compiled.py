@@ -13,6 +13,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from triton import TritonError
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -69,7 +70,20 @@ def record(case, card: int) -> list[Launched]:
     """Everything that `case` would launch on `card`."""
     with launch.record(card) as launches, _autocast_off_on_meta():
         case.run(fused.OPS, "meta")
-    return [Launched(str(case), card, one) for one in launches]
+    return [Launched(str(case), card, _on_meta(one)) for one in launches]
+
+
+def _on_meta(one: launch.Launch) -> launch.Launch:
+    """A launch with meta tensors for fake ones, of which Triton would ask where they lie."""
+    return one._replace(arguments=tuple(map(_meta, one.arguments)))
+
+
+def _meta(value):
+    if not isinstance(value, FakeTensor):
+        return value
+    elements = value.untyped_storage().nbytes() // value.element_size()
+    storage = torch.empty(elements, dtype=value.dtype, device="meta")
+    return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def _autocast_off_on_meta():

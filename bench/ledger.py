@@ -6,9 +6,10 @@
     python -m bench.ledger --loops             the hot loops, in cycles per pipe
     python -m bench.ledger --arch 90 --kernel layer_norm
 
-It calls the operations of `bench.cases` on meta tensors and compiles the launches that come out
-of `kernels.launch`. Figures belong to a version of Triton, whose compiler makes them: by a
-version that the committed ledger does not hold, only the rules are checked.
+It calls the operations of `bench.cases` on meta tensors, and whole steps of `bench.steps` on fake
+ones, and compiles the launches that come out of `kernels.launch`. Figures belong to a version of
+Triton, whose compiler makes them: by a version that the committed ledger does not hold, only the
+rules are checked.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from bench.cases import CASES, TOKENS, UPDATES
 from bench.ledger_table import loop_table, table
 from bench.rules import changes, findings
+from bench.steps import STEPS
 from kernels.launch import SHARED_MEMORY
 
 COMMITTED = Path(__file__).with_name("ledger.json")
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if found else 0
 
 
-def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS)) -> list[dict]:
+def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS, *STEPS)) -> list[dict]:
     """The rows of every kernel that the cases launch and whose name holds one of `kernels`."""
     jobs = [
         (target, [case for case in cases if case.operation == operation], kernels)

@@ -82,8 +82,11 @@ TILES: dict[str, dict[int, Any]] = {
     "gemm_fp32": {80: (64, 32, 32, 4, 3)},
     "gemm_wide": {90: (256, 128, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
     "gemm_narrow": {90: (128, 128, 64, 8, 4), 120: (128, 128, 64, 8, 3)},
-    # elements of a weight's tile, programs that keep the memory busy
-    "linear_step": {80: (8_192, 108), 90: (8_192, 132), 100: (8_192, 148), 120: (8_192, 188)},
+    # elements of a weight's tile, programs that keep the memory busy, registers of a thread at most
+    "linear_step": {
+        80: (8_192, 108, 96),  # ptxas, left alone, spills so that more programs fit
+        **{family: (8_192, LARGEST_CARD[family], None) for family in (90, 100, 120)},
+    },
     # elements of a tile of keys, keys of a part at least, programs with which no parts are needed
     "attention_step": {80: (4_096, 64, 216), 90: (4_096, 64, 264), 120: (4_096, 64, 376)},
     "draw": {80: (4_096, 256)},  # elements of a tile of the vocabulary, and of a warp

@@ -82,7 +82,7 @@ def linear_step_kernel(
 
 def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **constants):
     (B, K), N = x.shape, len(weight)
-    elements, programs = tile("linear_step", x.device)
+    elements, programs, registers = tile("linear_step", x.device)
     COLUMNS = next_power_of_2(K)
     features, least = max(elements // COLUMNS, 1), max(WARP // COLUMNS, 1)
     while features > least and cdiv(N, features) < programs:
@@ -101,6 +101,7 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
         ROWS=ROWS,
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
         num_warps=min(max(features * COLUMNS // WARP, 1), 8),
+        maxnreg=registers,
         **constants,
     )
 

@@ -1,9 +1,11 @@
 """The ledger against kernels whose figures are known from their text, and against the launcher."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from bench import compiled, ledger
 from bench.cases import CASES
 from bench.loops import PIPES
 from bench.rules import changes, findings
+from bench.steps import STEPS
 from tests.bench.samples import LENGTH, K, M, N
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -138,16 +141,33 @@ def test_the_committed_ledger_is_of_these_kernels(family):
 def test_every_launch_is_in_the_ledger_with_its_tile(family):
     """Recorded here, where kernels are interpreted: the launcher is asked twice, independently."""
     _, rows = family
-    for case in (case for case in CASES if FAMILY in case.operation):
+    cases = [case for case in CASES if FAMILY in case.operation]
+    for case in (*cases, *STEPS):
         of_case = [row for row in rows if str(case) in row["cases"]]
         for *_, one in compiled.record(case, 90):
             name = f"{compiled.name(one)}("
+            if FAMILY not in name:
+                continue
             options = {f"{key}={value}" for key, value in one.options.items()}
             options -= {"enable_fp_fusion=True"}
             assert any(
                 row["key"].startswith(name) and options <= set(row["key"].split())
                 for row in of_case
             ), f"{name} {options}"
+
+
+def test_whole_steps_launch_only_what_the_ledger_holds():
+    """By name, constants and tile, on every architecture."""
+    held = defaultdict(list)  # (target, case) -> the words of each kernel
+    for row in json.loads(ledger.COMMITTED.read_text())["3.6.0"]:
+        name, _, rest = row["key"].partition("(")
+        for case in row["cases"]:
+            held[row["target"], case].append({name, *rest.split()})
+    for step, target in itertools.product(STEPS, ledger.TARGETS):
+        for *_, one in compiled.record(step, int(target)):
+            constants = {f"{k}={getattr(v, '__name__', v)}" for k, v in one.options.items()}
+            wanted = constants - {"enable_fp_fusion=True", "maxnreg=None"} | {compiled.name(one)}
+            assert any(wanted <= words for words in held[target, str(step)]), (step, wanted)
 
 
 # --- the rules and the command --------------------------------------------------------------------

@@ -25,7 +25,7 @@ ACTIVATIONS = (None, *native.ACTIVATIONS)
 
 @pytest.fixture(params=TILES, ids=str)
 def tile(request, monkeypatch):
-    monkeypatch.setitem(launch.TILES, "linear_step", {80: request.param})
+    monkeypatch.setitem(launch.TILES, "linear_step", {80: (*request.param, None)})
 
 
 def operands(B, N, K, dtype, *, norm=None, bias=True, residual=True, int8=False, scale=1.0):

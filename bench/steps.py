@@ -1,0 +1,122 @@
+"""Whole steps of the presets as the ledger's cases: what training, evaluating and decoding launch.
+
+A step runs as it is, at its full size, on tensors that have no storage (PyTorch's FakeTensorMode),
+while `kernels.launch` records instead of launching. Layers are all alike, so there are two.
+"""
+
+import contextlib
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bench.training import SIZES, VOCABULARY, a_text
+from gpt.build import build
+from gpt.cache import CachedGPT
+from gpt.evaluate import EVALUATION_TOKENS
+from gpt.optim import make_optimizers
+from gpt.presets import PRESETS, TrainConfig
+from gpt.quantize import quantize
+from gpt.step import GraphStep, Precision
+
+CPU = torch.device("cpu")  # whose autocast a machine without a GPU has
+LOW = torch.bfloat16
+LAYERS = 2
+
+
+@contextlib.contextmanager
+def without_storage():
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        # AdamW asks where its tensors lie, to tell a kernel that is not launched
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
+
+
+class TrainingStep(NamedTuple):
+    """A step as a CUDA graph captures it, in bf16."""
+
+    operation: str  # a name of PRESETS
+    dropout: bool = True  # as the preset has it
+
+    def __str__(self):
+        return f"training step of {self.operation}{'' if self.dropout else ' without dropout'}"
+
+    def run(self, ops, device) -> None:
+        with without_storage():
+            step = self.step(ops)
+            loss, bad = step.backward(step.number)
+            step.guard(loss, bad)
+            step.update()
+
+    def step(self, ops) -> GraphStep:
+        config = configuration(self.operation, self.dropout)
+        model = build(config.model, ops)
+        optimizers = make_optimizers(model, config, ops.adamw, LOW)
+        text = a_text(config.model.vocab_size, CPU)
+        return GraphStep(model, optimizers, text, config, Precision(CPU, LOW))
+
+
+class Evaluation(NamedTuple):
+    """The loss of a batch without gradients, in bf16."""
+
+    operation: str  # a name of PRESETS
+
+    def __str__(self):
+        return f"evaluation of {self.operation}"
+
+    @torch.no_grad()
+    def run(self, ops, device) -> None:
+        with without_storage():
+            config = configuration(self.operation).model
+            model = build(config, ops).eval()
+            rows = max(1, EVALUATION_TOKENS // config.block_size)
+            x, y = torch.zeros((2, rows, config.block_size), dtype=torch.int64)
+            with Precision(CPU, LOW).autocast():
+                model(x, y)
+
+
+class DecodingStep(NamedTuple):
+    """A prompt, and a token of each row of a batch by the model with weights in bf16."""
+
+    operation: str  # a name of PRESETS
+    batch: int
+    int8: bool = False
+
+    def __str__(self):
+        return f"decoding by {self.operation}, batch {self.batch}{', int8' if self.int8 else ''}"
+
+    @torch.no_grad()
+    def run(self, ops, device) -> None:
+        with without_storage():
+            torch.set_default_dtype(LOW)  # fake parameters are not to be cast afterwards
+            try:
+                model = build(configuration(self.operation).model, ops).eval()
+            finally:
+                torch.set_default_dtype(torch.float32)
+            if self.int8:
+                quantize(model)
+            cached = CachedGPT(model, self.batch)
+            rows = torch.arange(self.batch)
+            prompt = torch.zeros((self.batch, 1), dtype=torch.int64)
+            cached.fill(rows, prompt, torch.ones(self.batch, dtype=torch.int64))
+            logits = cached.step(prompt[:, 0])
+            seed = torch.zeros((), dtype=torch.int64)
+            ops.draw(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
+
+
+def configuration(preset: str, dropout: bool = True) -> TrainConfig:
+    config = replace(PRESETS[preset], **SIZES.get(preset, {}))
+    changes = {"vocab_size": VOCABULARY.get(preset, 65), "n_layer": LAYERS}
+    if not dropout:
+        changes["dropout"] = 0.0
+    return replace(config, model=replace(config.model, **changes))
+
+
+STEPS = (
+    *(TrainingStep(name) for name in ("lecture", "shakespeare-char", "speedrun", "gpt2")),
+    *(Evaluation(name) for name in ("lecture", "shakespeare-char", "speedrun", "gpt2")),
+    *(DecodingStep(name, batch) for name in ("lecture", "gpt2") for batch in (1, 8)),
+    DecodingStep("gpt2", 1, int8=True),
+)
