@@ -121,11 +121,11 @@ def _remembering(model: GPT, text: Text, vocab_size, rule, generator) -> Iterato
         seed.add_(1)
         text.tokens.index_copy_(1, column, token[:, None])
 
-    if device.type == "cuda":
+    if captures(device):
         advance = captured(advance)
         column.sub_(1)  # it was called once
         seed.sub_(1)
-    read_every = READ_EVERY if device.type == "cuda" else 1
+    read_every = READ_EVERY if captures(device) else 1
     filled: list[int | None] = [None] * len(text.tokens)  # the column where each cache begins
     read = 0
     for made in range(text.new):
@@ -139,6 +139,11 @@ def _remembering(model: GPT, text: Text, vocab_size, rule, generator) -> Iterato
             columns = slice(text.prompt + read, text.prompt + made + 1)
             yield from text.tokens[:, columns].cpu().unbind(1)
             read = made + 1
+
+
+def captures(device: torch.device) -> bool:
+    """Whether tokens are made by a CUDA graph there."""
+    return device.type == "cuda"
 
 
 def captured(advance: Callable[[], None]) -> Callable[[], None]:

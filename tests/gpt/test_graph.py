@@ -24,7 +24,8 @@ def a_run(kind, implementation: str, optimizer: str, device: str, **options):
     options = {"model": MODEL, "batch_size": 4, "optimizer": optimizer, **options}
     config = dataclasses.replace(PRESETS["shakespeare-char"], **options)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(256, (2000,), generator=generator, dtype=torch.int32).to(device)
+    vocabulary = config.model.vocab_size
+    tokens = torch.randint(vocabulary, (2000,), generator=generator, dtype=torch.int32).to(device)
     data = Data("random", tokens, tokens, ByteTokenizer(), device)
     ops = kernels.load(implementation)
     torch.manual_seed(1)
