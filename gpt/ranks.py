@@ -5,6 +5,7 @@ Without torchrun there is one rank, and everything here does nothing.
 
 import contextlib
 import gc
+import inspect
 import io
 import os
 
@@ -14,6 +15,7 @@ import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from gpt import Refused
 
@@ -109,7 +111,10 @@ def parallel(model: nn.Module) -> nn.Module:
     if not dist.is_initialized() or _is_sharded(model):
         return model
     # buffers are constants, and a rank that evaluates must not wait for the others to send them
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # gradients as views: none is copied, and where they lie does not change
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
 
 
 def shard(model: nn.Module, device: torch.device) -> None:

@@ -72,7 +72,8 @@ def test_two_ranks_see_and_learn_what_one_does_with_twice_the_batch(tmp_path, on
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = ["--batch-size=4", "--max-iters=8", f"--out-dir={tmp_path / 'two'}"]
     run = [*torchrun, ROOT / "train.py", *OPTIONS, *options]
-    subprocess.run(run, check=True, env=SLOWLY, stdout=subprocess.DEVNULL)
+    done = subprocess.run(run, check=True, env=SLOWLY, capture_output=True, text=True)
+    assert "FutureWarning" not in done.stderr
     assert_alike(tmp_path / "two", one)
 
 
