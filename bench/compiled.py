@@ -135,6 +135,8 @@ def figures(kernel, target: Target) -> dict:
     )
     row["occupancy"] = round(row["blocks"] * metadata.num_warps / WARPS[int(target.name)], 2)
     row |= sass.counts(code)
+    if overwritten := sass.overwritten(code):
+        row["overwritten"] = overwritten
     row["products"] = products(kernel.asm["ttir"])
     row["loop"] = loops.hottest(code, kernel.asm["ttgir"], int(target.name), metadata.num_warps)
     return row

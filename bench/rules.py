@@ -13,6 +13,8 @@ def findings(row: dict) -> list[str]:
     found = []
     if row["spills"]:
         found.append(f"spills registers: {row['spills']} loads and stores of local memory")
+    if row.get("overwritten"):
+        found.append(f"writes {row['overwritten']} operands of products that are still in flight")
     if row.get("atomics"):
         found.append(f"has {row['atomics']} atomic instructions, so its sums have no fixed order")
     limits = {f"sm_{card}": SHARED_MEMORY[card] for card in row["cards"]}

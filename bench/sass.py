@@ -82,6 +82,34 @@ def counts(code: list[Instruction]) -> dict:
     }
 
 
+def overwritten(code: list[Instruction]) -> int:
+    """How many instructions write a register that a product in flight still reads (sm_90).
+
+    A wgmma with its left operand in registers reads them until it has been waited for. ptxas 12.8
+    and 12.9 have been seen to reuse them before (Triton issue 11781).
+    """
+    read: set[int] = set()
+    found = 0
+    for one in code:
+        if one.opcode.startswith("WARPGROUP.DEPBAR"):
+            read.clear()
+        elif left := re.match(r"R\d+, R(\d+), gdesc", one.operands):
+            read.update(range(int(left[1]), int(left[1]) + 4))  # 64 x 16 over 128 threads
+        else:
+            found += bool(read & _written(one))
+    return found
+
+
+def _written(one: Instruction) -> set[int]:
+    """The registers that an instruction writes."""
+    first = re.match(r"(?:P\w+, )?R(\d+)\b", one.operands)
+    if first is None or one.name.startswith(("ST", "RED", "BRA", "WARPSYNC", "ISETP", "FSETP")):
+        return set()
+    wide = one.name.startswith(("LD", "HGMMA", "IGMMA", "QGMMA")) or ".WIDE" in one.opcode
+    length = max(1, one.width // 4) if one.name.startswith("LD") else 1 + wide
+    return set(range(int(first[1]), int(first[1]) + length))
+
+
 def _is_argument(one: Instruction) -> bool:
     """Nobody saves a zero: the compiler's own check of an address (sm_120) is called with it."""
     return one.name == "STL" and bool(re.search(r", RZ\b", one.operands))

@@ -202,3 +202,33 @@ def test_a_shared_place_is_narrow_only_if_its_widest_load_is():
     assert loads.narrow(ttir, narrow, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
     assert loads.narrow(TTIR, PTX, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
     assert loads.narrow(TTIR, PTX, tensors, threads=256) == []  # 2 KiB for 256 threads: 8 each
+
+
+IN_FLIGHT = """
+        /*0000*/                   WARPGROUP.ARRIVE ;
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R56, R88, gdesc[UR12].tnspB, R56 ;
+        /*0020*/                   HGMMA.64x64x16.F32.BF16 R56, R92, gdesc[UR8], R56, gsb0 ;
+        /*0030*/                   {between} ;
+        /*0040*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0050*/                   MOV R88, R4 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("between", "count"),
+    [
+        ("MOV R88, R4", 1),
+        ("IADD3 R95, P0, R4, R5", 1),
+        ("LDS.128 R85, [R4]", 1),  # writes 85 to 88
+        ("IMAD.WIDE R87, R4, R5, R6", 1),
+        ("SHFL.BFLY PT, R91, R4, 0x1, 0x1f", 1),
+        ("MOV R96, R88", 0),  # what is read may be read
+        ("LDS.128 R84, [R88]", 0),
+        ("STS.128 [R4], R88", 0),
+        ("ISETP.GE.AND P0, PT, R88, R4, PT", 0),
+    ],
+)
+def test_an_operand_of_a_product_in_flight_is_not_to_be_written(between, count):
+    code = sass.parse(IN_FLIGHT.format(between=between))
+    assert len(code) == 6
+    assert sass.overwritten(code) == count
