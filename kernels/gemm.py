@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from kernels.activation import FROM_HIDDEN, accumulator, activate, derivative, empty_partial
-from kernels.launch import architecture, cdiv, launch, tile
+from kernels.launch import architecture, cdiv, launch, multiprocessors, tile
 from kernels.philox import keep_in_rows
 
 DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
@@ -225,9 +225,7 @@ def _are_described(*matrices):
 
 
 def _processors(device):
-    if device.type != "cuda":
-        return INTERPRETED_PROGRAMS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return multiprocessors(device) if device.type == "cuda" else INTERPRETED_PROGRAMS
 
 
 def _allocate(size, alignment, stream):

@@ -19,21 +19,21 @@ LARGEST_CARD = {80: 108, 90: 132, 100: 148, 120: 188}  # SMs: A100, H200, B200, 
 # kernel -> architecture family -> tile; a family serves every later one that has no row. A row of
 # a variant ("attention_q_short") is for its own family and head size alone.
 TILES: dict[str, dict[int, Any]] = {
-    # elements and columns of a warp, fewest warps of a program; behind them, in backward, the SMs
-    # that all programs together fill, and the registers of a thread
+    # elements and columns of a warp, fewest warps of a program; in backward, where the programs
+    # fill the GPU once, the registers of a thread
     "layer_norm": {80: (1_024, 256, 1), 120: (512, 256, 1)},
     "layer_norm_backward": {
-        family: (512, 512, 4, sms, 128 if family == 90 else 168)
-        for family, sms in LARGEST_CARD.items()
+        80: (512, 512, 4, 168),
+        90: (512, 512, 4, 128),
+        100: (512, 512, 4, 168),
     },
     "add_layer_norm": {80: (512, 256, 2)},
     "add_layer_norm_backward": {
-        family: (512, 512, 4, sms, 128 if family == 90 else 168)
-        for family, sms in LARGEST_CARD.items()
+        80: (512, 512, 4, 168),
+        90: (512, 512, 4, 128),
+        100: (512, 512, 4, 168),
     },
-    "add_layer_norm_backward_x_bias": {  # a third sum takes registers
-        family: (512, 512, 4, sms, 168) for family, sms in LARGEST_CARD.items()
-    },
+    "add_layer_norm_backward_x_bias": {80: (512, 512, 4, 168)},  # a third sum takes registers
     # attention: head size -> rows, keys, warps, stages, registers of a thread at most; those of
     # family 90 are the fastest of some 20 on an H200, (16, 12, 1024, 64) to (1, 12, 16384, 64)
     "attention": {
@@ -190,13 +190,23 @@ def architecture(device: torch.device) -> int:
         return target
     if device.type != "cuda":
         return INTERPRETED
-    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+    properties = _properties(device)
+    return 10 * properties.major + properties.minor
 
 
-@functools.cache  # asked by every operation, several times
-def _capability(index: int) -> int:
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
+def multiprocessors(device: torch.device) -> int:
+    """The GPU's SMs; of the architecture's largest GPU where there is none."""
+    if device.type == "cuda" and _target.get() is None:
+        return _properties(device).multi_processor_count
+    return LARGEST_CARD[_family(FAMILIES, device)]
+
+
+def _properties(device: torch.device):
+    return _properties_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+# asked by every operation, several times
+_properties_of = functools.cache(torch.cuda.get_device_properties)
 
 
 def tile(kernel: str, device: torch.device):

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import cdiv, launch, tile
+from kernels.launch import cdiv, launch, multiprocessors, tile
 from kernels.rows import accumulator, as_rows, row_pointers, row_tile, statistics_dtype
 
 WIDEST_IN_REGISTERS = 8_192  # columns
@@ -104,11 +104,11 @@ def norm_sum_shares_kernel(
 
 
 def residency(kernel, C, device):
-    """How many programs of a backward `kernel` a card holds at once, with how many registers."""
-    *_, sms, registers = tile(kernel, device)
+    """How many programs of a backward `kernel` the GPU holds at once, with how many registers."""
+    *_, registers = tile(kernel, device)
     threads = 32 * row_tile(kernel, C, device)["num_warps"]
     registers = min(registers, REGISTER_FILE // threads)
-    return sms * (REGISTER_FILE // (threads * registers)), registers
+    return multiprocessors(device) * (REGISTER_FILE // (threads * registers)), registers
 
 
 def empty_shares(kernel, x, parameters):

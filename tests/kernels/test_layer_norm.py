@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import launch, native, rows
+from kernels import launch, native, norm_parameters, rows
 from kernels.layer_norm import layer_norm, rms_norm
 from kernels.norm_parameters import SUM_ROWS
 from tests.instruments import (
@@ -102,8 +102,7 @@ def test_wide_rows(norm, C):
 @norms
 @pytest.mark.parametrize("count", [1, 17, 150])
 def test_programs_that_visit_many_tiles(norm, count, monkeypatch):
-    a_card_of_one_sm = {80: (512, 512, 4, 1, 168)}
-    monkeypatch.setitem(launch.TILES, "layer_norm_backward", a_card_of_one_sm)
+    monkeypatch.setattr(norm_parameters, "multiprocessors", lambda device: 1)
     hold(norm, operands(norm, count, 65))
 
 
@@ -229,3 +228,17 @@ def test_pytorch_s_rms_norm_takes_a_wider_weight():
     y = native.rms_norm(x, weight, eps=1e-5)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, (exact * weight.double()).bfloat16(), rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize(("architecture", "sms"), launch.LARGEST_CARD.items())
+def test_backward_s_programs_fill_the_gpu_once(architecture, sms):
+    """As many on each SM as its 65,536 registers hold, and no second wave."""
+    x = torch.empty(10**6, 768, dtype=torch.bfloat16, device="meta").requires_grad_()
+    weight = torch.ones(768, dtype=torch.bfloat16, device="meta").requires_grad_()
+    with launch.record(architecture) as launches:
+        layer_norm(x, weight).backward(torch.empty_like(x))
+    (backward,) = (one for one in launches if "backward" in one.kernel.fn.__name__)
+    (programs,) = backward.grid
+    registers = 32 * backward.options["num_warps"] * backward.options["maxnreg"]
+    assert programs % sms == 0
+    assert programs // sms * registers <= 65_536 < (programs // sms + 1) * registers
