@@ -3,10 +3,11 @@
     python -m bench.prove                          all stages, in nine minutes
     python -m bench.prove --stages bench --minutes 20 --out results
 
-Stages: parity (the kernel tests, compiled), sanitize (compute-sanitizer), repeat (250 bit-equal
-runs), ledger (the loaded kernels are the committed ones), tune (other tiles, timed), bench
-(pytest-benchmark against peers), step (whole training steps), decode (generating text), loss
-(training to nanoGPT's best), soak (a run that is interrupted at random), ladder (the rungs of
+Stages, in the order of their worth: profile (captured steps against PyTorch's losses, and where
+their time goes), step (whole training steps, timed), bench (pytest-benchmark against peers), parity
+(the tests, compiled), loss (training to nanoGPT's best), decode (generating text), tune (other
+tiles, timed), repeat (250 bit-equal runs), sanitize (compute-sanitizer), ledger (the loaded kernels
+are the committed ones), soak (a run that is interrupted at random), ladder (the rungs of
 docs/ladder). Each runs as a process of its own and within its share of the time; one that fails is
 reported and the next one runs. What was found goes to one JSON file in --out, named after card and
 date; a second run on the same day adds to it. Copied to bench/results/, it is what `python -m
@@ -40,15 +41,16 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "parity": Stage("bench.stages.parity", 30, by_operation=False),
-    "sanitize": Stage("bench.stages.sanitize", 20, by_operation=False),
-    "repeat": Stage("bench.stages.repeat", 8),
-    "ledger": Stage("bench.stages.ledger", 5),
-    "tune": Stage("bench.stages.tune", 12),
-    "bench": Stage("bench.stages.speed", 35),
+    "profile": Stage("bench.stages.profile", 15, by_operation=False),
     "step": Stage("bench.stages.step", 45, by_operation=False),
-    "decode": Stage("bench.stages.decode", 15, by_operation=False),
+    "bench": Stage("bench.stages.speed", 35),
+    "parity": Stage("bench.stages.parity", 30, by_operation=False),
     "loss": Stage("bench.stages.loss", 20, by_operation=False),
+    "decode": Stage("bench.stages.decode", 15, by_operation=False),
+    "tune": Stage("bench.stages.tune", 12),
+    "repeat": Stage("bench.stages.repeat", 8),
+    "sanitize": Stage("bench.stages.sanitize", 20, by_operation=False),
+    "ledger": Stage("bench.stages.ledger", 5),
     "soak": Stage("bench.stages.soak", 15, by_operation=False),
     "ladder": Stage("bench.stages.ladder", 6, by_operation=False),
 }

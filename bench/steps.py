@@ -6,18 +6,16 @@ while `kernels.launch` records instead of launching. Layers are all alike, so th
 
 import contextlib
 import warnings
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.training import SIZES, VOCABULARY, a_text
+from bench.training import a_text, configuration
 from gpt.build import build
 from gpt.cache import CachedGPT
 from gpt.evaluate import EVALUATION_TOKENS
 from gpt.optim import make_optimizers
-from gpt.presets import PRESETS, TrainConfig
 from gpt.quantize import quantize
 from gpt.step import GraphStep, Precision
 
@@ -38,10 +36,9 @@ class TrainingStep(NamedTuple):
     """A step as a CUDA graph captures it, in bf16."""
 
     operation: str  # a name of PRESETS
-    dropout: bool = True  # as the preset has it
 
     def __str__(self):
-        return f"training step of {self.operation}{'' if self.dropout else ' without dropout'}"
+        return f"training step of {self.operation}"
 
     def run(self, ops, device) -> None:
         with without_storage():
@@ -51,7 +48,7 @@ class TrainingStep(NamedTuple):
             step.update()
 
     def step(self, ops) -> GraphStep:
-        config = configuration(self.operation, self.dropout)
+        config = configuration(self.operation, n_layer=LAYERS)
         model = build(config.model, ops)
         optimizers = make_optimizers(model, config, ops.adamw, LOW)
         text = a_text(config.model.vocab_size, CPU)
@@ -69,7 +66,7 @@ class Evaluation(NamedTuple):
     @torch.no_grad()
     def run(self, ops, device) -> None:
         with without_storage():
-            config = configuration(self.operation).model
+            config = configuration(self.operation, n_layer=LAYERS).model
             model = build(config, ops).eval()
             rows = max(1, EVALUATION_TOKENS // config.block_size)
             x, y = torch.zeros((2, rows, config.block_size), dtype=torch.int64)
@@ -92,7 +89,7 @@ class DecodingStep(NamedTuple):
         with without_storage():
             torch.set_default_dtype(LOW)  # fake parameters are not to be cast afterwards
             try:
-                model = build(configuration(self.operation).model, ops).eval()
+                model = build(configuration(self.operation, n_layer=LAYERS).model, ops).eval()
             finally:
                 torch.set_default_dtype(torch.float32)
             if self.int8:
@@ -104,14 +101,6 @@ class DecodingStep(NamedTuple):
             logits = cached.step(prompt[:, 0])
             seed = torch.zeros((), dtype=torch.int64)
             ops.draw(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
-
-
-def configuration(preset: str, dropout: bool = True) -> TrainConfig:
-    config = replace(PRESETS[preset], **SIZES.get(preset, {}))
-    changes = {"vocab_size": VOCABULARY.get(preset, 65), "n_layer": LAYERS}
-    if not dropout:
-        changes["dropout"] = 0.0
-    return replace(config, model=replace(config.model, **changes))
 
 
 STEPS = (

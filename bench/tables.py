@@ -10,6 +10,7 @@ from bench.peers import OURS
 from bench.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT, ModuleCase, OptimizerCase
 
 NOT_MEASURED = "not measured"
+LEAST_SHARE = 0.01  # of a replay, for a row of its own
 UNFAIR = ("reference", "torch deterministic")  # not what is meant by the best peer
 
 # label, case: what the README shows
@@ -33,17 +34,21 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def by_card(results: list[dict], table) -> str:
+def by_card(results: list[dict], table, stage: str | None = None) -> str:
     """`table` of each card under a line that names it, or of no card."""
     if not results:
         return table(None)
-    return "\n\n".join(f"{provenance(result)}\n\n{table(result)}" for result in results)
+    return "\n\n".join(f"{provenance(result, stage)}\n\n{table(result)}" for result in results)
 
 
-def provenance(result: dict) -> str:
+def provenance(result: dict, stage: str | None = None) -> str:
+    """On what, with what and when the rows were measured, or a stage's."""
     card, ceilings = result["card"], result["ceilings"]
-    commits = sorted({row["commit"] for row in result["rows"]})
-    dates = sorted({row["date"] for row in result["rows"]} or {result["date"]})
+    measured = result["rows"]
+    if stage in result["stages"]:
+        measured = [result["stages"][stage]]
+    commits = sorted({one["commit"] for one in measured})
+    dates = sorted({one["date"] for one in measured} or {result["date"]})
     return (
         f"{card['name']}, driver {card['driver']}, torch {card['torch']}, triton {card['triton']}, "
         f"{' and '.join(dates)}, commit {', '.join(commits) or 'unknown'}; measured ceilings: "
@@ -159,7 +164,7 @@ def of_stage(result: dict | None, name: str) -> list[dict]:
 
 def steps(results, ledger) -> str:
     """Whole training steps: ms, also as a multiple of our fastest, tokens per second, memory."""
-    return by_card(results, _steps)
+    return by_card(results, _steps, "step")
 
 
 def _steps(result: dict | None) -> str:
@@ -185,9 +190,32 @@ def _steps(result: dict | None) -> str:
     return markdown(header, lines)
 
 
+def profile(results, ledger) -> str:
+    """Where the time of one replay of a captured step goes."""
+    return by_card(results, _profile, "profile")
+
+
+def _profile(result: dict | None) -> str:
+    rows = of_stage(result, "profile")
+    if not rows:
+        return f"- one replay of a step on a card: {NOT_MEASURED}"
+    lines = [
+        [
+            row["preset"],
+            f"`{row['kernel']}`" if row["kernel"].endswith("_kernel") else row["kernel"],
+            str(row["launches"]),
+            f"{row['microseconds']:,.0f}",
+            f"{100 * row['share']:.1f}%",
+        ]
+        for row in rows
+        if row["share"] >= LEAST_SHARE
+    ]
+    return markdown(["preset", "kernel", "launches", "µs", "share"], lines)
+
+
 def losses(results, ledger) -> str:
     """Training to nanoGPT's best loss on tiny shakespeare."""
-    return by_card(results, _losses)
+    return by_card(results, _losses, "loss")
 
 
 def _losses(result: dict | None) -> str:
@@ -204,7 +232,7 @@ def _losses(result: dict | None) -> str:
 
 def decode(results, ledger) -> str:
     """Tokens per second of `generate` on a card; on a CPU they are the table of bench/decode.py."""
-    return by_card(results, _decode)
+    return by_card(results, _decode, "decode")
 
 
 def _decode(result: dict | None) -> str:
@@ -216,7 +244,7 @@ def _decode(result: dict | None) -> str:
 
 def ladder(results, ledger) -> str:
     """The rungs of docs/ladder, each operation's in the order in which they are climbed."""
-    return by_card(results, _ladder)
+    return by_card(results, _ladder, "ladder")
 
 
 def rungs(result: dict | None) -> list[dict]:
@@ -307,6 +335,7 @@ TABLES = {
     "speed": speed,
     "proof": proof,
     "steps": steps,
+    "profile": profile,
     "losses": losses,
     "decode-card": decode,
     "ladder-card": ladder,

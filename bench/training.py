@@ -70,10 +70,9 @@ WAYS = (  # in the order in which they are timed: time may run out
 
 def measure(preset: str, way: Way, device: torch.device, seconds: float, nanogpt=None) -> dict:
     """Time steps for about so many seconds; the row of figures."""
-    config = replace(PRESETS[preset], **SIZES[preset])
-    config = replace(config, model=replace(config.model, vocab_size=VOCABULARY[preset]))
+    config = configuration(preset)
     precision = Precision(device, hardware.choose_dtype("auto", device))
-    data = a_text(VOCABULARY[preset], device)
+    data = a_text(config.model.vocab_size, device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -99,9 +98,17 @@ def measure(preset: str, way: Way, device: torch.device, seconds: float, nanogpt
     }
 
 
-def a_text(vocabulary: int, device: torch.device) -> Data:
+def configuration(preset: str, **changes) -> TrainConfig:
+    """The preset at the size that is measured; `changes` are of the model."""
+    config = replace(PRESETS[preset], **SIZES.get(preset, {}))
+    changes = {"vocab_size": VOCABULARY.get(preset, 65)} | changes
+    return replace(config, model=replace(config.model, **changes))
+
+
+def a_text(vocabulary: int, device: torch.device, generator=None) -> Data:
     """Random tokens on the device."""
-    tokens = torch.randint(vocabulary, (TOKENS,), dtype=torch.int32, device=device)
+    options = {"dtype": torch.int32, "device": device, "generator": generator}
+    tokens = torch.randint(vocabulary, (TOKENS,), **options)
     return Data("random", tokens, tokens, ByteTokenizer(), device)
 
 

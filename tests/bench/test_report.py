@@ -284,7 +284,9 @@ def test_steps_are_told_by_preset_the_fastest_first():
     ours = row | {"kernels": "triton", "compile": False, "milliseconds": 55.387}
     parts = {name: {"figures": one} for name, one in (("slow", row), ("fast", ours))}
     parts["nanogpt"] = {"state": "failed", "says": "no"}
-    result = _result() | {"stages": {"step": {"parts": parts}}}
+    state = {"commit": "of the stage", "date": "2026-11-22"}
+    result = _result() | {"stages": {"step": {"parts": parts, **state}}}
+    assert "2026-11-22, commit of the stage;" in tables.steps([result], None)
     assert tables.steps([result], None).splitlines()[-2:] == [
         "| gpt2 | 32 x 1,024 | triton, graph | 55.39 | 1.00x | 546,133 | 48% | 15.0 |",
         "| gpt2 | 32 x 1,024 | torch compiled, graph | 60.00 | 1.08x | 546,133 | 48% | 15.0 |",
@@ -294,7 +296,8 @@ def test_steps_are_told_by_preset_the_fastest_first():
 def test_the_time_to_a_loss_is_told_by_run():
     figures_of_it = {"val_loss": 1.46951, "step": 1050, "seconds": 5.123}
     parts = {"speedrun, seed 1": {"figures": figures_of_it}, "late": {"state": "no time"}}
-    result = _result() | {"stages": {"loss": {"parts": parts}}}
+    state = {"commit": "abc", "date": "2026-11-22"}
+    result = _result() | {"stages": {"loss": {"parts": parts, **state}}}
     last = tables.losses([result], None).splitlines()[-1]
     assert last == "| speedrun, seed 1 | 1.4695 | 1,050 | 5.12 |"
 

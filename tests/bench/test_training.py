@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import training
-from bench.stages import loss
+from bench.stages import loss, profile
 from gpt.presets import ModelConfig
 
 CPU = torch.device("cpu")
@@ -92,3 +92,16 @@ def test_every_way_of_every_preset_has_its_part():
 
     assert len(step.PARTS) == len(training.SIZES) * len(training.WAYS)
     assert replace(training.PRESETS["gpt2"], **training.SIZES["gpt2"]).batch_size == 32
+
+
+def test_the_kernels_of_a_replay_are_told_by_kind():
+    events = [("nvjet_sm90_tst", 30.0), ("attention_forward_kernel", 40.0)]
+    events += [("void cublasLt::splitKreduce_kernel<32>", 10.0), ("Memset (Unknown)", 4.0)]
+    events += [("void at::native::reduce_kernel<128>", 6.0), ("attention_forward_kernel", 10.0)]
+    told = [(row["kernel"], row["launches"], row["share"]) for row in profile.rows("gpt2", events)]
+    assert told == [
+        ("attention_forward_kernel", 2, 0.5),
+        ("matrix products of cuBLAS", 2, 0.4),
+        ("PyTorch's other kernels", 1, 0.06),
+        ("copies and fills", 1, 0.04),
+    ]
