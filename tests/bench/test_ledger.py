@@ -170,6 +170,19 @@ def test_whole_steps_launch_only_what_the_ledger_holds():
             assert any(wanted <= words for words in held[target, str(step)]), (step, wanted)
 
 
+def test_a_tile_that_does_not_compile_is_left_out_of_tuning():
+    """Triton asserts that warps are a power of two, and a neighbour of four is three."""
+    code = """
+from bench.cases import LECTURE, Case
+from bench.stages.tune import is_worth_timing
+for warps in (3, 4):
+    tile = (512, 512, warps, 128)
+    print(is_worth_timing(Case("layer_norm", LECTURE), "layer_norm_backward", tile, 90))
+"""
+    done = run("-c", code)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
 # --- the rules and the command --------------------------------------------------------------------
 
 
