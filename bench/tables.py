@@ -35,7 +35,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def by_card(results: list[dict], table, stage: str | None = None) -> str:
-    """`table` of each card under a line that names it, or of no card."""
+    """`table` of each card under a line that names it, or of no card that has measured `stage`."""
+    if stage:
+        results = [result for result in results if of_stage(result, stage)]
     if not results:
         return table(None)
     return "\n\n".join(f"{provenance(result, stage)}\n\n{table(result)}" for result in results)
