@@ -71,6 +71,8 @@ def _reason(ops, peer, check, data, config, precision, verdicts) -> str | None:
     try:
         found = compare(ops, peer, data, config, precision)
     except check.RAISED as error:
+        if isinstance(error, RuntimeError) and hardware.out_of_memory(error):
+            raise  # which says nothing of the kernels
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not found.is_good:
         return f"kernels differ from PyTorch: {found}"

@@ -99,6 +99,14 @@ def test_a_kernel_that_does_not_compile_is_served_by_pytorch():
     assert ops == OPS._replace(attention_qkv=PEER.attention_qkv)
 
 
+def test_a_gpu_without_memory_is_no_fault_of_the_kernels():
+    def full(*operands, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        trusted(OPS._replace(attention_qkv=full))
+
+
 def test_kernels_that_were_asked_for_are_refused():
     message = r"--kernels triton on .*: kernels differ from PyTorch: loss .*use --kernels torch"
     with pytest.raises(Refused, match=message):
