@@ -289,7 +289,8 @@ def test_a_card_has_its_table():
     assert "generating on a card: not measured" in tables.decode([result], None)
     assert tables.decode([], None) == "- generating on a card: not measured"
     part = {"state": "passed", "says": "", "figures": [_row("triton, bfloat16", 4321.0)]}
-    stages = {"decode": {"parts": {"lecture, batch 1": part, "gpt2, batch 1": no_time()}}}
+    parts = {"lecture, batch 1": part, "gpt2, batch 1": no_time()}
+    stages = {"decode": {"parts": parts, "commit": "abc", "date": "2026-11-21"}}
     assert "| lecture | 1 | triton, bfloat16 | 4321.0 |" in tables.decode(
         [result | {"stages": stages}], None
     )

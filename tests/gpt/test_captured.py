@@ -14,7 +14,7 @@ from tests.gpt.test_graph import a_run
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there are graphs here")
 
-MODEL = ModelConfig(vocab_size=16, block_size=8, n_layer=1, n_head=2, n_embd=16, dropout=0.2)
+MODEL = ModelConfig(vocab_size=16, block_size=8, n_layer=1, n_head=1, n_embd=16, dropout=0.2)
 STEPS = 10  # three before the capture, and seven replays
 CPU = torch.device("cpu")
 TABLES = ["torch,adamw=triton", "triton"]  # PyTorch's own AdamW leaves steps out on a GPU alone
@@ -27,7 +27,7 @@ def captured():
 
 
 def losses(kind, implementation, optimizer="adamw", rates_on_device=True, **options):
-    options = {"model": MODEL, "warmup_iters": 4, "max_iters": STEPS} | options
+    options = {"model": MODEL, "batch_size": 2, "warmup_iters": 4, "max_iters": STEPS} | options
     step = a_run(kind, implementation, optimizer, "cpu", **options)
     for muon in (one for one in step.optimizers if isinstance(one, Muon) and rates_on_device):
         for group in muon.param_groups:  # as on a GPU

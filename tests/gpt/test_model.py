@@ -90,7 +90,7 @@ def losses_of_a_run(trained, device, steps=20):
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
     losses = []
     for step in range(steps):
-        tokens = (draw_tokens(4, 1, seed=step) + torch.arange(9)) % LECTURE.vocab_size
+        tokens = (draw_tokens(2, 1, seed=step) + torch.arange(9)) % LECTURE.vocab_size
         tokens = tokens.to(device)
         _, loss = trained(tokens[:, :-1], tokens[:, 1:])
         optimizer.zero_grad()

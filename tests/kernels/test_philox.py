@@ -83,8 +83,8 @@ def test_the_authors_test_vectors(counter, key, words):
 @given(
     st.integers(-(2**63), 2**63 - 1),
     st.integers(0, 2**31 - 1),
-    st.integers(1, 40),
-    st.integers(1, 140),
+    st.integers(1, 20),
+    st.integers(1, 100),
     st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
     st.sampled_from([(1, 8), (4, 16), (2, 64), (1, 256)]),
 )
