@@ -335,6 +335,13 @@ def test_every_tile_of_32_bits(D):
     hold(operands(1, 1, 1, 257, 17, D))
 
 
+def test_rows_that_begin_within_a_tile(monkeypatch):
+    """dK and dV of keys 32 ... 63 begin at row 32, and a tile of 64 rows goes past the last one."""
+    tiles = launch.TILES["attention_kv_fp32"][80] | {64: (64, 32, 4, 1, None)}
+    monkeypatch.setitem(launch.TILES, "attention_kv_fp32", {80: tiles})
+    hold(operands(1, 2, 2, 64, 64, 16))
+
+
 def test_three_launches_are_recorded_without_running():
     q = torch.empty(2, 6, 300, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
     with launch.record(90) as launches:
