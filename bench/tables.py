@@ -35,7 +35,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def by_card(results: list[dict], table, stage: str | None = None) -> str:
-    """`table` of each card under a line that names it, or of no card that has measured `stage`."""
+    """`table` of each GPU that has measured `stage` under a line that names it, or of none."""
     if stage:
         results = [result for result in results if of_stage(result, stage)]
     if not results:
@@ -172,7 +172,7 @@ def steps(results, ledger) -> str:
 def _steps(result: dict | None) -> str:
     rows = of_stage(result, "step")
     if not rows:
-        return f"- training steps on a card: {NOT_MEASURED}"
+        return f"- training steps on a GPU: {NOT_MEASURED}"
     rows.sort(key=lambda row: (row["preset"], row["milliseconds"]))
     ours = {row["preset"]: row["milliseconds"] for row in rows[::-1] if row["kernels"] == OURS}
     header = ["preset", "batch", "who", "ms", "time", "tokens/s", "MFU", "peak memory, GiB"]
@@ -200,7 +200,7 @@ def profile(results, ledger) -> str:
 def _profile(result: dict | None) -> str:
     rows = of_stage(result, "profile")
     if not rows:
-        return f"- one replay of a step on a card: {NOT_MEASURED}"
+        return f"- one replay of a step on a GPU: {NOT_MEASURED}"
     lines = [
         [
             row["preset"],
@@ -224,7 +224,7 @@ def _losses(result: dict | None) -> str:
     stage = result["stages"].get("loss", {"parts": {}}) if result else {"parts": {}}
     there = {name: part["figures"] for name, part in stage["parts"].items() if "figures" in part}
     if not there:
-        return f"- time to a loss on a card: {NOT_MEASURED}"
+        return f"- time to a loss on a GPU: {NOT_MEASURED}"
     lines = [
         [name, f"{row['val_loss']:.4f}", f"{row['step']:,}", f"{row['seconds']:.2f}"]
         for name, row in there.items()

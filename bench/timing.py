@@ -3,7 +3,7 @@
 1. *The device's clock.* CUDA events around the call. Before them the device is kept asleep for
    longer than the host needs to enqueue the call, so that the events do not count the host's
    launches; what the host needs is told apart (`host_seconds`). A call during which the device
-   woke up does not count: it is timed again behind a longer sleep.
+   woke up does not count: it is timed again after a longer sleep.
 2. *A cold cache.* A buffer larger than any L2 is written before each call.
 3. *In turns.* A B A B in one process, so that a drift of the card's clocks meets all alike.
 4. *Spread.* Medians, with the 20th and 80th percentile.

@@ -42,8 +42,8 @@ class Comparison(NamedTuple):
 def trusted(ops, peer, check, data: Data, config: TrainConfig, precision: Precision):
     """`ops`, or of it what this GPU computes as the table `peer` does, and `peer`'s for the rest.
 
-    Compares once for a GPU, its software and a model, and remembers what was good. `check` is the
-    module `kernels.check`. Only --kernels auto is served by others; else raises Refused.
+    Compares once for each GPU, its software and model, and remembers what was good. `check` is the
+    module `kernels.check`. Raises Refused where something is wrong and --kernels is not auto.
     """
     verdicts = Verdicts(check.facts(ops, precision.device), config)
     if verdicts.found_good():

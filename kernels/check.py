@@ -1,7 +1,7 @@
 """Every operation of a table on this device against PyTorch in fp64, in seconds.
 
-`python -m kernels.doctor --check` prints what it finds. The tests hold the kernels to much closer
-bounds; this is to see whether compiler, driver and GPU make of them what they should at all.
+`python -m kernels.doctor --check` prints what it finds. The tests have much tighter bounds;
+this shows whether the kernels compile, run and are right at all with this compiler, driver and GPU.
 """
 
 import hashlib
