@@ -1,11 +1,14 @@
 """The loss over the validation split, or over any text."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
+from torch.nn import functional as F
 
 from gpt import Refused, ranks
+from gpt.cuda_graph import CaptureError, capture, on_side_stream
 from gpt.data import Data
 from gpt.presets import IGNORE_INDEX, TrainConfig
 from gpt.step import WARM_UP, Precision
@@ -32,9 +35,7 @@ def evaluate(
             for i in range(config.eval_iters)
         )
     else:
-        rows = max(1, EVALUATION_TOKENS // block_size)
-        x, y = data.validation(block_size)
-        batches = of_this_rank(list(zip(x.split(rows), y.split(rows), strict=True)))
+        batches = of_this_rank(equal_batches(*data.validation(block_size)))
     losses, counts = [], []
     for x, y in batches:
         losses.append(loss_of(x, y))
@@ -85,6 +86,19 @@ def text_scores(model: nn.Module, tokenizer: Tokenizer, text: str, precision: Pr
     return scores | {"tokens": len(tokens), "bytes": size}
 
 
+def equal_batches(x: torch.Tensor, y: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Split x and y (N, T) into batches of one shape: what is compiled or captured fits them all.
+
+    The last batch is padded with rows whose targets do not count.
+    """
+    most = max(1, EVALUATION_TOKENS // x.shape[1])
+    count = -(-len(x) // most)
+    rows = -(-len(x) // count)
+    added = (0, 0, 0, count * rows - len(x))  # rows after the last
+    x, y = F.pad(x, added), F.pad(y, added, value=IGNORE_INDEX)
+    return list(zip(x.split(rows), y.split(rows), strict=True))
+
+
 def of_this_rank(batches: list) -> list:
     """Its share; as many for every rank, since ranks that share a model compute it together."""
     rank, world = ranks.rank(), ranks.world()
@@ -107,34 +121,29 @@ class EagerLoss:
 
 
 class GraphedLoss(EagerLoss):
-    """The same as one CUDA graph, for batches of as many rows as the first has, or fewer."""
+    """The same as one CUDA graph, for batches of as many rows as the first has."""
 
     def __init__(self, model: nn.Module, precision: Precision):
         super().__init__(model, precision)
         self.x = self.y = self.graph = None
+        self.is_eager = False
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        self.place(x, y)
-        if self.graph is None:
-            self.capture()
+        if self.graph is None and not self.is_eager:
+            self.capture(x, y)
+        if self.is_eager:
+            return super().__call__(x, y)
+        self.x.copy_(x)
+        self.y.copy_(y)
         self.graph.replay()
         return self.loss.clone()  # the next replay writes over it
 
-    def place(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Put the batch where the graph reads it; rows that it has not do not count."""
-        if self.x is None:
-            self.x, self.y = x.clone(), y.clone()
-        self.x[: len(x)].copy_(x)
-        self.y[: len(y)].copy_(y)
-        self.y[len(y) :] = IGNORE_INDEX
-
-    def capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                super().__call__(self.x, self.y)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = super().__call__(self.x, self.y)
+    def capture(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x.clone(), y.clone()
+        forward = partial(super().__call__, self.x, self.y)
+        on_side_stream(lambda: [forward() for _ in range(WARM_UP)])
+        try:
+            self.graph, self.loss = capture(forward)
+        except CaptureError as error:
+            print(f"evaluation cannot be captured as a CUDA graph ({error}); it is eager")
+            self.is_eager = True

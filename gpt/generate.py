@@ -11,6 +11,7 @@ at a time: a whole context is computed once in S tokens, and a token sees betwee
 and block_size earlier ones. Either is exactly what the model says of that context.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from gpt.cache import CachedGPT
+from gpt.cuda_graph import CaptureError, capture, on_side_stream
 from gpt.model import GPT
 
 READ_EVERY = 8  # tokens: a CUDA card is asked for its tokens, and waited for, this seldom
@@ -147,18 +149,16 @@ def captures(device: torch.device) -> bool:
 
 
 def captured(advance: Callable[[], None]) -> Callable[[], None]:
-    """`advance` as one CUDA graph: launched whole, however many kernels it has.
+    """`advance` as one CUDA graph, or as it is where it cannot be captured.
 
     It is called once on the way, so that every kernel is loaded and every buffer allocated.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        advance()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        advance()
+    on_side_stream(advance)
+    try:
+        graph, _ = capture(advance)
+    except CaptureError as error:
+        warnings.warn(f"decoding cannot be captured as a CUDA graph: {error}", stacklevel=2)
+        return advance
     return graph.replay
 
 

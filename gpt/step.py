@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 from gpt import Refused, ranks
+from gpt.cuda_graph import CaptureError, capture, on_side_stream
 from gpt.data import Data
 from gpt.optim import learning_rate_scale, set_learning_rates
 from gpt.presets import TrainConfig
@@ -203,7 +204,8 @@ class GraphStep(DeviceStep):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.graph, self.taken = None, 0
+        self.graph, self.taken, self.is_eager = None, 0, False
+        self.keeps_gradients = False  # those of the capture lie where its replays write them
         self.copies = self.copies_in_16_bits()
         if self.copies:
             weights = dict(self.model.named_parameters())
@@ -231,24 +233,32 @@ class GraphStep(DeviceStep):
     def take(self, step) -> torch.Tensor:
         if self.taken < WARM_UP:
             self.taken += 1
-            return self._on_a_side_stream()
+            return on_side_stream(self.eager)
+        if self.graph is None and not self.is_eager:
+            self.capture()
+        if self.is_eager:
+            return self.eager()
         self.send()
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.loss = super().take(self.number)
-            self.send()  # where the gradients lie now
         self.graph.replay()
         return self.loss.clone()  # the next replay writes over it
 
-    def _on_a_side_stream(self) -> torch.Tensor:
-        """An eager step where captures happen too, so that the allocator knows its sizes."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            loss = super().take(self.number)
-        torch.cuda.current_stream().wait_stream(stream)
-        return loss
+    def eager(self) -> torch.Tensor:
+        return super().take(self.number)
+
+    def capture(self) -> None:
+        """Make the graph, or with `--step auto` go on without one where that is not possible."""
+        self.send()
+        self.keeps_gradients = True
+        try:
+            self.graph, self.loss = capture(self.eager)
+        except CaptureError as error:
+            if self.config.step == "graph":
+                raise Refused(
+                    f"--step graph: the step cannot be captured ({error}); use --step eager"
+                ) from None
+            print(f"the step cannot be captured as a CUDA graph ({error}); steps are eager")
+            self.is_eager, self.keeps_gradients = True, False
+            self.clear()
 
     def send(self) -> None:
         """Bring learning rates and addresses of a fused AdamW to the device."""
@@ -257,7 +267,7 @@ class GraphStep(DeviceStep):
                 optimizer.send()
 
     def clear(self) -> None:
-        if self.graph is None:  # those of the capture stay where its replays write them
+        if not self.keeps_gradients:
             super().clear()
             for copy in self.copies.values():
                 copy.grad = None

@@ -94,15 +94,17 @@ def _capture(graph: Graph):
 
 @contextlib.contextmanager
 def _undone():
-    """Give every tensor that is there its numbers back, and the generator its state."""
+    """Give every tensor that is there its numbers back; and the generator its state, if it ends."""
     live = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in live}
     before = [(storage, storage.clone()) for storage in storages.values()]
     state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
-    for storage, numbers in before:
-        storage.copy_(numbers)
+    try:
+        yield
+        torch.set_rng_state(state)
+    finally:
+        for storage, numbers in before:
+            storage.copy_(numbers)
 
 
 class _Stream:
@@ -110,16 +112,57 @@ class _Stream:
         pass
 
 
+class Device:
+    """What a capture changes besides memory, and a failed one leaves changed, as on a GPU."""
+
+    def __init__(self):
+        self.stream = self.default_stream = _Stream()
+        self.is_generator_captured = False
+
+    @contextlib.contextmanager
+    def capture(self, graph: Graph):
+        before, self.stream = self.stream, _Stream()
+        self.is_generator_captured = True
+        try:
+            with _capture(graph):
+                yield
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+        self.stream, self.is_generator_captured = before, False
+
+    def set_stream(self, stream: _Stream) -> None:
+        self.stream = stream
+
+    # of the default generator
+    def clone_state(self) -> "Device":
+        return Device()
+
+    def graphsafe_set_state(self, other: "Device") -> None:
+        self.is_generator_captured = other.is_generator_captured
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        if self.is_generator_captured:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        torch.set_rng_state(state)
+
+
 @contextlib.contextmanager
 def on_the_cpu():
-    """Have `torch.cuda.graph` capture here."""
+    """Have `torch.cuda.graph` capture here; gives the device that stands for a GPU."""
+    device = Device()
+    replacements = {
+        "CUDAGraph": Graph,
+        "graph": device.capture,
+        "Stream": _Stream,
+        "current_stream": lambda: device.stream,
+        "set_stream": device.set_stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_device": lambda: 0,
+        "default_generators": [device],
+        "get_rng_state": torch.get_rng_state,
+        "set_rng_state": device.set_rng_state,
+    }
     with contextlib.ExitStack() as stack:
-        for name, replacement in {
-            "CUDAGraph": Graph,
-            "graph": _capture,
-            "Stream": _Stream,
-            "current_stream": _Stream,
-            "stream": lambda stream: contextlib.nullcontext(),
-        }.items():
+        for name, replacement in replacements.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
-        yield
+        yield device

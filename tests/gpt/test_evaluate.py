@@ -10,7 +10,7 @@ import kernels
 from gpt import evaluate as evaluation
 from gpt import model, ranks, reference
 from gpt.data import Data
-from gpt.presets import TrainConfig
+from gpt.presets import IGNORE_INDEX, TrainConfig
 from gpt.step import Precision
 from gpt.tokenizer import ByteTokenizer
 from kernels.native import OPS
@@ -97,16 +97,20 @@ def test_ranks_take_as_many_passes_and_count_every_position_once(
     assert loss_sum / count == pytest.approx(expected, 1e-6)
 
 
-def test_a_graph_s_batch_of_fewer_rows_has_the_loss_of_these():
-    gpt, data = make()
-    gpt.eval()
-    loss_of = evaluation.GraphedLoss(gpt, FP32)
+@pytest.mark.parametrize("length", [9, 82, 83, 101])
+@pytest.mark.parametrize("tokens_of_a_pass", [8, 24, 32, 16_384])
+def test_batches_have_one_shape(length, tokens_of_a_pass, monkeypatch):
+    """A model that is compiled or captured for the first one is so for the last."""
+    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", tokens_of_a_pass)
+    _, data = make(length)
     x, y = data.validation(CONFIG.model.block_size)
-    for rows in (8, 3, 8, 1):
-        loss_of.place(x[:rows], y[:rows])
-        expected = gpt(x[:rows], y[:rows])[1]
-        assert torch.allclose(gpt(loss_of.x, loss_of.y)[1], expected, rtol=1e-6)
-    assert data.validation(CONFIG.model.block_size)[1].equal(y)  # it wrote to its own
+    batches = evaluation.equal_batches(x, y)
+    assert len({each.shape for pair in batches for each in pair}) == 1
+    assert batches[0][0].numel() <= max(tokens_of_a_pass, CONFIG.model.block_size)
+    for whole, parts in ((x, 0), (y, 1)):
+        together = torch.cat([batch[parts] for batch in batches])
+        assert torch.equal(together[: len(whole)], whole)
+    assert (together[len(y) :] == IGNORE_INDEX).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -76,6 +76,25 @@ def test_every_replay_drops_other_elements(implementation):
     assert len(set(losses)) == len(losses)
 
 
+class ReadsTheNorm(GraphStep):
+    """Which a GPU refuses to capture."""
+
+    def clip(self):
+        return torch.full((), super().clip().item(), device=self.precision.device)
+
+
+@needs_card
+def test_a_step_that_cannot_be_captured_goes_on_eagerly(capsys):
+    losses = {}
+    for kind in (DeviceStep, ReadsTheNorm):
+        step = a_run(kind, "triton", "adamw", "cuda:0")
+        torch.cuda.manual_seed(7)
+        losses[kind] = [step(number).item() for number in range(8)]
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert losses[ReadsTheNorm] == losses[DeviceStep]
+    assert "steps are eager" in capsys.readouterr().out
+
+
 def test_copies_in_16_bits_change_no_bit():
     """The weights of linear layers as copies that AdamW rewrites, against autocast's casts."""
     options = {"model": dataclasses.replace(MODEL, vocab_size=32), "batch_size": 1}
