@@ -9,6 +9,7 @@ import math
 import platform
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,8 +86,8 @@ def train(config: TrainConfig, device: torch.device) -> None:
     if config.init_from not in ("scratch", "resume"):
         print(pretrained.begin(model, config.init_from, data.tokenizer))
     if config.parallel == "fsdp":
-        ranks.shard(model, device)
-        adamw = torch.optim.AdamW  # which knows shards
+        ranks.shard(model, device, dtype)
+        adamw = partial(torch.optim.AdamW, fused=True)  # which knows shards
     model.to(device)
     if config.activation_checkpointing:
         recompute_blocks(model, config.model)

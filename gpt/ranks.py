@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt import Refused
+from gpt import Refused, residual
 
 
 def join(device_name: str) -> str:
@@ -117,16 +117,22 @@ def parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
 
 
-def shard(model: nn.Module, device: torch.device) -> None:
-    """Move each rank's share of every weight to its device; whole is a block while it computes.
+def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move each rank's share of every weight to its device; a block is whole while it computes.
 
-    By FSDP2. Optimizers are made after this: weights, gradients and their state are then DTensors.
+    By FSDP2. Optimizers are made after this: weights, gradients and their state are then DTensors
+    in fp32. Weights are gathered in `dtype`, that of matrix products; gradients are summed in fp32.
     """
     if dist.is_initialized():
         mesh = init_device_mesh(device.type, (world(),))
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         for block in model.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            # a bias that is added in the next block would be gone by then
+            block.register_forward_hook(lambda block, inputs, stream: residual.total(stream))
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -276,9 +276,9 @@ class GraphStep(DeviceStep):
 def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:
     """The kind of step that `--step` means here, and the reason in a few words."""
     mode, reason = config.step, None
-    # who can leave the decision about a bad step to the device: fused optimizers, on a card
+    # fused optimizers on a GPU can leave the decision about a bad step to the device
     waits = precision.device.type != "cuda" or precision.scaler.is_enabled()
-    eager = Step if waits or config.parallel == "fsdp" else DeviceStep
+    eager = Step if waits else DeviceStep
     if mode == "compile":
         return eager, "eager, the model by torch.compile"
     if precision.device.type != "cuda":

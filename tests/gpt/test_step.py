@@ -1,20 +1,21 @@
 """A training step: accumulation, clipping, the data that it sees."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gpt import Refused, model
+from gpt import Refused, model, ranks
 from gpt.data import Data
 from gpt.optim import make_optimizers
 from gpt.presets import TrainConfig
-from gpt.step import Precision, Step, choose_step, passes_per_step
+from gpt.step import DeviceStep, Precision, Step, choose_step, passes_per_step
 from gpt.tokenizer import ByteTokenizer
 from kernels.native import OPS
 from tests.gpt.configs import LECTURE, draw_tokens, randomise
 
-CPU = torch.device("cpu")
+CPU, BF16 = torch.device("cpu"), torch.bfloat16
 CONFIG = TrainConfig(model=LECTURE, batch_size=6, learning_rate=0.01)
 
 
@@ -120,3 +121,13 @@ def test_a_graph_is_for_a_cuda_card():
     assert (compiled.compiles_model, CONFIG.compiles_model) == (True, False)
     with pytest.raises(Refused, match="use --step eager"):
         choose_step(replace(CONFIG, step="graph"), precision, data)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_on_gpus_do_not_wait_for_them(parallel, monkeypatch):
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    gpu = torch.device("cuda")
+    data = SimpleNamespace(source=gpu)
+    kind, reason = choose_step(replace(CONFIG, parallel=parallel), Precision(gpu, BF16), data)
+    assert kind is DeviceStep
+    assert reason == "eager, ranks exchange gradients"
