@@ -5,6 +5,7 @@ random operands on any device; on "meta" there is nothing but shapes, and that i
 launch for an architecture that is not there.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -15,15 +16,17 @@ from kernels import launch
 class Precision(NamedTuple):
     """The dtypes of a training step."""
 
-    wide: torch.dtype  # the residual stream and the parameters
+    wide: torch.dtype  # the parameters
     narrow: torch.dtype  # operands and results of matrix products
+    stream: torch.dtype  # the residual stream
 
 
 PRECISIONS = {
-    "bf16": Precision(torch.bfloat16, torch.bfloat16),
-    "fp16": Precision(torch.float16, torch.float16),
-    "fp32": Precision(torch.float32, torch.float32),
-    "autocast": Precision(torch.float32, torch.bfloat16),
+    "bf16": Precision(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "fp16": Precision(torch.float16, torch.float16, torch.float16),
+    "fp32": Precision(torch.float32, torch.float32, torch.float32),
+    "autocast": Precision(torch.float32, torch.bfloat16, torch.float32),  # PyTorch's
+    "training": Precision(torch.float32, torch.bfloat16, torch.bfloat16),  # gpt/model.py's
 }
 
 
@@ -58,15 +61,27 @@ class Case(NamedTuple):
         """Operands of the operation, drawn on `device`; those with a gradient require it."""
         return _INPUTS[self.operation](self.sizes, PRECISIONS[self.precision], device)
 
-    def call(self, ops, inputs):
+    def keywords(self, device) -> dict[str, Any]:
+        """The options as the operation takes them, tensors among them."""
         options = dict(self.options)
         if options.pop("x_bias", False):
-            options["x_bias"] = torch.zeros(self.sizes.C, device=inputs[0].device).requires_grad_()
+            options["x_bias"] = torch.zeros(self.sizes.C, device=device).requires_grad_()
         if options.pop("angles", False):
             T, D = self.sizes.T, self.sizes.C // self.sizes.H
-            options["cos"], options["sin"] = torch.ones(2, T, D, device=inputs[0].device)
-        with launch.routed(self.route):
-            return getattr(ops, self.operation)(*inputs, **options)
+            options["cos"], options["sin"] = torch.ones(2, T, D, device=device)
+        return options
+
+    def around(self, device):
+        """The context of its forward pass: where parameters are wider, autocast."""
+        wide, narrow, stream = PRECISIONS[self.precision]
+        if wide == stream:
+            return contextlib.nullcontext()
+        kind = torch.device(device).type
+        return torch.autocast("cpu" if kind == "meta" else kind, narrow)
+
+    def call(self, ops, inputs):
+        with launch.routed(self.route), self.around(inputs[0].device):
+            return getattr(ops, self.operation)(*inputs, **self.keywords(inputs[0].device))
 
     def run(self, ops, device) -> None:
         """Forward and backward."""
@@ -89,7 +104,7 @@ class Update(NamedTuple):
         return f"{self.operation} {self.sizes.name} {self.precision}"
 
     def run(self, ops, device) -> None:
-        wide, narrow = PRECISIONS[self.precision]
+        wide, narrow, _ = PRECISIONS[self.precision]
         C = self.sizes.C
         parameters = [torch.nn.Parameter(_leaves(device)(s, wide)) for s in ((C, 4 * C), (C,))]
         copies = [one.detach().to(narrow).requires_grad_() for one in parameters]
@@ -127,7 +142,7 @@ class Token(NamedTuple):
 def _layer_norm(sizes, precision, device):
     leaf = _leaves(device)
     _, B, T, C, *_ = sizes
-    return leaf((B, T, C), precision.wide), leaf((C,), precision.wide), leaf((C,), precision.wide)
+    return leaf((B, T, C), precision.stream), leaf((C,), precision.wide), leaf((C,), precision.wide)
 
 
 def _rms_norm(sizes, precision, device):
@@ -141,7 +156,7 @@ def _add_layer_norm(sizes, precision, device):
     leaf = _leaves(device)
     _, B, T, C, *_ = sizes
     branch = leaf((B, T, C), precision.narrow)
-    return leaf((B, T, C), precision.wide), branch, *_layer_norm(sizes, precision, device)[1:]
+    return leaf((B, T, C), precision.stream), branch, *_layer_norm(sizes, precision, device)[1:]
 
 
 def _attention(sizes, precision, device):
@@ -171,11 +186,13 @@ def _cross_entropy(sizes, precision, device):
 
 
 def _linear_cross_entropy(sizes, precision, device):
-    """GPT-2's head, which has no bias."""
-    _, B, T, C, _, V = sizes
+    """GPT-2's head, which has no bias; in training the lecture's, which has one."""
+    name, B, T, C, _, V = sizes
     leaf = _leaves(device)
-    weight = leaf((V, C), precision.narrow, C**-0.5)
-    return leaf((B, T, C), precision.narrow), weight, None, torch.randint(V, (B, T), device=device)
+    weight, bias = leaf((V, C), precision.wide, C**-0.5), None
+    if precision is PRECISIONS["training"] and name == LECTURE.name:
+        bias = leaf((V,), precision.wide)
+    return leaf((B, T, C), precision.narrow), weight, bias, torch.randint(V, (B, T), device=device)
 
 
 def _embedding(sizes, precision, device):

@@ -6,6 +6,7 @@ compiles it, behind a driver that knows nothing but the architecture. So what is
 what a card would load: kernel, tile, divisibility and options come from one place.
 """
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable
@@ -68,12 +69,12 @@ class Launched(NamedTuple):
 
 def record(case, card: int) -> list[Launched]:
     """Everything that `case` would launch on `card`."""
-    with launch.record(card) as launches, _autocast_off_on_meta():
+    with launch.record(card) as launches, _autocast_on_meta():
         case.run(fused.OPS, "meta")
-    return [Launched(str(case), card, _on_meta(one)) for one in launches]
+    return [Launched(str(case), card, without_fakes(one)) for one in launches]
 
 
-def _on_meta(one: launch.Launch) -> launch.Launch:
+def without_fakes(one: launch.Launch) -> launch.Launch:
     """A launch with meta tensors for fake ones, of which Triton would ask where they lie."""
     return one._replace(arguments=tuple(map(_meta, one.arguments)))
 
@@ -86,12 +87,18 @@ def _meta(value):
     return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def _autocast_off_on_meta():
-    """PyTorch has no answer to whether autocast is on for meta tensors: here it is off."""
-    asked = torch.is_autocast_enabled
-    return mock.patch.object(
-        torch, "is_autocast_enabled", lambda *kind: kind != ("meta",) and asked(*kind)
-    )
+@contextlib.contextmanager
+def _autocast_on_meta():
+    """PyTorch has no autocast for meta tensors: that of the CPU holds for them."""
+
+    def of_the_cpu(asked):
+        return lambda *kind: asked("cpu" if kind == ("meta",) else kind[0]) if kind else asked()
+
+    with contextlib.ExitStack() as stack:
+        for name in ("is_autocast_enabled", "get_autocast_dtype"):
+            replacement = of_the_cpu(getattr(torch, name))
+            stack.enter_context(mock.patch.object(torch, name, replacement))
+        yield
 
 
 def rows(launched: Iterable[Launched], target: Target) -> list[dict]:

@@ -65,7 +65,7 @@ def pytest_generate_tests(metafunc):
 
 
 def _group(case, direction: str) -> str:
-    return f"{case.operation} {timed.shape(case)} {direction}"
+    return f"{case.operation} {timed.shape(case)} {case.precision} {direction}"
 
 
 class Lap:

@@ -80,7 +80,14 @@ def write(path: Path, result: dict) -> None:
     rows = ",\n".join(json.dumps(row) for row in result["rows"])
     rest = {key: value for key, value in result.items() if key != "rows"}
     text = json.dumps(rest, indent=1).removesuffix("\n}")
-    path.write_text(f'{text},\n "rows": [\n{rows}\n]}}\n')
+    write_whole(path, f'{text},\n "rows": [\n{rows}\n]}}\n')
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is always there as a whole: the earlier one, or this one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def add(earlier: dict, later: dict) -> dict:

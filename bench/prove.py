@@ -1,17 +1,22 @@
-"""One command that proves the kernels on a card: right, the same every time, and how fast.
+"""One command that proves the kernels on a GPU: right, the same every time, and how fast.
 
-    python -m bench.prove                          all stages, in nine minutes
-    python -m bench.prove --stages bench --minutes 20 --out results
+    python -m bench.prove                          the plan, in nine minutes
+    python -m bench.prove --stages parity,sanitize --minutes 8 --out results
 
-Stages, in the order of their worth: profile (captured steps against PyTorch's losses, and where
-their time goes), step (whole training steps, timed), bench (pytest-benchmark against peers), parity
-(the tests, compiled), loss (training to nanoGPT's best), decode (generating text), tune (other
-tiles, timed), repeat (250 bit-equal runs), sanitize (compute-sanitizer), ledger (the loaded kernels
-are the committed ones), soak (a run that is interrupted at random), ladder (the rungs of
-docs/ladder). Each runs as a process of its own and within its share of the time; one that fails is
-reported and the next one runs. What was found goes to one JSON file in --out, named after card and
-date; a second run on the same day adds to it. Copied to bench/results/, it is what `python -m
-bench.report` makes its tables of. Exit code: 0, 1 if a stage has failed, 2 without a card.
+The plan, in the order of its worth: ceilings, while all cores compile what the rest launches;
+profile (captured steps against PyTorch's losses, the tests of CUDA graphs, where the time goes);
+step (whole training steps, timed); bench (pytest-benchmark against peers); tune (other tiles);
+parity (a quarter of the kernels' tests and those of the model, while torch.compile's steps are
+compiled); compiled (these, timed); loss (training to nanoGPT's best). By name only: decode
+(generating text), repeat (250 bit-equal runs), sanitize (compute-sanitizer), ledger (the loaded
+kernels are the committed ones), soak (a run that is interrupted at random), ladder (the rungs of
+docs/ladder); and all parts of step and parity.
+
+Each stage runs as a process of its own and within its share of the time; one that fails is
+reported and the next one runs. After each, what was found goes to one JSON file in --out, named
+after GPU and date; a second run on the same day adds to it. Copied to bench/results/, it is what
+`python -m bench.report` makes its tables of. Exit code: 0, 1 if a stage has failed, 2 without a
+GPU.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,32 +37,40 @@ from typing import NamedTuple
 import torch
 
 from bench import figures, targets, timed
-from bench.stages import Outcome, failed, no_time, worst
+from bench.stages import Outcome, failed, no_time, parity, step, worst
 
 
 class Stage(NamedTuple):
     module: str
     share: float  # of the time, against the shares of the other stages that are asked for
-    by_operation: bool = True  # its parts are operations, and --only chooses among them
+    by_operation: bool = False  # its parts are operations, and --only chooses among them
+    parts: tuple[str, ...] = ()  # which it has in the plan; by name it has all
+    beside: str = ""  # a module that runs at the same time, and is not timed either
 
 
-STAGES = {
-    "profile": Stage("bench.stages.profile", 15, by_operation=False),
-    "step": Stage("bench.stages.step", 45, by_operation=False),
-    "bench": Stage("bench.stages.speed", 35),
-    "parity": Stage("bench.stages.parity", 30, by_operation=False),
-    "loss": Stage("bench.stages.loss", 20, by_operation=False),
-    "decode": Stage("bench.stages.decode", 15, by_operation=False),
-    "tune": Stage("bench.stages.tune", 12),
-    "repeat": Stage("bench.stages.repeat", 8),
-    "sanitize": Stage("bench.stages.sanitize", 20, by_operation=False),
-    "ledger": Stage("bench.stages.ledger", 5),
-    "soak": Stage("bench.stages.soak", 15, by_operation=False),
-    "ladder": Stage("bench.stages.ladder", 6, by_operation=False),
+PLAN = {  # the shares are seconds of nine minutes
+    "profile": Stage("bench.stages.profile", 60),
+    "step": Stage("bench.stages.step", 60, parts=tuple(step.UNCOMPILED)),
+    "bench": Stage("bench.stages.speed", 130, by_operation=True),
+    "tune": Stage("bench.stages.tune", 80, by_operation=True),
+    "parity": Stage(
+        "bench.stages.parity", 100, parts=tuple(parity.FIRST), beside="bench.stages.warm"
+    ),
+    "compiled": Stage("bench.stages.step", 60, parts=tuple(step.COMPILED)),
+    "loss": Stage("bench.stages.loss", 30),
+}
+STAGES = PLAN | {
+    "decode": Stage("bench.stages.decode", 60),
+    "repeat": Stage("bench.stages.repeat", 60, by_operation=True),
+    "sanitize": Stage("bench.stages.sanitize", 120),
+    "ledger": Stage("bench.stages.ledger", 30, by_operation=True),
+    "soak": Stage("bench.stages.soak", 60),
+    "ladder": Stage("bench.stages.ladder", 30),
 }
 MOST_LINES = 12  # of a part; all of them are in the file
-CARD = "bench.stages.card"
+CARD, COMPILE = "bench.stages.card", "bench.stages.compile"
 CARD_SECONDS = 60  # at most, for the ceilings; they need some ten
+COMPILE_SECONDS = 20
 SOFT = 0.85  # of its time, after which a stage begins no further part; all of it, and it is killed
 LOG = "prove.log"
 
@@ -68,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     if not torch.cuda.is_available():
         print(
-            "make prove needs a CUDA card, and PyTorch sees none here; without one, "
+            "make prove needs a CUDA GPU, and PyTorch sees none here; without one, "
             "`make test` runs the kernels in Triton's interpreter and `make ledger` compiles them"
         )
         return 2
@@ -81,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     result = prove(options.stages, seconds, log, run_stage, keep, only=options.only)
     if "card" not in result:
-        print(f"the card does not work: {result['stages']['card']['says']}")
+        print(f"the GPU does not work: {result['stages']['card']['says']}")
         return 1
     print(f"\n{told(result)}\n\n{keep(result)}")
     return 1 if worst(result["stages"].values()) == "failed" else 0
@@ -100,21 +114,26 @@ def prove(
 
     `keep` is called with what there is after each stage.
     """
-    deadline = clock() + seconds
-    card = run(CARD, min(CARD_SECONDS, seconds), log, [])["card"]
+    deadline, in_plan = clock() + seconds, list(stages) == list(PLAN)
+    ahead = COMPILE if in_plan else ""
+    with beside(run, ahead, min(COMPILE_SECONDS, seconds), log) as compiled:
+        card = run(CARD, min(CARD_SECONDS, seconds), log, [])["card"]
     if card["state"] != "passed":
         return {"stages": {"card": card}, "rows": []}
-    print(f"{card['card']['name']}: {card['says']}", flush=True)
+    says = [card["says"], *(part["says"] for part in compiled.values())]
+    print(f"{card['card']['name']}: {'; '.join(says)}", flush=True)
     result = {"card": card["card"], "ceilings": card["ceilings"], "stages": {}, "rows": []}
     for index, name in enumerate(stages):
-        shares = [STAGES[later].share for later in stages[index:]]
+        stage, shares = STAGES[name], [STAGES[later].share for later in stages[index:]]
         began = clock()
         allowance = (deadline - began) * shares[0] / sum(shares)
         print(f"{name}: at most {max(allowance, 0):.0f} s", flush=True)
         parts = {name: no_time()}
         if allowance > 0:
-            choice = [f"--only={one}" for one in only if STAGES[name].by_operation]
-            parts = run(STAGES[name].module, allowance, log, choice)
+            choice = only if stage.by_operation else stage.parts if in_plan else ()
+            arguments = [f"--only={part}" for part in choice]
+            with beside(run, stage.beside if in_plan else "", allowance, log):
+                parts = run(stage.module, allowance, log, arguments)
         for part in parts.values():
             result["rows"] += part.pop("rows", [])
         result["stages"][name] = {
@@ -125,6 +144,25 @@ def prove(
         }
         keep(result)
     return result
+
+
+@contextlib.contextmanager
+def beside(run: Run, module: str, seconds: float, log: Path):
+    """Run `module` at the same time as the block, and wait for both; gives its outcomes."""
+    outcomes: dict[str, Outcome] = {}
+    if not module:
+        yield outcomes
+        return
+    log = log and log.with_name(f"{module.rpartition('.')[2]}.log")
+    thread = threading.Thread(target=lambda: outcomes.update(run(module, seconds, log, [])))
+    thread.start()
+    try:
+        yield outcomes
+    except BaseException:
+        end_all()
+        raise
+    finally:
+        thread.join()
 
 
 def run_stage(module: str, seconds: float, log: Path, arguments: list[str]) -> dict[str, Outcome]:
@@ -168,14 +206,28 @@ def _run(command: list[str], seconds: float, log: Path) -> int | None:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that what it has started can be ended with it
         )
+        _running.add(process.pid)
         try:
             return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end(process.pid)
             process.wait()
+            _running.discard(process.pid)
+
+
+_running: set[int] = set()  # process groups
+
+
+def end_all() -> None:
+    for group in list(_running):
+        _end(group)
+
+
+def _end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _last_line(log: Path) -> str:
@@ -204,7 +256,7 @@ def stamp(result: dict, date: str, commit: str) -> dict:
 
 
 def save(folder: Path, result: dict) -> Path:
-    """Write the result to the folder, together with what is there of the same card and date."""
+    """Write the result to the folder, together with what is there of the same GPU and date."""
     path = folder / figures.file_name(result["card"]["name"], result["date"])
     if path.exists():
         result = figures.add(figures.read(path), result)
@@ -227,14 +279,26 @@ def told(result: dict) -> str:
         f"{name:<9}{stage['state']:<10}{stage['seconds']:>6.1f} s  {stage['says']}"
         for name, stage in stages
     ]
+    if undone := not_done(result["stages"]):
+        lines.append(f"not done: {undone}")
     return "\n".join(lines)
+
+
+def not_done(stages: dict) -> str:
+    """What a second run is for: stages that were left out, and parts that no time was left for."""
+    late = [
+        f"{name} ({', '.join(parts)})" if len(parts) < len(stage["parts"]) else name
+        for name, stage in stages.items()
+        if (parts := [key for key, part in stage["parts"].items() if part["state"] == "no time"])
+    ]
+    return ", ".join([*late, *(name for name in STAGES if name not in stages)])
 
 
 def _options(arguments: list[str] | None):
     summary = __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m bench.prove", description=summary)
     add = parser.add_argument
-    add("--stages", type=_stages, default=list(STAGES), help=f"of {', '.join(STAGES)}; a list")
+    add("--stages", type=_stages, default=list(PLAN), help=f"of {', '.join(STAGES)}; a list")
     add("--only", type=_operations, default=[], help="operations, for the stages that go by them")
     add("--minutes", type=float, default=9.0, help="for everything together")
     add("--out", type=Path, default=Path("out-prove"), metavar="DIR", help="result and log")
@@ -259,4 +323,5 @@ def _operations(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and ends what runs
     sys.exit(main())

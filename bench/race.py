@@ -58,11 +58,12 @@ class Race:
         if rival.own_inputs:
             inputs = tuple(_copy(value) for value in inputs)
         weights = rival.function.parameters() if isinstance(rival.function, torch.nn.Module) else ()
-        leaves = [value for value in (*inputs, *weights) if _has_gradient(value)]
+        options = self.case.keywords(self.device)
+        leaves = [value for value in (*inputs, *options.values(), *weights) if _has_gradient(value)]
 
         def forward():
-            with rival.around():
-                return rival.function(*inputs, **self.case.options)
+            with rival.around(), self.case.around(self.device):
+                return rival.function(*inputs, **options)
 
         def backward(outputs):
             with rival.around():

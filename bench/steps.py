@@ -6,6 +6,7 @@ while `kernels.launch` records instead of launching. Layers are all alike, so th
 
 import contextlib
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -42,17 +43,23 @@ class TrainingStep(NamedTuple):
 
     def run(self, ops, device) -> None:
         with without_storage():
-            step = self.step(ops)
-            loss, bad = step.backward(step.number)
-            step.guard(loss, bad)
-            step.update()
+            self.on(CPU, ops)
 
-    def step(self, ops) -> GraphStep:
-        config = configuration(self.operation, n_layer=LAYERS)
-        model = build(config.model, ops)
+    def on(self, device, ops, **sizes) -> None:
+        step = self.step(device, ops, **sizes)
+        loss, bad = step.backward(step.number)
+        step.guard(loss, bad)
+        step.update()
+
+    def step(self, device, ops, rows=0, **sizes) -> GraphStep:
+        """With the preset's sizes, but for `rows` of a batch and those of the model in `sizes`."""
+        config = configuration(self.operation, n_layer=LAYERS, **sizes)
+        config = replace(config, batch_size=rows or config.batch_size)
+        with device:
+            model = build(config.model, ops)
         optimizers = make_optimizers(model, config, ops.adamw, LOW)
-        text = a_text(config.model.vocab_size, CPU)
-        return GraphStep(model, optimizers, text, config, Precision(CPU, LOW))
+        text = a_text(config.model.vocab_size, device)
+        return GraphStep(model, optimizers, text, config, Precision(device, LOW))
 
 
 class Evaluation(NamedTuple):
@@ -63,15 +70,19 @@ class Evaluation(NamedTuple):
     def __str__(self):
         return f"evaluation of {self.operation}"
 
-    @torch.no_grad()
     def run(self, ops, device) -> None:
         with without_storage():
-            config = configuration(self.operation, n_layer=LAYERS).model
+            self.on(CPU, ops)
+
+    @torch.no_grad()
+    def on(self, device, ops, rows=0, **sizes) -> None:
+        config = configuration(self.operation, n_layer=LAYERS, **sizes).model
+        with device:
             model = build(config, ops).eval()
-            rows = max(1, EVALUATION_TOKENS // config.block_size)
-            x, y = torch.zeros((2, rows, config.block_size), dtype=torch.int64)
-            with Precision(CPU, LOW).autocast():
-                model(x, y)
+        rows = rows or max(1, EVALUATION_TOKENS // config.block_size)
+        x, y = torch.zeros((2, rows, config.block_size), dtype=torch.int64, device=device)
+        with Precision(device, LOW).autocast():
+            model(x, y)
 
 
 class DecodingStep(NamedTuple):
@@ -84,23 +95,29 @@ class DecodingStep(NamedTuple):
     def __str__(self):
         return f"decoding by {self.operation}, batch {self.batch}{', int8' if self.int8 else ''}"
 
-    @torch.no_grad()
     def run(self, ops, device) -> None:
         with without_storage():
-            torch.set_default_dtype(LOW)  # fake parameters are not to be cast afterwards
-            try:
-                model = build(configuration(self.operation, n_layer=LAYERS).model, ops).eval()
-            finally:
-                torch.set_default_dtype(torch.float32)
-            if self.int8:
-                quantize(model)
-            cached = CachedGPT(model, self.batch)
-            rows = torch.arange(self.batch)
-            prompt = torch.zeros((self.batch, 1), dtype=torch.int64)
-            cached.fill(rows, prompt, torch.ones(self.batch, dtype=torch.int64))
-            logits = cached.step(prompt[:, 0])
-            seed = torch.zeros((), dtype=torch.int64)
-            ops.draw(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
+            self.on(CPU, ops)
+
+    @torch.no_grad()
+    def on(self, device, ops, rows=0, **sizes) -> None:
+        torch.set_default_dtype(LOW)  # fake parameters are not to be cast afterwards
+        try:
+            with device:
+                config = configuration(self.operation, n_layer=LAYERS, **sizes).model
+                model = build(config, ops).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        if self.int8:
+            quantize(model)
+        count = rows or self.batch
+        cached = CachedGPT(model, count)
+        prompt = torch.zeros((count, 1), dtype=torch.int64, device=device)
+        lengths = torch.ones(count, dtype=torch.int64, device=device)
+        cached.fill(torch.arange(count, device=device), prompt, lengths)
+        logits = cached.step(prompt[:, 0])
+        seed = torch.zeros((), dtype=torch.int64, device=device)
+        ops.draw(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
 
 
 STEPS = (

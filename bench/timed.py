@@ -7,6 +7,7 @@ The order of `CARD` is the order of measurement: time may run out, so what matte
 Letters: B batch, T time, C channels, H heads, V vocabulary.
 """
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -35,6 +36,12 @@ class ModuleCase(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         return {}
+
+    def keywords(self, device) -> dict[str, Any]:
+        return {}
+
+    def around(self, device):
+        return contextlib.nullcontext()
 
     def inputs(self, device) -> tuple:
         dtype = PRECISIONS[self.precision].narrow
@@ -75,6 +82,7 @@ class OptimizerCase(NamedTuple):
         return sum(map(math.prod, self.shapes()))
 
 
+GPT2_32K = GPT2._replace(name="gpt2-32k", B=32)
 GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
 GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
 GPT2_8K = GPT2._replace(name="gpt2-8k", B=2, T=8192)
@@ -86,7 +94,24 @@ NANO = Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's recipe for a CPU
 LECTURE_DROPOUT = {"dropout_p": 0.2}
 GPT2_DROPOUT = {"dropout_p": 0.1}
 
+# what steps of `lecture` and `gpt2` call, the largest share of a step first
+STEPS = (
+    Case("attention_qkv", LECTURE, "training", LECTURE_DROPOUT),
+    Case("attention_qkv", GPT2_32K, "training"),
+    Case("feed_forward", LECTURE, "training", {"activation": "relu"}),
+    Case("feed_forward", GPT2_32K, "training", {"activation": "gelu"}),
+    Case("linear_cross_entropy", LECTURE, "training"),
+    Case("linear_cross_entropy", GPT2_32K, "training"),
+    Case("add_layer_norm", LECTURE, "training", {"x_bias": True} | LECTURE_DROPOUT),
+    Case("add_layer_norm", GPT2_32K, "training"),
+    Case("embedding", LECTURE, "training"),
+    Case("embedding", GPT2_32K, "training"),
+    Case("layer_norm", LECTURE, "training"),
+    Case("layer_norm", GPT2_32K, "training"),
+)
+
 CARD = (
+    *STEPS,
     Case("layer_norm", GPT2_64K),
     Case("add_layer_norm", GPT2_64K),
     Case("attention", GPT2),
@@ -178,7 +203,8 @@ def work(case) -> dict[str, Work]:
         return {STEP: Work(7 * case.parameters * PRECISIONS[case.precision].wide.itemsize)}
     forward, backward, both = _elements(case)
     forward_flops, backward_flops = _flops(case)
-    size = PRECISIONS[case.precision].narrow.itemsize
+    wide, narrow, _ = PRECISIONS[case.precision]
+    size = (wide if case.operation == "embedding" else narrow).itemsize
     return {
         "forward": Work(size * forward, forward_flops),
         "backward": Work(size * backward, backward_flops),

@@ -54,7 +54,7 @@ class Quantized(nn.Module):
         """`model.to(dtype)`, but for the scale."""
         scale = self.scale.data
         super()._apply(function, recurse)
-        self.dtype = self.scale.dtype
+        self.dtype = function(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
         self.scale.data = scale.to(self.scale.device)
         return self
 

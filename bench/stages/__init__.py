@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.figures import write_whole
+
 # a pytest with no other plugins than it is told of: what is installed on a card is not ours
 ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
@@ -60,7 +62,7 @@ class Report:
         self._write()
 
     def _write(self) -> None:
-        self.path.write_text(json.dumps(self.content))
+        write_whole(self.path, json.dumps(self.content))
 
 
 def work_through(

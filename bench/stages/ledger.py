@@ -5,19 +5,23 @@ import json
 import torch
 import triton
 
-from bench.compiled import compile_launch, describe
+from bench.cases import CASES, UPDATES
+from bench.compiled import compile_launch, describe, without_fakes
 from bench.ledger import COMMITTED
 from bench.stages import failed, not_there, passed, work_through
-from bench.stages.repeat import cases_of, operations
+from bench.stages.repeat import cases_of, parts
+from bench.steps import STEPS
 from kernels import fused, launch
 
+CASES_AND_STEPS = (*CASES, *UPDATES, *STEPS)
 
-def work(operation: str, seconds: float) -> dict:
+
+def work(part: str, seconds: float) -> dict:
     committed = rows_for(launch.architecture(torch.device("cuda")))
     if committed is None:
         return not_there(f"bench/ledger.json has no kernels by triton {triton.__version__}")
     found, seen = [], 0
-    for case in cases_of(operation):
+    for case in cases_of(part, CASES_AND_STEPS):
         for key, figures in loaded(case).items():
             seen += 1
             if key not in committed:
@@ -37,7 +41,7 @@ def loaded(case) -> dict[str, dict]:
     with launch.record(architecture) as launches:
         case.run(fused.OPS, "cuda")
     found = {}
-    for one in launches:
+    for one in map(without_fakes, launches):
         kernel = compile_launch(one)
         kernel._init_handles()  # loads it, and with that the driver's figures
         found[describe(one, kernel)] = {
@@ -57,4 +61,4 @@ def rows_for(architecture: int) -> dict[str, dict] | None:
 
 
 if __name__ == "__main__":
-    work_through(dict.fromkeys(operations(), 1), work)
+    work_through(dict.fromkeys(parts(CASES_AND_STEPS), 1), work)

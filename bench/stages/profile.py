@@ -1,21 +1,36 @@
 """A captured step of a preset: its losses against PyTorch's, and where a replay's time goes."""
 
 import gc
+import tempfile
+from pathlib import Path
 
 import torch
 
-from bench.stages import Outcome, failed, passed, work_through
+from bench.stages import Outcome, failed, parity, passed, work_through
 from bench.training import Way, a_step, a_text, configuration
 from gpt.step import Precision
 
-PRESETS = ("lecture", "gpt2", "shakespeare-char")
+GRAPHS = "CUDA graphs"
+PARTS = ("lecture", "gpt2", GRAPHS, "shakespeare-char")
 OURS, PYTORCH = Way("triton", step="graph"), Way("torch")
 STEPS = 20
 BOUND = 0.01  # of the loss: random tokens have nothing to learn, and a wrong update shows at once
 MOST_LINES = 12
 
 
-def work(preset: str, seconds: float) -> Outcome:
+def work(part: str, seconds: float) -> Outcome:
+    return graph_tests(seconds) if part == GRAPHS else of_preset(part)
+
+
+def graph_tests(seconds: float) -> Outcome:
+    """The tests of steps, evaluation and decoding as CUDA graphs."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outcomes"
+        ended = parity.run("tests/gpt", file, seconds, None, "-k", "graph")
+        return parity.judge(parity.read(file), ended)
+
+
+def of_preset(preset: str) -> Outcome:
     losses, step = followed(preset, OURS)
     rows = replay(preset, step)
     del step
@@ -92,4 +107,4 @@ def told(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    work_through(dict.fromkeys(PRESETS, 1), work)
+    work_through(dict.fromkeys(PARTS, 1), work)

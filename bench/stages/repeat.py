@@ -1,10 +1,13 @@
-"""Same inputs, same bits: every operation 250 times, forward and backward, beside a busy stream."""
+"""Same inputs, same bits: operations and whole training steps, 250 times beside a busy stream."""
+
+from collections.abc import Callable
 
 import torch
 
 import kernels
 from bench.cases import CASES, UPDATES, Case, Update
 from bench.stages import failed, passed, work_through
+from bench.steps import STEPS, TrainingStep
 from bench.timed import OptimizerCase
 
 RUNS = 250
@@ -12,19 +15,19 @@ RIVAL = 2048  # the other stream multiplies matrices of this size, some 20 us on
 RIVALS_PER_RUN = 4
 
 
-def work(operation: str, seconds: float) -> dict:
+def work(part: str, seconds: float) -> dict:
     device = torch.device("cuda")
-    cases = cases_of(operation)
+    cases = cases_of(part)
     for case in cases:
-        differing = differing_runs(case, kernels.load("triton", device), device)
+        differing = differing_runs(once(case, kernels.load("triton", device), device), device)
         if differing:
             return failed(f"{differing} of {RUNS} runs differ from the first at {case}")
     return passed(f"{RUNS} equal runs at each of {len(cases)} cases")
 
 
-def differing_runs(case: Case | Update, ops: kernels.Ops, device: torch.device) -> int:
+def differing_runs(run: Callable[[], list[torch.Tensor]], device: torch.device) -> int:
     """How many of the runs differ from the first in a bit of a value or a gradient."""
-    first = once(case, ops, device)
+    first = run()
     matrix = torch.randn(RIVAL, RIVAL, dtype=torch.bfloat16, device=device)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -33,36 +36,63 @@ def differing_runs(case: Case | Update, ops: kernels.Ops, device: torch.device) 
         with torch.cuda.stream(stream):
             for _ in range(RIVALS_PER_RUN):
                 matrix @ matrix
-        again = once(case, ops, device)
-        differs = [bits(a).ne(bits(b)).any() for a, b in zip(first, again, strict=True)]
+        differs = [bits(a).ne(bits(b)).any() for a, b in zip(first, run(), strict=True)]
         differing += torch.stack(differs).any()
     return differing.item()
 
 
-def once(case: Case | Update, ops: kernels.Ops, device) -> list[torch.Tensor]:
+def once(case, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
     """All results of a case from the same random numbers each time, dropout's among them."""
-    torch.manual_seed(0)
-    return (values if isinstance(case, Case) else updated)(case, ops, device)
+    results = {TrainingStep: gradients, Update: updated}.get(type(case), values)(case, ops, device)
+
+    def run():
+        torch.manual_seed(0)
+        return results()
+
+    return run
 
 
-def values(case: Case, ops: kernels.Ops, device) -> list[torch.Tensor]:
+def values(case: Case, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
     """Values and gradients."""
-    inputs = case.inputs(device)
-    leaves = [one for one in inputs if isinstance(one, torch.Tensor) and one.requires_grad]
-    outputs = case.call(ops, inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    gradients = [torch.randn(one.shape, dtype=one.dtype, device=device) for one in outputs]
-    return [*(one.detach() for one in outputs), *torch.autograd.grad(outputs, leaves, gradients)]
+
+    def run():
+        inputs = case.inputs(device)
+        leaves = [one for one in inputs if isinstance(one, torch.Tensor) and one.requires_grad]
+        outputs = case.call(ops, inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        upstream = [torch.randn(one.shape, dtype=one.dtype, device=device) for one in outputs]
+        downstream = torch.autograd.grad(outputs, leaves, upstream)
+        return [*(one.detach() for one in outputs), *downstream]
+
+    return run
 
 
-def updated(case: Update, ops: kernels.Ops, device) -> list[torch.Tensor]:
+def updated(case: Update, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
     """The norm of the gradients, and the parameters after a step."""
     start = OptimizerCase(case.operation, case.sizes, n_layer=1, precision=case.precision)
-    parameters = start.inputs(device)
-    optimizer = getattr(ops, case.operation)(parameters)
-    norm = optimizer.clip_grad_norm(1.0)
-    optimizer.step()
-    return [norm, *(parameter.detach() for parameter in parameters)]
+
+    def run():
+        parameters = start.inputs(device)
+        optimizer = getattr(ops, case.operation)(parameters)
+        norm = optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        return [norm, *(parameter.detach() for parameter in parameters)]
+
+    return run
+
+
+def gradients(case: TrainingStep, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
+    """The loss and all gradients of a whole step."""
+    step = case.step(device, ops)
+
+    def run():
+        loss, _ = step.backward(step.number)
+        leaves = [*step.weights, *step.copies.values()]
+        found = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        step.clear()
+        return [loss, *found]
+
+    return run
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,16 +101,23 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(integers[tensor.element_size()])
 
 
-def cases_of(operation: str) -> list[Case | Update]:
-    return [case for case in (*CASES, *UPDATES) if case.operation == operation]
+TRAINING = tuple(step for step in STEPS if isinstance(step, TrainingStep))
 
 
-def operations(cases=(*CASES, *UPDATES)) -> list[str]:
-    """The operations of `cases` that Triton serves here."""
+def cases_of(part: str, cases=(*CASES, *UPDATES, *TRAINING)) -> list:
+    return [case for case in cases if part in (case.operation, str(case))]
+
+
+def parts(cases=(*CASES, *UPDATES, *TRAINING)) -> list[str]:
+    """The operations of `cases` that Triton serves here, and whole steps by their names."""
     serving = kernels.serving(kernels.load("triton"))
-    names = dict.fromkeys(case.operation for case in cases)
-    return [name for name in names if serving.get(name) == "triton"]
+    names = dict.fromkeys(
+        str(case) if case in STEPS else case.operation
+        for case in cases
+        if case in STEPS or serving.get(case.operation) == "triton"
+    )
+    return list(names)
 
 
 if __name__ == "__main__":
-    work_through(dict.fromkeys(operations(), 1), work)
+    work_through(dict.fromkeys(parts(), 1), work)

@@ -1,4 +1,4 @@
-"""Every operation once, forward and backward, on a small grid with ragged edges.
+"""Every operation and every whole step once, on a small grid with ragged edges.
 
 The program that compute-sanitizer watches; it prints the names of the kernels that are ours.
 """
@@ -8,10 +8,12 @@ import torch
 import kernels
 from bench.cases import CASES, UPDATES, Case, Sizes, Update
 from bench.compiled import record
-from bench.stages.repeat import once, operations
+from bench.stages.repeat import once, parts
+from bench.steps import STEPS
 from kernels import launch
 
 RAGGED = Sizes("ragged", B=1, T=77, C=60, H=3, V=101)
+SIZES = {"rows": 1, "block_size": 77, "n_embd": 60, "n_head": 3, "vocab_size": 101}  # of steps
 WITH_DROPOUT = ("add_layer_norm", "attention", "attention_qkv", "feed_forward")
 OURS = "our kernels:"
 
@@ -20,16 +22,18 @@ def main() -> None:
     device = torch.device("cuda")
     ops = kernels.load("triton", device)
     for case in cases():
-        once(case, ops, device)
+        once(case, ops, device)()
+    for step in STEPS:
+        step.on(device, ops, **SIZES)
     torch.cuda.synchronize()
     architecture = launch.architecture(device)
-    launched = [one.launch for case in cases() for one in record(case, architecture)]
+    launched = [one.launch for case in (*cases(), *STEPS) for one in record(case, architecture)]
     print(OURS, *sorted({one.kernel.fn.__name__ for one in launched}))
 
 
 def cases() -> list[Case | Update]:
-    found: list[Case | Update] = [Update(name, RAGGED) for name in operations(UPDATES)]
-    for name in operations(CASES):
+    found: list[Case | Update] = [Update(name, RAGGED) for name in parts(UPDATES)]
+    for name in parts(CASES):
         options = [{}, {"dropout_p": 0.2}] if name in WITH_DROPOUT else [{}]
         found += [Case(name, RAGGED, options=chosen) for chosen in options]
     return [*found, Case("feed_forward", RAGGED, route=launch.GEMM)]

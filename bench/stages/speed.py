@@ -1,37 +1,36 @@
-"""`pytest bench`, an operation at a time, so that one that loses the card takes no other along."""
+"""`pytest bench`, an operation at a time, in this process: a new one would start too slowly.
+
+One that loses the GPU takes the process along, and the stage begins again without it.
+"""
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from bench import timed
-from bench.figures import REPOSITORY
 from bench.stages import ALONE, Outcome, failed, no_time, passed, work_through
 
-GRACE = 60  # seconds beyond its time, for the measurement that was begun: it may have to compile
+CONTEXT_LOST = 3  # exit code of pytest, by bench/conftest.py
 
 
 def work(operation: str, seconds: float) -> Outcome:
+    os.environ |= ALONE
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "benchmark.json"
-        run = command(operation, file, seconds)
-        try:
-            code = subprocess.run(
-                run, cwd=REPOSITORY, env=os.environ | ALONE, timeout=seconds + GRACE
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return no_time()
+        code = pytest.main(arguments(operation, file, seconds))
+        if code == CONTEXT_LOST:
+            os._exit(CONTEXT_LOST)
         return judge(operation, rows(file), code)
 
 
-def command(operation: str, file: Path, seconds: float) -> list[str]:
-    pytest = [sys.executable, "-m", "pytest", "bench", "-p", "pytest_benchmark.plugin"]
-    pytest += ["-rs", "-W", "default", "--operation", operation]
-    return [*pytest, "--minutes", str(seconds / 60), f"--benchmark-json={file}"]
+def arguments(operation: str, file: Path, seconds: float) -> list[str]:
+    chosen = ["bench", "-p", "pytest_benchmark.plugin", "-rs", "-W", "default"]
+    chosen += ["--operation", operation, "--minutes", str(seconds / 60)]
+    return [*chosen, f"--benchmark-json={file}"]
 
 
 def rows(file: Path) -> list[dict]:
@@ -41,7 +40,7 @@ def rows(file: Path) -> list[dict]:
 
 
 def judge(operation: str, measured: list[dict], code: int) -> Outcome:
-    groups = {(row["shape"], row["pass"]) for row in measured}
+    groups = {(row["shape"], row["precision"], row["pass"]) for row in measured}
     wanted = sum(len(timed.passes(case)) for case in timed.CARD if case.operation == operation)
     says = f"{len(measured)} figures, {len(groups)} of {wanted} shapes and passes"
     if code != 0:

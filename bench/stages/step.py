@@ -13,6 +13,8 @@ from bench.training import SIZES, WAYS, measure, told, why_not
 SHARE = 0.5  # of a part's time spent timing; compiling and capturing need the rest
 MOST_SECONDS = 2.0
 PARTS = {f"{preset}: {way}": (preset, way) for way in WAYS for preset in SIZES}
+COMPILED = [part for part, (_, way) in PARTS.items() if way.compile]
+UNCOMPILED = [part for part in PARTS if part not in COMPILED]
 
 
 def work(part: str, seconds: float) -> Outcome:
@@ -26,4 +28,4 @@ def work(part: str, seconds: float) -> Outcome:
 
 
 if __name__ == "__main__":
-    work_through({part: 3 if "compiled" in part else 1 for part in PARTS}, work)
+    work_through({part: 3 if part in COMPILED else 1 for part in PARTS}, work)

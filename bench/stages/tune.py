@@ -9,6 +9,7 @@ parallel and without the card, into Triton's cache.
 """
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from bench.peers import Rival
 from bench.race import Failed, Race, attempt
 from bench.rules import findings
 from bench.stages import Outcome, passed, work_through
-from bench.stages.repeat import operations
+from bench.stages.repeat import parts
 from bench.timing import DeviceStopwatch, spread
 from kernels import launch
 
@@ -42,16 +43,21 @@ def work(operation: str, seconds: float) -> Outcome:
     deadline = time.monotonic() + seconds
     watch = DeviceStopwatch(device)
     tried: list[dict] = []
-    with multiprocessing.get_context("spawn").Pool(min(COMPILERS, os.cpu_count() or 1)) as pool:
-        cases = [case for case in timed.CARD if case.operation == operation]
-        if operation == "feed_forward":
-            tried += [one for case in cases for one in time_routes(case, device, watch)]
-            cases += [case._replace(route=launch.GEMM) for case in cases]
-        for case in cases:
-            for kernel in asked_by(case, device):
-                tried += climb(case, kernel, device, watch, pool, deadline)
+    cases = [case for case in timed.CARD if case.operation == operation]
+    if operation == "feed_forward":
+        tried += [one for case in cases for one in time_routes(case, device, watch)]
+        cases += [case._replace(route=launch.GEMM) for case in cases]
+    for case in cases:
+        for kernel in asked_by(case, device):
+            tried += climb(case, kernel, device, watch, compilers(), deadline)
     lines = [proposal(one) for one in tried if one["best"]]
     return passed(f"{len(tried)} tiles timed, {len(lines)} better", lines=lines, tried=tried)
+
+
+@functools.cache
+def compilers():
+    """Processes that compile, for all parts of the stage."""
+    return multiprocessing.get_context("spawn").Pool(min(COMPILERS, os.cpu_count() or 1))
 
 
 def climb(case, kernel: str, device, watch, pool, deadline: float) -> list[dict]:
@@ -244,4 +250,5 @@ def _too_large(row: dict) -> bool:
 
 
 if __name__ == "__main__":
-    work_through(dict.fromkeys(operations(CASES), 1), work)
+    steps_first = [*timed.STEPS, *CASES]
+    work_through(dict.fromkeys(parts(steps_first), 1), work)

@@ -19,6 +19,7 @@ from bench.stages import (
     sanitize,
     smallest,
     speed,
+    step,
     work_through,
     worst,
 )
@@ -98,6 +99,17 @@ def test_time_that_a_stage_leaves_goes_to_those_after_it():
 def test_a_stage_for_which_no_time_is_left_says_so():
     result = _prove(Card(takes=1.5), stages=["parity", "repeat", "ledger"])
     assert [result["stages"][name]["state"] for name in ("repeat", "ledger")][1] == "no time"
+
+
+def test_the_plan_compiles_ahead_and_each_stage_has_its_parts():
+    card = Card(takes=0.5)
+    result = _prove(card, prove.PLAN)
+    assert {"compile", "warm"} <= card.allowances.keys()
+    parts = card.arguments["step"]  # of both stages that this module computes, the later one's
+    assert parts == [f"--only={part}" for part in step.COMPILED]
+    assert card.arguments["parity"] == [f"--only={part}" for part in parity.FIRST]
+    assert list(result["stages"]) == list(prove.PLAN)
+    assert "warm" not in _prove(Card(takes=0.5), ["parity"])["stages"]
 
 
 def test_one_stage_alone_gets_all_the_time():
@@ -193,7 +205,7 @@ def test_the_worst_part_names_the_state():
 def test_without_a_card_it_says_so_and_exits_2(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert prove.main(["--out", str(tmp_path / "out")]) == 2
-    assert "needs a CUDA card" in capsys.readouterr().out
+    assert "needs a CUDA GPU" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -222,7 +234,7 @@ def test_one_file_holds_the_card_the_ceilings_the_stages_and_every_row(
     assert path.name == f"nvidia-h200-{result['date']}.json"
     assert result["card"] == CARD
     assert result["ceilings"] == CEILINGS
-    assert list(result["stages"]) == list(prove.STAGES)
+    assert list(result["stages"]) == list(prove.PLAN)
     for part in (*result["stages"].values(), *result["rows"]):
         assert (part["commit"], part["date"]) == ("abc", result["date"])
     assert result["rows"][0].items() >= ROW.items()
@@ -232,7 +244,7 @@ def test_one_file_holds_the_card_the_ceilings_the_stages_and_every_row(
 
 def test_a_failed_stage_makes_the_command_fail(monkeypatch, tmp_path):
     card = Card(takes=0, outcomes={"repeat": {"x": failed("differs")}})
-    assert _command(monkeypatch, tmp_path, card) == 1
+    assert _command(monkeypatch, tmp_path, card, "--stages", "repeat") == 1
     assert _command(monkeypatch, tmp_path, Card(takes=0), "--stages", "ledger") == 0
 
 
@@ -376,11 +388,12 @@ def test_what_people_read_last_is_the_table_of_stages(monkeypatch, tmp_path, cap
     parts = {"layer_norm": passed("3 figures", rows=[row | {"ceiling": 0.9}])}
     outcomes = {"speed": parts, "tune": {"a": passed("9 tiles timed", lines=["a better tile"])}}
     _command(monkeypatch, tmp_path, Card(0, outcomes), "--stages", "tune,bench")
-    *_, better, target, tune, bench, _, path = capsys.readouterr().out.splitlines()
+    *_, better, target, tune, bench, undone, _, path = capsys.readouterr().out.splitlines()
     assert better == "tune: a better tile"
     assert target.startswith("reached: 0.90 of 0.85, share of copy bandwidth, layer_norm 65,536")
     assert tune.split()[:2] == ["tune", "passed"]
     assert bench.split()[:2] == ["bench", "passed"]
+    assert undone.startswith("not done: profile, step, parity")
     assert path.endswith(".json")
 
 

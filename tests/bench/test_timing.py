@@ -14,6 +14,7 @@ from bench.cases import Case, Sizes
 from bench.figures import REPOSITORY
 from bench.peers import Rival
 from bench.race import Failed, Race, row
+from bench.steps import TrainingStep
 from bench.timing import (
     LEAST_ROUNDS,
     LONGEST_HEAD_START,
@@ -28,7 +29,7 @@ from bench.timing import (
     in_turns,
     spread,
 )
-from kernels import native
+from kernels import fused, launch, native
 
 TINY = Sizes("tiny", B=2, T=6, C=8, H=2, V=11)
 CPU = torch.device("cpu")
@@ -181,6 +182,46 @@ def test_every_case_for_the_card_has_work_a_shape_and_rivals(case):
     assert all(work.bytes > 0 for work in timed.work(case).values())
     assert timed.shape(case)
     assert {peers.OURS, "torch"} <= peers.rivals(case, CPU).keys()
+
+
+@pytest.mark.parametrize("preset", ["lecture", "gpt2"])
+def test_what_a_training_step_calls_is_timed_on_the_same_operands(preset):
+    """Every operation of the recorded step, at its shapes, dtypes, dropout and activation."""
+    called = set()
+
+    def noted(name, operation):
+        def call(*operands, **options):
+            called.add((name, *_described(operands, options)))
+            return operation(*operands, **options)
+
+        return call
+
+    ops = fused.OPS._asdict()
+    noting = {name: noted(name, ops[name]) for name in ops if name != "adamw"}
+    with launch.record(90):
+        TrainingStep(preset).run(fused.OPS._replace(**noting), CPU)
+    cases = {
+        (case.operation, *_described(case.inputs("meta"), case.keywords("meta")))
+        for case in timed.STEPS
+    }
+    assert len(called) == 6
+    for operation, operands, options in called:
+        assert any(
+            (operation, options) == (name, given)
+            # a case may have a bias more
+            and all(one in (None, other) for one, other in zip(operands, others, strict=True))
+            for name, others, given in cases
+        ), (operation, operands, options)
+
+
+def _described(operands, options):
+    """What decides how an operation is launched, besides what every step leaves as it is."""
+    operands = tuple(
+        (tuple(one.shape), one.dtype) if isinstance(one, torch.Tensor) else one for one in operands
+    )
+    chosen = {name: options.get(name) for name in ("activation", "x_bias")}
+    chosen["x_bias"] = chosen["x_bias"] is not None
+    return operands, (*chosen.items(), ("dropout_p", options.get("dropout_p") or 0.0))
 
 
 def test_two_cases_never_share_a_line_of_a_table():
