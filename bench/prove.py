@@ -70,7 +70,7 @@ STAGES = PLAN | {
 MOST_LINES = 12  # of a part; all of them are in the file
 CARD, COMPILE = "bench.stages.card", "bench.stages.compile"
 CARD_SECONDS = 60  # at most, for the ceilings; they need some ten
-COMPILE_SECONDS = 20
+COMPILE_SHARE = 20 / 540  # of the time, at most
 SOFT = 0.85  # of its time, after which a stage begins no further part; all of it, and it is killed
 LOG = "prove.log"
 
@@ -116,7 +116,7 @@ def prove(
     """
     deadline, in_plan = clock() + seconds, list(stages) == list(PLAN)
     ahead = COMPILE if in_plan else ""
-    with beside(run, ahead, min(COMPILE_SECONDS, seconds), log) as compiled:
+    with beside(run, ahead, COMPILE_SHARE * seconds, log) as compiled:
         card = run(CARD, min(CARD_SECONDS, seconds), log, [])["card"]
     if card["state"] != "passed":
         return {"stages": {"card": card}, "rows": []}
@@ -176,8 +176,8 @@ def run_stage(module: str, seconds: float, log: Path, arguments: list[str]) -> d
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         while (left := deadline - time.monotonic()) > 0:
-            command = [sys.executable, "-m", module, "--seconds", f"{SOFT * left:.1f}"]
-            command += ["--report", str(report), *arguments]
+            command = [sys.executable, "-m", "bench.stages", module, "--report", str(report)]
+            command += ["--seconds", f"{SOFT * left:.1f}", *arguments]
             command += [f"--without={part}" for part in parts]
             code = _run(command, left, log)
             content = json.loads(report.read_text()) if report.exists() else {}

@@ -20,6 +20,7 @@ import torch
 
 CACHE_BYTES = 256 * 2**20  # past the L2 of every card there is (H200: 60 MB, B200: 126 MB)
 SLEEP_CYCLES = 10_000_000  # some 5 ms, the length on which the sleeping kernel is calibrated
+COPY_ELEMENTS, PRODUCT_SIZE = 2**29, 8192  # of the ceilings
 WARM_UP = 3  # calls before the first timed one: compile, load, allocate
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
 LONGEST_HEAD_START = 0.02  # a call that needs longer to enqueue than this is bound by the host
@@ -163,9 +164,9 @@ def spread(samples: list[float]) -> Spread:
 
 def measure_ceilings(device: torch.device, watch: DeviceStopwatch) -> Ceilings:
     """A copy of 1 GiB and an 8192^3 bf16 product, of random numbers (zeros run faster)."""
-    source = torch.randn(2**29, dtype=torch.bfloat16, device=device)
+    source = torch.randn(COPY_ELEMENTS, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
-    a, b = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device=device)
+    a, b = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.bfloat16, device=device)
     product = torch.empty_like(a)
     times = in_turns(
         {
@@ -176,7 +177,7 @@ def measure_ceilings(device: torch.device, watch: DeviceStopwatch) -> Ceilings:
         seconds=0.2,
     )
     copy, matmul = (spread(times[name].seconds).median for name in ("copy", "matmul"))
-    return Ceilings(2 * source.nbytes / copy, 2 * 8192**3 / matmul)
+    return Ceilings(2 * source.nbytes / copy, 2 * PRODUCT_SIZE**3 / matmul)
 
 
 class Replay:

@@ -12,12 +12,12 @@ import os
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt import Refused, residual
+
+# FSDP and its tensors are imported where they are needed: a second that one rank alone has not to
+# wait for
 
 
 def join(device_name: str) -> str:
@@ -124,6 +124,9 @@ def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     in fp32. Weights are gathered in `dtype`, that of matrix products; gradients are summed in fp32.
     """
     if dist.is_initialized():
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         mesh = init_device_mesh(device.type, (world(),))
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -136,6 +139,8 @@ def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def _is_sharded(model: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
     return isinstance(model, FSDPModule)
 
 
@@ -155,20 +160,30 @@ def without_exchange(model: nn.Module):
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """On every rank all of a tensor, the shards of which lie with the ranks."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_share(tensor) else tensor
+
+
+def _is_share(tensor: torch.Tensor) -> bool:
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def whole_on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same, one after the other, in the memory of the main rank's host; elsewhere as meta."""
     place = "cpu" if is_main() else "meta"
     return {
-        name: whole(tensor).to(place) if isinstance(tensor, DTensor) else tensor
+        name: whole(tensor).to(place) if _is_share(tensor) else tensor
         for name, tensor in tensors.items()
     }
 
 
 def shared_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """A tensor that every rank has, as shards where `pattern` is."""
-    if not isinstance(pattern, DTensor):
+    if not _is_share(pattern):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)

@@ -140,7 +140,7 @@ class Device:
     def graphsafe_set_state(self, other: "Device") -> None:
         self.is_generator_captured = other.is_generator_captured
 
-    def set_rng_state(self, state: torch.Tensor) -> None:
+    def set_rng_state(self, state: torch.Tensor, device=None) -> None:
         if self.is_generator_captured:
             raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         torch.set_rng_state(state)
@@ -159,7 +159,7 @@ def on_the_cpu():
         "stream": lambda stream: contextlib.nullcontext(),
         "current_device": lambda: 0,
         "default_generators": [device],
-        "get_rng_state": torch.get_rng_state,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": device.set_rng_state,
     }
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,9 @@
 """The stages of `make prove`, each a program of its own: whatever ends one, the next one runs.
 
-    python -m bench.stages.repeat --seconds 60 --report FILE --without layer_norm --without adamw
+    python -m bench.stages bench.stages.repeat --seconds 60 --report FILE --without adamw
 
-A stage works through its parts, mostly operations, and after each writes its report: a JSON file
+A stage is a module with `parts()`, each with its share of the time, and `work(part, seconds)`. It
+works through its parts, mostly operations, and after each writes its report: a JSON file
 {"at": the part that is being worked on, "parts": {name: outcome}}. An outcome has a `state`, one
 of `STATES`, a sentence under `says`, and perhaps more `lines` for people. A stage catches nothing:
 an error that loses the card takes the process with it, the report says where, and `bench.prove`

@@ -11,7 +11,7 @@ import torch
 from bench.decode import BATCHES, NEW, compared, copy_rate, measure, told
 from bench.race import Failed, attempt
 from bench.speakers import Peers, ways, why_not
-from bench.stages import Outcome, failed, passed, work_through
+from bench.stages import Outcome, failed, passed
 
 SHARE = 0.25  # of a way's time for one run; there may be a second, and models are made and compiled
 MOST_SECONDS = 10.0
@@ -42,5 +42,5 @@ def work(part: str, seconds: float) -> Outcome:
     return passed(told(max(ours, key=lambda row: row["tokens/s"])), figures=rows, lines=lines)
 
 
-if __name__ == "__main__":
-    work_through(dict.fromkeys(PARTS, 1), work)
+def parts() -> dict[str, float]:
+    return dict.fromkeys(PARTS, 1)

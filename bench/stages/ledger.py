@@ -8,8 +8,8 @@ import triton
 from bench.cases import CASES, UPDATES
 from bench.compiled import compile_launch, describe, without_fakes
 from bench.ledger import COMMITTED
-from bench.stages import failed, not_there, passed, work_through
-from bench.stages.repeat import cases_of, parts
+from bench.stages import failed, not_there, passed
+from bench.stages.repeat import cases_of, names
 from bench.steps import STEPS
 from kernels import fused, launch
 
@@ -60,5 +60,5 @@ def rows_for(architecture: int) -> dict[str, dict] | None:
     return {row["key"]: row for row in rows if architecture in row["cards"]}
 
 
-if __name__ == "__main__":
-    work_through(dict.fromkeys(parts(CASES_AND_STEPS), 1), work)
+def parts() -> dict[str, float]:
+    return dict.fromkeys(names(CASES_AND_STEPS), 1)

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from bench.figures import REPOSITORY
-from bench.stages import Outcome, failed, no_time, passed, work_through
+from bench.stages import Outcome, failed, no_time, passed
 
 MARK = 1.4697  # nanoGPT's README, shakespeare_char on one A100
 EVAL_INTERVAL = 25
 
-# part -> the options of train.py, and its share of the time
+# part -> the options of train.py
 RUNS = {
     **{f"speedrun, seed {seed}": ["--preset=speedrun", f"--seed={seed}"] for seed in range(1, 6)},
     "nanoGPT's recipe, triton": ["--preset=shakespeare-char", "--kernels=triton"],
@@ -29,7 +29,6 @@ RUNS = {
     ],
     "nanoGPT's recipe, reference": ["--preset=shakespeare-char", "--kernels=reference"],
 }
-SHARES = {part: 1 if part.startswith("speedrun") else 4 for part in RUNS}
 
 
 def work(part: str, seconds: float) -> Outcome:
@@ -77,5 +76,5 @@ def evaluations(metrics: Path) -> list[dict]:
     return [line for line in map(json.loads, lines) if "val_loss" in line]
 
 
-if __name__ == "__main__":
-    work_through(SHARES, work)
+def parts() -> dict[str, float]:
+    return {part: 1 if part.startswith("speedrun") else 4 for part in RUNS}

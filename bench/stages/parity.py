@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.figures import REPOSITORY
-from bench.stages import ALONE, failed, outcomes, passed, work_through
+from bench.stages import ALONE, failed, outcomes, passed
 
 # part -> the tests, and which share of them
 TESTS = {
@@ -26,12 +26,15 @@ def work(part: str, seconds: float) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes"
         tests, share = TESTS[part]
-        ended = run(tests, file, seconds, share)
+        ended = run(tests, share, file=file, seconds=seconds)
         return judge(read(file), ended)
 
 
-def run(tests: str, file: Path, seconds: float, share: str | None = None, *options) -> str | None:
-    """Run `tests`, their outcomes going to `file`; None, or why not all of them have run."""
+def run(tests: str, share: str | None, *options: str, file: Path, seconds: float) -> str | None:
+    """Run `tests`, or a share of them, with pytest's `options`; their outcomes go to `file`.
+
+    Returns None, or why not all of them have run.
+    """
     command = [sys.executable, "-m", "pytest", tests, "-p", "bench.stages.outcomes", "--tb=short"]
     command += options
     command += ["-W", "default"]  # a library's deprecation there says nothing of our numbers
@@ -73,5 +76,5 @@ def _last_line(text: str) -> str:
     return (marked or lines)[-1][:200]
 
 
-if __name__ == "__main__":
-    work_through(dict.fromkeys(TESTS, 1), work)
+def parts() -> dict[str, float]:
+    return dict.fromkeys(TESTS, 1)

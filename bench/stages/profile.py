@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from bench.stages import Outcome, failed, parity, passed, work_through
+from bench.stages import Outcome, failed, parity, passed
 from bench.training import Way, a_step, a_text, configuration
 from gpt.step import Precision
 
 GRAPHS = "CUDA graphs"
+GRAPH_TESTS = ("tests/gpt", None, "-k", "graph")
 PARTS = ("lecture", "gpt2", GRAPHS, "shakespeare-char")
 OURS, PYTORCH = Way("triton", step="graph"), Way("torch")
 STEPS = 20
@@ -26,7 +27,7 @@ def graph_tests(seconds: float) -> Outcome:
     """The tests of steps, evaluation and decoding as CUDA graphs."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes"
-        ended = parity.run("tests/gpt", file, seconds, None, "-k", "graph")
+        ended = parity.run(*GRAPH_TESTS, file=file, seconds=seconds)
         return parity.judge(parity.read(file), ended)
 
 
@@ -106,5 +107,5 @@ def told(row: dict) -> str:
     )
 
 
-if __name__ == "__main__":
-    work_through(dict.fromkeys(PARTS, 1), work)
+def parts() -> dict[str, float]:
+    return dict.fromkeys(PARTS, 1)

@@ -6,7 +6,7 @@ import torch
 
 import kernels
 from bench.cases import CASES, UPDATES, Case, Update
-from bench.stages import failed, passed, work_through
+from bench.stages import failed, passed
 from bench.steps import STEPS, TrainingStep
 from bench.timed import OptimizerCase
 
@@ -108,16 +108,16 @@ def cases_of(part: str, cases=(*CASES, *UPDATES, *TRAINING)) -> list:
     return [case for case in cases if part in (case.operation, str(case))]
 
 
-def parts(cases=(*CASES, *UPDATES, *TRAINING)) -> list[str]:
+def names(cases=(*CASES, *UPDATES, *TRAINING)) -> list[str]:
     """The operations of `cases` that Triton serves here, and whole steps by their names."""
     serving = kernels.serving(kernels.load("triton"))
-    names = dict.fromkeys(
+    found = dict.fromkeys(
         str(case) if case in STEPS else case.operation
         for case in cases
         if case in STEPS or serving.get(case.operation) == "triton"
     )
-    return list(names)
+    return list(found)
 
 
-if __name__ == "__main__":
-    work_through(dict.fromkeys(parts(), 1), work)
+def parts() -> dict[str, float]:
+    return dict.fromkeys(names(), 1)

@@ -8,7 +8,7 @@ import torch
 import kernels
 from bench.cases import CASES, UPDATES, Case, Sizes, Update
 from bench.compiled import record
-from bench.stages.repeat import once, parts
+from bench.stages.repeat import names, once
 from bench.steps import STEPS
 from kernels import launch
 
@@ -32,8 +32,8 @@ def main() -> None:
 
 
 def cases() -> list[Case | Update]:
-    found: list[Case | Update] = [Update(name, RAGGED) for name in parts(UPDATES)]
-    for name in parts(CASES):
+    found: list[Case | Update] = [Update(name, RAGGED) for name in names(UPDATES)]
+    for name in names(CASES):
         options = [{}, {"dropout_p": 0.2}] if name in WITH_DROPOUT else [{}]
         found += [Case(name, RAGGED, options=chosen) for chosen in options]
     return [*found, Case("feed_forward", RAGGED, route=launch.GEMM)]

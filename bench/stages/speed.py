@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import timed
-from bench.stages import ALONE, Outcome, failed, no_time, passed, work_through
+from bench.stages import ALONE, Outcome, failed, no_time, passed
 
 CONTEXT_LOST = 3  # exit code of pytest, by bench/conftest.py
 
@@ -48,10 +48,6 @@ def judge(operation: str, measured: list[dict], code: int) -> Outcome:
     return passed(says, rows=measured) if measured else no_time()
 
 
-def operations() -> dict[str, int]:
+def parts() -> dict[str, float]:
     """Every operation and module, and how many cases it has."""
     return Counter(case.operation for case in timed.CARD)
-
-
-if __name__ == "__main__":
-    work_through(operations(), work)

@@ -26,8 +26,8 @@ from bench.compiled import name, parse_target, record, rows
 from bench.peers import Rival
 from bench.race import Failed, Race, attempt
 from bench.rules import findings
-from bench.stages import Outcome, passed, work_through
-from bench.stages.repeat import parts
+from bench.stages import Outcome, passed
+from bench.stages.repeat import names
 from bench.timing import DeviceStopwatch, spread
 from kernels import launch
 
@@ -249,6 +249,5 @@ def _too_large(row: dict) -> bool:
     return any("shared memory" in finding for finding in findings(row))
 
 
-if __name__ == "__main__":
-    steps_first = [*timed.STEPS, *CASES]
-    work_through(dict.fromkeys(parts(steps_first), 1), work)
+def parts() -> dict[str, float]:
+    return dict.fromkeys(names((*timed.STEPS, *CASES)), 1)  # steps first

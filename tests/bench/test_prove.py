@@ -349,7 +349,7 @@ def test_parity_counts_real_outcomes(tmp_path):
     tests = tmp_path / "test_some.py"
     tests.write_text("def test_a(): pass\ndef test_b(): assert 1 == 2\n")
     file = tmp_path / "outcomes"
-    assert parity.run(str(tests), file, 300) is None
+    assert parity.run(str(tests), None, file=file, seconds=300) is None
     outcomes = sorted(outcome for _, outcome, _ in parity.read(file))  # its workers take turns
     assert outcomes == ["failed", "passed"]
 

@@ -23,20 +23,20 @@ USER = """
 import torch
 import kernels
 from bench.cases import CASES, TOKENS, Case, Sizes, Token
-from bench.stages.repeat import operations, values
+from bench.stages.repeat import names, values
 
 SIZES = Sizes("ragged", B=2, T=19, C=20, H=2, V=13)
 GREEDY = {"draw": {"temperature": 0.0}}
 cases = []
 for dtype in ("fp32", "fp16", "bf16"):
-    cases += [Case(name, SIZES, dtype) for name in operations(CASES)]
-    cases += [Token(name, SIZES, dtype, GREEDY.get(name, {})) for name in operations(TOKENS)]
+    cases += [Case(name, SIZES, dtype) for name in names(CASES)]
+    cases += [Token(name, SIZES, dtype, GREEDY.get(name, {})) for name in names(TOKENS)]
 for case in cases:
     results = []
     for name in ("triton", "torch"):
         torch.manual_seed(0)
         table = kernels.load(name, "cpu")
-        result = case.run(table, "cpu") if isinstance(case, Token) else values(case, table, "cpu")
+        result = case.run(table, "cpu") if isinstance(case, Token) else values(case, table, "cpu")()
         results.append(result if isinstance(result, list) else [result])
     for ours, theirs in zip(*results, strict=True):
         ours, theirs = ours.double(), theirs.double()
