@@ -21,7 +21,8 @@ from gpt.corpus import read_text
 from gpt.generate import TextStream, generate
 from gpt.model import GPT
 from gpt.options import parse
-from gpt.quantize import is_quantized, quantize, save_quantized
+from gpt.quantize import is_quantized, quantize
+from gpt.quantized_run import save_quantized
 from gpt.run import load_model
 from gpt.speculate import Draft, Lookup, rule_of, speculate
 from gpt.tasks import Task, is_task, open_task

@@ -1,6 +1,8 @@
 """`make prove` without a card: it keeps to its minutes, and nothing that fails stops the rest."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -409,3 +411,34 @@ def test_neighbours_of_a_tile_differ_in_one_number():
     assert neighbours((64, 8)) == [(32, 8), (128, 8), (64, 4), (64, 16)]
     assert neighbours(3) == [1, 2, 4, 6]
     assert neighbours({64: (128, True)}) == [{64: (64, True)}, {64: (256, True)}]
+
+
+WITHOUT = """
+import importlib, importlib.abc, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(name)
+
+MISSING = ("pytest", "xdist", "pytest_benchmark", "hypothesis", "tyro", "tqdm", "matplotlib",
+           "safetensors", "tiktoken", "transformers", "liger_kernel")
+sys.meta_path.insert(0, Missing())
+from bench import prove
+for name, stage in prove.STAGES.items():
+    try:
+        importlib.import_module(stage.module)
+    except ModuleNotFoundError as error:
+        print(name, error)
+"""
+
+
+def test_a_missing_package_costs_the_stage_that_needs_it():
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        cwd=figures.REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.splitlines() == ["bench pytest"]
