@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from gpt import ranks
 from tests import sharded
 
 ROOT = Path(__file__).parent.parent
@@ -40,15 +43,15 @@ def start(world, *command):
     """`command` on `world` ranks that are told what torchrun tells them; what the first prints."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ranks = []
+    processes = []
     for rank in range(world):
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         told = {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
         run = [sys.executable, *command]
         options = {"cwd": ROOT, "env": SLOWLY | told, "stdout": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen(run, **options))
-    first, *_ = [rank.communicate()[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world
+        processes.append(subprocess.Popen(run, **options))
+    first, *_ = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world
     return first
 
 
@@ -100,3 +103,15 @@ def test_ranks_that_share_the_model_in_bf16_learn_alike_and_never_wait():
     """Weights are gathered in bf16, and the device leaves a bad step out on all ranks."""
     two = json.loads(start(2, "-m", "tests.sharded"))  # rounds norms and embeddings to bf16 too
     assert two == pytest.approx(sharded.losses(), rel=2e-4)
+
+
+def test_gradients_of_ranks_lie_in_one_place(tmp_path):
+    """Views of the memory that is exchanged: their addresses stay, and none is copied."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    try:
+        model = ranks.parallel(torch.nn.Linear(3, 5))
+        model(torch.ones(2, 3)).sum().backward()
+        places = {one.grad.untyped_storage().data_ptr() for one in model.parameters()}
+        assert len(places) == 1
+    finally:
+        ranks.leave()

@@ -1,5 +1,6 @@
 """train.py from its options to the run's folder: presets, kernels, what is left, going on."""
 
+import functools
 import json
 import os
 import re
@@ -87,6 +88,23 @@ def test_a_step_of_several_passes_is_one_of_a_large_batch(tmp_path):
     assert run(tmp_path / "two", *alike, "--batch-size=2", "--tokens-per-step=64") == 0
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_a_compiled_model_is_compiled_for_two_shapes_and_none_is_symbolic(tmp_path, monkeypatch):
+    """A batch of training, and one of evaluation; symbolic shapes would be slower."""
+    shapes = []
+
+    def noting(graph, inputs):
+        shapes.append([one.shape for one in inputs if one.dtype == torch.int64])
+        assert not any(isinstance(size, torch.SymInt) for one in inputs for size in one.shape)
+        return graph
+
+    monkeypatch.setattr("gpt.evaluate.EVALUATION_TOKENS", 16)  # so that the last batch is smaller
+    torch._dynamo.reset()
+    compiler = functools.partial(torch.compile, backend=noting)
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert run(tmp_path / "out", "--step=compile", "--batch-size=3", "--max-iters=2") == 0
+    assert len({str(each) for each in shapes}) == 2
 
 
 # --- the run's folder -----------------------------------------------------------------------------
