@@ -163,6 +163,7 @@ def beside(run: Run, module: str, seconds: float, log: Path):
         raise
     finally:
         thread.join()
+        _interrupted.clear()
 
 
 def run_stage(module: str, seconds: float, log: Path, arguments: list[str]) -> dict[str, Outcome]:
@@ -175,7 +176,7 @@ def run_stage(module: str, seconds: float, log: Path, arguments: list[str]) -> d
     parts: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0 and not _interrupted.is_set():
             command = [sys.executable, "-m", "bench.stages", module, "--report", str(report)]
             command += ["--seconds", f"{SOFT * left:.1f}", *arguments]
             command += [f"--without={part}" for part in parts]
@@ -218,9 +219,11 @@ def _run(command: list[str], seconds: float, log: Path) -> int | None:
 
 
 _running: set[int] = set()  # process groups
+_interrupted = threading.Event()
 
 
 def end_all() -> None:
+    _interrupted.set()
     for group in list(_running):
         _end(group)
 

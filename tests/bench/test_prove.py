@@ -167,6 +167,24 @@ def test_a_part_that_hangs_is_ended_in_time_with_all_that_it_started(monkeypatch
     assert parts["hangs"] == no_time()
 
 
+def test_an_interrupt_ends_what_runs_beside(monkeypatch, tmp_path):
+    monkeypatch.setenv("PARTS", "hangs;two")
+    found, start = [], time.monotonic()
+
+    def interrupted():
+        beside = "tests.bench.stage", 60.0, tmp_path / "log"
+        with prove.beside(prove.run_stage, *beside) as outcomes:
+            found.append(outcomes)
+            while not prove._running:
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - start < 20
+    assert "two" not in found[0]  # nothing was begun after it
+
+
 def test_a_stage_that_cannot_begin_has_failed(tmp_path):
     parts = prove.run_stage("tests.bench.no_such_stage", 30.0, tmp_path / "log", [])
     assert parts["no_such_stage"]["state"] == "failed"

@@ -54,3 +54,12 @@ def test_the_rate_counts_every_product(monkeypatch):
     clock = itertools.count()  # a second between one look and the next
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
     assert product_rate(CPU, size=16, products=3) == 3 * 2 * 16**3
+
+
+def test_the_chosen_gpu_is_the_current_one(monkeypatch):
+    """Streams, graphs and generators are made on the current device."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert hardware.choose_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [1]

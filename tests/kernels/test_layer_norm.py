@@ -2,6 +2,7 @@
 
 import functools
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +229,15 @@ def test_pytorch_s_rms_norm_takes_a_wider_weight():
     y = native.rms_norm(x, weight, eps=1e-5)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, (exact * weight.double()).bfloat16(), rtol=2**-8, atol=0)
+
+
+def test_programs_are_counted_for_the_gpu_that_is_there(monkeypatch):
+    """An RTX 3090 has 82 SMs, the largest GPU of its architecture 108."""
+    properties = SimpleNamespace(multi_processor_count=82, major=8, minor=6)
+    monkeypatch.setattr(launch, "_properties_of", lambda index: properties)
+    assert launch.multiprocessors(torch.device("cuda", 0)) == 82
+    with launch.target(86):  # none is there
+        assert launch.multiprocessors(torch.device("cuda", 0)) == launch.LARGEST_CARD[80]
 
 
 @pytest.mark.parametrize(("architecture", "sms"), launch.LARGEST_CARD.items())
