@@ -73,7 +73,8 @@ def hold(inputs, dropout_p=0.0, **options):
 @pytest.mark.parametrize("C", [1, 2, 3, 7])
 def test_gradients_are_those_of_the_definition(C, count, dropout_p):
     inputs = [x.requires_grad_() for x in operands(2, C, dtype=torch.float64)[:count]]
-    torch.autograd.gradcheck(operation(dropout_p), inputs)
+    in_one_direction = C > 3  # a random one; below it each element's derivative is taken
+    torch.autograd.gradcheck(operation(dropout_p), inputs, fast_mode=in_one_direction)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -134,7 +134,8 @@ ODD += [("gelu", launch.CUBLAS, *sizes) for sizes in ((1, 1, 1), (2, 3, 7), (3, 
 @pytest.mark.parametrize(("activation", "route", "M", "C", "F"), ODD)
 def test_gradients_are_the_derivatives(activation, route, M, C, F):
     inside = [x.requires_grad_() for x in operands(M, C=C, F=F, dtype=torch.float64)]
-    assert gradcheck(by(route, activation=activation, dropout_p=0.25, seed=SEED), inside)
+    operation = by(route, activation=activation, dropout_p=0.25, seed=SEED)
+    assert gradcheck(operation, inside, fast_mode=C * F > 6)  # in one random direction
 
 
 @on_both_routes
