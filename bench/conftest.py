@@ -13,11 +13,11 @@ import torch
 
 from bench import figures, peers, timed
 from bench.race import Failed, Race, attempt, row
+from bench.stages.speed import CONTEXT_LOST
 from bench.timing import Replay, measure_ceilings, stopwatch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLOCK = Replay()
-CONTEXT_LOST = 3  # exit code: the card refuses everything after a kernel's illegal access
 
 
 def pytest_addoption(parser):

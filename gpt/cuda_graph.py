@@ -30,29 +30,31 @@ def on_side_stream(function: Callable[[], Result]) -> Result:
 def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
     """Capture `function()`; returns the graph, and the result that each replay rewrites.
 
-    Raises CaptureError, with the current stream and the default generator as they were before.
+    Raises CaptureError, or what says that memory is short; the current stream and the default
+    generator are then as they were before.
     """
-    graph, stream, state = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), _generator_state()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    state = torch.cuda.get_rng_state()
     try:
         with torch.cuda.graph(graph):
             result = function()
     except RuntimeError as error:
-        cause = error.__context__ or error  # ending a capture that failed raises a second time
-        if hardware.out_of_memory(cause):
-            raise
+        _failed.append(graph)
         torch.cuda.set_stream(stream)  # `torch.cuda.graph` leaves its own after such an error
         _restore_generator(state)
+        cause = error.__context__ or error  # ending a capture that failed raises a second time
+        if hardware.out_of_memory(cause):
+            raise cause from None
         reason = str(cause).strip().partition("\n")[0]
         raise CaptureError(f"{type(cause).__name__}: {reason}") from error
     return graph, result
 
 
-def _generator_state() -> torch.Tensor:
-    return torch.cuda.get_rng_state()
+_failed: list[torch.cuda.CUDAGraph] = []  # kept: PyTorch's allocator may still refer to them
 
 
 def _restore_generator(state: torch.Tensor) -> None:
-    """Replace the state, which would count as captured for ever, by a copy that does not."""
+    """Replace the generator's state, which still counts as captured, by a copy that does not."""
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     generator.graphsafe_set_state(generator.clone_state())
     torch.cuda.set_rng_state(state)

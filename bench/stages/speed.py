@@ -14,7 +14,7 @@ import pytest
 from bench import timed
 from bench.stages import ALONE, Outcome, failed, no_time, passed
 
-CONTEXT_LOST = 3  # exit code of pytest, by bench/conftest.py
+CONTEXT_LOST = 3  # exit code: the GPU refuses everything after a kernel's illegal access
 
 
 def work(operation: str, seconds: float) -> Outcome:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gpt import generate as generation
+from gpt.cuda_graph import capture
 from gpt.evaluate import EagerLoss, GraphedLoss
 from gpt.generate import generate
 from gpt.optim import Muon
@@ -104,6 +105,18 @@ def test_auto_goes_on_eagerly_where_a_step_cannot_be_captured(device, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert "reads a value on the host" in line
     assert line.endswith("steps are eager")
+
+
+def test_a_capture_that_is_short_of_memory_says_so(device):
+    """By the error that asks for a smaller batch, which is then tried on the same device."""
+
+    def allocate():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(allocate)
+    assert device.stream is device.default_stream
+    assert not device.is_generator_captured
 
 
 def test_evaluation_and_generation_go_on_eagerly_too(monkeypatch, capsys):
