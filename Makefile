@@ -17,7 +17,7 @@ bench: $(INSTALLED)
 	$(PYTHON) -m pytest bench $(ARGS)
 
 exercises: $(INSTALLED)
-	$(PYTHON) -m bench.exercises $(ARGS)
+	$(PYTHON) -m bench.recipes.exercises $(ARGS)
 
 prove: $(INSTALLED)
 	$(PYTHON) -m bench.prove $(ARGS)
@@ -26,7 +26,7 @@ ledger: $(INSTALLED)
 	$(PYTHON) -m bench.ledger --check $(ARGS)
 
 soak: $(INSTALLED)
-	$(PYTHON) -m bench.soak $(ARGS)
+	$(PYTHON) -m bench.recipes.soak $(ARGS)
 
 mutants: $(INSTALLED)
 	$(PYTHON) -m tests.mutants $(ARGS)

@@ -16,16 +16,16 @@ from typing import Literal
 import torch
 
 import kernels
-from gpt import Refused, hardware
-from gpt.corpus import read_text
-from gpt.generate import TextStream, generate
-from gpt.model import GPT
-from gpt.options import parse
-from gpt.quantize import is_quantized, quantize
-from gpt.quantized_run import save_quantized
-from gpt.run import load_model
-from gpt.speculate import Draft, Lookup, rule_of, speculate
-from gpt.tasks import Task, is_task, open_task
+from gpt import UserError, hardware
+from gpt.config.cli import parse
+from gpt.data.corpus import read_text
+from gpt.data.tasks.arithmetic import Task, is_task, open_task
+from gpt.generation.generate import TextStream, generate
+from gpt.generation.int8 import is_quantized, quantize
+from gpt.generation.int8_run import save_quantized
+from gpt.generation.speculation import Draft, Lookup, rule_of, speculate
+from gpt.models.packed import GPT
+from gpt.runs.run_state import load_model
 
 SEPARATOR = "---------------"
 
@@ -60,7 +60,7 @@ class SampleConfig:
 def main(arguments: list[str]) -> int:
     try:
         sample(check(parse(SampleConfig, SampleConfig(), arguments, "Sample from a trained GPT.")))
-    except (Refused, kernels.Unavailable) as refusal:
+    except (UserError, kernels.Unavailable) as refusal:
         print(f"sample.py: {refusal}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, BrokenPipeError):
@@ -72,15 +72,15 @@ def check(config: SampleConfig) -> SampleConfig:
     """Refuse numbers that make no sample."""
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("top_k", 0), ("slide", 1)):
         if getattr(config, name) < least:
-            raise Refused(f"--{name.replace('_', '-')} must be at least {least}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     if not 0.0 <= config.temperature < float("inf"):
-        raise Refused("--temperature must be a number of at least 0")
+        raise UserError("--temperature must be a number of at least 0")
     if not 0.0 < config.top_p <= 1.0:
-        raise Refused("--top-p must be above 0 and at most 1")
+        raise UserError("--top-p must be above 0 and at most 1")
     if config.save_dir and config.quantize == "none":
-        raise Refused("--save-dir is for an int8 model; give --quantize int8 too")
+        raise UserError("--save-dir is for an int8 model; give --quantize int8 too")
     if config.draft and config.num_samples > 1:
-        raise Refused("--draft is for one sample; leave --num-samples at 1")
+        raise UserError("--draft is for one sample; leave --num-samples at 1")
     return config
 
 
@@ -94,7 +94,7 @@ def sample(config: SampleConfig) -> None:
     model.to(choose_dtype(config.dtype, device, is_quantized(model)))
     block_size = model.config.block_size
     if config.slide > block_size:
-        raise Refused(f"--slide is at most the run's block size, {block_size}")
+        raise UserError(f"--slide is at most the run's block size, {block_size}")
 
     if is_task(data := str(record["train"].get("data"))):
         print(answer(config, model, open_task(data), device))
@@ -106,7 +106,7 @@ def sample(config: SampleConfig) -> None:
         start = read_text(Path(start.removeprefix("FILE:")))
     tokens = tokenizer.encode(start)
     if len(tokens) == 0:
-        raise Refused("the prompt is empty; give at least one character with --start")
+        raise UserError("the prompt is empty; give at least one character with --start")
     prompts = torch.from_numpy(tokens).to(device).expand(config.num_samples, -1)  # (B, T)
 
     # the samples
@@ -165,7 +165,7 @@ def load_ops(choice: str, device: torch.device):
     try:
         return None if choice == "reference" else kernels.load(choice, device)
     except ValueError as error:
-        raise Refused(f"--{error}") from None
+        raise UserError(f"--{error}") from None
 
 
 def answer(config: SampleConfig, model, task: Task, device: torch.device) -> str:
@@ -185,9 +185,9 @@ def answer(config: SampleConfig, model, task: Task, device: torch.device) -> str
 def make_int8(config: SampleConfig, model, record: dict, device: torch.device) -> None:
     """Quantize the model, and save it where that is asked for."""
     if not isinstance(model, GPT):
-        raise Refused("--quantize is for the fast model; choose --kernels torch or triton")
+        raise UserError("--quantize is for the fast model; choose --kernels torch or triton")
     if is_quantized(model):
-        raise Refused(f"the run in {config.out_dir} is int8 already; leave --quantize out")
+        raise UserError(f"the run in {config.out_dir} is int8 already; leave --quantize out")
     if config.save_dir:
         save_quantized(Path(config.save_dir), model, record, device, say)
     else:
@@ -197,7 +197,7 @@ def make_int8(config: SampleConfig, model, record: dict, device: torch.device) -
 def guess_ahead(config: SampleConfig, model, tokenizer, prompt, generator) -> Iterator:
     """The tokens of one sample, which a smaller model or the text itself helps to find."""
     if not isinstance(model, GPT):
-        raise Refused("--draft is for the fast model; choose --kernels torch or triton")
+        raise UserError("--draft is for the fast model; choose --kernels torch or triton")
     rule = rule_of(tokenizer.vocab_size, config.temperature, config.top_k, config.top_p)
     if config.draft == "lookup":
         guess = Lookup(tokenizer.vocab_size, prompt.device)
@@ -205,7 +205,7 @@ def guess_ahead(config: SampleConfig, model, tokenizer, prompt, generator) -> It
         folder = Path(config.draft)
         smaller, its, _ = load_model(folder, config.checkpoint, model.ops, prompt.device)
         if not isinstance(smaller, GPT) or its.to_json() != tokenizer.to_json():
-            raise Refused(f"the run in {folder} is not a GPT with the tokens of {config.out_dir}")
+            raise UserError(f"the run in {folder} is not a GPT with the tokens of {config.out_dir}")
         guess = Draft(smaller.to(model.ln_f.weight.dtype), rule, generator)
     options = {"slide": config.slide, "generator": generator}
     return speculate(model, prompt, config.max_new_tokens, guess, rule, **options)

@@ -1,6 +1,6 @@
 """Package metadata; tool settings are in pyproject.toml, tested versions in constraints.txt."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="gpt-kernels",
@@ -8,7 +8,7 @@ setup(
     description="Karpathy's lecture GPT, carried to the speed of the hardware by Triton kernels",
     license="MIT",
     python_requires=">=3.10",
-    packages=["gpt", "kernels", "bench", "bench.stages"],
+    packages=find_packages(include=["gpt*", "kernels*", "bench*"]),
     py_modules=["train", "sample"],
     install_requires=[
         "torch>=2.11",

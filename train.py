@@ -15,22 +15,24 @@ from pathlib import Path
 import torch
 
 import kernels
-from gpt import Refused, hardware, memory, pretrained, ranks, selfcheck
-from gpt.build import build
-from gpt.corpus import open_data
-from gpt.evaluate import GraphedLoss, evaluate
-from gpt.generate import draw, generate, stream_text
-from gpt.optim import make_optimizers
-from gpt.options import parse_run
-from gpt.prefetch import Prefetched
-from gpt.presets import TrainConfig
-from gpt.profiler import Profiler
-from gpt.progress import Progress
-from gpt.recompute import recompute_blocks
-from gpt.record import NoRecord, Record, open_folder
-from gpt.run import Saver, restore_run
-from gpt.signals import StopSignals
-from gpt.step import GraphStep, Precision, choose_step, passes_per_step, tokens_per_step
+from gpt import UserError, hardware
+from gpt.config.cli import parse_run
+from gpt.config.train import TrainConfig
+from gpt.data.corpus import open_data
+from gpt.data.prefetch import Prefetched
+from gpt.generation.generate import draw, generate, stream_text
+from gpt.models.activation_checkpointing import recompute_blocks
+from gpt.models.build import build
+from gpt.pretrained import init_from
+from gpt.runs.metrics import NoRecord, Record, open_folder
+from gpt.runs.profiler import Profiler
+from gpt.runs.progress import Progress
+from gpt.runs.run_state import Saver, restore_run
+from gpt.runs.signals import StopSignals
+from gpt.training import distributed, out_of_memory, self_check
+from gpt.training.evaluation import GraphedLoss, evaluate
+from gpt.training.optimizers import make_optimizers
+from gpt.training.step import GraphStep, Precision, choose_step, passes_per_step, tokens_per_step
 
 EXCERPT = 100  # tokens of each evaluation's sample
 
@@ -38,11 +40,11 @@ EXCERPT = 100  # tokens of each evaluation's sample
 def main(arguments: list[str]) -> int:
     try:
         preset = "lecture" if torch.cuda.is_available() else "quickstart"
-        config = parse_run(arguments, preset, pretrained.defaults_of)
-        device = hardware.choose_device(ranks.join(config.device))
-        with ranks.main_speaks():
+        config = parse_run(arguments, preset, init_from.defaults_of)
+        device = hardware.choose_device(distributed.join(config.device))
+        with distributed.main_speaks():
             train(config, device)
-    except (Refused, kernels.Unavailable) as refusal:
+    except (UserError, kernels.Unavailable) as refusal:
         print(f"train.py: {refusal}", file=sys.stderr)
         return 2
     except RuntimeError as error:
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
         print("\ntrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     finally:
-        ranks.leave()
+        distributed.leave()
     return 0
 
 
@@ -74,9 +76,9 @@ def train(config: TrainConfig, device: torch.device) -> None:
     model_config = replace(config.model, vocab_size=vocabulary(config, data))
     config = replace(config, data=data.name, model=model_config)
     if ops is not None and device.type == "cuda" and "triton" in kernels.serving(ops).values():
-        from kernels import check  # which needs Triton
+        from kernels import check
 
-        ops = selfcheck.trusted(ops, kernels.load("torch"), check, data, config, precision)
+        ops = self_check.trusted(ops, kernels.load("torch"), check, data, config, precision)
 
     # the model: the same weights from the same seed, whatever computes them
     adamw = (ops or kernels.load("torch")).adamw
@@ -84,26 +86,28 @@ def train(config: TrainConfig, device: torch.device) -> None:
     torch.manual_seed(config.seed)
     model.initialise()
     if config.init_from not in ("scratch", "resume"):
-        print(pretrained.begin(model, config.init_from, data.tokenizer))
+        print(init_from.begin(model, config.init_from, data.tokenizer))
     if config.parallel == "fsdp":
-        ranks.shard(model, device, dtype)
+        distributed.shard(model, device, dtype)
         adamw = partial(torch.optim.AdamW, fused=True)  # which knows shards
     model.to(device)
     if config.activation_checkpointing:
         recompute_blocks(model, config.model)
-    if ranks.rank():
-        torch.manual_seed(config.seed + ranks.rank())  # for dropout; one rank's seed goes on
+    if distributed.rank():
+        torch.manual_seed(config.seed + distributed.rank())  # for dropout; one rank's seed goes on
     optimizers = make_optimizers(model, config, adamw, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     step_kind, step_reason = choose_step(config, precision, data)
     if config.parallel == "fsdp" and precision.scaler.is_enabled():
-        raise Refused("--parallel fsdp cannot be had with --dtype float16; use bfloat16 or float32")
+        raise UserError(
+            "--parallel fsdp cannot be had with --dtype float16; use bfloat16 or float32"
+        )
     describe(config, device, dtype, ops, parameters, step_reason)
 
     # the run, from its beginning or from its last checkpoint
     folder = Path(config.out_dir)
     lock = None  # held to the end
-    if ranks.is_main() and not config.eval_only:
+    if distributed.is_main() and not config.eval_only:
         lock, earlier = open_folder(folder, config.resume)
         if earlier:
             print(f"{folder} held an earlier run, which is kept as {earlier}")
@@ -111,7 +115,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
     if config.resume:
         reached = restore_run(folder, model, optimizers, precision, data)
         print(f"going on from step {reached['step']} of the run in {folder}")
-    compiled = ranks.parallel(
+    compiled = distributed.parallel(
         torch.compile(model, dynamic=False) if config.compiles_model else model
     )
     if config.eval_only:
@@ -123,9 +127,11 @@ def train(config: TrainConfig, device: torch.device) -> None:
     first, best, val_loss = reached["step"], reached["best_val_loss"], reached.get("val_loss")
     scores = reached.get("scores", {})
     if first > config.max_iters:
-        raise Refused(f"the run has taken {first} steps, more than --max-iters {config.max_iters}")
+        raise UserError(
+            f"the run has taken {first} steps, more than --max-iters {config.max_iters}"
+        )
     resume_at = first if config.resume else None
-    record = Record(folder, config, resume_at) if ranks.is_main() else NoRecord()
+    record = Record(folder, config, resume_at) if distributed.is_main() else NoRecord()
     progress = Progress(
         record,
         config,
@@ -135,7 +141,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
         flops_per_step=hardware.flops_per_token(config.model, parameters) * tokens_per_step(config),
     )
     saver = Saver(folder, config, data, model, optimizers, precision)
-    profiler = Profiler(config.profile and ranks.is_main(), folder, device)
+    profiler = Profiler(config.profile and distributed.is_main(), folder, device)
     on_device = data.source == device
     with (
         StopSignals() as signals,  # heard until the last checkpoint is written
@@ -148,7 +154,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
         take_step.skipped = reached["skipped"]
         loss_of = GraphedLoss(compiled, precision) if step_kind is GraphStep else None
         for step in range(first, config.max_iters + 1):
-            stopping = ranks.any_rank(bool(signals.asked))
+            stopping = distributed.any_rank(bool(signals.asked))
             due = step % config.eval_interval == 0 or step == config.max_iters
             if step == first and "val_loss" in reached:
                 due = False  # it was evaluated before the run was stopped
@@ -166,7 +172,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
                     saver.save({**reached, "best_val_loss": best, **progress.state()}, improved)
             if stopping or step == config.max_iters:
                 break
-            progress.step(step, memory.take(take_step, step, data))
+            progress.step(step, out_of_memory.take(take_step, step, data))
             profiler.step()
 
     # what came of it
@@ -198,7 +204,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
         f"best val loss {best:.4f}, {summary['training_seconds']:.1f} s of training, "
         f"{summary['tokens_per_second']:,.0f} tok/s; the run is in {folder}"
     )
-    if ranks.is_main() and config.parallel == "ddp":  # one rank alone has no whole model
+    if distributed.is_main() and config.parallel == "ddp":  # one rank alone has no whole model
         speak(model, data, config, precision)
     del lock
 
@@ -211,7 +217,7 @@ def load_ops(config: TrainConfig, device: torch.device):
         adamw = ",adamw=torch" if config.parallel == "fsdp" else ""
         return kernels.load(config.kernels + adamw, device)
     except ValueError as error:
-        raise Refused(f"--{error}") from None
+        raise UserError(f"--{error}") from None
 
 
 def serving(config: TrainConfig, ops) -> dict[str, str]:
@@ -225,7 +231,7 @@ def vocabulary(config: TrainConfig, data) -> int:
     """How many tokens the model knows: those of the tokenizer, or more, as padding."""
     asked, needed = config.model.vocab_size, data.tokenizer.vocab_size
     if 0 < asked < needed:
-        raise Refused(f"--vocab-size {asked} is less than the {needed} tokens of {data.name}")
+        raise UserError(f"--vocab-size {asked} is less than the {needed} tokens of {data.name}")
     return asked or needed
 
 
@@ -234,7 +240,7 @@ def describe(config: TrainConfig, device, dtype, ops, parameters: int, step: str
     passes = passes_per_step(config)
     print(f"preset {config.preset}: {parameters / 1e6:.6f} M parameters, data {config.data}")
     print(
-        f"{tokens_per_step(config):,} tokens a step: {passes} x {ranks.world()} x "
+        f"{tokens_per_step(config):,} tokens a step: {passes} x {distributed.world()} x "
         f"{config.batch_size} sequences of {config.model.block_size}; a step is {step}"
     )
     by: dict[str, list[str]] = {}
@@ -258,7 +264,7 @@ def excerpt(model, data, config: TrainConfig, precision: Precision) -> str:
     same way each time, so that what changes is the model, and leaves training's generators alone.
     """
     speaks = config.sample and not config.model.source_size  # it has to begin with a source
-    if not (speaks and ranks.is_main() and config.parallel == "ddp"):
+    if not (speaks and distributed.is_main() and config.parallel == "ddp"):
         return ""
     tokens = torch.zeros((1, 1), dtype=torch.long, device=precision.device)
     generator = torch.Generator(precision.device).manual_seed(config.seed)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels import launch
+from kernels.common import launch
 
 
 class Precision(NamedTuple):
@@ -26,7 +26,7 @@ PRECISIONS = {
     "fp16": Precision(torch.float16, torch.float16, torch.float16),
     "fp32": Precision(torch.float32, torch.float32, torch.float32),
     "autocast": Precision(torch.float32, torch.bfloat16, torch.float32),  # PyTorch's
-    "training": Precision(torch.float32, torch.bfloat16, torch.bfloat16),  # gpt/model.py's
+    "training": Precision(torch.float32, torch.bfloat16, torch.bfloat16),  # gpt/models/packed.py's
 }
 
 
@@ -222,7 +222,7 @@ _INPUTS = {
 }
 
 
-def _linear_step(sizes, dtype, device, int8=False, **options):
+def _decode_linear(sizes, dtype, device, int8=False, **options):
     """The way up, which takes everything: norm, bias and activation."""
     _, B, _, C, *_ = sizes
     leaf = _leaves(device)
@@ -235,18 +235,22 @@ def _linear_step(sizes, dtype, device, int8=False, **options):
     return (leaf((B, C), dtype), weight, leaf((4 * C,), dtype)), options
 
 
-def _attention_step(sizes, dtype, device, **options):
+def _decode_attention(sizes, dtype, device, **options):
     _, B, T, C, H, _ = sizes
     leaf = _leaves(device)
     position = torch.full((B,), T - 1, device=device)
     return (leaf((B, 3 * C), dtype), leaf((2, B, H, T, C // H), dtype), position), options
 
 
-def _draw(sizes, dtype, device, **options):
+def _sample_token(sizes, dtype, device, **options):
     return (_leaves(device)((sizes.B, sizes.V), dtype),), options
 
 
-_TOKEN_INPUTS = {"linear_step": _linear_step, "attention_step": _attention_step, "draw": _draw}
+_TOKEN_INPUTS = {
+    "decode_linear": _decode_linear,
+    "decode_attention": _decode_attention,
+    "sample_token": _sample_token,
+}
 
 _DROPOUT = {"dropout_p": 0.2}
 
@@ -296,12 +300,12 @@ UPDATES = (
 ONE = GPT2._replace(name="gpt2 one token", B=1)
 
 TOKENS = (
-    Token("linear_step", ONE, "bf16", {"norm": "layer_norm", "activation": "gelu_tanh"}),
-    Token("linear_step", ONE, "bf16", {"int8": True}),
-    Token("linear_step", ONE, "fp32"),
-    Token("attention_step", ONE),
-    Token("attention_step", ONE, "fp32", {"qk_norm": True}),
-    Token("attention_step", ONE, "bf16", {"window": 256}),
-    Token("draw", ONE, "bf16", {"top_k": 40}),
-    Token("draw", ONE, "fp32", {"temperature": 0.0}),
+    Token("decode_linear", ONE, "bf16", {"norm": "layer_norm", "activation": "gelu_tanh"}),
+    Token("decode_linear", ONE, "bf16", {"int8": True}),
+    Token("decode_linear", ONE, "fp32"),
+    Token("decode_attention", ONE),
+    Token("decode_attention", ONE, "fp32", {"qk_norm": True}),
+    Token("decode_attention", ONE, "bf16", {"window": 256}),
+    Token("sample_token", ONE, "bf16", {"top_k": 40}),
+    Token("sample_token", ONE, "fp32", {"temperature": 0.0}),
 )

@@ -1,6 +1,6 @@
 """`pytest bench`: every operation against its rivals, by pytest-benchmark.
 
-The rivals of one operation, shape and pass are timed in turns (`bench/timing.py`); each then
+The rivals of one operation, shape and pass are timed in turns (`bench/timer.py`); each then
 reports what was measured of it through pytest-benchmark, in one group. `extra_info` of the JSON
 holds the row of figures that `bench.report` prints. Nothing here runs in a plain `pytest`.
 """
@@ -11,10 +11,10 @@ import time
 import pytest
 import torch
 
-from bench import figures, peers, timed
-from bench.race import Failed, Race, attempt, row
-from bench.stages.speed import CONTEXT_LOST
-from bench.timing import Replay, measure_ceilings, stopwatch
+from bench import baselines, results_file, workloads
+from bench.compare import Failed, Race, attempt, row
+from bench.prove.stages.speed import CONTEXT_LOST
+from bench.timer import Replay, measure_ceilings, stopwatch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLOCK = Replay()
@@ -46,10 +46,10 @@ def pytest_generate_tests(metafunc):
     wanted = metafunc.config.getoption("--operation")
     entries = [
         (case, direction, rival)
-        for case in timed.cases(DEVICE)
+        for case in workloads.cases(DEVICE)
         if not wanted or case.operation in wanted
-        for direction in timed.passes(case)
-        for rival in peers.rivals(case, DEVICE)
+        for direction in workloads.passes(case)
+        for rival in baselines.rivals(case, DEVICE)
     ]
     metafunc.parametrize(
         "entry",
@@ -65,7 +65,7 @@ def pytest_generate_tests(metafunc):
 
 
 def _group(case, direction: str) -> str:
-    return f"{case.operation} {timed.shape(case)} {case.precision} {direction}"
+    return f"{case.operation} {workloads.shape(case)} {case.precision} {direction}"
 
 
 class Lap:
@@ -94,7 +94,7 @@ class Lap:
             self.watch = stopwatch(DEVICE)
             if DEVICE.type == "cuda":
                 self.ceilings = measure_ceilings(DEVICE, self.watch)
-        makers = peers.rivals(case, DEVICE)
+        makers = baselines.rivals(case, DEVICE)
         torch.manual_seed(0)
         self.race = Race(case, {name: makers[name] for name in rivals}, DEVICE, self.watch)
 
@@ -107,7 +107,7 @@ def measure(request, benchmark):
     """Measure an entry and report it; the first of a group to be called measures the group."""
 
     def measure(case, direction, rival):
-        maker = peers.rivals(case, DEVICE)[rival]
+        maker = baselines.rivals(case, DEVICE)[rival]
         if isinstance(maker, str):
             pytest.skip(f"{rival}: {maker}")
         lap = request.config.stash[LAP]
@@ -115,7 +115,7 @@ def measure(request, benchmark):
         if isinstance(result, Failed):
             _report_failure(rival, result)
         figures_of_it = row(case, direction, rival, result, lap.ceilings)
-        if DEVICE.type == "cuda" and direction == timed.passes(case)[-1]:  # of the whole
+        if DEVICE.type == "cuda" and direction == workloads.passes(case)[-1]:  # of the whole
             named = attempt(lap.race.kernels, rival, direction)
             figures_of_it["kernels"] = [] if isinstance(named, Failed) else named
             figures_of_it["peak_mb"] = round(lap.race.peak_bytes(rival, direction) / 1e6, 1)
@@ -131,7 +131,7 @@ def measure(request, benchmark):
 def _rivals_of(session, case, direction: str) -> list[str]:
     """The rivals of a group that were asked for and can be made here."""
     entries = [item.callspec.params["entry"] for item in session.items if hasattr(item, "callspec")]
-    makers = peers.rivals(case, DEVICE)
+    makers = baselines.rivals(case, DEVICE)
     return [
         rival
         for of_case, of_direction, rival in entries
@@ -145,7 +145,7 @@ def _report_failure(rival: str, failed: Failed) -> None:
             torch.cuda.synchronize()
         except RuntimeError:
             pytest.exit(f"{rival} has lost the card: {failed.reason}", returncode=CONTEXT_LOST)
-    if rival == peers.OURS:
+    if rival == baselines.OURS:
         pytest.fail(failed.details, pytrace=False)
     pytest.skip(f"{rival} cannot: {failed.reason}")
 
@@ -160,7 +160,7 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     """The card and its ceilings, and no single samples: the file stays small."""
     lap = config.stash[LAP]
     if lap.ceilings is not None:
-        output_json["machine_info"]["card"] = figures.card()
+        output_json["machine_info"]["card"] = results_file.card()
         output_json["machine_info"]["ceilings"] = lap.ceilings._asdict()
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)

@@ -1,7 +1,7 @@
 """Whole steps of the presets as the ledger's cases: what training, evaluating and decoding launch.
 
 A step runs as it is, at its full size, on tensors that have no storage (PyTorch's FakeTensorMode),
-while `kernels.launch` records instead of launching. Layers are all alike, so there are two.
+while `kernels.common.launch` records instead of launching. Layers are all alike, so there are two.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.training import a_text, configuration
-from gpt.build import build
-from gpt.cache import CachedGPT
-from gpt.evaluate import EVALUATION_TOKENS
-from gpt.optim import make_optimizers
-from gpt.quantize import quantize
-from gpt.step import GraphStep, Precision
+from gpt.generation.int8 import quantize
+from gpt.generation.kv_cache import CachedGPT
+from gpt.models.build import build
+from gpt.training.evaluation import EVALUATION_TOKENS
+from gpt.training.optimizers import make_optimizers
+from gpt.training.step import GraphStep, Precision
 
 CPU = torch.device("cpu")  # whose autocast a machine without a GPU has
 LOW = torch.bfloat16
@@ -117,7 +117,7 @@ class DecodingStep(NamedTuple):
         cached.fill(torch.arange(count, device=device), prompt, lengths)
         logits = cached.step(prompt[:, 0])
         seed = torch.zeros((), dtype=torch.int64, device=device)
-        ops.draw(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
+        ops.sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
 
 
 STEPS = (

@@ -22,14 +22,15 @@ import torch
 
 import kernels
 from bench import checkouts
-from bench.timing import spread
+from bench.timer import spread
 from gpt import hardware
-from gpt.build import build
-from gpt.data import Data
-from gpt.optim import make_optimizers
-from gpt.presets import PRESETS, TrainConfig
-from gpt.step import Precision, choose_step, tokens_per_step
-from gpt.tokenizer import ByteTokenizer
+from gpt.config.presets import PRESETS
+from gpt.config.train import TrainConfig
+from gpt.data.batches import Data
+from gpt.data.tokenizers import ByteTokenizer
+from gpt.models.build import build
+from gpt.training.optimizers import make_optimizers
+from gpt.training.step import Precision, choose_step, tokens_per_step
 
 WARM_UP = 8  # steps: three before a graph is captured, the capture, and some replays
 GROUP = 5  # steps, of which one time is taken

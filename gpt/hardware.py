@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from gpt import Refused
-from gpt.presets import ModelConfig
+from gpt import UserError
+from gpt.config.model import ModelConfig
 
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendor's data sheets.
 PEAK_FLOPS = {
@@ -35,19 +35,19 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise Refused(f"--device {name} is no device; choose cuda, cuda:N, cpu or mps") from None
+        raise UserError(f"--device {name} is no device; choose cuda, cuda:N, cpu or mps") from None
     if device.type not in ("cuda", "cpu", "mps"):
-        raise Refused(f"--device {name} is not supported; choose cuda, cuda:N, cpu or mps")
+        raise UserError(f"--device {name} is not supported; choose cuda, cuda:N, cpu or mps")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
-            raise Refused(f"--device {name}: PyTorch sees no CUDA card here; use --device cpu")
+            raise UserError(f"--device {name}: PyTorch sees no CUDA card here; use --device cpu")
         if (device.index or 0) >= count:
-            raise Refused(f"--device {name}: there are only {count} cards, cuda:0 ...")
+            raise UserError(f"--device {name}: there are only {count} cards, cuda:0 ...")
         torch.cuda.set_device(device.index or 0)  # where streams, graphs and generators are made
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise Refused("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+        raise UserError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
     return device
 
 

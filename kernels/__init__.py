@@ -62,16 +62,16 @@ class Ops(NamedTuple):
     #  norm "layer_norm", "rms_norm" or None, norm_weight (K,), norm_bias (K,) or None, eps,
     #  activation or None, residual (B, N) or None)
     # -> residual + activation(norm(x) @ (scale * weight)^T + bias) (B, N)
-    linear_step: Callable
+    decode_linear: Callable
     # (qkv (B, (H + 2 Hkv) D) as [query | key | value], cache (2, B, Hkv, T, D) of keys and values,
     #  position (B,) int64, *, window, qk_norm, eps, cos and sin (T, D) or None) -> (B, H D)
     # The new key and value are written to the cache at `position`; the query sees all up to it,
     # of a window of W > 0 only the last W.
-    attention_step: Callable
+    decode_attention: Callable
     # (logits (B, V), *, temperature, top_k, top_p, seed () int64) -> tokens (B,) int64
     # The same tokens for the same logits and seed, as exp(logits / temperature) would draw them.
     # Tokens count that have fewer than top_k likelier ones (0: any number), together below top_p.
-    draw: Callable
+    sample_token: Callable
 
 
 def load(choice: str, device: str | torch.device | None = None) -> Ops:
@@ -80,7 +80,7 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
     `device` (default: CUDA where there is one) is where the operations will run. Raises
     `ValueError` for a name that does not exist and `Unavailable` for one that cannot run there.
     """
-    from kernels import native
+    from kernels import torch_ops
 
     base, *overrides = (part.strip() for part in choice.split(","))
     ops = _table(base, device)
@@ -91,7 +91,7 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
                 f"kernels: {override!r} is not an override; write OPERATION=triton or "
                 f"OPERATION=torch with an operation of {', '.join(Ops._fields)}"
             )
-        table = native.OPS if implementation == "torch" else _table(implementation, device)
+        table = torch_ops.OPS if implementation == "torch" else _table(implementation, device)
         ops = ops._replace(**{name: getattr(table, name)})
     return ops
 
@@ -135,7 +135,7 @@ def _device(device) -> torch.device:
 def serving(ops: Ops) -> dict[str, str]:
     """Which implementation serves each operation of a table: {"layer_norm": "triton", ...}."""
     return {
-        name: "torch" if function.__module__ == "kernels.native" else "triton"
+        name: "torch" if function.__module__ == "kernels.torch_ops" else "triton"
         for name, function in ops._asdict().items()
     }
 
@@ -144,9 +144,9 @@ def _table(name: str, device) -> Ops:
     if name == "auto":
         name, _ = explain_auto(device)
     if name == "torch":
-        from kernels import native
+        from kernels import torch_ops
 
-        return native.OPS
+        return torch_ops.OPS
     if name == "triton":
         reason = unavailable_reason(device)
         if reason is not None:
@@ -154,7 +154,7 @@ def _table(name: str, device) -> Ops:
                 f"--kernels triton cannot run here: {reason}; use --kernels torch, or set "
                 "TRITON_INTERPRET=1 to run the kernels slowly in the interpreter"
             )
-        from kernels import fused
+        from kernels import triton_ops
 
-        return fused.OPS
+        return triton_ops.OPS
     raise ValueError(f"kernels: {name!r} is unknown; choose auto, triton or torch")

@@ -12,7 +12,7 @@ import torch
 import triton
 from triton.errors import TritonError
 
-from kernels import Ops, native, serving
+from kernels import Ops, serving, torch_ops
 
 # B, T, C, H, V: whole tiles and wide loads; then neither
 SIZES = ((2, 256, 384, 6, 1024), (2, 77, 60, 3, 101))
@@ -50,7 +50,7 @@ def failure(name: str, ops: Ops, device: torch.device, dtypes=tuple(BOUNDS)) -> 
 def largest_error(name: str, ops: Ops, device, dtype, sizes) -> float:
     """Of results and gradients, each as a share of its norm."""
     ours = list(results(name, ops, device, dtype, sizes, dtype))
-    exact = list(results(name, native.OPS, device, dtype, sizes, torch.float64))
+    exact = list(results(name, torch_ops.OPS, device, dtype, sizes, torch.float64))
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # a kernel's illegal access is raised here
     errors = [
@@ -76,7 +76,7 @@ def results(name: str, ops: Ops, device, dtype, sizes, compute) -> Iterator[torc
         return
     operands, options = _operands(name, normal, integers, sizes)
     leaves = [x for x in operands if isinstance(x, torch.Tensor) and x.requires_grad]
-    if name in ("linear_step", "attention_step", "draw"):
+    if name in ("decode_linear", "decode_attention", "sample_token"):
         with torch.no_grad():
             yield getattr(ops, name)(*operands, **options)
         return
@@ -111,13 +111,13 @@ def _operands(name: str, normal, integers, sizes) -> tuple[tuple, dict]:
         case "linear_cross_entropy":
             weight = normal(V, C, scale=C**-0.5)
             return (normal(B, T, C), weight, normal(V), integers(V, B, T)), {}
-        case "linear_step":
+        case "decode_linear":
             return (normal(B, C), normal(F, C, scale=C**-0.5), normal(F)), {}
-        case "attention_step":
+        case "decode_attention":
             position = integers(T, B)
             cache = normal(2, B, H, T, D).detach()
             return (normal(B, 3 * C), cache, position), {}
-        case "draw":
+        case "sample_token":
             return (normal(B, V),), {"temperature": 0.0}
     raise ValueError(f"{name} is not an operation of kernels.Ops")
 
@@ -136,7 +136,7 @@ def _updated(ops: Ops, normal, sizes) -> Iterator[torch.Tensor]:
 def facts(ops: Ops, device: torch.device) -> dict:
     """What a verdict of this table holds for: the GPU, its software, and these files."""
     sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         sources.update(path.read_bytes())
     driver = Path("/proc/driver/nvidia/version")
     return {

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import cdiv, launch, next_power_of_2, opaque, tile
+from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
 
 ROWS_PER_SHARE = 8  # at least so many rows of dy per program, were all tokens equally common
 MOST_SHARES = 32

@@ -15,7 +15,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime.interpreter import InterpretedFunction
 
-from kernels.table import Sent
+from kernels.optimizer.multi_tensor import Sent
 
 aten = torch.ops.aten
 REFUSED = {

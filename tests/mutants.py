@@ -1,10 +1,10 @@
 """Do the tests notice a mistake? `python -m tests.mutants [--kernel layer_norm ...]`.
 
-`tests/mutations/layer_norm.py` lists one-line mistakes in `kernels/layer_norm.py`:
+`tests/mutations/layer_norm.py` lists one-line mistakes in `kernels/norms/layer_norm.py`:
 
     MUTATIONS = [(old, new, what it would break), ...]    # `old` occurs exactly once
-    TESTS = ["tests/kernels/test_layer_norm.py"]          # by default those of the same name
-    FILE = "gpt/checkpoint.py"                            # where it is no kernel of that name
+    TESTS = ["tests/kernels/norms/test_layer_norm.py"]          # by default those of the same name
+    FILE = "gpt/runs/checkpoint.py"                            # where it is no kernel of that name
 
 Each is made in a copy of the repository, where the tests then run until one fails. A mutation
 that no test notices is printed as a diff, and the exit code is 1.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "tests" / "mutations"
-LEFT_BEHIND = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "out*", "data", "*.bin")
+LEFT_BEHIND = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "out", "*.bin")
 
 
 def main() -> int:
@@ -39,12 +39,12 @@ def main() -> int:
 def survivors_of(kernel: str) -> int:
     """Run all mutations of one kernel, report each, and count those that nothing noticed."""
     module = importlib.import_module(f"tests.mutations.{kernel}")
-    tests = getattr(module, "TESTS", [f"tests/kernels/test_{kernel}.py"])
+    tests = getattr(module, "TESTS", None) or [find(f"tests/kernels/**/test_{kernel}.py")]
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "repository")
         shutil.copytree(ROOT, copy, ignore=LEFT_BEHIND)
-        file = copy / getattr(module, "FILE", f"kernels/{kernel}.py")
+        file = copy / (getattr(module, "FILE", None) or find(f"kernels/**/{kernel}.py"))
         source = file.read_text(encoding="utf-8")
         mutants = [mutate(source, *mutation, file.name) for mutation in module.MUTATIONS]
 
@@ -61,6 +61,12 @@ def survivors_of(kernel: str) -> int:
                 survivors += 1
                 print(diff(source, mutant, file.name), flush=True)
     return survivors
+
+
+def find(pattern: str) -> str:
+    """The path of the one file that matches."""
+    (path,) = ROOT.glob(pattern)
+    return str(path.relative_to(ROOT))
 
 
 def mutate(source: str, old: str, new: str, reason: str, file: str) -> str:

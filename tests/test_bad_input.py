@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from gpt import checkpoint
+from gpt.runs import checkpoint
 from tests.runs import CPU, SHORT, SIZES, run
 
 RUN = "--out-dir=FOLDER/run"

@@ -1,6 +1,6 @@
 """A stranger's checkpoints and token files: any bytes are read as they are or refused.
 
-Refused is a sentence. Anything else that is raised, a hang, code that runs, or weights that are
+UserError is a sentence. Anything else that is raised, a hang, code that runs, or weights that are
 not those of the file would fail here.
 """
 
@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from gpt import Refused, checkpoint
-from gpt.corpus import open_data
-from gpt.options import check, train_config_from_json
-from gpt.record import read_metrics
-from gpt.run import WHOLE, load_model
-from kernels.native import OPS
-from tests.gpt.test_run import Run
+from gpt import UserError
+from gpt.config.cli import check, train_config_from_json
+from gpt.data.corpus import open_data
+from gpt.runs import checkpoint
+from gpt.runs.metrics import read_metrics
+from gpt.runs.run_state import WHOLE, load_model
+from kernels.torch_ops import OPS
+from tests.gpt.runs.test_run_state import Run
 
 CPU = torch.device("cpu")
 # of each kind; --hypothesis-profile=thousand for as many as the soak tries
@@ -96,7 +97,7 @@ def weights_of(run):
 def assert_same_or_refused(run, name, kinds):
     try:
         record, tensors = checkpoint.load(run.folder, name, kinds)
-    except Refused:
+    except UserError:
         return
     whole = checkpoint.load(run.folder.with_name("whole"), name, kinds)
     assert record == whole[0]
@@ -134,7 +135,7 @@ def test_hostile_tensors_are_refused_or_those_of_the_file(run, tried, change, ki
     try:
         model, _, _ = load_model(folder, "best", OPS, CPU)
         Run(folder).restore()
-    except Refused:
+    except UserError:
         return
     kept = load_file(next(folder.glob("*.weights.*")))
     for key, weight in model.state_dict().items():
@@ -169,14 +170,14 @@ def test_hostile_records_are_refused_or_make_a_model(run, tried, data):
     for implementation in (OPS, None):
         try:
             model, tokenizer, _ = load_model(folder, "best", implementation, CPU)
-        except Refused:
+        except UserError:
             continue
         tokens = torch.arange(8)[None] % tokenizer.vocab_size
         assert model(tokens)[0].isfinite().all()
     try:
         check(train_config_from_json(checkpoint.read_json(folder / "last.json").get("train"), ""))
         reached = Run(folder).restore()
-    except Refused:
+    except UserError:
         return
     assert reached["step"] >= 0
 
@@ -201,7 +202,7 @@ def test_any_token_file_is_tokens_or_refused(tmp_path_factory, tried, change, na
     tried.update(cases=1, bytes=path.write_bytes(content))
     try:
         data = open_data(str(folder), "data", "char")
-    except Refused:
+    except UserError:
         return
     for tokens in (data.train, data.val):
         assert len(tokens) >= 2

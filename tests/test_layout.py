@@ -50,12 +50,14 @@ def test_every_kernel_has_a_name_of_its_own():
     kernel = re.compile(r"^def (\w+_kernel)\(", re.MULTILINE)
     names = [name for path in files("kernels") for name in kernel.findall(path.read_text())]
     assert len(names) == len(set(names))
-    rows = json.loads((ROOT / "bench/ledger.json").read_text())
+    rows = json.loads((ROOT / "bench/ledger/ledger.json").read_text())
     launched = {row["key"].partition("(")[0] for of_version in rows.values() for row in of_version}
     assert launched <= set(names)
 
 
-@pytest.mark.parametrize("path", [ROOT / "gpt/model.py", ROOT / "gpt/reference.py"], ids=name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "gpt/models/packed.py", ROOT / "gpt/models/reference.py"], ids=name
+)
 def test_the_models_import_torch_alone(path):
     assert imports(path) <= {"gpt", "torch"}
 

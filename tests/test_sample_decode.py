@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sample
-from gpt.generate import TextStream
+from gpt.generation.generate import TextStream
 from tests.runs import run, tensor_files
 
 FIGURES = re.compile(r"[\d,]+ tokens in \d+\.\d\d s, [\d,]+ tokens/s; the first after \d+ ms\n")

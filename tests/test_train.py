@@ -11,11 +11,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from gpt import corpus
-from gpt.options import train_config_from_json
-from gpt.presets import PRESETS
-from gpt.step import Step
-from tests.instruments import DEVICE
+from gpt.config.cli import train_config_from_json
+from gpt.config.presets import PRESETS
+from gpt.data import corpus
+from gpt.training.step import Step
+from tests.numerics import DEVICE
 from tests.runs import metrics, record, run, tensor_files
 
 
@@ -99,7 +99,9 @@ def test_a_compiled_model_is_compiled_for_two_shapes_and_none_is_symbolic(tmp_pa
         assert not any(isinstance(size, torch.SymInt) for one in inputs for size in one.shape)
         return graph
 
-    monkeypatch.setattr("gpt.evaluate.EVALUATION_TOKENS", 16)  # so that the last batch is smaller
+    monkeypatch.setattr(
+        "gpt.training.evaluation.EVALUATION_TOKENS", 16
+    )  # so that the last batch is smaller
     torch._dynamo.reset()
     compiler = functools.partial(torch.compile, backend=noting)
     monkeypatch.setattr(torch, "compile", compiler)

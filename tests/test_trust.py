@@ -12,7 +12,7 @@ import torch
 
 import sample
 import train
-from gpt import checkpoint
+from gpt.runs import checkpoint
 from tests.runs import run
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bench import compiled
-from kernels.launch import launch, record
+from bench.ledger import compiled
+from kernels.common.launch import launch, record
 
 SAMPLES = {
     "80": ("product", "deep product"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench import training
-from bench.stages import loss, profile
-from gpt.presets import ModelConfig
+from bench.prove.stages import loss, profile
+from gpt.config.model import ModelConfig
 
 CPU = torch.device("cpu")
 
@@ -88,7 +88,7 @@ def test_the_mark_is_passed_by_the_first_evaluation_at_or_below_it(tmp_path):
 
 
 def test_every_way_of_every_preset_has_its_part():
-    from bench.stages import step
+    from bench.prove.stages import step
 
     assert len(step.PARTS) == len(training.SIZES) * len(training.WAYS)
     assert replace(training.PRESETS["gpt2"], **training.SIZES["gpt2"]).batch_size == 32

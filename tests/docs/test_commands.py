@@ -14,9 +14,9 @@ import pytest
 
 import sample
 import train
-from bench import report
-from bench.figures import REPOSITORY
-from gpt.options import parse, parse_run
+from bench.report import __main__ as report
+from bench.results_file import REPOSITORY
+from gpt.config.cli import parse, parse_run
 from tests.runs import CPU, SIZES
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]

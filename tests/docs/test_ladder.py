@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import kernels
-from bench import ladder
 from bench.cases import Sizes
-from bench.figures import REPOSITORY
-from bench.ladder import Rung
-from bench.stages import ladder as stage
-from bench.timing import Ceilings, HostStopwatch
-from kernels import native
-from tests.instruments import DEVICE, assert_deterministic, hold_against, randn
-from tests.kernels.plain_attention import plain_attention
+from bench.prove.stages import ladder as stage
+from bench.recipes import ladder
+from bench.recipes.ladder import Rung
+from bench.results_file import REPOSITORY
+from bench.timer import Ceilings, HostStopwatch
+from kernels import torch_ops
+from tests.kernels.attention.plain_attention import plain_attention
+from tests.numerics import DEVICE, assert_deterministic, hold_against, randn
 
 PATHS = ladder.paths()
 ORACLES = {"attention": plain_attention}
@@ -66,7 +66,7 @@ def test_a_rung_is_right(path, dtype):
     rung = load(path)
     hold_against(
         rung.function,
-        ORACLES.get(rung.operation, getattr(native, rung.operation)),
+        ORACLES.get(rung.operation, getattr(torch_ops, rung.operation)),
         operands(rung.operation, dtype),
         backward="shipped" in rung.name or "autograd.Function" in path.read_text(),
         out_dtype=torch.float32 if rung.operation == "cross_entropy" else None,
@@ -125,14 +125,16 @@ def test_a_rung_runs_as_a_program():
 def test_where_kernels_cannot_run_it_says_what_to_set(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "PyTorch sees no CUDA card")
     with pytest.raises(SystemExit) as ended:
-        ladder.show("layer_norm/x.py", native.layer_norm)
+        ladder.show("layer_norm/x.py", torch_ops.layer_norm)
     assert ended.value.code == 2
     assert "PyTorch sees no CUDA card; to check" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_wrong_rung_is_found(factor):
-    wrong = Rung("layer_norm", "1_wrong", lambda *operands: factor * native.layer_norm(*operands))
+    wrong = Rung(
+        "layer_norm", "1_wrong", lambda *operands: factor * torch_ops.layer_norm(*operands)
+    )
     assert not ladder.check(wrong, torch.device(DEVICE)).is_right
 
 
@@ -148,9 +150,9 @@ def tiny(monkeypatch):
 def test_rungs_are_timed_beside_pytorch_and_those_with_a_gradient_twice(tiny):
     @torch.no_grad()
     def without(x, weight, bias):
-        return native.layer_norm(x, weight, bias)
+        return torch_ops.layer_norm(x, weight, bias)
 
-    rungs = [Rung("layer_norm", "1_a", without), Rung("layer_norm", "2_b", native.layer_norm)]
+    rungs = [Rung("layer_norm", "1_a", without), Rung("layer_norm", "2_b", torch_ops.layer_norm)]
     rows = ladder.measure(rungs, torch.device("cpu"), HostStopwatch(), CEILINGS, seconds=0)
     assert [(row["pass"], row["rival"]) for row in rows] == [
         ("forward", "1_a"),
@@ -169,9 +171,9 @@ def test_rungs_are_timed_beside_pytorch_and_those_with_a_gradient_twice(tiny):
 
 def test_the_stage_tells_of_a_wrong_rung_and_times_the_others(tiny, monkeypatch):
     rungs = [
-        Rung("layer_norm", "1_wrong", lambda *operands: 2 * native.layer_norm(*operands)),
+        Rung("layer_norm", "1_wrong", lambda *operands: 2 * torch_ops.layer_norm(*operands)),
         Rung("layer_norm", "2_broken", lambda x, weight, bias: x @ x),
-        Rung("layer_norm", "3_right", native.layer_norm),
+        Rung("layer_norm", "3_right", torch_ops.layer_norm),
     ]
     by_path = {Path("layer_norm", rung.name): rung for rung in rungs}
     monkeypatch.setattr(ladder, "paths", lambda: list(by_path))

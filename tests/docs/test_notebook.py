@@ -6,7 +6,7 @@ import re
 import matplotlib
 import pytest
 
-from bench.figures import REPOSITORY
+from bench.results_file import REPOSITORY
 from tests.runs import SIZES
 
 PATH = REPOSITORY / "docs" / "gpt_kernels.ipynb"

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from bench import walk_pictures
-from bench.figures import REPOSITORY
-from bench.walk_pictures import SCORES, kinds, online
+from bench.report import walk_pictures
+from bench.report.walk_pictures import SCORES, kinds, online
+from bench.results_file import REPOSITORY
 
 WALK = (REPOSITORY / "docs" / "walk.md").read_text()
 NAMED = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", WALK)
@@ -54,7 +54,7 @@ def test_times_in_the_code_are_chapters():
 
 
 def test_the_pictures_are_current(capsys):
-    assert walk_pictures.main(["--check"]) == 0, "run python -m bench.walk_pictures"
+    assert walk_pictures.main(["--check"]) == 0, "run python -m bench.report.walk_pictures"
     for name in walk_pictures.PICTURES:
         assert f"(pictures/{name}.svg)" in WALK
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from gpt.presets import ModelConfig
+from gpt.config.model import ModelConfig
 
 LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gpt import hardware
+from gpt.config.model import ModelConfig
 from gpt.hardware import flops_per_token, peak_flops, product_rate
-from gpt.presets import ModelConfig
 
 CPU = torch.device("cpu")
 

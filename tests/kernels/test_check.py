@@ -5,7 +5,7 @@ import torch
 
 import kernels
 from kernels import check, doctor
-from tests.instruments import DEVICE
+from tests.numerics import DEVICE
 
 SMALL = ((2, 17, 12, 2, 11),)
 OPS = kernels.load("triton", DEVICE)
@@ -69,7 +69,7 @@ def test_tf32_is_no_error_and_is_set_again():
 def test_the_doctor_tells_what_it_found(monkeypatch, capsys):
     assert doctor.main(["--check"]) == 0
     assert "layer_norm: as PyTorch computes it" in capsys.readouterr().out
-    broken = OPS._replace(draw=a_tenth_more(OPS.draw))
+    broken = OPS._replace(sample_token=a_tenth_more(OPS.sample_token))
     monkeypatch.setattr(kernels, "load", lambda *choice: broken)
     assert doctor.main(["--check"]) == 1
-    assert "draw: in bfloat16 it differs from PyTorch's by" in capsys.readouterr().out
+    assert "sample_token: in bfloat16 it differs from PyTorch's by" in capsys.readouterr().out

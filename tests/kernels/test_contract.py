@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import kernels
-from kernels import fused, native
-from tests.instruments import DEVICE, randn, stepped, transposed
+from kernels import torch_ops, triton_ops
+from tests.numerics import DEVICE, randn, stepped, transposed
 
 B, T, C, H, F, V = 2, 3, 8, 2, 16, 5
 
@@ -30,16 +30,16 @@ OPERANDS = {
     "feed_forward": lambda B, T: (randn(B, T, C), randn(F, C), randn(F), randn(C, F), randn(C)),
     "cross_entropy": lambda B, T: (randn(B, T, V), tokens(B, T)),
     "linear_cross_entropy": lambda B, T: (randn(B, T, C), randn(V, C), randn(V), tokens(B, T)),
-    "linear_step": lambda B, T: (randn(B, C), randn(F, C), randn(F)),
-    "attention_step": lambda B, T: (
+    "decode_linear": lambda B, T: (randn(B, C), randn(F, C), randn(F)),
+    "decode_attention": lambda B, T: (
         randn(B, 3 * C),
         randn(2, B, H, max(T, 1), C // H),
         tokens(B, below=max(T, 1)),
     ),
-    "draw": lambda B, T: (randn(B, V),),
+    "sample_token": lambda B, T: (randn(B, V),),
 }
-STEPS = ("linear_step", "attention_step", "draw")  # no gradients
-TABLES = {"torch": native.OPS, "triton": fused.OPS}
+STEPS = ("decode_linear", "decode_attention", "sample_token")  # no gradients
+TABLES = {"torch": torch_ops.OPS, "triton": triton_ops.OPS}
 all_calls = pytest.mark.parametrize("operation", OPERANDS)
 both_tables = pytest.mark.parametrize("table", TABLES)
 
@@ -47,7 +47,7 @@ both_tables = pytest.mark.parametrize("table", TABLES)
 def call(table, operation, operands):
     """Outputs and, where there are any, the gradients of the floating-point operands."""
     operands = [x.detach() if _is_tensor(x) else x for x in operands]
-    options = {"temperature": 0.0} if operation == "draw" else {}
+    options = {"temperature": 0.0} if operation == "sample_token" else {}
     if operation in STEPS:
         return [getattr(TABLES[table], operation)(*operands, **options)]
     outputs, differentiate = _forward(TABLES[table], operation, operands)
@@ -110,7 +110,7 @@ def test_one_row_and_one_token(operation, B, T):
 @pytest.mark.parametrize("layout", [transposed, stepped])
 @all_calls
 def test_any_strides(table, operation, layout):
-    """But those of the cache of `attention_step`, which is written to and never made elsewhere."""
+    """But those of the cache of `decode_attention`, which is written to and never made elsewhere."""
     operands = OPERANDS[operation](B, T)
     strided = [layout(x) if _is_tensor(x) and 1 < x.ndim < 5 else x for x in operands]
     torch.testing.assert_close(call(table, operation, strided), call(table, operation, operands))
@@ -123,13 +123,13 @@ def test_inputs_are_not_written(table, operation):
     before = [x.clone() if _is_tensor(x) else x for x in operands]
     call(table, operation, operands)
     for index, (x, old) in enumerate(zip(operands, before, strict=True)):
-        if _is_tensor(x) and (operation, index) != ("attention_step", 1):  # its cache
+        if _is_tensor(x) and (operation, index) != ("decode_attention", 1):  # its cache
             assert torch.equal(x, old)
 
 
 @pytest.mark.parametrize("operation", [name for name in OPERANDS if name not in STEPS])
 def test_a_second_backward_over_the_same_graph(operation):
-    _, differentiate = _forward(fused.OPS, operation, OPERANDS[operation](B, T))
+    _, differentiate = _forward(triton_ops.OPS, operation, OPERANDS[operation](B, T))
     assert all(map(torch.equal, differentiate(), differentiate()))
 
 
@@ -144,7 +144,7 @@ def test_what_is_around_it_can_be_compiled(operation):
         return loss.detach(), *torch.autograd.grad(loss, leaves)
 
     def model(*operands):
-        outputs = getattr(fused.OPS, operation)(*operands)
+        outputs = getattr(triton_ops.OPS, operation)(*operands)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return sum(output.sin().square().sum() for output in outputs)
 
@@ -162,9 +162,9 @@ WRONG = {  # the operand that is given one channel, row or label too many
     "feed_forward": (1, 1),
     "cross_entropy": (1, 1),
     "linear_cross_entropy": (1, 1),
-    "linear_step": (1, 1),
-    "attention_step": (0, 1),
-    "draw": (0, None),
+    "decode_linear": (1, 1),
+    "decode_attention": (0, 1),
+    "sample_token": (0, None),
 }
 
 

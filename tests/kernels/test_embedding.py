@@ -6,9 +6,9 @@ from hypothesis import given, strategies
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
-from kernels import native
+from kernels import torch_ops
 from kernels.embedding import embedding
-from tests.instruments import (
+from tests.numerics import (
     DEVICE,
     DTYPES,
     assert_deterministic,
@@ -33,7 +33,7 @@ def operands(B, T, V, C, dtype=torch.float32, spare=2):
 def check(tokens, token_table, position_table):
     dtype = token_table.dtype
     hold_against(
-        embedding, native.embedding, (tokens, token_table, position_table), out_dtype=dtype
+        embedding, torch_ops.embedding, (tokens, token_table, position_table), out_dtype=dtype
     )
 
 
@@ -86,7 +86,7 @@ def test_a_gradient_of_any_strides():
     tables = [table.requires_grad_() for table in tables]
     for use in (torch.sum, lambda y: (y.transpose(0, 2) * randn(9, 5, 3)).sum()):
         actual = torch.autograd.grad(use(embedding(tokens, *tables)), tables)
-        exact = torch.autograd.grad(use(native.embedding(tokens, *tables)), tables)
+        exact = torch.autograd.grad(use(torch_ops.embedding(tokens, *tables)), tables)
         torch.testing.assert_close(actual, exact, rtol=1e-13, atol=1e-13)
 
 
@@ -157,7 +157,7 @@ def test_only_the_gradients_that_are_wanted_are_made():
 def test_tables_of_two_dtypes():
     tokens, token_table, position_table = operands(2, 5, 7, 3)
     tables = token_table.bfloat16().requires_grad_(), position_table.requires_grad_()
-    actual, exact = embedding(tokens, *tables), native.embedding(tokens, *tables)
+    actual, exact = embedding(tokens, *tables), torch_ops.embedding(tokens, *tables)
     assert actual.dtype == exact.dtype == torch.float32
     assert torch.equal(actual, exact)
     for mine, theirs in zip(
@@ -179,7 +179,7 @@ def test_twice_in_one_graph_and_under_checkpointing():
         )
         return torch.autograd.grad(y.sum(), tables)
 
-    torch.testing.assert_close(twice(embedding), twice(native.embedding), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(twice(embedding), twice(torch_ops.embedding), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize(

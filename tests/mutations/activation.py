@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/activation.py`, and what each would break."""
+"""One-line mistakes in `kernels/matmul/activation.py`, and what each would break."""
 
 MUTATIONS = [
     ("propagate_nan=tl.PropagateNan.ALL", "propagate_nan=tl.PropagateNan.NONE", "NaN becomes 0"),

@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/adamw.py`, and what each would break."""
+"""One-line mistakes in `kernels/optimizer/adamw.py`, and what each would break."""
 
 MUTATIONS = [
     (

@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/add_layer_norm.py`, and what each would break."""
+"""One-line mistakes in `kernels/norms/add_layer_norm.py`, and what each would break."""
 
 MUTATIONS = [
     ("total = (residual.to(ACC) + x)", "total = (residual.to(ACC) - x)", "a difference"),

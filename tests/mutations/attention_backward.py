@@ -1,9 +1,9 @@
-"""One-line mistakes in `kernels/attention_backward.py`, and what each would break."""
+"""One-line mistakes in `kernels/attention/attention_backward.py`, and what each would break."""
 
 TESTS = [
-    "tests/kernels/test_attention_window.py",
-    "tests/kernels/test_attention_dropout.py",
-    "tests/kernels/test_attention.py",
+    "tests/kernels/attention/test_attention_window.py",
+    "tests/kernels/attention/test_attention_dropout.py",
+    "tests/kernels/attention/test_attention.py",
 ]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "dQ lacks the diagonal"),

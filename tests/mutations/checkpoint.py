@@ -1,7 +1,7 @@
-"""One-line mistakes in `gpt/checkpoint.py`, and what each would break."""
+"""One-line mistakes in `gpt/runs/checkpoint.py`, and what each would break."""
 
-FILE = "gpt/checkpoint.py"
-TESTS = ["tests/gpt/test_checkpoint.py", "tests/gpt/test_saving.py"]
+FILE = "gpt/runs/checkpoint.py"
+TESTS = ["tests/gpt/runs/test_checkpoint.py", "tests/gpt/runs/test_saving.py"]
 MUTATIONS = [
     ("        _flush(partial)\n        digest", "        digest", "tensors that a power cut leaves empty"),
     ("        _flush(folder)  # the files' names, before a json that relies on them\n", "", "a json whose tensor files have no name yet"),

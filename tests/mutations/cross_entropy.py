@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/cross_entropy.py`, and what each would break."""
+"""One-line mistakes in `kernels/losses/cross_entropy.py`, and what each would break."""
 
 MUTATIONS = [
     ("middle = (begin + VECTOR - 1) //", "middle = begin //", "the middle begins before the row"),

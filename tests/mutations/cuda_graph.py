@@ -1,7 +1,7 @@
-"""One-line mistakes in `gpt/cuda_graph.py`, and what each would break."""
+"""One-line mistakes in `gpt/training/cuda_graph.py`, and what each would break."""
 
-FILE = "gpt/cuda_graph.py"
-TESTS = ["tests/gpt/test_captured.py"]
+FILE = "gpt/training/cuda_graph.py"
+TESTS = ["tests/gpt/training/test_cuda_graph.py"]
 MUTATIONS = [
     ("        torch.cuda.set_stream(stream)", "        # torch.cuda.set_stream(stream)", "eager work goes on in the stream of a capture that failed"),
     ("generator.graphsafe_set_state(generator.clone_state())", "pass", "nothing can be drawn after a capture that failed"),

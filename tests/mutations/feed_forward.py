@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/feed_forward.py`, and what each would break."""
+"""One-line mistakes in `kernels/matmul/feed_forward.py`, and what each would break."""
 
 MUTATIONS = [
     ("tl.where(keep, x * SCALE, 0.0)", "tl.where(keep, x, 0.0)", "what is kept is not scaled"),

@@ -1,6 +1,6 @@
-"""One-line mistakes in `kernels/gemm.py`, and what each would break."""
+"""One-line mistakes in `kernels/matmul/gemm.py`, and what each would break."""
 
-TESTS = ["tests/kernels/test_gemm.py", "tests/kernels/test_feed_forward.py"]
+TESTS = ["tests/kernels/matmul/test_gemm.py", "tests/kernels/matmul/test_feed_forward.py"]
 
 MUTATIONS = [
     (

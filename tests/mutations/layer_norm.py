@@ -1,6 +1,6 @@
-"""One-line mistakes in `kernels/layer_norm.py`, and what each would break."""
+"""One-line mistakes in `kernels/norms/layer_norm.py`, and what each would break."""
 
-TESTS = ["tests/kernels/test_layer_norm.py", "tests/kernels/test_contract.py"]
+TESTS = ["tests/kernels/norms/test_layer_norm.py", "tests/kernels/test_contract.py"]
 
 MUTATIONS = [
     ("x = tl.where(column < C, x - mean[:, None], 0)", "x -= mean[:, None]", "padding is summed"),

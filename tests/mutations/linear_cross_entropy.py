@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/linear_cross_entropy.py`, and what each would break."""
+"""One-line mistakes in `kernels/losses/linear_cross_entropy.py`, and what each would break."""
 
 MUTATIONS = [
     ("at = slice(start, start + rows)", "at = slice(start, start + 128)", "rows are left out"),

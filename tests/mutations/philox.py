@@ -1,6 +1,6 @@
-"""One-line mistakes in `kernels/philox.py`, and what each would break."""
+"""One-line mistakes in `kernels/common/philox.py`, and what each would break."""
 
-TESTS = ["tests/kernels/test_philox.py", "tests/kernels/test_attention_dropout.py"]
+TESTS = ["tests/kernels/common/test_philox.py", "tests/kernels/attention/test_attention_dropout.py"]
 MUTATIONS = [
     ("ROUNDS = tl.constexpr(7)", "ROUNDS = tl.constexpr(2)", "too few rounds: words follow their counters"),
     ("return threshold, 65536 / (65536 - threshold)", "return threshold, 1.0", "what is kept is not scaled"),

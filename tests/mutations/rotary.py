@@ -1,4 +1,4 @@
-"""One-line mistakes in `kernels/rotary.py`, and what each would break."""
+"""One-line mistakes in `kernels/attention/rotary.py`, and what each would break."""
 
 MUTATIONS = [
     ("a * cos_a + b * sin_a, b * cos_b + a * sin_b", "a * cos_a + b * sin_b, b * cos_b + a * sin_a", "halves take each other's sines"),

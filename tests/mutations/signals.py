@@ -1,6 +1,6 @@
-"""One-line mistakes in `gpt/signals.py`, and what each would break."""
+"""One-line mistakes in `gpt/runs/signals.py`, and what each would break."""
 
-FILE = "gpt/signals.py"
+FILE = "gpt/runs/signals.py"
 TESTS = ["tests/test_processes.py"]
 MUTATIONS = [
     ("if self.asked and time.monotonic() < self._echo_until:", "if False:", "a signal that a launcher passes on ends the ranks unsaved"),

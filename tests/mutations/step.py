@@ -1,7 +1,7 @@
-"""One-line mistakes in what `gpt/step.py` does about numbers gone bad, and what each would break."""
+"""One-line mistakes in what `gpt/training/step.py` does about numbers gone bad, and what each would break."""
 
-FILE = "gpt/step.py"
-TESTS = ["tests/gpt/test_not_finite.py"]
+FILE = "gpt/training/step.py"
+TESTS = ["tests/gpt/training/test_not_finite.py"]
 MUTATIONS = [
     ("        if self.is_good(step, loss, bad):\n", "        if self.is_good(step, loss, bad) or True:\n", "a NaN goes into the weights"),
     ("ranks.any_rank(bad or not math.isfinite(loss))", "ranks.any_rank(not math.isfinite(loss))", "gradients that are not finite go into the weights"),

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from kernels import launch
+from kernels.common import launch
 from tests import graphs
 
 NAME = "Fake H200"
@@ -115,11 +115,12 @@ def shrink() -> None:
     from functools import partial
 
     import kernels
-    from bench import stages, timed, timing, training
+    from bench import timer, training, workloads
     from bench.cases import Sizes
-    from bench.stages import loss, parity, profile, tune
-    from gpt import presets
-    from gpt.data import Data
+    from bench.prove import stages
+    from bench.prove.stages import loss, parity, profile, tune
+    from gpt.config import presets
+    from gpt.data.batches import Data
 
     Data.source = property(lambda data: torch.device(data.device))
     sizes = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
@@ -128,16 +129,16 @@ def shrink() -> None:
         presets.PRESETS[name] = replace(config, model=model, batch_size=2)
     training.SIZES = {"lecture": {"batch_size": 2}}
     training.WAYS = tuple(way for way in training.WAYS if way.step == "graph")
-    from bench.stages import step  # which makes its parts of these sizes
+    from bench.prove.stages import step
 
     training.TOKENS, training.WARM_UP, training.GROUP, training.LEAST_GROUPS = 1000, 4, 1, 1
-    timing.CACHE_BYTES, timing.COPY_ELEMENTS, timing.PRODUCT_SIZE = 2**10, 2**12, 2**6
-    timing.LEAST_ROUNDS, timing.MOST_ROUNDS = 2, 3
+    timer.CACHE_BYTES, timer.COPY_ELEMENTS, timer.PRODUCT_SIZE = 2**10, 2**12, 2**6
+    timer.LEAST_ROUNDS, timer.MOST_ROUNDS = 2, 3
     tiny = Sizes("tiny", B=1, T=16, C=32, H=2, V=48)
-    timed.CARD = tuple(
-        case._replace(sizes=tiny) for case in timed.STEPS if case.operation == "layer_norm"
+    workloads.CARD = tuple(
+        case._replace(sizes=tiny) for case in workloads.STEPS if case.operation == "layer_norm"
     )[:1]
-    timed.STEPS = timed.CARD
+    workloads.STEPS = workloads.CARD
     profile.STEPS, profile.PARTS = 5, ("lecture",)
     parity.TESTS = {part: (QUICK, share) for part, (_, share) in parity.TESTS.items()}
     parity.FIRST, parity.WORKERS = parity.FIRST[:1], 0

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.fused import OPS
-from tests.instruments import DEVICE
+from kernels.triton_ops import OPS
+from tests.numerics import DEVICE
 
 
 @pytest.mark.parametrize("rows", range(1, 9))

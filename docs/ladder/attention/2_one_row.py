@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.common.launch import launch
 
 N = 64  # keys of a tile
 
@@ -68,6 +68,6 @@ def attention(q, k, v):
 
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, attention)

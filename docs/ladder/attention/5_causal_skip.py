@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.common.launch import launch
 
 M, N = 64, 64  # rows and keys of a tile
 LOG2_E = 1.4426950408889634
@@ -73,6 +73,6 @@ def attention(q, k, v):
 
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, attention)

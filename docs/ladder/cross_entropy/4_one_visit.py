@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.common.launch import launch
 
 COLUMNS = 4096  # of a tile
 
@@ -65,6 +65,6 @@ def cross_entropy(logits, targets):
 
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, cross_entropy)

@@ -1,4 +1,4 @@
-"""Cross entropy, rung 5: the shipped kernel, `kernels/cross_entropy.py`.
+"""Cross entropy, rung 5: the shipped kernel, `kernels/losses/cross_entropy.py`.
 
 What it adds to rung 4:
 - Backward reads dloss on the device. Where it is 1, every program ends at once; else the gradient
@@ -10,13 +10,13 @@ What it adds to rung 4:
 - Targets of `ignore_index` do not count and their rows are not read. A target that does not exist
   makes the loss NaN instead of reading a stranger's memory.
 
-One step further, `kernels/linear_cross_entropy.py` takes the head along: the logits of some rows at
+One step further, `kernels/losses/linear_cross_entropy.py` takes the head along: the logits of some rows at
 a time, so that all of them together never exist.
 """
 
-from kernels.cross_entropy import cross_entropy
+from kernels.losses.cross_entropy import cross_entropy
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, cross_entropy)

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.common.launch import launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
 
@@ -67,6 +67,6 @@ def feed_forward(x, w1, b1, w2, b2):
 
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, feed_forward)

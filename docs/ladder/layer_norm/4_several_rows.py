@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.common.launch import launch
 
 ELEMENTS = 4096  # of a tile
 
@@ -55,6 +55,6 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, layer_norm)

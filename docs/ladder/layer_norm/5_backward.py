@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import launch
+from kernels.common.launch import launch
 
 PROGRAMS = 528  # 4 for each of 132 SMs: the same number, and so the same bits, on every card
 
@@ -94,6 +94,6 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 if __name__ == "__main__":
-    from bench.ladder import show
+    from bench.recipes.ladder import show
 
     show(__file__, layer_norm)

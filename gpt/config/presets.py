@@ -1,0 +1,175 @@
+"""Named sets of options: the lecture's, nanoGPT's, GPT-2's, and those of the exercises."""
+
+from dataclasses import replace
+
+from gpt.config.model import ModelConfig
+from gpt.config.train import TrainConfig
+
+_LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))
+
+_LECTURE_SMALL = TrainConfig(  # the video's numbers on the road there, before it scales up
+    preset="lecture-small",
+    model=ModelConfig(block_size=8, n_layer=3, n_head=4, n_embd=32),
+    learning_rate=1e-3,
+    batch_size=32,
+)
+
+_SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
+    preset="shakespeare-char",
+    model=ModelConfig(
+        dropout=0.2,
+        embedding_dropout=0.2,
+        bias=False,
+        head_bias=False,
+        tied_head=True,
+        activation="gelu",
+        projection_init="scaled",
+    ),
+    data="shakespeare",
+    learning_rate=1e-3,
+    min_lr=1e-4,
+    decay_lr=True,
+    warmup_iters=100,
+    beta2=0.99,
+    weight_decay=0.1,
+    decay_all=False,
+    grad_clip=1.0,
+    eval_interval=250,
+)
+
+_SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few steps as can be
+    _SHAKESPEARE_CHAR,
+    preset="speedrun",
+    model=ModelConfig(
+        dropout=0.2,
+        bias=False,
+        head_bias=False,
+        activation="relu_squared",
+        position="rope",
+        qk_norm=True,
+        projection_init="zero",
+    ),
+    optimizer="muon",
+    learning_rate=3e-3,
+    min_lr=0.0,
+    warmup_iters=20,
+    beta2=0.95,
+    grad_clip=0.0,
+    weight_decay=0.0,
+    max_iters=1200,
+    eval_interval=100,
+)
+
+_GPT2 = TrainConfig(  # nanoGPT, train.py: 12 sequences x 40 passes, half a million tokens a step
+    preset="gpt2",
+    model=ModelConfig(
+        block_size=1024,
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+        bias=False,
+        head_bias=False,
+        tied_head=True,
+        activation="gelu",
+        projection_init="scaled",
+    ),
+    data="data/openwebtext",
+    tokenizer="gpt2",
+    learning_rate=6e-4,
+    min_lr=6e-5,
+    decay_lr=True,
+    warmup_iters=2000,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay_all=False,
+    grad_clip=1.0,
+    batch_size=12,
+    gradient_accumulation_steps=40,
+    max_iters=600_000,
+    eval_interval=2000,
+)
+
+
+def _larger_gpt2(name: str, n_layer: int, n_head: int, n_embd: int) -> TrainConfig:
+    model = replace(_GPT2.model, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    return replace(_GPT2, preset=name, model=model)
+
+
+_QUICKSTART = TrainConfig(  # two CPU cores, under a minute; with what papers since have found
+    preset="quickstart",
+    model=ModelConfig(
+        block_size=64,
+        n_layer=3,
+        n_head=2,
+        n_embd=128,
+        bias=False,
+        head_bias=False,
+        activation="relu_squared",
+        position="rope",
+        qk_norm=True,
+        projection_init="zero",
+    ),
+    optimizer="muon",
+    learning_rate=6e-3,
+    muon_learning_rate=0.02,
+    weight_decay=0.0,
+    decay_all=False,
+    beta2=0.95,
+    decay_lr=True,
+    warmup_iters=5,
+    batch_size=24,
+    max_iters=650,
+    eval_interval=150,
+    sample=500,
+)
+
+_ADDITION = replace(  # the lecture's exercise 2: 3 digits in a minute on two CPU cores
+    _QUICKSTART,
+    preset="addition",
+    model=replace(
+        _QUICKSTART.model,
+        block_size=12,
+        n_layer=2,
+        position="learned",  # a digit's place says what it is worth
+        projection_init="normal",  # from zero, two layers stay blind to the last digits
+    ),
+    data="addition-3",
+    batch_size=128,
+    max_iters=800,
+    eval_interval=200,
+    sample=0,
+)
+
+_CALCULATOR = replace(  # + - * and / with a scratchpad
+    _ADDITION,
+    preset="calculator",
+    model=replace(_ADDITION.model, block_size=35, n_layer=3, n_head=4),
+    data="calculator",
+    max_iters=3000,
+    eval_interval=500,
+)
+
+_DATES = replace(  # an encoder reads the source, the decoder looks it up
+    _ADDITION,
+    preset="dates",
+    model=replace(_ADDITION.model, block_size=43, source_size=32, n_layer=2, n_head=4),
+    data="dates",
+    batch_size=64,
+    max_iters=600,
+    eval_interval=200,
+)
+
+PRESETS = {
+    "quickstart": _QUICKSTART,
+    "lecture": _LECTURE,
+    "lecture-small": _LECTURE_SMALL,
+    "shakespeare-char": _SHAKESPEARE_CHAR,
+    "speedrun": _SPEEDRUN,
+    "addition": _ADDITION,
+    "calculator": _CALCULATOR,
+    "dates": _DATES,
+    "gpt2": _GPT2,
+    "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
+    "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),
+    "gpt2-xl": _larger_gpt2("gpt2-xl", 48, 25, 1600),
+}

@@ -1,0 +1,130 @@
+"""Text to tokens and back: the lecture's characters, bytes, and GPT-2's byte-pair encoding.
+
+Every tokenizer has `vocab_size`, `encode(text) -> int64 array (N,)`, `decode(tokens) -> text`,
+`stream()` for tokens that come one at a time, and `to_json()`; `from_json` makes it again.
+"""
+
+import codecs
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+import numpy as np
+
+from gpt import UserError
+
+
+class CharTokenizer:
+    """Each character of the text is a token; the vocabulary is sorted, as in the lecture."""
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._code_points = np.array([ord(c) for c in characters], dtype=np.uint32)  # ascending
+
+    @classmethod
+    def of(cls, text: str) -> "CharTokenizer":
+        """The tokenizer of all characters that occur in `text`."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> np.ndarray:
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        tokens = np.searchsorted(self._code_points, code_points)
+        known = self._code_points[np.minimum(tokens, self.vocab_size - 1)] == code_points
+        if not known.all():
+            character = text[int(np.argmin(known))]
+            raise UserError(
+                f"the character {character!r} is not in this model's vocabulary; "
+                f"it knows {self.vocab_size} characters: {self.characters!r}"
+            )
+        return tokens.astype(np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return "".join(self.characters[token] for token in tokens)
+
+    def stream(self) -> Callable[[int], str]:
+        return lambda token: self.characters[token]
+
+    def to_json(self) -> dict:
+        return {"kind": "char", "characters": self.characters}
+
+
+class ByteTokenizer:
+    """Each byte of the text's UTF-8 is a token: 256 tokens, and no character is unknown."""
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
+
+    def stream(self) -> Callable[[int], str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
+        return lambda token: decoder.decode(bytes([token]))
+
+    def to_json(self) -> dict:
+        return {"kind": "byte"}
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding, by tiktoken, which fetches its table when it is first used."""
+
+    vocab_size = 50257
+
+    @cached_property
+    def _encoding(self):
+        try:
+            import tiktoken
+
+            return tiktoken.get_encoding("gpt2")
+        except ImportError:
+            reason = "tiktoken is not installed"
+        except OSError as error:  # those of requests are OSErrors
+            reason = f"its table could not be downloaded: {type(error).__name__}"
+        raise UserError(
+            f"GPT-2's tokenizer is not to be had ({reason}); pip install tiktoken with a network, "
+            "or choose --tokenizer char or --tokenizer byte"
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return self._encoding.decode(list(tokens))
+
+    def stream(self) -> Callable[[int], str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda token: decoder.decode(self._encoding.decode_single_token_bytes(token))
+
+    def to_json(self) -> dict:
+        return {"kind": "gpt2"}
+
+
+Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer
+
+
+def for_text(kind: str, text: str) -> Tokenizer:
+    """The tokenizer that the option `--tokenizer` names, for this text."""
+    if kind == "char":
+        return CharTokenizer.of(text)
+    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
+
+
+def from_json(record: dict) -> Tokenizer:
+    """The tokenizer that `to_json` wrote; `UserError` if the record is none."""
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind == "char":
+        characters = record.get("characters")
+        if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
+            raise UserError("the tokenizer's characters must be a sorted text without repetition")
+        if not characters or any("\ud800" <= c <= "\udfff" for c in characters):
+            raise UserError(
+                "the tokenizer's characters must be some, and none half of a surrogate pair"
+            )
+        return CharTokenizer(characters)
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "gpt2":
+        return GPT2Tokenizer()
+    raise UserError(f"the tokenizer {kind!r} is unknown; this version has char, byte and gpt2")

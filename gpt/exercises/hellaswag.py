@@ -1,0 +1,93 @@
+"""HellaSwag (Zellers et al. 2019): of four endings, which one goes on with the context?
+
+    acc        the ending of the largest sum of log p(token | what stands before it)
+    acc_norm   the same with the mean over its tokens, which does not favour short endings
+
+The file is the published one, hellaswag_val.jsonl: an object with `ctx`, `endings` and `label` in a
+line. A blank stands between context and ending, as GPT-2's tokens want it. The names and both
+scores are those of llm.c, whose mean is over tokens as here, while others divide by characters.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gpt import UserError
+from gpt.config.model import IGNORE_INDEX
+from gpt.data.corpus import read_text
+from gpt.data.tokenizers import Tokenizer
+from gpt.training.step import Precision
+
+
+class Example(NamedTuple):
+    """A context, its endings, and which of them is right."""
+
+    context: str
+    endings: list[str]
+    label: int
+
+
+def examples(path: Path, limit: int = 0) -> list[Example]:
+    """Those of the file, or the first `limit`; `UserError` where a line is none."""
+    lines = read_text(path).split("\n")
+    found = [_example(line, f"{path}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise UserError(f"{path} has no examples")
+    return found[: limit or None]
+
+
+def _example(line: str, where: str) -> Example:
+    try:
+        row = json.loads(line)
+        context, endings, label = row["ctx"], row["endings"], int(row["label"])
+        good = isinstance(context, str) and isinstance(endings, list) and 0 <= label < len(endings)
+        good = good and bool(context) and all(isinstance(e, str) and e for e in endings)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        good = False
+    if not good:
+        raise UserError(f"{where} is no example of HellaSwag: an object of ctx, endings and label")
+    return Example(context, endings, label)
+
+
+def accuracy(
+    model: nn.Module, tokenizer: Tokenizer, asked: list[Example], precision: Precision
+) -> dict[str, float]:
+    """Both shares of `asked` whose likeliest ending is the right one."""
+    right = torch.zeros(2)
+    for context, endings, label in tqdm(asked, unit="example", disable=None):
+        scores = score(model, tokenizer, context, endings, precision)  # (endings, 2)
+        right += scores.argmax(0).cpu() == label
+    acc, acc_norm = (right / len(asked)).tolist()
+    return {"acc": acc, "acc_norm": acc_norm}
+
+
+@torch.no_grad()
+def score(model, tokenizer: Tokenizer, context: str, endings: list[str], precision: Precision):
+    """The sum and the mean of the log-probabilities of each ending's tokens: (endings, 2).
+
+    What is longer than the block and one token is cropped on the left: the context first.
+    """
+    x, y = (each.to(precision.device) for each in rows(model, tokenizer, context, endings))
+    with precision.autocast():
+        logits = model(x)[0][..., : tokenizer.vocab_size]  # (endings, T, V)
+    losses = F.cross_entropy(logits.float().mT, y, ignore_index=IGNORE_INDEX, reduction="none")
+    total = -losses.sum(1)
+    return torch.stack((total, total / (y != IGNORE_INDEX).sum(1)), dim=1)
+
+
+def rows(model, tokenizer: Tokenizer, context: str, endings: list[str]):
+    """x and y (endings, T), filled up on the right, where no earlier token looks."""
+    before = torch.from_numpy(tokenizer.encode(context))
+    lines, targets = [], []
+    for ending in endings:
+        after = torch.from_numpy(tokenizer.encode(" " + ending))
+        counted = torch.cat((torch.full_like(before, IGNORE_INDEX), after))
+        lines.append(torch.cat((before, after))[-model.config.block_size - 1 : -1])
+        targets.append(counted[1:][-model.config.block_size :])
+    pad = nn.utils.rnn.pad_sequence
+    return pad(lines, batch_first=True), pad(targets, batch_first=True, padding_value=IGNORE_INDEX)

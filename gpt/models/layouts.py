@@ -1,0 +1,114 @@
+"""Weights of one model as weights of another: lecture <-> packed, both ways, bit-equal.
+
+The lecture keeps key, query and value of each head apart; the packed model keeps one matrix with
+rows [query | key | value], each the heads side by side. A key that heads share stands there once,
+and in the lecture's under the name of each. Everything else is a change of name. A state dict that
+is not one of the config's model is refused before anything is made of it.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from gpt import UserError
+from gpt.config.model import ModelConfig
+from gpt.models import reference
+from gpt.models.packed import GPT
+
+_RENAMED = (("ffwd.net.0.", "ffwd.up."), ("ffwd.net.2.", "ffwd.down."))
+_HEAD = re.compile(r"(blocks\..*\.[sc]a)\.heads\.(\d+)\.(query|key|value)\.(weight|bias)")
+_PARTS = ("query", "key", "value")  # the order of the rows of the packed matrix
+
+State = dict[str, torch.Tensor]
+
+
+def packed_from_lecture(lecture: State, config: ModelConfig) -> State:
+    """The state dict of `gpt.models.packed.GPT` from that of `gpt.models.reference.GPT` or the lecture's file."""
+    lecture = _without_masks(lecture)
+    with torch.device("meta"):
+        check_layout(_without_masks(reference.GPT(config).state_dict()), lecture)
+    group = config.n_head // config.head_counts[1]
+    packed: State = {}
+    parts: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
+    for name, tensor in lecture.items():
+        if match := _HEAD.fullmatch(name):
+            attention, head, part, kind = match.groups()
+            heads = parts.setdefault(f"{attention}.qkv.{kind}", {})
+            if part == "query" or int(head) % group == 0:
+                heads[_PARTS.index(part), int(head)] = tensor  # (D, C) or (D,)
+        else:
+            packed[_rename(name, _RENAMED)] = tensor
+    for name, heads in parts.items():
+        packed[name] = torch.cat([heads[key] for key in sorted(heads)])  # (rows, C) or (rows,)
+    return packed
+
+
+def lecture_from_packed(packed: State, config: ModelConfig) -> State:
+    """The state dict of `gpt.models.reference.GPT`, the causal masks included, from the packed one."""
+    with torch.device("meta"):
+        check_layout(GPT(config, ops=None).state_dict(), packed)
+    lecture: State = {}
+    for name, tensor in packed.items():
+        if ".qkv." in name:
+            attention, kind = name.split(".qkv.")
+            heads = tensor.unflatten(0, (sum(config.head_counts), -1))  # of (D, C) or (D,) each
+            for part, weights in zip(_PARTS, heads.split(config.head_counts), strict=True):
+                group = config.n_head // len(weights)
+                for head in range(config.n_head):
+                    weight = weights[head // group].clone()
+                    lecture[f"{attention}.heads.{head}.{part}.{kind}"] = weight
+            for head in range(config.n_head):
+                mask = torch.ones(config.block_size, config.block_size, device=tensor.device)
+                lecture[f"{attention}.heads.{head}.tril"] = torch.tril(mask)
+        else:
+            lecture[_rename(name, [(new, old) for old, new in _RENAMED])] = tensor
+    return lecture
+
+
+def check_layout(expected: State, state: State) -> None:
+    """Refuse a state dict whose names or shapes are not those of `expected`."""
+    hint = "the config must be that of the model which was saved"
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UserError(f"weights: {name!r} is missing from the state dict; {hint}")
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"weights: {name!r} has shape {tuple(state[name].shape)} where the model has "
+                f"{tuple(tensor.shape)}; {hint}"
+            )
+    for name in state:
+        if name not in expected:
+            raise UserError(f"weights: the model has no {name!r}; {hint}")
+
+
+def _without_masks(state: State) -> State:
+    """Without the buffers `tril`: a constant of the lecture's Head, not a weight."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith(".tril")}
+
+
+def _rename(name: str, pairs) -> str:
+    for old, new in pairs:
+        name = name.replace(old, new)
+    return name
+
+
+def main(arguments: list[str]) -> int:
+    """python -m gpt.models.layouts export RUN FOLDER: the run's best model for `transformers`."""
+    from gpt.pretrained.gpt2 import export
+
+    if len(arguments) != 3 or arguments[0] != "export":
+        print(main.__doc__, file=sys.stderr)
+        return 2
+    try:
+        export(Path(arguments[1]), Path(arguments[2]))
+    except (UserError, OSError) as error:
+        print(f"gpt.models.layouts: {error}", file=sys.stderr)
+        return 2
+    print(f"written to {arguments[2]}: GPT2LMHeadModel.from_pretrained({arguments[2]!r})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,254 @@
+"""The lecture, spelled out: Head, MultiHeadAttention, FeedForward, Block and GPT in plain PyTorch.
+
+This file is the truth that the kernels are held against. It follows "Let's build GPT: from
+scratch, in code, spelled out" line by line and keeps its parameter names, so a `state_dict`
+saved by the lecture's own `gpt.py` loads as it is and gives the same bits. What papers since
+have changed (RoPE, QK norm, RMSNorm, a tied head, other activations, heads that share keys and
+values, a sliding window) is spelled out beside it, and so are the encoder and the cross-attention
+of the lecture's notes, each behind a switch of `ModelConfig` that is off in the lecture's preset.
+
+Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
+"""
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from gpt.config.model import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
+from gpt.models.encoder_decoder import EncoderDecoder
+
+
+class SquaredReLU(nn.Module):
+    """relu(x)^2 (So et al. 2021, Primer)."""
+
+    def forward(self, x):
+        return F.relu(x) ** 2
+
+
+class SwiGLU(nn.Module):
+    """silu(a) * b, where x is a and b side by side (Shazeer 2020)."""
+
+    def forward(self, x):
+        a, b = x.chunk(2, dim=-1)
+        return F.silu(a) * b
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,  # x Phi(x), by erf
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # GPT-2's approximation
+    "relu_squared": SquaredReLU,
+    "swiglu": SwiGLU,
+}
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al. 2016)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+
+    def forward(self, x):
+        return root_mean_square_normalise(x) * self.weight
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    return RMSNorm(config) if config.norm == "rms_norm" else LayerNorm(config)
+
+
+def root_mean_square_normalise(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + NORM_EPS)
+
+
+def rotate(x):
+    """Rotary position embedding (Su et al. 2021) of (B, T, D): channel i turns with i + D/2."""
+    T, D = x.shape[-2:]
+    frequency = ROPE_BASE ** (-torch.arange(0, D, 2, device=x.device).float() / D)  # (D/2,)
+    angle = torch.arange(T, device=x.device).float()[:, None] * frequency  # (T, D/2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)  # (B, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Head(nn.Module):
+    """One head of self-attention, or of cross-attention where there is a source."""
+
+    def __init__(self, config: ModelConfig, causal=True):
+        super().__init__()
+        self.config = config
+        self.causal = causal  # a decoder's; in an encoder all tokens see each other
+        head_size = config.n_embd // config.n_head
+        self.key = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
+        self.query = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
+        self.register_buffer("tril", torch.tril(torch.ones(config.block_size, config.block_size)))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, source=None):
+        T = x.shape[1]
+        source = x if source is None else source  # where keys and values come from
+        k = self.key(source)  # (B, T, D)
+        q = self.query(x)  # (B, T, D)
+        if self.config.qk_norm:
+            k, q = root_mean_square_normalise(k), root_mean_square_normalise(q)
+        if self.config.position == "rope" and source is x:
+            k, q = rotate(k), rotate(q)
+        # attention scores ("affinities")
+        wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
+        if self.causal:
+            seen = self.tril[:T, :T]
+            if self.config.window:  # nothing further back (Jiang et al. 2023, Mistral)
+                seen = seen.triu(1 - self.config.window)
+            wei = wei.masked_fill(seen == 0, float("-inf"))  # (B, T, T)
+        wei = F.softmax(wei, dim=-1)  # (B, T, T)
+        wei = self.dropout(wei)
+        # the weighted aggregation of the values
+        v = self.value(source)  # (B, T, D)
+        return wei @ v  # (B, T, T) @ (B, T, D) -> (B, T, D)
+
+
+class MultiHeadAttention(nn.Module):
+    """Heads of self-attention in parallel, side by side in the channels, then mixed."""
+
+    def __init__(self, config: ModelConfig, causal=True):
+        super().__init__()
+        self.heads = nn.ModuleList([Head(config, causal) for _ in range(config.n_head)])
+        group = config.n_head // config.head_counts[1]
+        for h, head in enumerate(self.heads):  # a group has one key (Ainslie et al. 2023)
+            first = self.heads[h - h % group]
+            head.key, head.value = first.key, first.value
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, source=None):
+        out = torch.cat([head(x, source) for head in self.heads], dim=-1)  # (B, T, C)
+        return self.dropout(self.proj(out))
+
+
+class FeedForward(nn.Module):
+    """A linear layer up to four times the width, a non-linearity, and back down."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        into, out = config.feed_forward_widths
+        self.net = nn.Sequential(
+            nn.Linear(config.n_embd, into, bias=config.bias),
+            ACTIVATIONS[config.activation](),
+            nn.Linear(out, config.n_embd, bias=config.bias),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Block(nn.Module):
+    """Transformer block: communication followed by computation."""
+
+    def __init__(self, config: ModelConfig, causal=True):
+        super().__init__()
+        self.sa = MultiHeadAttention(config, causal)
+        self.ffwd = FeedForward(config)
+        self.ln1 = make_norm(config)
+        self.ln2 = make_norm(config)
+
+    def forward(self, x):
+        x = x + self.sa(self.ln1(x))
+        x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+class DecoderBlock(Block):
+    """The same with cross-attention between: communication with a source too."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.ca = MultiHeadAttention(config, causal=False)
+        self.ln3 = make_norm(config)
+
+    def forward(self, x, source):
+        x = x + self.sa(self.ln1(x))
+        x = x + self.ca(self.ln3(x), source)
+        x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+def make_blocks(config: ModelConfig) -> nn.Module:
+    layers = range(config.n_layer)
+    if not config.source_size:
+        return nn.Sequential(*[Block(config) for _ in layers])
+    encoder = [Block(config, causal=False) for _ in layers]
+    decoder = [DecoderBlock(config) for _ in layers]
+    return EncoderDecoder(config.source_size, encoder, make_norm(config), decoder)
+
+
+class GPT(nn.Module):
+    """The lecture's GPTLanguageModel.
+
+    tokens (B, T) int64, targets (B, T) int64 or None -> logits (B, T, V), loss () or None.
+    Targets equal to -1 are not counted.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.blocks = make_blocks(config)
+        self.ln_f = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied_head:
+            self.lm_head.weight = self.token_embedding_table.weight
+        self.initialise()
+
+    def initialise(self):
+        """Draw all weights from the global generator, in the lecture's order."""
+        for module in self.modules():  # as `apply` goes, but only once to what heads share
+            self._init_weights(module)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("proj.weight", "net.2.weight")):  # back into the residual stream
+                if self.config.projection_init == "scaled":  # GPT-2: one share per residual add
+                    nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * self.config.n_layer) ** 0.5)
+                elif self.config.projection_init == "zero":  # each block starts as the identity
+                    nn.init.zeros_(weight)
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+
+    def forward(self, tokens, targets=None):
+        B, T = tokens.shape
+        x = self.token_embedding_table(tokens)  # (B, T, C)
+        if self.config.position == "learned":
+            x = x + self.position_embedding_table(torch.arange(T, device=tokens.device))  # (T, C)
+        x = self.dropout(x)
+        x = self.blocks(x)  # (B, T, C)
+        x = self.ln_f(x)  # (B, T, C)
+        logits = self.lm_head(x)  # (B, T, V)
+        if self.config.logit_softcap:
+            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(
+            logits.view(B * T, -1), targets.reshape(B * T), ignore_index=IGNORE_INDEX
+        )
+        return logits, loss

@@ -1,0 +1,155 @@
+"""GPT-2's weights as `transformers` keeps them <-> this model's, both ways, bit-equal.
+
+Their Conv1D has the transpose of a Linear's weight; query, key and value are one matrix there too,
+in the same order. Everything else is a change of name.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpt import UserError
+from gpt.config.cli import model_config_from_json
+from gpt.config.model import NORM_EPS, ModelConfig
+from gpt.models import packed
+from gpt.models.layouts import State, check_layout
+from gpt.runs import checkpoint
+
+NAMES = {  # theirs -> ours, inside a block or outside
+    "wte": "token_embedding_table",
+    "wpe": "position_embedding_table",
+    "ln_f": "ln_f",
+    "ln_1": "ln1",
+    "attn.c_attn": "sa.qkv",
+    "attn.c_proj": "sa.proj",
+    "ln_2": "ln2",
+    "mlp.c_fc": "ffwd.up",
+    "mlp.c_proj": "ffwd.down",
+}
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+ACTIVATIONS["relu"] = "relu"
+BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks, in old files
+
+
+def config_from_gpt2(record: dict, source) -> ModelConfig:
+    """The model that a config.json of `transformers` describes."""
+    asked = {
+        "model_type": "gpt2",
+        "layer_norm_epsilon": NORM_EPS,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    }
+    for name, value in asked.items():
+        if record.get(name, value) != value:
+            raise UserError(f"{source} is no GPT-2 of this kind: its {name} is {record[name]!r}")
+    activation = ACTIVATIONS.get(record.get("activation_function", "gelu_new"))
+    try:
+        C, width = record["n_embd"], record.get("n_inner") or 4 * record["n_embd"]
+        sizes = {name: record[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+        sizes["block_size"] = record["n_positions"]
+    except KeyError as name:
+        raise UserError(f"{source} is no GPT-2: its config.json has no {name}") from None
+    if activation is None or width != 4 * C:
+        raise UserError(f"{source} has a feed-forward that this model has not")
+    return ModelConfig(
+        **sizes,
+        qkv_bias=True,
+        head_bias=False,
+        tied_head=record.get("tie_word_embeddings", True),
+        activation=activation,
+        projection_init="scaled",
+    )
+
+
+def packed_from_gpt2(path: Path, config: ModelConfig) -> State:
+    """The weights of `gpt.models.packed.GPT` from a safetensors file, head and table kept once if tied."""
+    try:
+        theirs = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    ours: State = {}
+    for name, tensor in theirs.items():
+        short = name.removeprefix("transformer.")
+        if BUFFERS.fullmatch(short) or (short == "lm_head.weight" and config.tied_head):
+            continue
+        tensor = tensor.float()
+        ours[_ours(short)] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
+    check_layout(_expected(config), ours)
+    return ours
+
+
+def export(run: Path, folder: Path, name: str = "best") -> None:
+    """Write a run's model as a folder that `transformers` loads as GPT2LMHeadModel."""
+    record, tensors = checkpoint.load(run, name)
+    config = model_config_from_json(record["train"]["model"], run / f"{name}.json")
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
+    for switch in ("qk_norm", "head_bias", "logit_softcap", "n_kv_head", "window", "source_size"):
+        if getattr(config, switch):
+            raise UserError(f"GPT-2 has no {switch}, and the run in {run} has")
+    if (config.norm, config.position) != ("layer_norm", "learned"):
+        raise UserError(
+            f"GPT-2 has layer_norm and learned positions, which the run in {run} has not"
+        )
+    if config.activation not in names:
+        raise UserError(f"GPT-2 has no {config.activation}, and the run in {run} has")
+    described = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": names[config.activation],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "layer_norm_epsilon": NORM_EPS,
+        "tie_word_embeddings": config.tied_head,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.embedding_dropout,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(folder / "config.json", described)
+    theirs = gpt2_from_packed(tensors["weights"], config)
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def gpt2_from_packed(ours: State, config: ModelConfig) -> State:
+    """Their state dict; a bias that this model has not is one of zeros there."""
+    check_layout(_expected(config), ours)
+    theirs: State = {}
+    for name, tensor in ours.items():
+        short = _theirs(name)
+        theirs[short] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
+        bias = short.removesuffix("weight") + "bias"
+        if short.endswith("weight") and ("h." in short or "ln_f" in short):
+            theirs.setdefault(bias, torch.zeros(tensor.shape[0]))
+    return theirs
+
+
+def _ours(name: str) -> str:
+    block = re.match(r"h\.(\d+)\.", name)
+    inner, kind = name[block.end() if block else 0 :].rsplit(".", 1)
+    return (f"blocks.{block[1]}." if block else "") + f"{NAMES.get(inner, inner)}.{kind}"
+
+
+def _theirs(name: str) -> str:
+    names = {ours: theirs for theirs, ours in NAMES.items()}
+    block = re.match(r"blocks\.(\d+)\.", name)
+    inner, kind = name[block.end() if block else 0 :].rsplit(".", 1)
+    short = (f"h.{block[1]}." if block else "") + f"{names.get(inner, inner)}.{kind}"
+    return short if inner == "lm_head" else "transformer." + short
+
+
+def _expected(config: ModelConfig) -> State:
+    with torch.device("meta"):
+        state = packed.GPT(config, ops=None).state_dict()
+    if config.tied_head:
+        del state["lm_head.weight"]
+    return state

@@ -1,0 +1,133 @@
+"""Weights to begin with: of a run, of GPT-2, of a Hugging Face folder, of the lecture's own file.
+
+`--init-from` names one of them. The model is theirs; the data may be another: of characters, those
+that both know keep what was learned of them, and the others begin anew.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+
+from gpt import UserError
+from gpt.config.cli import model_config_from_json
+from gpt.config.model import ModelConfig
+from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
+from gpt.models.build import load_portable_state, portable_state
+from gpt.models.layouts import State, packed_from_lecture
+from gpt.pretrained.gpt2 import config_from_gpt2, packed_from_gpt2
+from gpt.runs import checkpoint
+
+HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row for each token
+
+
+class Source(NamedTuple):
+    """Where a model begins."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer | None  # None: the lecture's file has its weights alone
+    weights: Callable[[], State]  # under the names of the packed model
+
+
+def open_source(name: str) -> Source:
+    """What `--init-from` names, its weights not yet read."""
+    path = Path(name)
+    if name in HUB:
+        path = _download(name)
+    if (path / "best.json").is_file():
+        return _of_run(path)
+    if (path / "model.safetensors").is_file():
+        config = config_from_gpt2(checkpoint.read_json(path / "config.json"), path)
+        tensors = path / "model.safetensors"
+        return Source(config, GPT2Tokenizer(), lambda: packed_from_gpt2(tensors, config))
+    if path.is_file():
+        return _of_lecture(path)
+    raise UserError(
+        f"--init-from {name}: no such run or file; give the folder of a run, {', '.join(HUB)}, "
+        "a folder that transformers has saved, or a state dict of the lecture's model"
+    )
+
+
+def begin(model: nn.Module, name: str, tokenizer: Tokenizer) -> str:
+    """Set the model's weights to those that `name` has; what became of the vocabulary, in words."""
+    source = open_source(name)
+    own, given = portable_state(model), source.weights()
+    kept, tokens = _tokens_of_both(source.tokenizer, tokenizer, source.config.vocab_size)
+    for table in TABLES:
+        if table in own and table in given:
+            rows = own[table].clone()
+            rows[kept] = given[table][tokens]
+            given[table] = rows
+    positions = "position_embedding_table.weight"
+    if positions in given:
+        given[positions] = given[positions][: model.config.block_size]
+    load_portable_state(model, given)
+    fresh = tokenizer.vocab_size - len(kept)
+    return f"begun from {name}: {len(kept)} tokens as they were, {fresh} new"
+
+
+def _tokens_of_both(old: Tokenizer | None, new: Tokenizer, size: int):
+    """The new tokenizer's tokens that the old one has, and which those are there."""
+    if isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer):
+        places = {character: token for token, character in enumerate(old.characters)}
+        both = [(token, places[c]) for token, c in enumerate(new.characters) if c in places]
+        return [token for token, _ in both], [place for _, place in both]
+    alike = new.vocab_size == size if old is None else old.to_json() == new.to_json()
+    if not alike:
+        raise UserError(
+            "the data's tokens are not those of --init-from's model; choose the same --tokenizer"
+        )
+    tokens = list(range(new.vocab_size))
+    return tokens, tokens
+
+
+def _of_run(folder: Path) -> Source:
+    record, tensors = checkpoint.load(folder, "best")
+    config = model_config_from_json(record["train"]["model"], folder / "best.json")
+    return Source(config, from_json(record["tokenizer"]), lambda: tensors["weights"])
+
+
+def _of_lecture(path: Path) -> Source:
+    """A state dict that `torch.save` wrote; only tensors are read, nothing that it holds is run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        vocab_size, n_embd = state["token_embedding_table.weight"].shape
+        block_size = len(state["position_embedding_table.weight"])
+        names = [re.match(r"blocks\.(\d+)\.sa\.heads\.(\d+)\.", name) for name in state]
+        layers, heads = zip(*(map(int, match.groups()) for match in names if match), strict=True)
+    except (UnpicklingError, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError):
+        raise UserError(f"--init-from {path} is no state dict of the lecture's model") from None
+    sizes = {"n_layer": max(layers) + 1, "n_head": max(heads) + 1, "n_embd": n_embd}
+    config = ModelConfig(vocab_size=vocab_size, block_size=block_size, **sizes)
+    return Source(config, None, lambda: packed_from_lecture(state, config))
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError(
+            f"--init-from {name} needs huggingface_hub: pip install huggingface_hub"
+        ) from None
+    files = ["config.json", "model.safetensors"]
+    try:
+        return Path(snapshot_download(f"openai-community/{name}", allow_patterns=files))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"--init-from {name} could not be downloaded ({type(error).__name__}); with a network "
+            "once, or give a folder with its config.json and model.safetensors"
+        ) from None
+
+
+def defaults_of(name: str) -> dict:
+    """The options that `--init-from` sets: its model, with as many tokens as the data has."""
+    source = open_source(name)
+    kind = source.tokenizer.to_json()["kind"] if source.tokenizer else "char"
+    return {"model": replace(source.config, vocab_size=0), "tokenizer": kind}

@@ -1,0 +1,311 @@
+"""Gradients of attention, in two kernels that compute P again from the saved log-sum-exp.
+
+    P_drop = keep P / (1 - p)             out   = P_drop V
+    dV     = P_drop^T dout                dP    = keep (dout V^T) / (1 - p)
+    dS     = P (dP - delta)               delta = rowsum(dout out), equal to rowsum(P dP)
+    dQ     = scale dS K                   dK    = scale dS^T Q
+
+- The "q" kernel owns a tile of rows and walks over keys, the "kv" kernel owns a tile of keys and
+  walks over rows. Computing S in both costs two products more than adding dQ up from all keys,
+  but every sum is then made by one program in one order: no atomics, the same bits every time.
+- The "q" kernel runs first, because it holds whole rows of dout and out: it writes delta.
+- The "kv" kernel computes S^T = K Q^T. P^T and dS^T are then left operands as they stand in
+  registers, and no accumulator has to be transposed.
+- Either visits only tiles that have a pair of row and key which see each other, whole or in part.
+- Rows from Tq on are read as zeros, dout and delta too: they add exactly nothing to dK and dV.
+  So do keys from Tk on to dQ, once P is 0 there (a P of such a key might overflow).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common.launch import cdiv, head_tile, launch
+from kernels.common.philox import keep_in_tile
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+SHORT = 1024  # keys, up to which dQ's tiles on the diagonal are so many that they are narrow
+TOGETHER = 2**24  # bytes that the programs of an instant read again and again, a third of an L2
+
+
+@triton.jit
+def scheduled(tiles, H, together):
+    """This program's place among the tiles of its head, its head, and its batch.
+
+    Of `together` heads at a time the first tiles come first, then the second ones, and so on.
+    """
+    pairs = tl.num_programs(0) // tiles  # of batch and head
+    first = tl.program_id(0) // (together * tiles) * together
+    here = tl.minimum(together, pairs - first)
+    place = tl.program_id(0) - first * tiles
+    pair = (first + place % here).to(tl.int64)
+    return place // here, pair % H, pair // H
+
+
+@triton.jit
+def tile_pointers(ptr, stride, ROWS: tl.constexpr, d):
+    """Pointers (ROWS, D) to the first rows at `ptr`, which lie `stride` apart."""
+    return ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + d[None, :]
+
+
+@triton.jit
+def read(pointers, inside):
+    """What lies there, 0 where it is not `inside`; None: all of it is."""
+    return tl.load(pointers) if inside is None else tl.load(pointers, inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=["H", "together"])
+def attention_backward_q_kernel(
+    dq_ptr,  # (B, H, Tq, D)
+    delta_ptr,  # (B, H, Tq), written for the "kv" kernel
+    dout_ptr,  # (B, H, Tq, D)
+    out_ptr,  # (B, H, Tq, D)
+    lse_ptr,  # (B, H, Tq)
+    q_ptr,  # (B, H, Tq, D)
+    k_ptr,  # (B, Hkv, Tk, D)
+    v_ptr,  # (B, Hkv, Tk, D)
+    seed_ptr,  # ()
+    stride_dqb,
+    stride_dqh,
+    stride_dqt,
+    stride_doutb,
+    stride_douth,
+    stride_doutt,
+    stride_outb,
+    stride_outh,
+    stride_outt,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kh,
+    stride_kt,
+    stride_vb,
+    stride_vh,
+    stride_vt,
+    H,
+    Tq,
+    Tk,
+    together,
+    SCALE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    KEEP_SCALE: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    EVEN: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    tiles = tl.cdiv(Tq, M)
+    order, head, batch = scheduled(tiles, H, together)
+    first_row = (tiles - 1 - order) * M  # the longest rows first
+    row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
+    is_row, is_d = None if EVEN else row < Tq, (d < D)[None, :]
+    inside = None if EVEN else is_row[:, None] & is_d
+    long_row = row.to(tl.int64)[:, None]
+
+    q_ptr += batch * stride_qb + head * stride_qh
+    q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
+    dout_ptr += batch * stride_doutb + head * stride_douth
+    dout = read(dout_ptr + long_row * stride_doutt + d[None, :], inside)  # (M, D)
+    out_ptr += batch * stride_outb + head * stride_outh
+    out = read(out_ptr + long_row * stride_outt + d[None, :], inside)  # (M, D)
+    statistics = (batch * H + head) * Tq + row
+    lse = read(lse_ptr + statistics, is_row)  # (M,)
+    delta = tl.sum(dout.to(ACC) * out.to(ACC), 1)  # (M,)
+    tl.store(delta_ptr + statistics, delta, is_row)
+
+    k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
+    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
+    seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
+    dq = tl.zeros((M, BLOCK_D), ACC)
+    seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
+    seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
+    first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    for first_key in tl.range(first_seen, seen_by_any, N):
+        key = first_key + tl.arange(0, N)
+        inside_k = None if EVEN else (key < Tk)[:, None] & is_d
+        k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
+        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
+        p = tl.exp2(s * (SCALE * LOG2_E) - lse[:, None])
+        masked = first_key + N > seen_by_all
+        if WINDOW > 0:
+            masked |= first_key < first_row + M - WINDOW
+        if masked:
+            seen = (key < Tk)[None, :]
+            if CAUSAL:
+                seen &= row[:, None] >= key[None, :]
+            if WINDOW > 0:
+                seen &= row[:, None] - key[None, :] < WINDOW
+            p = tl.where(seen, p, 0.0)
+        dp = tl.dot(dout, tl.trans(v), input_precision="ieee", out_dtype=ACC)  # (M, N)
+        if THRESHOLD > 0:
+            keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
+            dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
+        ds = p * (dp - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee", out_dtype=ACC)
+    dq_ptr += batch * stride_dqb + head * stride_dqh
+    dq = (dq * SCALE).to(dq_ptr.dtype.element_ty)
+    tl.store(dq_ptr + long_row * stride_dqt + d[None, :], dq, inside)
+
+
+@triton.jit(do_not_specialize=["Hkv", "together"])
+def attention_backward_kv_kernel(
+    dk_ptr,  # (B, Hkv, Tk, D)
+    dv_ptr,  # (B, Hkv, Tk, D)
+    delta_ptr,  # (B, H, Tq)
+    dout_ptr,  # (B, H, Tq, D)
+    lse_ptr,  # (B, H, Tq)
+    q_ptr,  # (B, H, Tq, D)
+    k_ptr,  # (B, Hkv, Tk, D)
+    v_ptr,  # (B, Hkv, Tk, D)
+    seed_ptr,  # ()
+    stride_dkb,
+    stride_dkh,
+    stride_dkt,
+    stride_dvb,
+    stride_dvh,
+    stride_dvt,
+    stride_doutb,
+    stride_douth,
+    stride_doutt,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kh,
+    stride_kt,
+    stride_vb,
+    stride_vh,
+    stride_vt,
+    Hkv,
+    Tq,
+    Tk,
+    together,
+    SCALE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    KEEP_SCALE: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    EVEN: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    order, kv_head, batch = scheduled(tl.cdiv(Tk, N), Hkv, together)
+    first_key = order * N  # the first keys are seen by most rows
+    key, d = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D)
+    is_d = (d < D)[None, :]
+    inside = None if EVEN else (key < Tk)[:, None] & is_d
+    long_key = key.to(tl.int64)[:, None]
+
+    k_ptr += batch * stride_kb + kv_head * stride_kh
+    k = read(k_ptr + long_key * stride_kt + d[None, :], inside)  # (N, D)
+    v_ptr += batch * stride_vb + kv_head * stride_vh
+    v = read(v_ptr + long_key * stride_vt + d[None, :], inside)  # (N, D)
+    seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
+    dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
+    end = tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq  # of rows that see any
+    for member in tl.range(0, GROUP):
+        head = kv_head * GROUP + member
+        q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
+        dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
+        dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, d)
+        statistics = (batch * Hkv * GROUP + head) * Tq
+        for first_row in tl.range(first_key if CAUSAL else 0, end, M):
+            row = first_row + tl.arange(0, M)
+            is_row = None if EVEN else row < Tq
+            inside_q = None if EVEN else is_row[:, None] & is_d
+            q = read(q_tile + tl.cast(first_row, tl.int64) * stride_qt, inside_q)  # (M, D)
+            dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_q)  # (M, D)
+            lse = read(lse_ptr + statistics + row, is_row)  # (M,)
+            s = tl.dot(k, tl.trans(q), input_precision="ieee", out_dtype=ACC)  # (N, M)
+            p = tl.exp2(s * (SCALE * LOG2_E) - lse[None, :])
+            if CAUSAL:
+                masked = first_row < first_key + N - 1
+                if WINDOW > 0:
+                    masked |= first_row + M > first_key + WINDOW
+                if masked:
+                    seen = row[None, :] >= key[:, None]
+                    if WINDOW > 0:
+                        seen &= row[None, :] - key[:, None] < WINDOW
+                    p = tl.where(seen, p, 0.0)
+            kept = p
+            if THRESHOLD > 0:
+                keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
+                keep = tl.trans(keep)  # (N, M)
+                kept = tl.where(keep, p, 0.0)
+            dv = tl.dot(kept.to(dout.dtype), dout, dv, input_precision="ieee", out_dtype=ACC)
+            dp = tl.dot(v, tl.trans(dout), input_precision="ieee", out_dtype=ACC)  # (N, M)
+            if THRESHOLD > 0:
+                dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
+            delta = read(delta_ptr + statistics + row, is_row)  # (M,)
+            ds = p * (dp - delta[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee", out_dtype=ACC)
+    dk_ptr += batch * stride_dkb + kv_head * stride_dkh
+    dk = (dk * SCALE).to(dk_ptr.dtype.element_ty)
+    tl.store(dk_ptr + long_key * stride_dkt + d[None, :], dk, inside)
+    dv_ptr += batch * stride_dvb + kv_head * stride_dvh
+    dv = (dv * KEEP_SCALE).to(dv_ptr.dtype.element_ty)
+    tl.store(dv_ptr + long_key * stride_dvt + d[None, :], dv, inside)
+
+
+def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
+    """Fill dq, dk and dv. The last stride of all is 1."""
+    B, H, Tq, _ = q.shape
+    Hkv, Tk = k.shape[1:3]
+    delta = torch.empty_like(lse)
+
+    def strides(*tensors):
+        return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+    by_rows = options("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
+    launch(
+        attention_backward_q_kernel,
+        (cdiv(Tq, by_rows["M"]) * H * B,),
+        *(dq, delta, dout, out, lse, q, k, v, seed),
+        *strides(dq, dout, out, q, k, v),
+        *(H, Tq, Tk, together(k)),
+        **by_rows,
+    )
+    by_keys = options("attention_kv", "", q, k, constants)
+    by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin at a tile of keys
+    launch(
+        attention_backward_kv_kernel,
+        (cdiv(Tk, by_keys["N"]) * Hkv * B,),
+        *(dk, dv, delta, dout, lse, q, k, v, seed),
+        *strides(dk, dv, dout, q, k, v),
+        *(Hkv, Tq, Tk, together(q)),
+        **by_keys,
+    )
+
+
+def together(x):
+    """Of how many heads of x (B, H, T, D) the tiles are mixed: as many as L2 can serve."""
+    B, H, T, D = x.shape
+    bytes_of_a_head = 2 * T * D * x.element_size()  # of keys and values, or queries and dout
+    return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
+
+
+def options(kernel, variant, q, k, constants):
+    """Constants, tile and warps of a launch of `kernel`, by the row of `launch.TILES`."""
+    kernel += "" if q.element_size() == 2 else "_fp32"
+    head_size = max(64, constants["BLOCK_D"])
+    M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
+    return {
+        **constants,
+        "M": M,
+        "N": N,
+        "EVEN": constants["D"] == constants["BLOCK_D"] and q.shape[2] % M == k.shape[2] % N == 0,
+        "num_warps": warps,
+        "num_stages": stages,
+        "maxnreg": registers,
+    }

@@ -1,0 +1,158 @@
+"""Queries and keys before attention: RMS-normalised, and turned by their positions.
+
+Of a query or key x (D,) at position t, with cos and sin (T, D) and its halves swapped by `roll`:
+
+    xhat = x rstd                    rstd = 1 / sqrt(1/D sum x^2 + eps)      (QK norm)
+    y    = xhat cos_t + roll(xhat) sin_t                 (Su et al. 2021; sin is -s, then s)
+
+Backward:
+
+    dxhat = dy cos_t + roll(dy sin_t)       dx = rstd (dxhat - xhat 1/D sum dxhat xhat)
+
+Decisions:
+- Queries and keys are read where the packed projection has them, and dx is written into its packed
+  gradient: nothing is split or joined. The values stay where they are.
+- A program holds whole heads as two halves, so that the roll is a choice of registers.
+- Nothing is kept: x is there, and its rstd costs one sum.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common.launch import cdiv, launch, next_power_of_2, tile
+from kernels.common.row_layout import accumulator
+
+
+@triton.jit
+def _halves(ptr, first, d, row_inside, D: tl.constexpr, HALF: tl.constexpr, ACC: tl.constexpr):
+    """Both halves (ROWS, BLOCK) of the heads that begin at `first` (ROWS,), 0 past their end."""
+    at = first[:, None] + d[None, :]
+    in_a, in_b = _inside(d, row_inside, D, HALF)
+    a = tl.load(ptr + at, in_a, other=0).to(ACC)
+    return a, tl.load(ptr + at + HALF, in_b, other=0).to(ACC)
+
+
+@triton.jit
+def _inside(d, row_inside, D: tl.constexpr, HALF: tl.constexpr):
+    return row_inside & (d < HALF)[None, :], row_inside & (d < D - HALF)[None, :]
+
+
+@triton.jit
+def _rstd(a, b, D: tl.constexpr, EPS: tl.constexpr):
+    return tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + EPS)[:, None]
+
+
+@triton.jit
+def rotary_forward_kernel(
+    x_ptr,  # (B, T, H + 2 Hkv, D)
+    cos_ptr,  # (>= T, D) or None
+    sin_ptr,  # (>= T, D) or None
+    y_ptr,  # (B * T, H + Hkv, D)
+    stride_xb,
+    stride_xt,
+    rows,
+    T,
+    HEADS: tl.constexpr,  # H + Hkv
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    HALF: tl.constexpr = (D + 1) // 2
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # of tokens and their heads
+    d, inside = tl.arange(0, BLOCK), (row < rows)[:, None]
+    token, head = row // HEADS, row % HEADS
+    place = token // T * stride_xb + token % T * stride_xt
+    a, b = _halves(x_ptr, place + head * D, d, inside, D, HALF, ACC)  # (ROWS, BLOCK)
+    if NORM:
+        rstd = _rstd(a, b, D, EPS)
+        a, b = a * rstd, b * rstd
+    if cos_ptr is not None:
+        at = token % T * D
+        cos_a, cos_b = _halves(cos_ptr, at, d, inside, D, HALF, ACC)
+        sin_a, sin_b = _halves(sin_ptr, at, d, inside, D, HALF, ACC)
+        a, b = a * cos_a + b * sin_a, b * cos_b + a * sin_b
+    at = (row * D)[:, None] + d[None, :]
+    in_a, in_b = _inside(d, inside, D, HALF)
+    tl.store(y_ptr + at, a.to(y_ptr.dtype.element_ty), in_a)
+    tl.store(y_ptr + at + HALF, b.to(y_ptr.dtype.element_ty), in_b)
+
+
+@triton.jit
+def rotary_backward_kernel(
+    dy_ptr,  # (B * T, H + Hkv, D)
+    x_ptr,  # (B, T, H + 2 Hkv, D)
+    cos_ptr,  # (>= T, D) or None
+    sin_ptr,  # (>= T, D) or None
+    dx_ptr,  # (B * T, H + 2 Hkv, D), rows `dx_stride` apart
+    stride_xb,
+    stride_xt,
+    dx_stride,
+    rows,
+    T,
+    HEADS: tl.constexpr,  # H + Hkv
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    HALF: tl.constexpr = (D + 1) // 2
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d, inside = tl.arange(0, BLOCK), (row < rows)[:, None]
+    token, head = row // HEADS, row % HEADS
+    da, db = _halves(dy_ptr, row * D, d, inside, D, HALF, ACC)  # (ROWS, BLOCK)
+    if cos_ptr is not None:
+        at = token % T * D
+        cos_a, cos_b = _halves(cos_ptr, at, d, inside, D, HALF, ACC)
+        sin_a, sin_b = _halves(sin_ptr, at, d, inside, D, HALF, ACC)
+        da, db = da * cos_a + db * sin_b, db * cos_b + da * sin_a
+    if NORM:
+        place = token // T * stride_xb + token % T * stride_xt
+        a, b = _halves(x_ptr, place + head * D, d, inside, D, HALF, ACC)
+        rstd = _rstd(a, b, D, EPS)
+        a, b = a * rstd, b * rstd
+        common = ((tl.sum(da * a, 1) + tl.sum(db * b, 1)) / D)[:, None]
+        da, db = (da - a * common) * rstd, (db - b * common) * rstd
+    at = (token * dx_stride + head * D)[:, None] + d[None, :]
+    in_a, in_b = _inside(d, inside, D, HALF)
+    tl.store(dx_ptr + at, da.to(dx_ptr.dtype.element_ty), in_a)
+    tl.store(dx_ptr + at + HALF, db.to(dx_ptr.dtype.element_ty), in_b)
+
+
+def rotary_forward(qkv, counts, positions):
+    """Queries and keys (B, T, (H + Hkv) D) as attention takes them; `positions` as in backward."""
+    B, T, C = qkv.shape
+    heads, D = counts[0] + counts[1], C // sum(counts)
+    y = torch.empty((B, T, heads * D), dtype=qkv.dtype, device=qkv.device)
+    norm, eps, cos, sin = positions
+    grid, rows, constants = _options(qkv, heads, D, norm, eps)
+    launch(rotary_forward_kernel, grid, qkv, cos, sin, y, *qkv.stride()[:2], rows, T, **constants)
+    return y
+
+
+def rotary_backward(dy, qkv, dqkv, counts, positions):
+    """Fill queries and keys of dqkv from dy (B, T, (H + Hkv) D).
+
+    positions: whether queries and keys are RMS-normalised, eps, cos and sin (>= T, D) or None.
+    """
+    T, C = qkv.shape[1:]
+    heads, D = counts[0] + counts[1], C // sum(counts)
+    norm, eps, cos, sin = positions
+    grid, rows, constants = _options(qkv, heads, D, norm, eps)
+    sizes = *qkv.stride()[:2], dqkv.stride(1), rows, T
+    launch(rotary_backward_kernel, grid, dy, qkv, cos, sin, dqkv, *sizes, **constants)
+
+
+def _options(qkv, heads, D, norm, eps):
+    rows = qkv.shape[0] * qkv.shape[1] * heads
+    elements, num_warps = tile("rotary", qkv.device)
+    BLOCK = next_power_of_2((D + 1) // 2)
+    ROWS = max(1, elements // BLOCK)
+    constants = {"HEADS": heads, "D": D, "NORM": norm, "EPS": eps, "ACC": accumulator(qkv)}
+    constants |= {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": num_warps}
+    return (cdiv(rows, ROWS),), rows, constants

@@ -1,0 +1,245 @@
+"""Attention of one new token of each row over the cache, to which it is added.
+
+For the query q, key k and value v of the token at `position` t, normalised and turned by their
+position first where the model does so, over what the cache has of the tokens 0 ... t - 1, of which
+a window of W sees the last W - 1:
+
+    cache[t] = k, v        s = q K^T / sqrt(D)        out = softmax(s) V
+
+There is no backward: text is generated without gradients.
+
+Decisions:
+- One query has no work for a whole card in B x H programs, so the keys are divided into parts when
+  rows are few. The number of parts follows from the block size and not from the position, because
+  a CUDA graph has one grid; `decode_attention_combine_kernel` adds them in order: the same bits every
+  time.
+- The new key and value are used from registers, rounded as the cache has them, and written by the
+  program of the first part of a group's first head: nobody waits for a write.
+- Query heads that share keys are programs of their own: the L2 cache has what the first one read.
+- A softmax in base 2, its maximum and sum carried along as in FlashAttention; products without
+  tensor cores, since only the bytes of the cache count.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common.launch import cdiv, launch, next_power_of_2, tile
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LARGEST_HEAD = 256
+MOST_PARTS = 32  # of the keys
+
+
+@triton.jit
+def decode_attention_kernel(
+    qkv_ptr,  # (B, H + 2 HKV, D)
+    cache_ptr,  # (2, B, HKV, T, D)
+    position_ptr,  # (B,)
+    cos_ptr,  # (T, D) or None
+    sin_ptr,  # (T, D) or None
+    out_ptr,  # (B, H, D), or of every part (PARTS, B, H, D)
+    m_ptr,  # (PARTS, B, H), or None where there is one part
+    z_ptr,  # (PARTS, B, H), or None
+    B,
+    T,
+    SCALE: tl.constexpr,
+    EPS: tl.constexpr,
+    QK_NORM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    H: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KEYS: tl.constexpr,
+    PART: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    head, batch = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64)
+    part = tl.program_id(1)
+    position = tl.load(position_ptr + batch).to(tl.int32)
+    d = tl.arange(0, BLOCK_D)
+    kv_head = head // (H // HKV)
+    qkv_ptr += (batch * (H + 2 * HKV) + head) * D
+    q = _positioned(qkv_ptr, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)  # (BLOCK_D,)
+    k_ptr = cache_ptr + (batch * HKV + kv_head) * T * D
+    v_ptr = k_ptr + tl.cast(B, tl.int64) * HKV * T * D
+
+    m = tl.full((), float("-inf"), ACC)
+    z = tl.zeros((), ACC)
+    acc = tl.zeros((BLOCK_D,), ACC)
+    begin, end = part * PART, tl.minimum(part * PART + PART, position)
+    if WINDOW > 0:
+        begin = tl.maximum(begin, position - WINDOW + 1)
+    for first in range(begin, end, KEYS):
+        key = first + tl.arange(0, KEYS)
+        at = key[:, None] * D + d[None, :]
+        seen = key < end
+        inside = seen[:, None] & (d < D)[None, :]
+        k = tl.load(k_ptr + at, inside, other=0).to(ACC)  # (KEYS, BLOCK_D)
+        v = tl.load(v_ptr + at, inside, other=0).to(ACC)  # (KEYS, BLOCK_D)
+        s = tl.sum(q[None, :] * k, 1) * (SCALE * LOG2_E)  # (KEYS,)
+        s = tl.where(seen, s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 0))
+        p = tl.exp2(s - m_new)
+        alpha = tl.exp2(m - m_new)
+        z = z * alpha + tl.sum(p, 0)
+        acc = acc * alpha + tl.sum(p[:, None] * v, 0)
+        m = m_new
+    if part == 0:  # which adds the new token
+        kind = cache_ptr.dtype.element_ty
+        new_ptr = qkv_ptr + (H - head + kv_head) * D
+        k = _positioned(new_ptr, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)
+        k, v = k.to(kind), tl.load(new_ptr + HKV * D + d, d < D, other=0)
+        if head % (H // HKV) == 0:
+            tl.store(k_ptr + position * D + d, k, d < D)
+            tl.store(v_ptr + position * D + d, v, d < D)
+        s = tl.sum(q * k.to(ACC), 0) * (SCALE * LOG2_E)
+        m_new = tl.maximum(m, s)
+        p = tl.exp2(s - m_new)
+        alpha = tl.exp2(m - m_new)
+        z = z * alpha + p
+        acc = acc * alpha + p * v.to(ACC)
+        m = m_new
+
+    row = (part * B + batch) * H + head
+    if m_ptr is None:
+        acc /= z
+    else:
+        tl.store(m_ptr + row, m)
+        tl.store(z_ptr + row, z)
+    tl.store(out_ptr + row * D + d, acc.to(out_ptr.dtype.element_ty), d < D)
+
+
+@triton.jit
+def _positioned(
+    x_ptr,
+    cos_ptr,
+    sin_ptr,
+    position,
+    d,
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The query or key (D,) at x_ptr, RMS-normalised and turned where the model does so."""
+    x = tl.load(x_ptr + d, d < D, other=0).to(ACC)
+    rstd = tl.rsqrt(tl.sum(x * x, 0) / D + EPS) if NORM else 1.0
+    x *= rstd
+    if cos_ptr is not None:
+        at = position * D + d
+        other = tl.load(x_ptr + (d + D // 2) % D).to(ACC) * rstd
+        x *= tl.load(cos_ptr + at, d < D, other=0).to(ACC)
+        x += other * tl.load(sin_ptr + at, d < D, other=0).to(ACC)
+    return x
+
+
+@triton.jit
+def decode_attention_combine_kernel(
+    parts_ptr,  # (PARTS, B, H, D)
+    m_ptr,  # (PARTS, B, H)
+    z_ptr,  # (PARTS, B, H)
+    out_ptr,  # (B, H, D)
+    rows,  # B * H
+    PARTS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    part, d = tl.arange(0, BLOCK_PARTS), tl.arange(0, BLOCK_D)
+    at = part * rows + row
+    m = tl.load(m_ptr + at, part < PARTS, other=float("-inf"))  # (BLOCK_PARTS,)
+    z = tl.load(z_ptr + at, part < PARTS, other=0)
+    inside = (part < PARTS)[:, None] & (d < D)[None, :]
+    acc = tl.load(parts_ptr + at[:, None] * D + d[None, :], inside, other=0)
+    weight = tl.exp2(m - tl.max(m, 0))  # 0 for a part that has no key yet
+    out = tl.sum(acc * weight[:, None], 0) / tl.sum(z * weight, 0)
+    tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), d < D)
+
+
+def _launch(qkv, cache, position, cos, sin, out, **constants):
+    _, B, HKV, T, D = cache.shape
+    H = out.shape[1] // D
+    elements, keys, programs = tile("decode_attention", qkv.device)
+    BLOCK_D = next_power_of_2(D)
+    part = max(keys, next_power_of_2(cdiv(T, MOST_PARTS)))
+    parts = cdiv(T, part)
+    rows = B * H
+    if parts == 1 or rows >= programs:
+        parts, part, partial, m, z = 1, next_power_of_2(T), out, None, None
+    else:
+        accumulator = torch.promote_types(qkv.dtype, torch.float32)
+        partial = torch.empty((parts, B, H, D), dtype=accumulator, device=qkv.device)
+        m, z = torch.empty((2, parts, B, H), dtype=accumulator, device=qkv.device)
+    launch(
+        decode_attention_kernel,
+        (rows, parts),
+        *(qkv, cache, position, cos, sin, partial, m, z),
+        B,
+        T,
+        H=H,
+        HKV=HKV,
+        D=D,
+        BLOCK_D=BLOCK_D,
+        KEYS=min(elements // BLOCK_D, keys, part),
+        PART=part,
+        ACC=tl.float64 if qkv.dtype == torch.float64 else tl.float32,
+        num_warps=4,
+        **constants,
+    )
+    if parts > 1:
+        combined = {"PARTS": parts, "BLOCK_PARTS": next_power_of_2(parts)}
+        combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4}
+        launch(decode_attention_combine_kernel, (rows,), partial, m, z, out, rows, **combined)
+
+
+def decode_attention(
+    qkv,  # (B, (H + 2 Hkv) D)
+    cache,  # (2, B, Hkv, T, D)
+    position,  # (B,)
+    *,
+    window=0,
+    qk_norm=False,
+    eps=1e-5,
+    cos=None,  # (T, D)
+    sin=None,  # (T, D)
+):
+    """Attention of the new tokens over the cache, which they are added to: (B, H D)."""
+    fits = qkv.ndim == 2 and cache.ndim == 5 and cache.shape[0] == 2
+    if fits:
+        _, B, Hkv, T, D = cache.shape
+        width = Hkv * D
+        fits = width > 0 and qkv.shape[0] == B and position.shape == (B,)
+        fits = fits and qkv.shape[1] % width == 0 and qkv.shape[1] >= 3 * width
+        fits = fits and all(table is None or table.shape == (T, D) for table in (cos, sin))
+    if not fits or (cos is None) != (sin is None):
+        tables = [None if table is None else tuple(table.shape) for table in (cos, sin)]
+        raise ValueError(
+            "decode_attention takes qkv (B, (H + 2 Hkv) D) with H a multiple of Hkv, cache "
+            "(2, B, Hkv, T, D), position (B,), and cos and sin (T, D) or neither, not "
+            f"{tuple(qkv.shape)}, {tuple(cache.shape)}, {tuple(position.shape)}, {tables[0]} and "
+            f"{tables[1]}"
+        )
+    if qkv.dtype != cache.dtype or not cache.is_contiguous():
+        raise ValueError(
+            f"decode_attention takes a contiguous cache of qkv's dtype, {qkv.dtype}, not "
+            f"{cache.dtype} with strides {cache.stride()}"
+        )
+    if not 1 <= D <= LARGEST_HEAD or (cos is not None and D % 2):
+        raise ValueError(
+            f"decode_attention takes heads of 1 to {LARGEST_HEAD} channels, an even number where "
+            f"they are turned, not {D}"
+        )
+    if window < 0:
+        raise ValueError(
+            f"decode_attention takes a window of at least 1 key, or 0 for all, not {window}"
+        )
+    out = torch.empty((B, qkv.shape[1] - 2 * width), dtype=qkv.dtype, device=qkv.device)
+    qkv, position = qkv.contiguous(), position.contiguous()
+    cos, sin = (table if table is None else table.contiguous() for table in (cos, sin))
+    window = window if window < T else 0
+    constants = {"SCALE": D**-0.5, "EPS": eps, "QK_NORM": qk_norm, "WINDOW": window}
+    _launch(qkv, cache, position, cos, sin, out, **constants)
+    return out

@@ -1,0 +1,182 @@
+"""The head and the loss together: the logits of a chunk of rows at a time, never all of them.
+
+    logits = x W^T + b        loss, dlogits as in cross_entropy.py
+    dx = dlogits W            dW = dlogits^T x            db = sum of the rows of dlogits
+
+Decisions:
+- dx, dW and db are made in forward, while a chunk's logits are there; backward only multiplies
+  them by dloss / n, which stays on the device: there is no host synchronisation. Without a
+  gradient only the loss is computed.
+- dx, dW and db are fp32 until they are multiplied, and dW and db are added up in fp32 over the
+  chunks, by the product itself: cuBLAS takes bf16 operands and an fp32 sum. So under autocast fp32
+  parameters get gradients that were never rounded to bf16.
+- Chunks are as large as `launch.LOGITS_BYTES` allows, because small ones starve the products, and
+  equal, because a short last one does too. dlogits overwrite the chunk's logits: gradients of the
+  sum, not of the mean, whose small numbers fp16 could not hold.
+- Where V is no multiple of 8, the products run over a weight and logits that are padded with zeros
+  to whole 128-byte lines: cuBLAS takes its old kernels for odd sizes, which on an H200 made the
+  three products of 50,257 columns five times as slow as those of 50,304. The loss does not read
+  the padding, and its gradient stays 0 there.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from kernels.common import launch
+from kernels.losses.cross_entropy import count_targets, launch_forward
+
+LINE_BYTES = 128  # of the memory system
+ALIGNED = 8  # elements of 16 bits that fill the 16 bytes which cuBLAS wants rows to be multiples of
+GEMM_ROWS = 128  # rows of a chunk are a multiple: the largest tile of a matrix product
+BLOCK = 4096  # elements that a program of `scale_gradient_kernel` multiplies: 16 per thread
+
+
+@triton.jit
+def scale_gradient_kernel(
+    gradient_ptr, dloss_ptr, count_ptr, out_ptr, length, BLOCK: tl.constexpr, ACC: tl.constexpr
+):
+    factor = tl.load(dloss_ptr).to(ACC) / tl.load(count_ptr).to(ACC)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    gradient = tl.load(gradient_ptr + at, mask=at < length).to(ACC)
+    tl.store(out_ptr + at, (gradient * factor).to(out_ptr.dtype.element_ty), mask=at < length)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, targets, ignore_index, dtype, needs):  # (N, C), (V, C)
+        (N, C), V = x.shape, weight.shape[0]
+        wide = {"dtype": torch.promote_types(dtype, torch.float32), "device": x.device}
+        rows, columns = _chunk(N, V, dtype)
+        padded = columns if V % ALIGNED else V  # columns of the products
+        W, b = _padded(weight, padded, dtype), _padded(bias, padded, dtype)
+        dx = torch.empty(N, C, **wide) if needs[0] else None
+        dW = torch.zeros(padded, C, **wide) if needs[1] else None
+        db = torch.zeros(padded, **wide) if needs[2] else None
+        losses = torch.empty(N, **wide)
+
+        chunk = torch.empty(rows, columns, dtype=dtype, device=x.device)
+        for start in range(0, N, rows):
+            at = slice(start, start + rows)
+            x_here = x[at].to(dtype)
+            logits = chunk[: len(x_here), :padded]
+            if b is None:
+                torch.mm(x_here, W.t(), out=logits)
+            else:
+                torch.addmm(b, x_here, W.t(), out=logits)
+            known = logits[:, :V]  # becomes its gradient, which is 0 in the padding
+            gradient = known if any(needs) else None
+            launch_forward(known, targets[at], None, losses[at], None, gradient, ignore_index)
+            if dx is not None:
+                _product(logits, W, 0, dx[at])
+            if dW is not None:
+                _product(logits.t(), x_here, 1, dW)
+            if db is not None:
+                db += logits.sum(0, dtype=db.dtype)
+
+        count = count_targets(targets, ignore_index)
+        dW, db = (whole if whole is None else whole[:V] for whole in (dW, db))
+        ctx.save_for_backward(count, dx, dW, db)
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        return losses.sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss):
+        count, *gradients = ctx.saved_tensors
+        scaled = (
+            None if gradient is None else _scaled(gradient, dloss, count, dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None, None, None
+
+
+def _padded(parameter, rows, dtype):
+    """The parameter in `dtype` with zeros behind it, so that it has so many rows."""
+    if parameter is None or (len(parameter) == rows and parameter.dtype == dtype):
+        return parameter
+    out = torch.empty((rows, *parameter.shape[1:]), dtype=dtype, device=parameter.device)
+    out[: len(parameter)] = parameter
+    out[len(parameter) :] = 0
+    return out
+
+
+def _chunk(N, V, dtype):
+    """Rows and columns of the logits of a chunk."""
+    size = dtype.itemsize
+    columns = launch.cdiv(V * size, LINE_BYTES) * LINE_BYTES // size
+    most = max(launch.LOGITS_BYTES // (columns * size), 1)
+    rows = launch.cdiv(N, launch.cdiv(N, most)) if N else 1
+    return launch.cdiv(rows, GEMM_ROWS) * GEMM_ROWS, columns
+
+
+def _product(a, b, beta, out):
+    """out = a @ b + beta out, where `out` may be wider than a and b."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b, beta=beta)
+    elif out.is_cuda:
+        torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)
+    else:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=beta)
+
+
+def _scaled(gradient, dloss, count, dtype):
+    """gradient dloss / count in `dtype`: a new tensor, for the graph may be kept."""
+    out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    length = gradient.numel()
+    launch.launch(
+        scale_gradient_kernel,
+        (launch.cdiv(length, BLOCK),),
+        gradient,
+        dloss,
+        count,
+        out,
+        length,
+        BLOCK=BLOCK,
+        ACC=tl.float64 if gradient.dtype == torch.float64 else tl.float32,
+        num_warps=8,
+    )
+    return out
+
+
+@launch.opaque
+def linear_cross_entropy(
+    x,  # (..., C)
+    weight,  # (V, C)
+    bias,  # (V,) or None
+    targets,  # (...) int64
+    *,
+    ignore_index=-100,
+):
+    """`cross_entropy` of the logits x W^T + b, which are never held whole."""
+    C = x.shape[-1] if x.ndim else 0
+    V = weight.shape[0] if weight.ndim else 0
+    if (
+        C * V == 0
+        or weight.shape != (V, C)
+        or x.shape[:-1] != targets.shape
+        or (bias is not None and bias.shape != (V,))
+    ):
+        raise ValueError(
+            f"linear_cross_entropy: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias "
+            f"{None if bias is None else tuple(bias.shape)} and targets {tuple(targets.shape)} do "
+            "not fit; give (..., C), (V, C), (V,) or None, and (...)"
+        )
+    if targets.dtype != torch.int64:
+        raise ValueError(f"linear_cross_entropy: targets are {targets.dtype}; give torch.int64")
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)  # as F.linear would
+    elif weight.dtype != dtype or (bias is not None and bias.dtype != dtype):
+        raise ValueError(
+            f"linear_cross_entropy: x is {dtype}, weight {weight.dtype}, bias "
+            f"{None if bias is None else bias.dtype}; give one dtype, or use autocast"
+        )
+    operands = x.reshape(-1, C), weight, bias
+    needs = tuple(
+        torch.is_grad_enabled() and operand is not None and operand.requires_grad
+        for operand in operands
+    )
+    targets = targets.reshape(-1).contiguous()
+    return LinearCrossEntropy.apply(*operands, targets, ignore_index, dtype, needs)

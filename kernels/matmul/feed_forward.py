@@ -1,0 +1,199 @@
+"""The feed-forward of a block: up to F channels, an activation, and back down to C.
+
+Forward:   pre = x w1^T + b1,  hidden = f(pre),  y = dropout(hidden w2^T + b2)
+Backward:  dz = dropout(dy)            dw2 = dz^T hidden    db2 = sum of dz over rows
+           dpre = (dz w2) * f'(pre)    dw1 = dpre^T x       db1 = sum of dpre over rows
+           dx = dpre w1
+
+Dropout multiplies by keep / (1 - p), in backward by the same: its mask is a function of (seed,
+row, column), as `kernels.common.philox` says.
+
+Decisions:
+- Three of the six products have something to finish: bias and f, bias and dropout, f'. Each goes
+  the way that `launch.route` names: "gemm" finishes it tile by tile (`kernels.matmul.gemm`), "cublas"
+  takes PyTorch's product and one pass over memory. The others have nothing to finish and are
+  PyTorch's.
+- cuBLAS adds the biases, and applies a ReLU behind one: it does so before it rounds, at no cost.
+- hidden is kept for dw2, beside pre where f' needs pre. To compute it again would halve what a
+  GELU keeps, but write it again: in 16 bits 2 bytes more per element than the 22 that the "cublas"
+  way moves. A ReLU, whose f' needs hidden alone, keeps nothing else.
+- Bias gradients are sums of partial sums whose number follows from the shape: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from kernels.common.launch import cdiv, launch, opaque, route, tile
+from kernels.common.philox import keep_in_rows, threshold_and_scale
+from kernels.matmul import gemm
+from kernels.matmul.activation import (
+    ACTIVATIONS,
+    FROM_HIDDEN,
+    accumulator,
+    activation_backward,
+    activation_forward,
+)
+from kernels.matmul.gemm import STREAM
+
+
+@triton.jit
+def dropout_kernel(
+    x_ptr,  # (M, N)
+    y_ptr,  # (M, N), may be x
+    seed_ptr,  # ()
+    M,
+    N,
+    THRESHOLD: tl.constexpr,
+    SCALE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_column = tl.program_id(1) * BLOCK_N
+    column = first_column + tl.arange(0, BLOCK_N)
+    element = row.to(tl.int64)[:, None] * N + column[None, :]
+    inside = (row < M)[:, None] & (column < N)[None, :]
+    x = tl.load(x_ptr + element, inside).to(ACC)
+    keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, first_column, THRESHOLD, BLOCK_N)
+    tl.store(y_ptr + element, tl.where(keep, x * SCALE, 0.0), inside)
+
+
+class FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w1, b1, w2, b2, seed, activation, dropout_p):  # x (M, C)
+        way = route(x, F=w1.shape[0])
+        hidden, kept = _up(x, w1, b1, activation, way.up)  # (M, F) each
+        y = _down(hidden, w2, b2, seed, dropout_p, way.down)  # (M, C)
+        ctx.save_for_backward(x, w1, w2, hidden, kept, seed)
+        ctx.activation, ctx.dropout_p, ctx.way = activation, dropout_p, way
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, w1, w2, hidden, kept, seed = ctx.saved_tensors
+        wants_x, wants_w1, wants_b1, wants_w2, wants_b2, *_ = ctx.needs_input_grad
+        dx = dw1 = db1 = dw2 = db2 = None
+        dz = _dropped(dy.contiguous(), seed, ctx.dropout_p)
+        if wants_w2:
+            dw2 = dz.T @ hidden
+        if wants_b2:
+            db2 = dz.sum(0)
+        if wants_x or wants_w1 or wants_b1:
+            dpre, sums = _gradient(dz, w2, kept, ctx.activation, ctx.way.gradient)
+        if wants_w1:
+            dw1 = dpre.T @ x
+        if wants_b1:
+            db1 = sums.sum(0).to(x.dtype)
+        if wants_x:
+            dx = dpre @ w1
+        return dx, dw1, db1, dw2, db2, None, None, None
+
+
+def _up(x, w1, b1, activation, way):
+    """hidden, and what f' is computed from: pre, or hidden itself."""
+    if way == "gemm":
+        return gemm.linear_activation(x, w1, b1, activation)
+    if activation == "relu" and b1 is not None:
+        hidden = torch._addmm_activation(b1, x, w1.t())
+        return hidden, hidden
+    pre = linear(x, w1, b1)
+    if activation in FROM_HIDDEN:
+        hidden = activation_forward(pre, activation, out=pre)
+        return hidden, hidden
+    return activation_forward(pre, activation), pre
+
+
+def _down(hidden, w2, b2, seed, dropout_p, way):
+    if way == "gemm":
+        return gemm.linear_dropout(hidden, w2, b2, seed, *threshold_and_scale(dropout_p))
+    y = linear(hidden, w2, b2)
+    return _dropped(y, seed, dropout_p, out=y)
+
+
+def _gradient(dz, w2, kept, activation, way):
+    """dpre, and sums of its columns over blocks of rows."""
+    if way == "gemm":
+        return gemm.gradient_of_argument(dz, w2, kept, activation)
+    dhidden = dz @ w2
+    return activation_backward(dhidden, kept, activation, out=dhidden)
+
+
+def _dropped(x, seed, dropout_p, out=None):  # (M, C)
+    """dropout(x), which is x itself where nothing is dropped; `out` may be x."""
+    if seed is None:
+        return x
+    out = torch.empty_like(x) if out is None else out
+    THRESHOLD, SCALE = threshold_and_scale(dropout_p)
+    BLOCK_M, BLOCK_N, num_warps = tile("dropout", x.device)
+    launch(
+        dropout_kernel,
+        (cdiv(x.shape[0], BLOCK_M), cdiv(x.shape[1], BLOCK_N)),
+        x,
+        out,
+        seed,
+        *x.shape,
+        THRESHOLD=THRESHOLD,
+        SCALE=SCALE,
+        ACC=accumulator(x),
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        num_warps=num_warps,
+    )
+    return out
+
+
+@opaque
+def feed_forward(x, w1, b1, w2, b2, *, activation="gelu", dropout_p=0.0, seed=None):
+    """dropout(f(x w1^T + b1) w2^T + b2); shapes and defaults in `kernels.Ops`.
+
+    Element (row, column) of y, seen as (rows, C), is kept as `philox.rows_kept(seed, STREAM, ...)`
+    says. Under autocast the operands are cast as PyTorch's linear layer casts them.
+    """
+    x, w1, b1, w2, b2 = operands = [_as_linear_takes_it(operand) for operand in (x, w1, b1, w2, b2)]
+    _check(*operands, activation)
+    if threshold_and_scale(dropout_p)[0] == 0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+    rows = x.view(x.shape[:-1].numel(), x.shape[-1])  # (M, C)
+    return FeedForward.apply(rows, w1, b1, w2, b2, seed, activation, dropout_p).view(x.shape)
+
+
+def _as_linear_takes_it(operand):
+    """Contiguous, and under autocast in its dtype, which leaves fp64 alone."""
+    if operand is None:
+        return None
+    device = operand.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if casts and operand.dtype != torch.float64:
+        operand = operand.to(torch.get_autocast_dtype(device))
+    return operand.contiguous()
+
+
+def _check(x, w1, b1, w2, b2, activation):
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"feed_forward: activation {activation!r} is unknown; choose one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    given = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    given = {name: operand for name, operand in given.items() if operand is not None}
+    shapes = {name: tuple(operand.shape) for name, operand in given.items()}
+    F, C = (*shapes["w1"], None, None)[:2]
+    fitting = {"x": (*shapes["x"][:-1], C), "w1": (F, C), "b1": (F,), "w2": (C, F), "b2": (C,)}
+    if any(shapes[name] != fitting[name] for name in shapes):
+        raise ValueError(
+            "feed_forward takes x (..., C), w1 (F, C), b1 (F,), w2 (C, F) and b2 (C,), not "
+            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        )
+    dtypes = {name: operand.dtype for name, operand in given.items()}
+    if len(set(dtypes.values())) > 1 or not x.is_floating_point():
+        raise ValueError(
+            "feed_forward takes operands of one floating dtype, not "
+            + ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        )

@@ -1,0 +1,233 @@
+"""Matrix products that finish their tile before they store it: the products of the feed-forward.
+
+    activate     x = a @ b + bias,  hidden = f(x)              up:        a, b = x, w1^T
+    dropout      y = (a @ b + bias) * keep * scale             down:      a, b = hidden, w2^T
+    derivative   dx = (a @ b) * f'(kept), sums of its columns  gradient:  a, b = dy, w2
+
+Decisions:
+- What an epilogue saves is a pass over memory, what it costs is time in which no product runs.
+  Per tile of 128 x 256 on an H200 the pass of "activate" takes 7,000 cycles at the rate of a copy,
+  the epilogue some 6,000 for a GELU and 1,500 for a ReLU (instructions counted, not measured), and
+  the product 980 for every 64 of K. Which of them wins is `launch.ROUTES`' to say.
+- From sm_90 on as many programs as the card has processors walk over the tiles, and tiles are
+  read and stored whole, by descriptors (TMA); `flatten` makes one loop of tiles and steps of K,
+  so that the first operands of a tile are on their way while the tile before is finished. Other
+  cards, and tensors that a descriptor cannot describe, take pointers and a program per tile.
+- The epilogue takes half of the tile's columns at a time: kept and the result of a whole one do
+  not fit into shared memory beside three stages of operands.
+- x is rounded before f is applied to it: backward differentiates f where forward took it.
+- A sum of columns covers one tile, so their number follows from the shape, not from the card.
+"""
+
+import contextvars
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common.launch import architecture, cdiv, launch, multiprocessors, tile
+from kernels.common.philox import keep_in_rows
+from kernels.matmul.activation import FROM_HIDDEN, accumulator, activate, derivative, empty_partial
+
+DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
+DESCRIBED_BYTES = 16  # what the rows and the first element of a described tensor are multiples of
+STREAM = tl.constexpr(1)  # of Philox, so that a seed used elsewhere drops other elements there
+INTERPRETED_PROGRAMS = 2  # where there is no card: few, so that each walks over several tiles
+
+
+@triton.jit
+def gemm_kernel(
+    a_ptr,  # (M, K)
+    b_ptr,  # (N, K) where B_BY_ROWS, else (K, N)
+    bias_ptr,  # (N,) or None
+    kept_ptr,  # (M, N): derivative
+    seed_ptr,  # (): dropout
+    out_ptr,  # (M, N)
+    x_ptr,  # (M, N) or None: activate
+    partial_ptr,  # (cdiv(M, BLOCK_M), N): derivative
+    M,
+    N,
+    K,
+    B_BY_ROWS: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ACTIVATION: tl.constexpr = None,
+    THRESHOLD: tl.constexpr = 0,
+    SCALE: tl.constexpr = 1.0,
+):
+    HALF: tl.constexpr = BLOCK_N // 2
+    a = _matrix(a_ptr, M, K, BLOCK_M, BLOCK_K, DESCRIBED)
+    if B_BY_ROWS:
+        b = _matrix(b_ptr, N, K, BLOCK_N, BLOCK_K, DESCRIBED)
+    else:
+        b = _matrix(b_ptr, K, N, BLOCK_K, BLOCK_N, DESCRIBED)
+    out = _matrix(out_ptr, M, N, BLOCK_M, HALF, DESCRIBED)
+    if x_ptr is not None:
+        x_out = _matrix(x_ptr, M, N, BLOCK_M, HALF, DESCRIBED)
+    if kept_ptr is not None:
+        kept_in = _matrix(kept_ptr, M, N, BLOCK_M, HALF, DESCRIBED)
+
+    # the weights stay in L2 whatever the order, so neighbours share rows of a
+    across = tl.cdiv(N, BLOCK_N)
+    tiles = tl.cdiv(M, BLOCK_M) * across
+    for place in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIBED):
+        row, column = place // across * BLOCK_M, place % across * BLOCK_N
+        acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+        for k in range(0, K, BLOCK_K):
+            left = _read(a, row, k, M, K, BLOCK_M, BLOCK_K, DESCRIBED)
+            if B_BY_ROWS:
+                right = _read(b, column, k, N, K, BLOCK_N, BLOCK_K, DESCRIBED).T
+            else:
+                right = _read(b, k, column, K, N, BLOCK_K, BLOCK_N, DESCRIBED)
+            acc = tl.dot(left, right, acc, input_precision="ieee", out_dtype=ACC)
+
+        halves = tl.split(acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1))
+        for half in tl.static_range(2):
+            value = halves[half]
+            first = column + half * HALF
+            columns = first + tl.arange(0, HALF)
+            if bias_ptr is not None:
+                value += tl.load(bias_ptr + columns, columns < N, other=0.0).to(ACC)[None, :]
+            if EPILOGUE == "activate":
+                x = value.to(out_ptr.dtype.element_ty)
+                if x_ptr is not None:
+                    _write(x_out, x, row, first, M, N, DESCRIBED)
+                value = activate(x.to(ACC), ACTIVATION)
+            elif EPILOGUE == "dropout":
+                if THRESHOLD > 0:
+                    rows = row + tl.arange(0, BLOCK_M)
+                    keep = keep_in_rows(tl.load(seed_ptr), STREAM, rows, first, THRESHOLD, HALF)
+                    value = tl.where(keep, value * SCALE, 0.0)
+            else:
+                kept = _read(kept_in, row, first, M, N, BLOCK_M, HALF, DESCRIBED)
+                value *= derivative(kept.to(ACC), ACTIVATION)
+                partial = partial_ptr + (row // BLOCK_M).to(tl.int64) * N + columns
+                tl.store(partial, tl.sum(value, 0), columns < N)
+            _write(out, value.to(out_ptr.dtype.element_ty), row, first, M, N, DESCRIBED)
+
+
+@triton.jit
+def _matrix(ptr, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr):
+    """The contiguous (M, N) at `ptr`, to be read and written in tiles of (ROWS, COLUMNS)."""
+    return tl.make_tensor_descriptor(ptr, [M, N], [N, 1], [ROWS, COLUMNS]) if DESCRIBED else ptr
+
+
+@triton.jit
+def _read(
+    matrix, row, column, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr
+):
+    """The tile from (row, column) on, 0 outside of the matrix."""
+    if DESCRIBED:
+        value = matrix.load([row, column])
+    else:
+        offsets, inside = _places(row, column, M, N, ROWS, COLUMNS)
+        value = tl.load(matrix + offsets, inside, other=0.0)
+    return value
+
+
+@triton.jit
+def _write(matrix, value, row, column, M, N, DESCRIBED: tl.constexpr):
+    if DESCRIBED:
+        matrix.store([row, column], value)
+    else:
+        offsets, inside = _places(row, column, M, N, value.shape[0], value.shape[1])
+        tl.store(matrix + offsets, value, inside)
+
+
+@triton.jit
+def _places(row, column, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where the elements of a tile lie, and whether they are in the matrix."""
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    return offsets, (rows < M)[:, None] & (columns < N)[None, :]
+
+
+def linear_activation(x, weight, bias, activation):  # (M, K), (N, K), (N,) or None
+    """hidden = f(x @ weight^T + bias), and what f' is computed from: hidden or its argument."""
+    hidden = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    argument = None if activation in FROM_HIDDEN else torch.empty_like(hidden)
+    _launch("activate", x, weight, hidden, bias=bias, x=argument, ACTIVATION=activation)
+    return hidden, hidden if argument is None else argument
+
+
+def linear_dropout(x, weight, bias, seed, threshold, scale):  # (M, K), (N, K), (N,) or None
+    """dropout(x @ weight^T + bias)."""
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    _launch("dropout", x, weight, out, bias=bias, seed=seed, THRESHOLD=threshold, SCALE=scale)
+    return out
+
+
+def gradient_of_argument(dy, weight, kept, activation):  # (M, K), (K, N), (M, N)
+    """dx = (dy @ weight) * f'(kept), and sums of its columns over blocks of rows (blocks, N)."""
+    dx = torch.empty_like(kept)
+    return dx, _launch("derivative", dy, weight, dx, kept=kept, ACTIVATION=activation)
+
+
+def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **constants):
+    """Fill `out` and `x`, return the sums of columns of a "derivative"."""
+    (M, K), N = a.shape, out.shape[1]
+    described = _are_described(a, b, out)
+    BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages = _tile(epilogue, described, a)
+    rows, columns = cdiv(M, BLOCK_M), cdiv(N, BLOCK_N)
+    partial = empty_partial(rows, out) if epilogue == "derivative" else None
+    programs = rows * columns
+    if described:
+        programs = min(programs, _processors(a.device))
+    context = contextvars.copy_context()  # the allocator is ours for this launch alone
+    context.run(triton.set_allocator, _allocate)
+    context.run(
+        launch,
+        gemm_kernel,
+        (programs,),
+        a,
+        b,
+        bias,
+        kept,
+        seed,
+        out,
+        x,
+        partial,
+        M,
+        N,
+        K,
+        B_BY_ROWS=epilogue != "derivative",
+        EPILOGUE=epilogue,
+        DESCRIBED=described,
+        ACC=accumulator(a),
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=BLOCK_K,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        **constants,
+    )
+    return partial
+
+
+def _tile(epilogue, described, a):
+    if described:
+        return tile("gemm_narrow" if epilogue == "dropout" else "gemm_wide", a.device)
+    return tile("gemm" if a.element_size() == 2 else "gemm_fp32", a.device)
+
+
+def _are_described(*matrices):
+    """Whether descriptors serve: hardware that has them, 16-bit numbers, aligned rows."""
+    return architecture(matrices[0].device) >= DESCRIBED_FROM and all(
+        x.element_size() == 2
+        and x.shape[1] * 2 % DESCRIBED_BYTES == 0
+        and x.storage_offset() * 2 % DESCRIBED_BYTES == 0
+        for x in matrices
+    )
+
+
+def _processors(device):
+    return multiprocessors(device) if device.type == "cuda" else INTERPRETED_PROGRAMS
+
+
+def _allocate(size, alignment, stream):
+    """The memory in which the programs of a launch put their descriptors."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -1,0 +1,250 @@
+"""The residual add with dropout, and the LayerNorm behind it, in one pass.
+
+Forward, with the mask of `kernels/common/philox.py` and p the rate of dropout:
+
+    total = residual + (x + x_bias) mask / (1 - p)        y = layer_norm(total)
+
+Backward, with dtotal' arriving at the total itself and dy at the norm (`kernels/norms/layer_norm.py`):
+
+    dtotal = dtotal' + dlayer_norm(dy)        dresidual = dtotal        dx = dtotal mask / (1 - p)
+    dx_bias = sum of dx over rows
+
+Decisions:
+- y is the norm of the total as it is returned, rounded to its dtype: backward starts from that
+  tensor, and the branch beside the norm sees the same numbers.
+- The mask is a function of (seed, row, column), so backward computes it again.
+- x_bias is that of the linear layer which made x: here its gradient is a sum of what is in
+  registers, where PyTorch's is a pass over dx of its own.
+- Without dropout dx is dresidual, one tensor, unless the dtypes differ (autocast: fp32 residual,
+  bf16 branch).
+- Programs, tiles, and the order of sums are those of `kernels/norms/layer_norm.py`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from kernels.common.launch import cdiv, launch, opaque
+from kernels.common.philox import keep_in_rows, threshold_and_scale
+from kernels.common.row_layout import accumulator, as_rows, packed_rows, row_tile
+from kernels.norms.layer_norm import (
+    backward_constants,
+    check_shapes,
+    empty_statistics,
+    input_gradient,
+    normalise,
+)
+from kernels.norms.norm_parameter_gradients import (
+    WIDEST_IN_REGISTERS,
+    complete_shares,
+    empty_shares,
+    store_share,
+    sum_of_shares,
+)
+
+STREAM = tl.constexpr(0)  # of the mask: a seed serves one call
+
+
+@triton.jit(do_not_specialize=["rows", "threshold", "scale"])
+def add_layer_norm_forward_kernel(
+    residual_ptr,  # (rows, C)
+    x_ptr,  # (rows, C)
+    x_bias_ptr,  # (C,) or None
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,) or None
+    seed_ptr,  # () or None
+    total_ptr,  # (rows, C)
+    y_ptr,  # (rows, C)
+    mean_ptr,  # (rows,)
+    rstd_ptr,  # (rows,)
+    rows,
+    threshold,
+    scale,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    first = tl.program_id(0) * ROWS
+    row = first + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows)[:, None] & (column < C)
+
+    x = tl.load(packed_rows(x_ptr, first, C, ROWS) + column, inside, other=0)
+    residual = tl.load(packed_rows(residual_ptr, first, C, ROWS) + column, inside, other=0)
+    x = x.to(ACC)
+    if x_bias_ptr is not None:
+        at = tl.broadcast_to(column, (ROWS, COLUMNS))  # so that it lies in registers as x does
+        x += tl.load(x_bias_ptr + at, at < C, other=0).to(ACC)
+    if seed_ptr is not None:
+        keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
+        x = tl.where(keep, x * scale, 0)
+    total = (residual.to(ACC) + x).to(total_ptr.dtype.element_ty)
+    tl.store(packed_rows(total_ptr, first, C, ROWS) + column, total, inside)
+
+    y, mean, rstd = normalise(total.to(ACC), column, weight_ptr, bias_ptr, C, EPS, True)
+    tl.store(packed_rows(y_ptr, first, C, ROWS) + column, y, inside)
+    tl.store(mean_ptr + row, mean, row < rows)
+    tl.store(rstd_ptr + row, rstd, row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "threshold", "scale"])
+def add_layer_norm_backward_kernel(
+    dy_ptr,  # (rows, C)
+    dtotal_ptr,  # (rows, C) or None
+    total_ptr,  # (rows, C)
+    weight_ptr,  # (C,)
+    mean_ptr,  # (rows,)
+    rstd_ptr,  # (rows,)
+    seed_ptr,  # () or None
+    dresidual_ptr,  # (rows, C)
+    dx_ptr,  # (rows, C), or None where it is dresidual
+    share_ptr,  # (programs, PARAMETERS + X_BIAS, C): of dweight, of dbias, of dx_bias
+    rows,
+    threshold,
+    scale,
+    C: tl.constexpr,
+    PARAMETERS: tl.constexpr,  # 2 with bias, 1 without, 0: leave the sums to others
+    X_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    column = tl.arange(0, COLUMNS)[None, :]
+    at = tl.broadcast_to(column, (ROWS, COLUMNS))
+    weight = tl.load(weight_ptr + at, at < C, other=0).to(ACC)
+    dweight = tl.zeros((ROWS, COLUMNS), ACC)
+    dbias = tl.zeros((ROWS, COLUMNS), ACC)
+    dx = tl.zeros((ROWS, COLUMNS), ACC)
+
+    for number in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
+        first = number * ROWS
+        row = first + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < C)
+        dy = tl.load(packed_rows(dy_ptr, first, C, ROWS) + column, inside, other=0).to(ACC)
+        total = tl.load(packed_rows(total_ptr, first, C, ROWS) + column, inside, other=0).to(ACC)
+        mean = tl.load(mean_ptr + row, row < rows, other=0)[:, None]
+        rstd = tl.load(rstd_ptr + row, row < rows, other=0)[:, None]
+        xhat = (total - mean) * rstd
+
+        dtotal = input_gradient(dy, xhat, rstd, weight, C, True)
+        if dtotal_ptr is not None:
+            arrived = packed_rows(dtotal_ptr, first, C, ROWS) + column
+            dtotal += tl.load(arrived, inside, other=0).to(ACC)
+        tl.store(packed_rows(dresidual_ptr, first, C, ROWS) + column, dtotal, inside)
+        if seed_ptr is not None:
+            keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
+            dtotal = tl.where(keep, dtotal * scale, 0)
+        if dx_ptr is not None:
+            tl.store(packed_rows(dx_ptr, first, C, ROWS) + column, dtotal, inside)
+        if X_BIAS:
+            dx += dtotal  # 0 in rows past the last one, whose rstd is
+        if PARAMETERS > 0:
+            dweight += dy * xhat
+        if PARAMETERS > 1:
+            dbias += dy
+
+    store_share(share_ptr, dweight, dbias, dx, 0, C, PARAMETERS, X_BIAS, COLUMNS)
+
+
+class AddLayerNorm(torch.autograd.Function):
+    """residual, x (..., C), x_bias (C,) or None, weight, bias (C,) or None -> total, y (..., C)."""
+
+    @staticmethod
+    def forward(ctx, residual, x, x_bias, weight, bias, seed, dropout_p, eps):
+        residual, x, weight = residual.contiguous(), x.contiguous(), weight.contiguous()
+        x_bias, bias = (p if p is None else p.contiguous() for p in (x_bias, bias))
+        dtype = torch.promote_types(residual.dtype, x.dtype)
+        total = torch.empty(x.shape, dtype=dtype, device=x.device)
+        y = torch.empty_like(total)
+        mean, rstd = empty_statistics(total)
+        operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd)
+        _launch_forward(*operands, dropout_p, eps)
+        ctx.save_for_backward(total, weight, mean, rstd, seed)
+        ctx.dtypes, ctx.dropout_p = (residual.dtype, x.dtype), dropout_p
+        ctx.x_bias_dtype = None if x_bias is None else x_bias.dtype
+        ctx.parameters = 1 if bias is None else 2
+        ctx.set_materialize_grads(False)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dtotal, dy):
+        total, weight, mean, rstd, seed = ctx.saved_tensors
+        dy = torch.zeros_like(total) if dy is None else dy.contiguous()
+        dtotal = dtotal if dtotal is None else dtotal.contiguous()
+        residual_dtype, x_dtype = ctx.dtypes
+        dresidual = torch.empty(total.shape, dtype=residual_dtype, device=total.device)
+        one_tensor = seed is None and residual_dtype == x_dtype
+        dx = None if one_tensor else torch.empty_like(dresidual, dtype=x_dtype)
+        wide = total.shape[-1] > WIDEST_IN_REGISTERS
+        has_x_bias = ctx.x_bias_dtype is not None
+        others = int(has_x_bias and not wide)  # the share of dx_bias
+        shares = empty_shares(_backward_tile(others), total, ctx.parameters + others)
+        operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
+        _launch_backward(*operands, ctx.dropout_p, others)
+        dx = dresidual if one_tensor else dx
+        gradients = sum_of_shares(shares, weight.dtype)
+        dweight, dbias = gradients[0], gradients[1] if ctx.parameters == 2 else None
+        dx_bias = None
+        if has_x_bias:
+            dx_bias = dx.flatten(0, -2).sum(0) if wide else gradients[-1]
+            dx_bias = dx_bias.to(ctx.x_bias_dtype)
+        return dresidual, dx, dx_bias, dweight, dbias, None, None, None
+
+
+def _launch_forward(residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, dropout_p, eps):
+    C, rows = x.shape[-1], rstd.numel()
+    constants = {"C": C, "EPS": eps, "ACC": accumulator(total)}
+    constants |= row_tile("add_layer_norm", C, x.device)
+    operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, rows)
+    grid = (cdiv(rows, constants["ROWS"]),)
+    launch(
+        add_layer_norm_forward_kernel, grid, *operands, *threshold_and_scale(dropout_p), **constants
+    )
+
+
+def _launch_backward(
+    dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, dropout_p, others
+):
+    *_, unit = as_rows(dy, total)
+    operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
+    constants = backward_constants(_backward_tile(others), shares, unit, others)
+    launch(
+        add_layer_norm_backward_kernel,
+        (len(shares),),
+        *operands,
+        *threshold_and_scale(dropout_p),
+        X_BIAS=others,
+        **constants,
+    )
+    complete_shares(dy, total, mean, rstd, shares)
+
+
+def _backward_tile(others):
+    return "add_layer_norm_backward_x_bias" if others else "add_layer_norm_backward"
+
+
+@opaque
+def add_layer_norm(
+    residual, x, weight, bias=None, *, x_bias=None, eps=1e-5, dropout_p=0.0, seed=None
+):
+    """residual, x (..., C), weight, bias, x_bias (C,) -> residual + dropout(x + x_bias), its norm.
+
+    bias and x_bias may be None.
+    """
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"add_layer_norm: residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; "
+            "they must be equal"
+        )
+    check_shapes("add_layer_norm", x, weight=weight, bias=bias, x_bias=x_bias)
+    if dropout_p == 0.0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+    return AddLayerNorm.apply(residual, x, x_bias, weight, bias, seed, dropout_p, eps)

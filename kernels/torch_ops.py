@@ -1,0 +1,274 @@
+"""Every operation as PyTorch ships it. In fp64 it is the oracle of the tests.
+
+Shapes are in `kernels.Ops`. Dropout draws from PyTorch's generator, so `seed` is not used here.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from kernels import Ops
+
+
+def embedding(tokens, token_table, position_table=None):
+    x = F.embedding(tokens, token_table)  # (B, T, C)
+    return x if position_table is None else x + position_table[: tokens.shape[1]]
+
+
+def layer_norm(x, weight, bias=None, *, eps=1e-5):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def rms_norm(x, weight=None, *, eps=1e-5):
+    if weight is None or weight.dtype == x.dtype:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    wider = torch.promote_types(x.dtype, weight.dtype)  # of two dtypes PyTorch's warns
+    return F.rms_norm(x.to(wider), x.shape[-1:], weight.to(wider), eps).to(x.dtype)
+
+
+def add_layer_norm(
+    residual, x, weight, bias=None, *, x_bias=None, eps=1e-5, dropout_p=0.0, seed=None
+):
+    if x_bias is not None:
+        x = x + x_bias.to(x.dtype)
+    total = residual + F.dropout(x, dropout_p)
+    return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+
+
+def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed=None):
+    if window and not causal:
+        raise ValueError("attention looks back over a window only where it is causal")
+    if q.device.type == "cpu" and k.shape[2] <= SHORT:
+        return _attention_by_products(q, k, v, causal, window, dropout_p, scale)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=_mask(q, k, causal, window) if window else None,
+        is_causal=causal and not window,
+        dropout_p=dropout_p,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+# On a CPU the backward of PyTorch's fused attention takes three to four times as long as plain
+# matrix products in bf16 (T = 64 to 256); past this length the weights would fill the memory.
+SHORT = 512
+
+
+def _attention_by_products(q, k, v, causal, window, dropout_p, scale):
+    B, H, T, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    group = H // Hkv  # whose queries are rows of one product
+    mask = _mask(q, k, causal, window).expand(group, T, Tk).reshape(group * T, Tk)
+    q = q.reshape(B * Hkv, group * T, D)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*Hkv, Tk, D)
+    scale = D**-0.5 if scale is None else scale
+    weights = torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)  # (B*Hkv, group*T, Tk)
+    return (F.dropout(weights, dropout_p) @ v).view(B, H, T, D)
+
+
+def _mask(q, k, causal, window):
+    """-inf where a row does not see a key, 0 where it does: (Tq, Tk)."""
+    mask = q.new_zeros(q.shape[2], k.shape[2])
+    if not causal:
+        return mask
+    hidden = mask.fill_(float("-inf"))
+    mask = hidden.triu(1)  # above the diagonal
+    return mask + hidden.tril(-window) if window else mask
+
+
+def attention_qkv(
+    qkv,
+    n_head,
+    *,
+    n_kv_head=None,
+    causal=True,
+    window=0,
+    qk_norm=False,
+    eps=1e-5,
+    cos=None,
+    sin=None,
+    dropout_p=0.0,
+    scale=None,
+    seed=None,
+):
+    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # of query, key, value
+    heads = qkv.unflatten(2, (sum(counts), -1))  # (B, T, H + 2 Hkv, D)
+    if qk_norm or cos is not None:
+        qk, v = heads.split((counts[0] + counts[1], counts[2]), dim=2)
+        angles = (None, None) if cos is None else (cos[: qkv.shape[1]], sin[: qkv.shape[1]])
+        qk = _positioned(qk, qk_norm, eps, *angles)
+        q, k = qk.split(counts[:2], dim=2)
+    else:
+        q, k, v = heads.split(counts, dim=2)
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, T, D), (B, Hkv, T, D) twice
+    out = attention(q, k, v, causal=causal, window=window, dropout_p=dropout_p, scale=scale)
+    return out.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
+
+
+def _positioned(x, norm, eps, cos, sin):
+    """x (..., heads, D), RMS-normalised, and turned by cos and sin (..., D) where there are any."""
+    if norm:
+        x = rms_norm(x, eps=eps)
+    if cos is None:
+        return x
+    # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
+    turned = x.roll(x.shape[-1] // 2, dims=-1) * sin[..., None, :].to(x.dtype)
+    return torch.addcmul(turned, x, cos[..., None, :].to(x.dtype))
+
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu_squared": lambda x: F.relu(x).square(),
+}
+
+
+def feed_forward(x, w1, b1, w2, b2, *, activation="gelu", dropout_p=0.0, seed=None):
+    hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))  # (..., F)
+    return F.dropout(F.linear(hidden, w2, b2), dropout_p)
+
+
+def cross_entropy(logits, targets, *, ignore_index=-100):
+    logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    loss = F.cross_entropy(exact, targets, ignore_index=ignore_index, reduction="sum")
+    return loss / (targets != ignore_index).sum().clamp(min=1)  # 0, not NaN, when none counts
+
+
+def linear_cross_entropy(x, weight, bias, targets, *, ignore_index=-100):
+    return cross_entropy(F.linear(x, weight, bias), targets, ignore_index=ignore_index)
+
+
+def adamw(params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
+    options = {}
+    if all(parameter.is_cuda for group in groups for parameter in group["params"]):
+        # one launch per step, which a CUDA graph can hold: the learning rate is on the device
+        options = {"fused": True, "capturable": True}
+        lr = torch.tensor(lr, device=groups[0]["params"][0].device)
+    return torch.optim.AdamW(
+        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options
+    )
+
+
+def decode_linear(
+    x,
+    weight,
+    bias=None,
+    *,
+    scale=None,
+    norm=None,
+    norm_weight=None,
+    norm_bias=None,
+    eps=1e-5,
+    activation=None,
+    residual=None,
+):
+    if norm == "layer_norm":
+        x = layer_norm(x, norm_weight, norm_bias, eps=eps)
+    elif norm == "rms_norm":
+        x = rms_norm(x, norm_weight, eps=eps)
+    y = _linear(x, weight) if scale is None else _int8_linear(x, weight, scale)
+    if bias is not None:
+        y = y + bias
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y if residual is None else residual + y
+
+
+def _linear(x, weight):
+    """x @ weight^T; a single fp32 row on a CPU as two products.
+
+    Of two, PyTorch computes each by itself, on all cores. One alone is MKL's matrix-vector product,
+    on one core: on two cores of an AMD EPYC it took 4.5 times as long.
+    """
+    one_row = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) == 1
+    if one_row and len(weight) % 2 == 0:
+        return torch.bmm(weight.unflatten(0, (2, -1)), x.T.expand(2, -1, 1)).view(1, -1)
+    return F.linear(x, weight)
+
+
+def _int8_linear(x, weight, scale):
+    # reads a byte per weight, and beyond the row's end where that is no multiple of 16
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0:
+        return torch._weight_int8pack_mm(x.contiguous(), weight.contiguous(), scale.bfloat16())
+    return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
+
+
+def decode_attention(
+    qkv, cache, position, *, window=0, qk_norm=False, eps=1e-5, cos=None, sin=None
+):
+    _, B, Hkv, T, D = cache.shape
+    H = qkv.shape[1] // D - 2 * Hkv
+    qk, v = qkv.view(B, H + 2 * Hkv, D).split((H + Hkv, Hkv), dim=1)
+    angles = (None, None) if cos is None else (cos[position], sin[position])
+    qk = _positioned(qk, qk_norm, eps, *angles)
+    q, k = qk.split((H, Hkv), dim=1)  # (B, H, D), (B, Hkv, D)
+    row = torch.arange(B, device=qkv.device)
+    cache[0, row, :, position], cache[1, row, :, position] = k, v
+    begin, end = 0, T
+    if B and qkv.device.type == "cpu":  # no wait there; on a card all keys are read, and masked
+        begin = max(0, int(position.min()) - window + 1) if window else 0
+        end = int(position.max()) + 1
+    key = torch.arange(begin, end, device=qkv.device)
+    seen = key <= position[:, None]  # (B, T)
+    if window:
+        seen &= key > position[:, None] - window
+    k, v = cache[:, :, :, begin:end]
+    q = q.unflatten(1, (Hkv, -1))  # (B, Hkv, H / Hkv, D): the queries of a group as rows
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+    return out.flatten(1)  # (B, H D)
+
+
+def sample_token(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+    B, V = logits.shape
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    z = logits.float() / temperature
+    kept = torch.ones_like(z, dtype=torch.bool)
+    if 0 < top_k < V:
+        kept &= z >= z.topk(top_k, dim=-1).values[:, -1:]
+    if top_p < 1.0:
+        p, order = z.softmax(-1).sort(dim=-1, descending=True)
+        first = torch.searchsorted(-p, -p)  # of the tokens that are as likely
+        likelier = (p.cumsum(-1) - p).gather(-1, first)
+        kept &= torch.empty_like(kept).scatter_(-1, order, likelier < top_p)
+    # where z + Gumbel noise is largest is a draw from softmax(z)
+    noise = -(-torch.log1p(-_uniform(B, V, z.device, seed))).log()
+    return (z + noise).masked_fill(~kept, float("-inf")).argmax(-1)
+
+
+def _uniform(B, V, device, seed):
+    """Numbers in (0, 1), (B, V), by splitmix64 (Steele, Lea and Flood 2014) of seed and place.
+
+    A function of a seed that lies on the device, which PyTorch's own generators are not: a CUDA
+    graph draws anew when its seed has moved on, and the same seed draws the same everywhere.
+    """
+    if seed is None:
+        seed = torch.randint(2**63 - 1, (), device=device)
+    place = torch.arange(1, B * V + 1, device=device).view(B, V)
+    z = seed + place * -0x61C8864680B583EB  # the constants as the int64 of the same bits
+    z = (z ^ (z >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
+    z = (z ^ (z >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
+    z = z ^ (z >> 31 & (1 << 33) - 1)
+    return ((z >> 32 & (1 << 32) - 1) + 0.5) * 2.0**-32
+
+
+OPS = Ops(
+    embedding,
+    layer_norm,
+    rms_norm,
+    add_layer_norm,
+    attention,
+    attention_qkv,
+    feed_forward,
+    cross_entropy,
+    linear_cross_entropy,
+    adamw,
+    decode_linear,
+    decode_attention,
+    sample_token,
+)

@@ -1,0 +1,238 @@
+"""Reading machine code and Triton's IR, against listings whose meaning is known."""
+
+import pytest
+import torch
+
+from bench.ledger import load_widths, loops, sass
+from bench.ledger.occupancy import resident_blocks
+
+LISTING = """
+	.headerflags	@"EF_CUDA_SM90"
+_forward:
+.text._forward:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128 R4, desc[UR10][R12.64] ;
+        /*0020*/                   LDG.E.U16 R5, desc[UR10][R12.64+0x2] ;
+        /*0030*/                   LDG.E.ENL2.256 R8, desc[UR10][R12.64+0x2] ;
+.L_x_1:
+        /*0040*/                   LDGSTS.E.BYPASS.LTC128B.128 [R4], desc[UR8][R2.64] ;
+        /*0050*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+        /*0060*/              @!P0 BRA `(.L_x_3) ;
+.L_x_2:
+        /*0070*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], !UPT ;
+        /*0080*/                   MUFU.EX2 R3, R3 ;
+        /*0090*/                   MUFU.RCP R3, R3 ;
+        /*00a0*/                   LDSM.16.M88.4 R4, [R3] ;
+        /*00b0*/                   REDUX.SUM UR4, R3 ;
+        /*00c0*/               @P1 BRA `(.L_x_1) ;
+        /*00d0*/                   STL [R1], R3 ;
+        /*00d8*/                   STL.64 [R1], RZ                  &rd=0x1  ?trans1;
+        /*00e0*/                   LDL.LU R3, [R1] ;
+        /*00f0*/                   STG.E.64 desc[UR10][R2.64], R4 ;
+        /*0100*/                   STG.E desc[UR10][R2.64], R4 ;
+        /*0110*/                   RED.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R5 ;
+        /*0120*/                   ATOMS.OR RZ, [UR6+0x14], R2 ;
+        /*0128*/                   ATOMG.E.EXCH.STRONG.GPU PT, RZ, [R2], R5 ;
+        /*0130*/                   UTMALDG.2D [UR4], [UR6] ;
+        /*0140*/                   EXIT ;
+.L_x_3:
+        /*0150*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+        /*0160*/              @!P0 BRA `(.L_x_3) ;
+        /*0170*/                   BRA `(.L_x_2) ;
+.L_x_4:
+        /*0180*/                   BRA `(.L_x_4);
+        /*0190*/                   NOP;
+"""
+
+
+@pytest.fixture(scope="module")
+def code():
+    return sass.parse(LISTING)
+
+
+def test_every_instruction_is_read_with_its_guard_and_jump(code):
+    assert [i.address for i in code] == sorted([*range(0, 0x1A0, 0x10), 0xD8, 0x128])
+    assert code[1] == sass.Instruction(0x10, "LDG.E.128", "R4, desc[UR10][R12.64]", True)
+    jumps = {i.address: i.jump for i in code if i.jump is not None}
+    assert jumps == {0x60: 0x150, 0xC0: 0x40, 0x160: 0x150, 0x170: 0x70, 0x180: 0x180}
+
+
+def test_counts_mean_what_they_say(code):
+    assert sass.counts(code) == {
+        "instructions": 27,  # the NOP fills up the last line
+        "spills": 2,  # the store of a zero is none
+        "atomics": 1,  # RED: REDUX is a sum within a warp, the others drop what they read
+        "tensor": {"HGMMA": 1},
+        "exp2": 1,
+        "loads": {"32": 1, "16": 2, "2": 1, "tile": 1},
+        "stores": {"8": 1, "4": 1},
+    }
+
+
+def test_the_hot_loop_is_found_although_a_wait_jumps_back_into_it(code):
+    """The loop is 0x40 to 0xc0; not every turn goes through the wait behind the exit."""
+    loop = loops.hottest(code, "", 90, warps=4)
+    assert loop["is_loop"]
+    assert loop["instructions"] == 9
+    cycles = loop["cycles"]
+    assert cycles["tensor"] == 2 * 64 * 128 * 16 / 4096
+    assert cycles["exponential"] == 2 * 4 * 32 / 16  # two instructions, four warps
+    # 16 bytes per thread from global to shared memory, and as many from there to registers
+    assert cycles["memory"] == 2 * 4 * 32 * 16 / 128
+    assert cycles["issue"] == 9 * 4 / 4
+    assert loop["overlapped"] == 1  # no pipe is fuller than the tensor cores
+    assert loop["serial"] == round(64 / sum(cycles[pipe] for pipe in loops.PIPES), 3)
+
+
+def test_a_kernel_without_a_loop_is_counted_whole():
+    code = sass.parse(LISTING.replace("@P1 BRA `(.L_x_1)", "NOP"))
+    loop = loops.hottest(code, "", 90, warps=4)
+    assert not loop["is_loop"]
+    assert loop["instructions"] == 26
+
+
+@pytest.mark.parametrize(
+    ("architecture", "warps", "registers", "shared", "blocks"),
+    [  # NVIDIA's occupancy calculator
+        (80, 4, 32, 0, 16),
+        (86, 4, 32, 0, 12),  # 48 warps
+        (89, 1, 16, 0, 24),
+        (90, 8, 107, 49_152, 2),
+        (90, 8, 128, 0, 2),
+        (90, 8, 129, 0, 1),
+        (90, 4, 168, 0, 3),
+        (90, 4, 32, 232_448, 1),
+        (90, 4, 32, 232_449, 0),
+        (90, 4, 32, 115_712, 2),  # 228 KB between two, of which 1 KB each is the system's
+        (80, 32, 64, 0, 1),
+        (120, 8, 80, 0, 3),
+    ],
+)
+def test_resident_blocks(architecture, warps, registers, shared, blocks):
+    assert resident_blocks(architecture, warps, registers, shared) == blocks
+
+
+def test_tensor_memory_limits_resident_blocks():
+    assert resident_blocks(100, 4, 64, 0, tensor_memory=256) == 2
+
+
+TTIR = """
+#loc = loc("/x/norm.py":3:0)
+#loc1 = loc("/x/norm.py":6:16)
+#loc2 = loc("/x/norm.py":7:16)
+#loc3 = loc("/x/helper.py":1:5)
+#loc9 = loc("w_ptr"(#loc))
+  tt.func public @_forward(%x_ptr: !tt.ptr<bf16> loc("x_ptr"(#loc)), %w_ptr: !tt.ptr<f32>) {
+    %x_1 = tt.addptr %x_ptr, %row : !tt.ptr<bf16>, i64 loc(#loc)
+    %seed = tt.load %w_ptr : !tt.ptr<f32> loc(#loc12)
+    %0:2 = scf.for %i = %c0 to %n step %c64 iter_args(%t = %cst, %x_2 = %x_1) -> (...) : i32 {
+      %x_3 = tt.splat %x_2 : !tt.ptr<bf16> -> tensor<16x64x!tt.ptr<bf16>> loc(#loc10)
+      %x_4 = tt.load %x_3, %mask, %cst_0 : tensor<16x64x!tt.ptr<bf16>> loc(#loc10)
+    } loc(#loc)
+    %w = tt.splat %w_ptr : !tt.ptr<f32> -> tensor<64x!tt.ptr<f32>> loc(#loc11)
+    %w_5 = tt.load %w : tensor<64x!tt.ptr<f32>> loc(#loc11)
+    %p = tt.splat %0#1 : !tt.ptr<bf16> -> tensor<64x!tt.ptr<bf16>> loc(#loc11)
+    %p_6 = tt.load %p : tensor<64x!tt.ptr<bf16>> loc(#loc11)
+    %q = arith.select %c, %w, %w : tensor<64x!tt.ptr<f32>> loc(#loc11)
+    %q_7 = tt.load %q : tensor<64x!tt.ptr<f32>> loc(#loc11)
+#loc10 = loc("x"(#loc1))
+#loc11 = loc(callsite(#loc3 at #loc2))
+#loc12 = loc(unknown)
+"""
+
+
+def test_loads_are_traced_to_the_argument_and_the_line():
+    norm, helper = load_widths.Place("/x/norm.py", 6, 16), load_widths.Place("/x/helper.py", 1, 5)
+    assert load_widths.tiles_of(TTIR) == [
+        load_widths.Tile("w_ptr", 4, None),
+        load_widths.Tile("x_ptr", 16 * 64 * 2, norm),
+        load_widths.Tile("w_ptr", 64 * 4, helper),
+        load_widths.Tile("x_ptr", 64 * 2, helper),
+        load_widths.Tile("q", 64 * 4, helper),  # chosen between pointers: no argument has this name
+    ]
+
+
+PTX = """
+	.file	1 "/x/norm.py"
+	.loc	1 6 16                          // norm.py:6:16
+	// begin inline asm
+	.loc	1 6 16                          // norm.py:6:16
+	mov.u32 %r1, 0x0;
+	.loc	1 7 16                          // norm.py:7:16
+	@%p1 ld.global.L1::evict_last.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+	// end inline asm
+	cp.async.cg.shared.global [ %r6 + 0 ], [ %rd5 + 0 ], 0x10, %r7;
+	cp.async.ca.shared.global [ %r6 + 0 ], [ %rd5 + 0 ], 0x4, %r7;
+	.loc	1 8 16                          // norm.py:8:16
+	ld.global.b16 	%rs1, [%rd1];
+	ld.global.nc.v2.u64 	{%rs1, %rs2}, [%rd1];
+	ld.shared.b32 	%r1, [%r2];
+"""
+
+
+def test_widths_are_those_of_the_place_that_loads():
+    first, second = load_widths.Place("/x/norm.py", 6, 16), load_widths.Place("/x/norm.py", 8, 16)
+    assert load_widths.widths(PTX) == {first: [16, 16, 4], second: [2, 16]}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "wide"),
+    [
+        (torch.empty(3, 8, dtype=torch.bfloat16), True),
+        (torch.empty(3, 12, dtype=torch.bfloat16), False),  # a row is 24 bytes
+        (torch.empty(1, 12, dtype=torch.float32), True),
+        (torch.empty(4, 16, dtype=torch.bfloat16)[:, :8], True),
+        (torch.empty(4, 16, dtype=torch.bfloat16)[:, 8:], True),
+        (torch.empty(4, 16, dtype=torch.bfloat16)[:, 1:9], False),  # begins at 2 bytes
+        (torch.empty(4, 20, dtype=torch.bfloat16)[:, :8], False),  # the second row, at 40
+        (torch.empty(8, 4, dtype=torch.float32).t(), True),  # columns are what lies together
+        (torch.empty(4, 8, dtype=torch.float32)[:, ::2], False),
+    ],
+)
+def test_rows_are_wide_where_each_begins_and_ends_at_16_bytes(tensor, wide):
+    assert load_widths.rows_are_wide(tensor) is wide
+
+
+def test_a_shared_place_is_narrow_only_if_its_widest_load_is():
+    """A helper is one place for all who call it: a load that may be narrow excuses it."""
+    ttir = TTIR.replace("#loc3 at #loc2", "#loc1 at #loc2")
+    tensors = {"x_ptr": torch.empty(64, 64, dtype=torch.bfloat16), "w_ptr": torch.empty(64, 64)}
+    assert load_widths.narrow(ttir, PTX, tensors, threads=32) == []
+    narrow = PTX.replace("v4.b32", "b32").replace("0x10", "0x4")
+    assert load_widths.narrow(ttir, narrow, tensors, threads=32) == [
+        "x_ptr at x/norm.py:6 by 4 bytes"
+    ]
+    assert load_widths.narrow(TTIR, PTX, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
+    assert (
+        load_widths.narrow(TTIR, PTX, tensors, threads=256) == []
+    )  # 2 KiB for 256 threads: 8 each
+
+
+IN_FLIGHT = """
+        /*0000*/                   WARPGROUP.ARRIVE ;
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R56, R88, gdesc[UR12].tnspB, R56 ;
+        /*0020*/                   HGMMA.64x64x16.F32.BF16 R56, R92, gdesc[UR8], R56, gsb0 ;
+        /*0030*/                   {between} ;
+        /*0040*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0050*/                   MOV R88, R4 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("between", "count"),
+    [
+        ("MOV R88, R4", 1),
+        ("IADD3 R95, P0, R4, R5", 1),
+        ("LDS.128 R85, [R4]", 1),  # writes 85 to 88
+        ("IMAD.WIDE R87, R4, R5, R6", 1),
+        ("SHFL.BFLY PT, R91, R4, 0x1, 0x1f", 1),
+        ("MOV R96, R88", 0),  # what is read may be read
+        ("LDS.128 R84, [R88]", 0),
+        ("STS.128 [R4], R88", 0),
+        ("ISETP.GE.AND P0, PT, R88, R4, PT", 0),
+    ],
+)
+def test_an_operand_of_a_product_in_flight_is_not_to_be_written(between, count):
+    code = sass.parse(IN_FLIGHT.format(between=between))
+    assert len(code) == 6
+    assert sass.overwritten(code) == count

@@ -1,0 +1,105 @@
+"""Activation checkpointing changes the memory that a step takes, and no bit of what it computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernels
+from gpt import UserError
+from gpt.models.activation_checkpointing import recompute_blocks
+from gpt.models.build import build
+from gpt.models.lecture import STEPS
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
+from tests.numerics import DEVICE
+from tests.runs import metrics, run, tensor_files
+
+DROPPING = replace(LECTURE, dropout=0.3, embedding_dropout=0.2)
+
+MODERN = replace(CONFIGS["modern"], dropout=0.3, projection_init="normal")
+
+
+def make(config, implementation, recompute):
+    torch.manual_seed(1)
+    ops = None if implementation == "reference" else kernels.load(implementation, DEVICE)
+    model = build(config, ops).to(DEVICE)
+    if recompute:
+        recompute_blocks(model, config)
+    return model
+
+
+def two_passes(model):
+    """The losses of two passes and the gradients of both together."""
+    torch.manual_seed(2)
+    tokens = draw_tokens(2, 9).to(DEVICE)
+    losses = []
+    for _ in range(2):
+        loss = model(tokens[:, :-1], tokens[:, 1:])[1]
+        loss.backward()
+        losses.append(loss.item())
+    return losses, [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("implementation", "config"),
+    [
+        *((implementation, DROPPING) for implementation in ("reference", "torch", "triton")),
+        *((implementation, MODERN) for implementation in ("reference", "torch")),
+        ("torch", LECTURE),
+    ],
+)
+def test_losses_and_gradients_are_the_same_in_every_bit(implementation, config):
+    losses, gradients = two_passes(make(config, implementation, recompute=False))
+    assert (losses[0] != losses[1]) == (config.dropout > 0)  # another mask in each pass
+    again, others = two_passes(make(config, implementation, recompute=True))
+    assert again == losses
+    for gradient, other in zip(gradients, others, strict=True):
+        assert torch.equal(gradient, other)
+
+
+def kept_bytes(model):
+    """What autograd keeps between forward and backward."""
+    sizes = {}
+
+    def keep(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = draw_tokens(8, 9).to(DEVICE)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(tokens[:, :-1], tokens[:, 1:])[1]
+    loss.backward()
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch"])
+def test_of_a_block_its_input_alone_is_kept(implementation):
+    sizes = {}
+    for layers in (2, 6):
+        config = replace(DROPPING, n_layer=layers)
+        sizes[layers] = [kept_bytes(make(config, implementation, again)) for again in (False, True)]
+    all_of_it, inputs = (sizes[6][again] - sizes[2][again] for again in (0, 1))
+    assert all_of_it > 4 * 10 * 8 * 8 * 32 * 4  # ten activations of (B, T, C) in each block
+    tensors = 1 if implementation == "reference" else 2  # the stream, and what is to be added
+    assert inputs <= 4 * tensors * 8 * 8 * 32 * 4
+
+
+def test_weights_keep_their_names_and_evaluation_its_bits():
+    model, other = (make(DROPPING, "torch", recompute) for recompute in (False, True))
+    assert list(model.state_dict()) == list(other.state_dict())
+    tokens = draw_tokens(2, 8).to(DEVICE)
+    assert torch.equal(model.eval()(tokens)[0], other.eval()(tokens)[0])
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(UserError, match="needs a model of blocks"):
+        recompute_blocks(STEPS["bigram"](LECTURE), LECTURE)
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype=bfloat16", "--tokens-per-step=96"]])
+def test_a_run_is_the_same_run(tmp_path, options):
+    for name, option in (("one", "--no-"), ("other", "--")):
+        checkpointing = f"{option}activation-checkpointing"
+        assert run(tmp_path / name, "--dropout=0.2", checkpointing, *options) == 0
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "other")
+    assert tensor_files(tmp_path / "one") == tensor_files(tmp_path / "other")

@@ -1,0 +1,111 @@
+"""The encoder and the cross-attention are PyTorch's own, and each part sees what it may."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn as nn
+
+from gpt import UserError
+from gpt.config.model import NORM_EPS, ModelConfig
+from gpt.models import build, reference
+from gpt.models.layouts import packed_from_lecture
+from tests.gpt.configs import ENCODERS, LECTURE, draw_tokens, randomise
+
+S, T = 3, 7  # of the source, and in all
+CONFIG = replace(LECTURE, source_size=S, qkv_bias=True)
+
+
+def torch_layer(kind, block):
+    """PyTorch's layer with the weights of the lecture's block."""
+    C, H = CONFIG.n_embd, CONFIG.n_head
+    options = {"dropout": 0.0, "activation": "relu", "batch_first": True, "norm_first": True}
+    layer = kind(C, H, 4 * C, layer_norm_eps=NORM_EPS, **options).double()
+    attentions = [(layer.self_attn, block.sa)]
+    norms = [(layer.norm1, block.ln1), (layer.norm2, block.ln2)]
+    if kind is nn.TransformerDecoderLayer:
+        attentions.append((layer.multihead_attn, block.ca))
+        norms = [(layer.norm1, block.ln1), (layer.norm2, block.ln3), (layer.norm3, block.ln2)]
+    with torch.no_grad():
+        for theirs, ours in attentions:
+            for name in ("weight", "bias"):
+                parts = [
+                    torch.cat([getattr(getattr(head, part), name) for head in ours.heads])
+                    for part in ("query", "key", "value")
+                ]
+                getattr(theirs, f"in_proj_{name}").copy_(torch.cat(parts))
+            theirs.out_proj.load_state_dict(ours.proj.state_dict())
+        for theirs, ours in norms:
+            theirs.load_state_dict(ours.state_dict())
+        layer.linear1.load_state_dict(block.ffwd.net[0].state_dict())
+        layer.linear2.load_state_dict(block.ffwd.net[2].state_dict())
+    return layer.train()  # in evaluation PyTorch takes another way
+
+
+def test_the_reference_is_pytorch_s_transformer():
+    model = randomise(reference.GPT(CONFIG)).double()
+    tokens = draw_tokens(2, T)
+    place = torch.arange(T)
+    x = model.token_embedding_table(tokens) + model.position_embedding_table(place)
+    source, x = x[:, :S], x[:, S:]
+    for block in model.blocks.encoder:
+        source = torch_layer(nn.TransformerEncoderLayer, block)(source)
+    source = model.blocks.norm(source)
+    mask = nn.Transformer.generate_square_subsequent_mask(T - S, dtype=torch.float64)
+    for block in model.blocks.decoder:
+        layer = torch_layer(nn.TransformerDecoderLayer, block)
+        x = layer(x, source, tgt_mask=mask)
+    expected = model.lm_head(model.ln_f(x))
+    logits, _ = model(tokens)
+    assert (logits[:, S:] - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_source_is_seen_whole_and_a_text_up_to_its_token(name):
+    model = randomise(reference.GPT(ENCODERS[name]))
+    tokens = draw_tokens(2, T)
+    before, _ = model(tokens)
+    for t in range(T):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % LECTURE.vocab_size
+        after, _ = model(changed)
+        differs = (after != before).any(-1).all(0)  # at each position
+        assert differs.tolist() == [t < S or place >= t for place in range(T)]
+
+
+def test_the_source_alone_has_rotary_positions_of_its_own():
+    config = ENCODERS["modern encoder"]
+    model = randomise(reference.GPT(config)).double()
+    x = torch.randn(1, T, config.n_embd, dtype=torch.float64)
+    source = torch.randn(1, S, config.n_embd, dtype=torch.float64)
+    cross = model.blocks.decoder[0].ca
+    # no positions in cross-attention: the order of the source does not matter
+    assert torch.allclose(cross(x, source), cross(x, source.flip(1)), atol=1e-12)
+    assert not torch.allclose(cross(x, source), cross(x, source * 2), atol=1e-3)
+
+
+def test_parameters_are_those_of_both_sides():
+    C, H, L = CONFIG.n_embd, CONFIG.n_head, CONFIG.n_layer
+    with torch.device("meta"):
+        plain, both = (reference.GPT(replace(CONFIG, source_size=size)) for size in (0, S))
+    counts = [sum(weight.numel() for weight in model.parameters()) for model in (plain, both)]
+    attention = 3 * (C * C + C) + C * C + C
+    block = attention + 4 * C * C + 4 * C + 4 * C * C + C + 2 * 2 * C
+    assert counts[1] - counts[0] == L * block + 2 * C + L * (attention + 2 * C)
+    assert H * both.blocks.decoder[0].ca.heads[0].key.out_features == C
+
+
+@pytest.mark.parametrize("size", [-1, 8, 9])
+def test_a_source_leaves_room_for_a_text(size):
+    with pytest.raises(UserError, match="--source-size must be at least 0 and less than"):
+        build.build(replace(CONFIG, source_size=size), None)
+
+
+def test_a_state_dict_without_an_encoder_is_refused():
+    plain = reference.GPT(replace(CONFIG, source_size=0)).state_dict()
+    with pytest.raises(UserError, match="is missing from the state dict"):
+        packed_from_lecture(plain, CONFIG)
+
+
+def test_an_encoder_is_off_by_default():
+    assert ModelConfig().source_size == 0

@@ -1,0 +1,221 @@
+"""The road of gpt/models/lecture.py: versions 1 to 3 are one average, and every step trains."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from gpt.config.model import ModelConfig
+from gpt.models.lecture import (
+    STEPS,
+    AverageWithLoops,
+    AverageWithMatrix,
+    AverageWithSoftmax,
+    SelfAttention,
+    one_head,
+)
+from gpt.models.reference import GPT, Block
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
+
+VIDEO = ModelConfig(vocab_size=65, block_size=8, n_layer=3, n_head=4, n_embd=32)
+TEXT = "we will be building a model that writes text like this, one character after another. " * 3
+
+
+def draw(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def build(step, config=VIDEO, seed=0):
+    torch.manual_seed(seed)
+    return STEPS[step](config)
+
+
+@pytest.mark.parametrize("average", [AverageWithLoops, AverageWithMatrix, AverageWithSoftmax])
+@pytest.mark.parametrize("T", [1, 2, 8])
+def test_versions_1_to_3_average_the_past(average, T):
+    x = draw(3, T, 5)
+    actual = average()(x)
+    for b in range(3):
+        for t in range(T):
+            for c in range(5):
+                past = [x[b, s, c].item() for s in range(t + 1)]
+                assert actual[b, t, c].item() == pytest.approx(math.fsum(past) / (t + 1), rel=1e-12)
+
+
+def test_versions_1_to_3_are_one_model():
+    """With equal weights: equal logits, loss and gradients, to the rounding of fp32."""
+    tokens, targets = draw_tokens(4, 8, vocab_size=65), draw_tokens(4, 8, 1, vocab_size=65)
+    results = []
+    for step in ("average-loops", "average-matrix", "average-softmax"):
+        model = build(step)
+        logits, loss = model(tokens, targets)
+        loss.backward()
+        results.append([logits, loss, *(weight.grad for weight in model.parameters())])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("layer", "scale"), [(SelfAttention, 1.0), (one_head, 32**-0.5)])
+def test_version_4_and_one_head_are_their_loops(layer, scale):
+    """A double loop over the token that asks and the token that is asked; one head is scaled."""
+    attention = layer(VIDEO).double().requires_grad_(False)
+    x = draw(2, 8, 32)
+    actual = attention(x)
+    for b in range(2):
+        for t in range(8):
+            query = attention.query.weight @ x[b, t]
+            affinities = []
+            for s in range(t + 1):
+                key = attention.key.weight @ x[b, s]
+                affinities.append(math.exp(scale * sum((query * key).tolist())))
+            out = torch.zeros(32, dtype=torch.float64)
+            for s, affinity in enumerate(affinities):
+                out += affinity / sum(affinities) * (attention.value.weight @ x[b, s])
+            torch.testing.assert_close(actual[b, t], out, rtol=1e-11, atol=1e-12)
+
+
+def test_what_the_later_steps_put_together():
+    x = draw(2, 8, 32)
+
+    many_heads = build("many-heads").layer.double()
+    heads = many_heads.heads
+    side_by_side = torch.cat([heads[0](x), heads[1](x), heads[2](x), heads[3](x)], dim=2)
+    torch.testing.assert_close(many_heads(x), side_by_side)
+
+    feed_forward = build("feed-forward").layer.double()
+    communicate, linear, *_ = feed_forward
+    computed = (communicate(x) @ linear.weight.T + linear.bias).clamp(min=0)
+    torch.testing.assert_close(feed_forward(x), computed)
+
+    residual = build("residual").layer.double()
+    added = x
+    for block in residual:
+        added = added + block.sa(added)
+        added = added + block.ffwd(added)
+    torch.testing.assert_close(residual(x), added)
+
+    layer_norm = build("layer-norm").layer.double()
+    *blocks, _ = layer_norm
+    assert [type(block) for block in blocks] == 3 * [Block]
+    out = blocks[2](blocks[1](blocks[0](x)))
+    centred = out - out.mean(dim=-1, keepdim=True)
+    normed = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer_norm(x), normed)
+
+
+@pytest.mark.parametrize(
+    ("step", "parameters"),
+    [
+        ("bigram", 65 * 65),
+        ("average-loops", 65 * 32 + 8 * 32 + 32 * 65 + 65),  # tokens, positions, head
+        ("average-matrix", 4481),
+        ("average-softmax", 4481),
+        ("self-attention", 4481 + 3 * 32 * 32),  # + key, query, value
+        ("one-head", 4481 + 3072),
+        ("many-heads", 4481 + 3072),  # four heads of 8 are as many weights as one of 32
+        ("feed-forward", 4481 + 3072 + 32 * 32 + 32),
+        # three times heads, projection, and a feed-forward that is four times wider inside
+        ("residual", 4481 + 3 * (3072 + 32 * 33 + 128 * 33 + 32 * 129)),
+        ("layer-norm", 41921 + 7 * 2 * 32),  # + two norms in each block and one at the end
+        ("dropout", 42369),
+    ],
+)
+def test_parameters_at_the_sizes_of_the_video(step, parameters):
+    assert sum(weight.numel() for weight in build(step).parameters()) == parameters
+
+
+def test_the_table_is_the_road_in_order():
+    assert list(STEPS) == [
+        "bigram",
+        "average-loops",
+        "average-matrix",
+        "average-softmax",
+        "self-attention",
+        "one-head",
+        "many-heads",
+        "feed-forward",
+        "residual",
+        "layer-norm",
+        "dropout",
+    ]
+    assert STEPS["dropout"] is GPT
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_has_the_surface_of_the_gpt(step):
+    """Logits and loss as `reference.GPT` gives them, -1 not counted, weights by the seed alone."""
+    model = build(step)
+    assert (model.config.vocab_size, model.config.block_size) == (65, 8)
+
+    tokens, targets = draw_tokens(2, 5, vocab_size=65), draw_tokens(2, 5, 1, vocab_size=65)
+    logits, loss = model(tokens)
+    assert logits.shape == (2, 5, 65)
+    assert loss is None
+
+    targets[0, 1] = targets[1] = -1
+    same_logits, loss = model(tokens, targets)
+    assert torch.equal(same_logits, logits)
+    counted = [
+        -torch.log_softmax(logits[0, t].double(), dim=-1)[targets[0, t]] for t in (0, 2, 3, 4)
+    ]
+    torch.testing.assert_close(loss.double(), sum(counted) / 4, rtol=1e-6, atol=0)
+
+    loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+    copied = copy.deepcopy(model)
+    for other in (model, build(step, seed=1)):
+        torch.manual_seed(2)
+        other.initialise()
+        assert not torch.equal(other(tokens)[0], logits)
+    assert torch.equal(other(tokens)[0], model(tokens)[0])
+    assert torch.equal(copied(tokens)[0], logits)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_token_changes_no_logits_before_it(step):
+    model = build(step)
+    tokens = draw_tokens(2, 8, vocab_size=65)
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 65
+    before, _ = model(tokens)
+    after, _ = model(changed)
+    assert torch.equal(after[:, :5], before[:, :5])
+    assert not torch.equal(after[:, 5], before[:, 5])
+    heard = not torch.equal(after[:, 6:], before[:, 6:])
+    assert heard == (step != "bigram")  # in a bigram model nobody hears of anybody else
+
+
+@pytest.mark.parametrize("step", list(STEPS)[:-1])
+def test_only_the_sizes_of_the_config_count_before_the_last_step(step):
+    plain, modern = build(step, LECTURE), build(step, CONFIGS["modern"])
+    assert modern.config == plain.config == LECTURE
+    for (name, weight), (other, same) in zip(
+        plain.named_parameters(), modern.named_parameters(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(weight, same)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_trains(step):
+    """In 100 steps from a fresh model to better than the frequencies of the characters."""
+    characters = sorted(set(TEXT))
+    data = torch.tensor([characters.index(character) for character in TEXT])
+    share = data.bincount() / len(data)
+    entropy = -(share * share.log()).sum().item()
+
+    model = build(step, ModelConfig(len(characters), 8, n_layer=1, n_head=2, n_embd=16))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(100):
+        start = torch.randint(len(data) - 8, (8, 1), generator=generator) + torch.arange(8)
+        _, loss = model(data[start], data[start + 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > math.log(len(characters)) - 0.1
+    assert sum(losses[-10:]) / 10 < entropy

@@ -1,0 +1,195 @@
+"""gpt/models/packed.py over each table of operations is gpt/models/reference.py: logits, loss, gradients, runs.
+
+On a CPU models are compared in fp64, where only a wrong equation makes a difference; on a GPU, for
+which the kernels are not compiled in fp64, in fp32.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernels
+from gpt.models import packed, reference
+from gpt.models.layouts import packed_from_lecture
+from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, draw_tokens, randomise
+from tests.numerics import DEVICE
+
+EVERY = CONFIGS | ENCODERS
+TABLES = ("torch", "triton")
+DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
+
+
+def build(table, config, dtype=torch.float32):
+    """A packed_model model with the weights of `build_reference`."""
+    return build_over(kernels.load(table, DEVICE), config, dtype)
+
+
+def build_over(ops, config, dtype):
+    packed_model = packed.GPT(config, ops)
+    packed_model.load_state_dict(packed_from_lecture(build_reference(config).state_dict(), config))
+    return packed_model.to(DEVICE, dtype)
+
+
+def build_reference(config, dtype=torch.float32, device="cpu"):
+    return randomise(reference.GPT(config)).to(device, dtype)
+
+
+def gradients(trained):
+    return {name: w.grad for name, w in trained.named_parameters(remove_duplicate=False)}
+
+
+def assert_same(actual, exact, name, least=0.0):
+    """Within TOLERANCE of the largest element, or of `least`."""
+    assert actual.shape == exact.shape, name
+    error = (actual.cpu().double() - exact).abs().max()
+    assert error <= TOLERANCE * max(exact.abs().max().item(), least), f"{name}: {error}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    ("name", "T"), [*((name, 7) for name in EVERY), ("lecture", 1), ("modern", 1), ("modern", 8)]
+)
+def test_logits_loss_and_gradients_are_those_of_the_reference(name, T, table):
+    config = EVERY[name]
+    tokens, targets = draw_tokens(2, T), draw_tokens(2, T, seed=1)
+    targets[1, 0] = -1  # not counted
+    truth, packed_model = build_reference(config, torch.float64), build(table, config, DTYPE)
+
+    logits, loss = truth(tokens, targets)
+    loss.backward()
+    assert_same(packed_model(tokens.to(DEVICE))[0], logits, "logits")
+    no_logits, fused_loss = packed_model(tokens.to(DEVICE), targets.to(DEVICE))
+    assert no_logits is None  # they are never held whole
+    assert_same(fused_loss, loss, "loss")
+    fused_loss.backward()
+    expected, actual = packed_from_lecture(gradients(truth), config), gradients(packed_model)
+    assert actual.keys() == expected.keys()
+    # what the softmax's gradient nearly cancels is as exact as what it is made of
+    least = 0.01 * max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert_same(actual[name], gradient, name, least if DEVICE == "cuda" else 0.0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_fresh_models_of_one_seed_have_the_same_weights(name):
+    config = EVERY[name]
+    models = [reference.GPT(config), packed.GPT(config, kernels.load("torch"))]
+    for seed in (0, 1):
+        for fresh in models:
+            torch.manual_seed(seed)
+            fresh.initialise()
+        expected = packed_from_lecture(models[0].state_dict(), config)
+        for name, weight in models[1].state_dict().items():
+            assert torch.equal(weight, expected[name]), name
+
+
+def losses_of_a_run(trained, device, steps=20):
+    """AdamW by PyTorch, fp32, learning to count on batches that are the same for everybody."""
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    losses = []
+    for step in range(steps):
+        tokens = (draw_tokens(2, 1, seed=step) + torch.arange(9)) % LECTURE.vocab_size
+        tokens = tokens.to(device)
+        _, loss = trained(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_twenty_training_steps_have_the_losses_of_the_reference(name, table):
+    config = CONFIGS[name]
+    models = [reference.GPT(config).to(DEVICE)]
+    models.append(packed.GPT(config, kernels.load(table, DEVICE)).to(DEVICE))
+    runs = []
+    for fresh in models:
+        torch.manual_seed(1337)
+        fresh.initialise()
+        runs.append(losses_of_a_run(fresh, DEVICE))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert runs[0][-1] < 0.5 * runs[0][0]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_a_token_changes_no_logits_before_it(name, table):
+    packed_model = build(table, CONFIGS[name])
+    tokens = draw_tokens(2, 8).to(DEVICE)
+    before, _ = packed_model(tokens)
+    for t in (1, 6):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % LECTURE.vocab_size
+        after, _ = packed_model(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.equal(after[:, t], before[:, t])
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_a_deep_copy_is_a_model_of_its_own(name, table):
+    original = build(table, CONFIGS[name])
+    tokens = draw_tokens(2, 7).to(DEVICE)
+    copied = copy.deepcopy(original)
+    before, _ = original(tokens)
+    assert torch.equal(copied(tokens)[0], before)
+    randomise(copied, seed=1)
+    assert not torch.equal(copied(tokens)[0], before)
+    assert torch.equal(original(tokens)[0], before)
+
+
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_dropout_falls_where_that_of_the_reference_does(name, monkeypatch):
+    """With a known mask of (B, T, C) in the place of each, the logits are still equal."""
+
+    def mask(x, p, training=True, inplace=False):
+        if not training or not p or x.shape[-1] != LECTURE.n_embd:  # that of attention weights
+            return x
+        generator = torch.Generator().manual_seed(0)
+        return x * torch.randint(2, x.shape, generator=generator).to(x)
+
+    def without_dropout(operation):
+        return lambda *operands, dropout_p, **options: operation(*operands, **options)
+
+    config = replace(CONFIGS[name], dropout=0.5, embedding_dropout=0.5)
+    table = kernels.load("torch", DEVICE)
+    names = ("attention", "attention_qkv")
+    table = table._replace(**{n: without_dropout(getattr(table, n)) for n in names})
+    truth, packed_model = build_reference(config, torch.float64), build_over(table, config, DTYPE)
+    tokens = draw_tokens(2, 7)
+    without, _ = truth.eval()(tokens)
+    monkeypatch.setattr(torch.nn.functional, "dropout", mask)
+    logits, _ = truth.train()(tokens)
+    assert not torch.equal(logits, without)
+    assert_same(packed_model.train()(tokens.to(DEVICE))[0], logits, "logits")
+    assert_same(packed_model.eval()(tokens.to(DEVICE))[0], without, "logits without dropout")
+
+
+@pytest.mark.parametrize("name", ["lecture", "modern"])
+def test_dropout_reaches_the_operations_in_training_alone(name):
+    """On attention weights, and behind both branches of a block where its norm is a LayerNorm."""
+    config = replace(CONFIGS[name], dropout=0.2, embedding_dropout=0.1)
+    asked = []
+
+    def recorder(operation):
+        def record(*operands, dropout_p, **options):
+            asked.append((operation, dropout_p))
+            return getattr(torch_table, operation)(*operands, dropout_p=dropout_p, **options)
+
+        return record
+
+    torch_table = kernels.load("torch", DEVICE)
+    names = ("attention", "attention_qkv", "add_layer_norm")
+    recording = torch_table._replace(**{name: recorder(name) for name in names})
+    packed_model = randomise(packed.GPT(config, recording)).to(DEVICE)
+
+    attention, norm = "attention_qkv", [] if name == "modern" else ["add_layer_norm"]
+    expected = [*config.n_layer * [attention, *norm, *norm]]  # the last norm is the model's
+    for training, p in ((True, 0.2), (False, 0.0)):
+        asked.clear()
+        packed_model.train(training)(draw_tokens(2, 7).to(DEVICE))
+        assert asked == [(operation, p) for operation in expected]

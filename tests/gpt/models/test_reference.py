@@ -1,0 +1,304 @@
+"""gpt/models/reference.py against the equations in plain Python, and against the lecture's own file.
+
+`Equations` computes one position at a time with `math` and lists: no tensors, no broadcasting, no
+autograd. To check against the lecture itself, which is not part of this repository, set
+GPT_LECTURE_FILE to the path of the `gpt.py` of github.com/karpathy/ng-video-lecture.
+"""
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt.config.model import ModelConfig
+from gpt.models.reference import GPT
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+
+T = 7
+
+
+class Equations:
+    """The logits of a config from its weights, by name, as nested lists of Python floats.
+
+    `scale` says what dropout does: the factor (0 or 1/(1-p)) of each element that leaves the
+    module of that name. Where it has none, the factor is 1.
+    """
+
+    def __init__(self, config, model, scale=None):
+        self.config = config
+        self.weights = {name: w.tolist() for name, w in model.state_dict().items()}
+        self.scale = scale or {}
+
+    def logits(self, tokens):  # T integers -> T lists of V
+        x = []
+        for t, token in enumerate(tokens):
+            x.append(self.weights["token_embedding_table.weight"][token])
+            if self.config.position == "learned":
+                x[t] = add(x[t], self.weights["position_embedding_table.weight"][t])
+            x[t] = self.drop("dropout", t, x[t])
+        for layer in range(self.config.n_layer):
+            x = self.block(f"blocks.{layer}", x)
+        logits = [self.linear("lm_head", self.norm("ln_f", x_t)) for x_t in x]
+        cap = self.config.logit_softcap
+        return [[cap * math.tanh(u / cap) for u in row] for row in logits] if cap else logits
+
+    def block(self, name, x):
+        normed = [self.norm(f"{name}.ln1", x_t) for x_t in x]
+        heads = [self.head(f"{name}.sa.heads.{h}", normed) for h in range(self.config.n_head)]
+        out = []
+        for t, x_t in enumerate(x):
+            side_by_side = [channel for head in heads for channel in head[t]]
+            attended = self.linear(f"{name}.sa.proj", side_by_side)
+            x_t = add(x_t, self.drop(f"{name}.sa.dropout", t, attended))
+            hidden = self.linear(f"{name}.ffwd.net.0", self.norm(f"{name}.ln2", x_t))
+            if self.config.activation == "swiglu":
+                a, b = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
+                hidden = [u / (1 + math.exp(-u)) * w for u, w in zip(a, b, strict=True)]
+            else:
+                hidden = [self.activation(u) for u in hidden]
+            fed = self.linear(f"{name}.ffwd.net.2", hidden)
+            out.append(add(x_t, self.drop(f"{name}.ffwd.net.3", t, fed)))
+        return out
+
+    def head(self, name, x):  # T lists of C -> T lists of D
+        k = [self.query_or_key(f"{name}.key", t, x_t) for t, x_t in enumerate(x)]
+        q = [self.query_or_key(f"{name}.query", t, x_t) for t, x_t in enumerate(x)]
+        v = [self.linear(f"{name}.value", x_t) for x_t in x]
+        out = []
+        for t, q_t in enumerate(q):
+            first = max(0, t + 1 - self.config.window) if self.config.window else 0
+            scores = [dot(q_t, k[s]) / math.sqrt(len(q_t)) for s in range(t + 1)]
+            weights = [math.exp(score) * (s >= first) for s, score in enumerate(scores)]
+            wei = [weight / sum(weights) for weight in weights]
+            wei = self.drop(f"{name}.dropout", t, wei)
+            out.append([dot(wei, [v[s][i] for s in range(t + 1)]) for i in range(len(q_t))])
+        return out
+
+    def query_or_key(self, name, t, x):
+        y = self.linear(name, x)
+        if self.config.qk_norm:
+            y = root_mean_square_norm(y)
+        if self.config.position == "rope":
+            half = len(y) // 2
+            for i in range(half):  # turn the plane (i, i + half) by t / 10000^(i / half)
+                angle = t / 10_000 ** (i / half)
+                a, b = y[i], y[i + half]
+                y[i] = a * math.cos(angle) - b * math.sin(angle)
+                y[i + half] = a * math.sin(angle) + b * math.cos(angle)
+        return y
+
+    def norm(self, name, x):
+        if self.config.norm == "rms_norm":
+            y = root_mean_square_norm(x)
+        else:
+            mean = sum(x) / len(x)
+            variance = sum((u - mean) ** 2 for u in x) / len(x)
+            y = [(u - mean) / math.sqrt(variance + 1e-5) for u in x]
+        y = [u * gain for u, gain in zip(y, self.weights[f"{name}.weight"], strict=True)]
+        return add(y, self.weights.get(f"{name}.bias", [0.0] * len(y)))
+
+    def linear(self, name, x):
+        y = [dot(row, x) for row in self.weights[f"{name}.weight"]]
+        return add(y, self.weights.get(f"{name}.bias", [0.0] * len(y)))
+
+    def activation(self, u):
+        if self.config.activation == "gelu":
+            return u * 0.5 * (1 + math.erf(u / math.sqrt(2)))
+        if self.config.activation == "gelu_tanh":
+            return u * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+        return max(u, 0.0) ** (2 if self.config.activation == "relu_squared" else 1)
+
+    def drop(self, name, t, x):
+        scale = self.scale.get(name)
+        return x if scale is None else [u * f for u, f in zip(x, scale[t][: len(x)], strict=True)]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def add(a, b):
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def root_mean_square_norm(x):
+    return [u / math.sqrt(dot(x, x) / len(x) + 1e-5) for u in x]
+
+
+def tolerance(config):
+    # the model's angles of RoPE are rounded to fp32: 2^-24 of at most T radians
+    return 1e-6 if config.position == "rope" else 1e-13
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_and_loss_are_those_of_the_equations(name):
+    config = CONFIGS[name]
+    model = randomise(GPT(config)).double()
+    tokens, targets = draw_tokens(2, T), draw_tokens(2, T, seed=1)
+    targets[0, 2] = targets[1, 5:] = -1  # not counted
+
+    expected = [Equations(config, model).logits(sequence) for sequence in tokens.tolist()]
+    losses = [
+        math.log(sum(math.exp(logit) for logit in logits)) - logits[target]
+        for rows, row_targets in zip(expected, targets.tolist(), strict=True)
+        for logits, target in zip(rows, row_targets, strict=True)
+        if target != -1
+    ]
+    assert len(losses) == 2 * T - 3
+
+    logits, loss = model(tokens, targets)
+    limit = tolerance(config)
+    expected = torch.tensor(expected, dtype=torch.float64)
+    assert (logits - expected).abs().max() <= limit * expected.abs().max()
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=limit)
+    assert torch.equal(model(tokens)[0], logits)
+    assert model(tokens)[1] is None
+
+
+def test_dropout_stands_where_the_lecture_has_it():
+    """A known mask in the place of each nn.Dropout gives what the equations give with it."""
+    config = replace(LECTURE, dropout=0.2, embedding_dropout=0.1)
+    model = randomise(GPT(config)).double()
+    scale, places = {}, {}
+
+    def mask(name, p):
+        def hook(module, inputs, output):
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            keep = torch.rand(inputs[0].shape, generator=generator) >= p
+            factor = keep.double() / (1 - p)
+            scale[name] = factor[0].tolist()
+            return inputs[0] * factor
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            places[name] = module.p
+            module.register_forward_hook(mask(name, module.p))
+
+    expected_places = {"dropout": 0.1}
+    for block in ("blocks.0", "blocks.1"):
+        expected_places |= {f"{block}.sa.dropout": 0.2, f"{block}.ffwd.net.3": 0.2}
+        expected_places |= {f"{block}.sa.heads.{head}.dropout": 0.2 for head in range(2)}
+    assert places == expected_places
+
+    tokens = draw_tokens(1, T)
+    logits, _ = model(tokens)
+    assert scale.keys() == places.keys()
+    expected = Equations(config, model, scale).logits(tokens[0].tolist())
+    expected = torch.tensor(expected, dtype=torch.float64)
+    assert (logits[0] - expected).abs().max() <= tolerance(config) * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_token_changes_no_logits_before_it(name):
+    model = randomise(GPT(CONFIGS[name]))
+    tokens = draw_tokens(2, T)
+    before, _ = model(tokens)
+    for t in range(T):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % LECTURE.vocab_size
+        after, _ = model(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.equal(after[:, t], before[:, t])
+
+
+def count(config):
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in GPT(config).parameters())
+
+
+def test_the_lecture_has_10788929_parameters():
+    assert count(ModelConfig(vocab_size=65)) == 10_788_929
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_switch_adds_or_takes_its_parameters(name):
+    config = CONFIGS[name]
+    V, C = config.vocab_size, config.n_embd
+    norm = C + C * (config.bias and config.norm == "layer_norm")
+    packed = C + 2 * C // config.n_head * (config.n_kv_head or config.n_head)
+    attention = (packed + C) * C + packed * config.qkv_bias + C * config.bias
+    into, out = (160, 80) if config.activation == "swiglu" else (4 * C, 4 * C)  # C is 32
+    feed_forward = (into + out) * C + (into + C) * config.bias
+    embeddings = V * C + config.block_size * C * (config.position == "learned")
+    head = V * C * (not config.tied_head) + V * config.head_bias
+    blocks = config.n_layer * (2 * norm + attention + feed_forward)
+    assert count(config) == embeddings + blocks + norm + head
+
+
+@pytest.mark.parametrize(
+    ("projection_init", "projection_std"),
+    [("normal", 0.02), ("scaled", 0.02 / math.sqrt(2 * 3)), ("zero", 0.0)],
+)
+def test_initial_weights(projection_init, projection_std):
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=65, n_layer=3, projection_init=projection_init)
+    for name, weight in GPT(config).named_parameters():
+        if name.endswith("bias"):
+            assert (weight == 0).all(), name
+        elif "ln" in name:
+            assert (weight == 1).all(), name
+        else:
+            back_to_the_residual = name.endswith((".sa.proj.weight", ".ffwd.net.2.weight"))
+            std = projection_std if back_to_the_residual else 0.02
+            assert weight.std().item() == pytest.approx(std, rel=0.02), name
+            assert weight.mean().item() == pytest.approx(0, abs=0.02 * 0.02), name
+
+
+# ---- against the lecture's own file ------------------------------------------------------------
+
+
+@pytest.fixture
+def lecture():
+    """The lecture's classes, executed with small hyperparameters, its training left out."""
+    path = os.environ.get("GPT_LECTURE_FILE")
+    if path is None:
+        pytest.skip("GPT_LECTURE_FILE is not set to the lecture's gpt.py")
+    source = Path(path).read_text(encoding="utf-8")
+    names = {
+        "torch": torch,
+        "nn": torch.nn,
+        "F": torch.nn.functional,
+        "device": "cpu",
+        "vocab_size": LECTURE.vocab_size,
+        "block_size": LECTURE.block_size,
+        "n_layer": LECTURE.n_layer,
+        "n_head": LECTURE.n_head,
+        "n_embd": LECTURE.n_embd,
+        "dropout": 0.2,
+    }
+    classes = source[source.index("class Head") : source.index("model = GPTLanguageModel()")]
+    exec(compile(classes, path, "exec"), names)
+    return names["GPTLanguageModel"]
+
+
+def test_the_lectures_state_dict_gives_the_lectures_bits(lecture):
+    theirs = randomise(lecture())
+    ours = GPT(replace(LECTURE, dropout=0.2))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    tokens, targets = draw_tokens(3, T), draw_tokens(3, T, seed=1)
+
+    for training in (False, True):  # with dropout too: the same draws in the same order
+        outputs = []
+        for model in (theirs.train(training), ours.train(training)):
+            torch.manual_seed(2)
+            logits, loss = model(tokens, targets)
+            model.zero_grad()
+            loss.backward()
+            gradients = [weight.grad for weight in model.parameters()]
+            outputs.append([logits.view(-1), loss, *gradients])
+        assert all(map(torch.equal, *outputs))
+
+
+def test_a_fresh_model_has_the_lectures_bits(lecture):
+    torch.manual_seed(1337)
+    theirs = lecture()
+    torch.manual_seed(1337)
+    ours = GPT(replace(LECTURE, dropout=0.2))
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], weight), name

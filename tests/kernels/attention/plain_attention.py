@@ -1,0 +1,67 @@
+"""Attention as the lecture computes it, and the kernels compared with it."""
+
+from functools import partial
+
+import torch
+
+from kernels.attention.attention import attention
+from kernels.common import philox
+from tests.numerics import DEVICE, hold_against, randn
+
+SEED = torch.tensor(0x0123456789ABCDEF, device=DEVICE)
+
+
+def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32, scale=1.0):
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D)."""
+    q = randn(B, H, Tq, D, dtype=dtype, scale=scale)
+    return q, *(randn(B, Hkv, Tk, D, dtype=dtype, seed=seed) for seed in (1, 2))
+
+
+def plain_attention(q, k, v, *, causal=True, window=0, scale=None, keep=None, keep_scale=1.0):
+    """Whole matrices in the operands' dtype; keep (B, H, Tq, Tk) booleans -> (B, H, Tq, D)."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    wei = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, Tq, Tk)
+    if causal:
+        tril = torch.ones(wei.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        wei = wei.masked_fill(~tril, float("-inf"))
+    if window:
+        row, key = (torch.arange(size, device=q.device) for size in wei.shape[-2:])
+        wei = wei.masked_fill(key <= row[:, None] - window, float("-inf"))
+    wei = wei.softmax(-1)
+    if keep is not None:
+        wei = wei * keep * keep_scale
+    return wei @ v
+
+
+def largest_logit(q, k, scale=None):
+    """The largest |scale q . k| of all pairs: P is a power of it, so its roundings grow with it."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = q.detach().double() @ k.detach().double().mT
+    return logits.abs().max().item() * (q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def hold(tensors, p=0.0, **options):
+    """FlashAttention's rule: at most 2 times the error of the plain computation in the same dtype,
+    and 3 times for gradients, with the same dropout mask; and `largest_logit`'s roundings."""
+    (q, k, _), ours, plain = tensors, attention, plain_attention
+    if p:
+        keep = philox.attention_kept(SEED, *q.shape[:3], k.shape[2], p)
+        ours = partial(ours, dropout_p=p, seed=SEED)
+        plain = partial(plain, keep=keep, keep_scale=philox.threshold_and_scale(p)[1])
+    hold_against(
+        partial(ours, **options),
+        partial(plain, **options),
+        tensors,
+        compute=q.dtype,
+        gradient_factor=3.0,
+        largest_logit=largest_logit(q, k, options.get("scale")),
+    )
+
+
+def assert_one_weight(actual, expected, q, k):
+    """A row that sees one key has the weight 1: exactly in 16 bits, in fp32 up to its roundings."""
+    if actual.element_size() == 2:
+        assert torch.equal(actual, expected)
+    else:
+        roundings = 4 * (1 + largest_logit(q, k)) * torch.finfo(actual.dtype).eps
+        torch.testing.assert_close(actual, expected, rtol=roundings, atol=0.0)

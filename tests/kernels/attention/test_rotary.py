@@ -1,0 +1,141 @@
+"""Queries and keys, normalised and turned by position, inside the packed attention."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from kernels import torch_ops
+from kernels.attention.attention import attention_qkv
+from kernels.attention.rotary import rotary_backward, rotary_forward
+from tests.numerics import DEVICE, DTYPES, assert_deterministic, hold_against, randn
+
+EPS = 1e-5
+
+
+def angles(T, D):
+    """cos and sin (T, D) that are no angles of each other, so that a swap shows."""
+    return randn(T, D, seed=11), randn(T, D, seed=12)
+
+
+class Rotary(torch.autograd.Function):
+    """qkv (B, T, (H + 2 Hkv) D) -> queries and keys (B, T, (H + Hkv) D)."""
+
+    @staticmethod
+    def forward(ctx, qkv, counts, positions):
+        ctx.save_for_backward(qkv)
+        ctx.counts, ctx.positions = counts, positions
+        return rotary_forward(qkv, counts, positions)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (qkv,) = ctx.saved_tensors
+        dqkv = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
+        rotary_backward(dy.contiguous(), qkv, dqkv, ctx.counts, ctx.positions)
+        return dqkv, None, None
+
+
+def by_native(qkv, counts, positions):
+    norm, eps, cos, sin = positions
+    heads = qkv.unflatten(2, (sum(counts), -1))[:, :, : counts[0] + counts[1]]
+    T = qkv.shape[1]
+    cos, sin = (x if x is None else x[:T].to(qkv.dtype) for x in (cos, sin))
+    return torch_ops._positioned(heads, norm, eps, cos, sin).flatten(2)
+
+
+def assert_native_s(qkv, counts, positions):
+    def ours(qkv):
+        return Rotary.apply(qkv, counts, positions)
+
+    hold_against(ours, partial(by_native, counts=counts, positions=positions), (qkv,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(
+    ("B", "T", "H", "Hkv", "D"),
+    [(1, 1, 1, 1, 2), (2, 7, 3, 3, 6), (2, 33, 4, 2, 64), (1, 5, 6, 1, 20)],
+)
+def test_rounded_once(B, T, H, Hkv, D, norm, dtype):
+    counts, positions = (H, Hkv, Hkv), (norm, EPS, *angles(T + 3, D))
+    qkv = randn(B, T, (H + 2 * Hkv) * D, dtype=dtype)
+    assert_native_s(qkv, counts, positions)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [1, 3, 33, 64])
+def test_normalised_without_angles(D, dtype):
+    """Heads of any width: two halves need not be equal."""
+    counts, positions = (2, 1, 1), (True, EPS, None, None)
+    qkv = 1e-2 * randn(2, 9, 4 * D, dtype=dtype)  # eps counts, and a head of one channel too
+    assert_native_s(qkv, counts, positions)
+
+
+@pytest.mark.parametrize(("qk_norm", "turned"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("Hkv", [2, 1])
+def test_attention_is_native_s(qk_norm, turned, Hkv):
+    """Output and the gradient of everything packed, the values' among it."""
+    B, T, H, D = 2, 33, 2, 16
+    qkv = randn(B, T, (H + 2 * Hkv) * D, dtype=torch.float64)
+    cos, sin = (x.double() for x in angles(T, D)) if turned else (None, None)
+    options = {"n_kv_head": Hkv, "qk_norm": qk_norm, "cos": cos, "sin": sin, "scale": 0.3}
+    results = []
+    for operation in (attention_qkv, torch_ops.attention_qkv):
+        leaf = qkv.clone().requires_grad_()
+        out = operation(leaf, H, **options)
+        results.append((out, *torch.autograd.grad(out, leaf, randn(*out.shape).double())))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_are_derivatives():
+    qkv = randn(1, 3, 4 * 2, dtype=torch.float64).requires_grad_()
+    cos, sin = (x.double() for x in angles(3, 2))
+    options = {"n_kv_head": 1, "qk_norm": True, "cos": cos, "sin": sin}
+    assert gradcheck(lambda qkv: attention_qkv(qkv, 2, **options), [qkv])
+
+
+def test_a_projection_and_angles_of_any_stride():
+    cos, sin = angles(9, 8)
+    qkv = randn(2, 9, 3 * 2 * 8)
+    dy = randn(2, 9, 2 * 8, seed=1)
+
+    def run(qkv, cos, sin):
+        leaf = qkv.detach().requires_grad_()
+        out = attention_qkv(leaf, 2, qk_norm=True, cos=cos, sin=sin)
+        return out, *torch.autograd.grad(out, leaf, dy)
+
+    expected = run(qkv, cos, sin)
+    columns = torch.cat((qkv, torch.full_like(qkv, torch.nan)), 2)[..., : qkv.shape[2]]
+    batch_second = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    strided = (torch.stack((x, torch.full_like(x, torch.nan)), 2)[..., 0] for x in (cos, sin))
+    for arguments in (columns, cos, sin), (batch_second, cos, sin), (qkv, *strided):
+        for actual, wanted in zip(run(*arguments), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
+def test_same_bits_every_time():
+    cos, sin = angles(33, 16)
+    qkv = randn(2, 33, 3 * 2 * 16, dtype=torch.bfloat16).requires_grad_()
+
+    def run():
+        out = attention_qkv(qkv, 2, qk_norm=True, cos=cos, sin=sin)
+        return out, *torch.autograd.grad(out, qkv, torch.ones_like(out))
+
+    assert_deterministic(run, repeats=2)
+
+
+@pytest.mark.parametrize(
+    ("cos", "sin", "message"),
+    [
+        ((4, 8), None, "both cos and sin"),
+        ((4, 8), (4, 8), r"\(4, 8\) for T = 5 and D = 8"),
+        ((5, 6), (5, 6), r"\(5, 6\) for T = 5 and D = 8"),
+        ((5, 8), (5,), r"takes sin .* not \(5,\)"),
+    ],
+)
+def test_angles_that_do_not_fit(cos, sin, message):
+    cos, sin = (None if x is None else torch.ones(x, device=DEVICE) for x in (cos, sin))
+    with pytest.raises(ValueError, match=message):
+        attention_qkv(randn(1, 5, 3 * 8), 1, cos=cos, sin=sin)

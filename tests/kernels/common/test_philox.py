@@ -1,0 +1,191 @@
+"""Dropout's coins: Philox itself, one mask whatever the tile, the rate, and no correlation."""
+
+import math
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.common import philox
+from kernels.common.launch import launch
+from tests.numerics import DEVICE
+
+SEED = 0x0123456789ABCDEF
+
+
+@triton.jit
+def _write_rows(
+    keep_ptr, seed_ptr, stream, threshold, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first_column = tl.program_id(1) * COLUMNS
+    keep = philox.keep_in_rows(tl.load(seed_ptr), stream, rows, first_column, threshold, COLUMNS)
+    columns = first_column + tl.arange(0, COLUMNS)
+    inside = (rows[:, None] < R) & (columns[None, :] < C)
+    tl.store(keep_ptr + rows[:, None] * C + columns[None, :], keep.to(tl.int8), inside)
+
+
+@triton.jit
+def _write_tile(
+    keep_ptr, seed_ptr, head, batch, threshold, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row, column = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS
+    seed = tl.load(seed_ptr)
+    keep = philox.keep_in_tile(seed, head, batch, row, column, threshold, ROWS, COLUMNS)
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    inside = (rows[:, None] < R) & (columns[None, :] < C)
+    tl.store(keep_ptr + rows[:, None] * C + columns[None, :], keep.to(tl.int8), inside)
+
+
+def seed_of(value):
+    return torch.tensor(value, dtype=torch.int64, device=DEVICE)
+
+
+def rows_by_kernel(seed, stream, R, C, p, ROWS, COLUMNS):
+    keep = torch.full((R, C), 7, dtype=torch.int8, device=DEVICE)
+    threshold, _ = philox.threshold_and_scale(p)
+    grid = (triton.cdiv(R, ROWS), triton.cdiv(C, COLUMNS))
+    options = {"ROWS": ROWS, "COLUMNS": COLUMNS}
+    launch(_write_rows, grid, keep, seed_of(seed), stream, threshold, R, C, **options)
+    return keep
+
+
+def tile_by_kernel(seed, head, batch, R, C, p, ROWS, COLUMNS):
+    keep = torch.full((R, C), 7, dtype=torch.int8, device=DEVICE)
+    threshold, _ = philox.threshold_and_scale(p)
+    grid = (triton.cdiv(R, ROWS), triton.cdiv(C, COLUMNS))
+    options = {"ROWS": ROWS, "COLUMNS": COLUMNS}
+    launch(_write_tile, grid, keep, seed_of(seed), head, batch, threshold, R, C, **options)
+    return keep
+
+
+# counter, key -> words after 7 rounds, from the test vectors of the authors' Random123
+VECTORS = [
+    ([0] * 4, 0, [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]),
+    ([0xFFFFFFFF] * 4, -1, [0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        0x299F31D0A4093822,
+        [0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), VECTORS)
+def test_the_authors_test_vectors(counter, key, words):
+    assert philox._philox(seed_of(key), *counter).tolist() == words
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2**31 - 1),
+    st.integers(1, 20),
+    st.integers(1, 100),
+    st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
+    st.sampled_from([(1, 8), (4, 16), (2, 64), (1, 256)]),
+)
+def test_rows_are_the_same_for_every_tile(seed, stream, R, C, p, tile):
+    kept = philox.rows_kept(seed_of(seed), stream, R, C, p)
+    assert torch.equal(rows_by_kernel(seed, stream, R, C, p, *tile), kept.to(torch.int8))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(1, 40),
+    st.integers(1, 140),
+    st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
+    st.sampled_from([(16, 32), (32, 64), (64, 32), (16, 128)]),
+)
+def test_tiles_are_the_same_for_every_tile(seed, R, C, p, tile):
+    kept = philox.attention_kept(seed_of(seed), 2, 3, R, C, p)
+    for batch, head in ((0, 0), (1, 2)):
+        keep = tile_by_kernel(seed, head, batch, R, C, p, *tile)
+        assert torch.equal(keep, kept[batch, head].to(torch.int8))
+
+
+def test_a_larger_mask_begins_with_the_smaller_one():
+    small, large = (philox.attention_kept(seed_of(3), n, n, 9 * n, 11 * n, 0.5) for n in (2, 3))
+    assert torch.equal(large[:2, :2, :18, :22], small)
+    small, large = (philox.rows_kept(seed_of(3), 1, 9 * n, 11 * n, 0.5) for n in (2, 3))
+    assert torch.equal(large[:18, :22], small)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.2, 0.5, 0.9])
+def test_the_rate_lies_within_four_sigma(p):
+    threshold, scale = philox.threshold_and_scale(p)
+    rate = threshold / 65536
+    assert abs(rate - p) <= 0.5 / 65536
+    assert scale * (1 - rate) == pytest.approx(1, rel=1e-15)
+    for kept in (
+        philox.rows_kept(seed_of(SEED), 0, 256, 512, p),
+        philox.attention_kept(seed_of(SEED), 2, 4, 128, 128, p),
+    ):
+        sigma = math.sqrt(rate * (1 - rate) / kept.numel())
+        assert abs(1 - kept.double().mean().item() - rate) < 4 * sigma
+
+
+def test_every_bit_of_every_half_is_balanced():
+    """All eight halves of a cell, at sixteen thresholds that each hang on one bit."""
+    for bit in range(16):
+        p = 2.0 ** (bit - 16)  # keep = bits >= 2**bit
+        kept = philox.attention_kept(seed_of(SEED), 1, 1, 128, 256, p)[0, 0]
+        for row in (0, 8):
+            for column in (0, 8, 16, 24):
+                part = kept.view(8, 16, 8, 32)[:, row : row + 8, :, column : column + 8]
+                sigma = math.sqrt(p * (1 - p) / part.numel())
+                assert abs(1 - part.double().mean().item() - p) < 4.5 * sigma
+
+
+def correlation(a, b, p):
+    """Correlation of two masks in units of its standard deviation under independence."""
+    a, b = a.double() - (1 - p), b.double() - (1 - p)
+    return ((a * b).mean() / (p * (1 - p)) * math.sqrt(a.numel())).item()
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5])
+def test_seeds_streams_rows_and_columns_are_uncorrelated(p):
+    def attention(seed):
+        return philox.attention_kept(seed_of(seed), 2, 2, 128, 128, p)
+
+    kept, next_step = attention(SEED), attention(SEED + 1)
+    other_half = attention(SEED + 2**32)  # the upper word of the seed counts too
+    pairs = {
+        "seed": (kept, next_step),
+        "upper word of the seed": (kept, other_half),
+        "batch": (kept[0], kept[1]),
+        "head": (kept[:, 0], kept[:, 1]),
+        "head against batch": (kept[0, 1], kept[1, 0]),
+    }
+    for distance in (1, 2, 4, 8, 16, 32, 64):
+        pairs[f"rows {distance}"] = (kept[..., distance:, :], kept[..., :-distance, :])
+        pairs[f"columns {distance}"] = (kept[..., distance:], kept[..., :-distance])
+    below = torch.ones(128, 128, dtype=torch.bool, device=DEVICE).tril(-1)
+    pairs["transposed"] = (kept[..., below], kept.mT[..., below])
+    rows = [philox.rows_kept(seed_of(SEED), stream, 128, 256, p) for stream in (0, 1)]
+    pairs["stream"] = tuple(rows)
+    for distance in (1, 2, 4, 8):
+        pairs[f"rows of rows {distance}"] = (rows[0][distance:], rows[0][:-distance])
+        pairs[f"columns of rows {distance}"] = (rows[0][:, distance:], rows[0][:, :-distance])
+    for name, pair in pairs.items():
+        assert abs(correlation(*pair, p)) < 4.5, name
+
+
+def test_none_and_all_are_dropped_exactly():
+    assert philox.threshold_and_scale(0.0) == (0, 1.0)
+    assert philox.threshold_and_scale(1.0)[1] == 0.0
+    assert philox.rows_kept(seed_of(1), 0, 64, 64, 0.0).all()
+    assert philox.attention_kept(seed_of(1), 1, 1, 64, 64, 0.0).all()
+    # of 65,536 coins one falls on the last side: so many that some do
+    assert not philox.rows_kept(seed_of(1), 0, 1024, 512, 1.0).any()
+    assert not philox.attention_kept(seed_of(1), 1, 1, 64, 64, 1.0).any()
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_a_rate_that_is_no_probability_is_refused(p):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        philox.threshold_and_scale(p)

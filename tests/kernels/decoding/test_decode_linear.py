@@ -1,0 +1,197 @@
+"""One token's linear layer: against fp64, in every dtype and int8, tile, layout and combination."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import torch_ops
+from kernels.common import launch
+from kernels.decoding.decode_linear import MOST_ROWS, WIDEST, decode_linear
+from tests.numerics import (
+    DEVICE,
+    DTYPES,
+    assert_deterministic,
+    dtypes,
+    guarded_memory,
+    hold_against,
+    layouts,
+    randn,
+)
+
+TILES = ((64, 1), (1_024, 1), (8_192, 108))  # elements of a program, programs at least
+NORMS = (None, "layer_norm", "rms_norm")
+ACTIVATIONS = (None, *torch_ops.ACTIVATIONS)
+
+
+@pytest.fixture(params=TILES, ids=str)
+def tile(request, monkeypatch):
+    monkeypatch.setitem(launch.TILES, "decode_linear", {80: (*request.param, None)})
+
+
+def operands(B, N, K, dtype, *, norm=None, bias=True, residual=True, int8=False, scale=1.0):
+    """x, weight, bias, scale, norm_weight, norm_bias, residual."""
+    weight = randn(N, K, dtype=dtype, scale=K**-0.5, seed=1)
+    if int8:
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randint(-127, 128, (N, K), dtype=torch.int8, generator=generator).to(DEVICE)
+    return (
+        randn(B, K, dtype=dtype, scale=scale),
+        weight,
+        randn(N, dtype=dtype, seed=2) if bias else None,
+        randn(N, scale=0.01, seed=3).abs() if int8 else None,
+        randn(K, dtype=dtype, shift=1.0, seed=4) if norm else None,
+        randn(K, dtype=dtype, seed=5) if norm == "layer_norm" and bias else None,
+        randn(B, N, dtype=dtype, seed=6) if residual else None,
+    )
+
+
+def both(**options):
+    """The kernel and the oracle, over the operands in their order."""
+
+    def over(function):
+        def call(x, weight, bias, scale, norm_weight, norm_bias, residual):
+            return function(
+                x,
+                weight,
+                bias,
+                scale=scale,
+                norm_weight=norm_weight,
+                norm_bias=norm_bias,
+                residual=residual,
+                **options,
+            )
+
+        return call
+
+    return over(decode_linear), over(torch_ops.decode_linear)
+
+
+def hold(B, N, K, dtype, *, norm=None, activation=None, layout=torch.clone, **what):
+    tensors = operands(B, N, K, dtype, norm=norm, **what)
+    tensors = [tensor if tensor is None else layout(tensor) for tensor in tensors]
+    hold_against(*both(norm=norm, activation=activation), tensors, backward=False)
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_dtype_norm_and_tile(norm, dtype):
+    hold(3, 17, 96, dtype, norm=norm, activation="gelu")
+    hold(1, 5, 33, dtype, norm=norm)
+
+
+@given(
+    st.integers(1, MOST_ROWS),
+    st.integers(1, 20),
+    st.sampled_from([1, 2, 3, 7, 31, 33, 64, 129, 257]),
+    dtypes(),
+    st.sampled_from(NORMS),
+    st.sampled_from(ACTIVATIONS),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    layouts(),
+)
+def test_every_combination(B, N, K, dtype, norm, activation, bias, residual, int8, layout):
+    what = {"bias": bias, "residual": residual, "int8": int8, "layout": layout}
+    hold(B, N, K, dtype, norm=norm, activation=activation, **what)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled in fp32 and less")
+@pytest.mark.parametrize("norm", NORMS)
+def test_fp64_is_exact_to_its_last_digits(norm):
+    hold(2, 7, 31, torch.float64, norm=norm, activation="gelu_tanh")
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_small_and_large_inputs(scale, int8):
+    hold(2, 9, 65, torch.bfloat16, norm="layer_norm", int8=int8, scale=scale)
+
+
+@pytest.mark.parametrize("B", [MOST_ROWS + 1, 2 * MOST_ROWS + 3])
+def test_more_rows_than_a_program_takes(B):
+    hold(B, 5, 33, torch.float32, norm="layer_norm", int8=True)
+    hold(B, 5, 33, torch.float32, norm="layer_norm", activation="relu")
+
+
+@pytest.mark.usefixtures("tile")
+def test_the_extremes_of_int8():
+    weight = torch.tensor([[127, -127], [-128, 1]], dtype=torch.int8, device=DEVICE)
+    x = torch.tensor([[2.0, 1.0]], device=DEVICE)
+    scale = torch.tensor([0.5, 2.0], device=DEVICE)
+    assert decode_linear(x, weight, scale=scale).tolist() == [[63.5, -510.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("K", [1, 8, 33, 40, 48, 64])
+@pytest.mark.parametrize("B", [1, 3])
+def test_int8_by_pytorch(B, K, dtype):
+    x, weight, _, scale, *_ = operands(B, 7, K, dtype, int8=True)
+    exact = x.double() @ (weight.double() * scale.double()[:, None]).T
+    error = (torch_ops.decode_linear(x.T.contiguous().T, weight, scale=scale) - exact).abs().max()
+    # the sum and the scale are rounded to the dtype, each once, and their product
+    assert error <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_a_row_is_its_own_affair():
+    x, *rest = operands(5, 9, 40, torch.float32, norm="layer_norm")
+    operation, _ = both(norm="layer_norm", activation="relu")
+    before = operation(x, *rest)
+    changed = x.clone()
+    changed[2] = float("nan")
+    after = operation(changed, *rest)
+    assert after[2].isnan().any()
+    others = [0, 1, 3, 4]
+    assert torch.equal(after[others], before[others])
+
+
+def test_the_same_bits_every_time():
+    tensors = operands(3, 9, 100, torch.float16, norm="rms_norm")
+    operation, _ = both(norm="rms_norm", activation="gelu")
+    assert_deterministic(lambda: operation(*tensors))
+
+
+def test_no_row_is_no_work():
+    with guarded_memory():
+        y = decode_linear(torch.zeros(0, 8, device=DEVICE), torch.zeros(3, 8, device=DEVICE))
+    assert y.shape == (0, 3)
+
+
+def test_many_rows_of_16_bit_weights_and_the_widest_go_to_pytorch():
+    def launches(B, K, dtype):
+        x = torch.empty(B, K, device="meta")
+        scale = torch.empty(6, device="meta") if dtype == torch.int8 else None
+        with launch.record(90) as recorded:
+            y = decode_linear(x, torch.empty(6, K, dtype=dtype, device="meta"), scale=scale)
+        assert y.shape == (B, 6)
+        return len(recorded)
+
+    assert launches(MOST_ROWS, 8, torch.float32) == 1
+    assert launches(MOST_ROWS + 1, 8, torch.float32) == 0
+    assert launches(MOST_ROWS + 1, 8, torch.int8) == 1
+    assert launches(1, WIDEST, torch.float32) == 1
+    assert launches(1, WIDEST + 1, torch.float32) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": (2, 9)}, r"x \(2, 9\), weight \(5, 8\)"),
+        ({"x": (8,)}, r"x \(8,\)"),
+        ({"bias": (8,)}, r"bias \(5,\).*not \(8,\)"),
+        ({"residual": (5,)}, r"residual \(2, 5\).*not \(5,\)"),
+        ({"norm": "layer_norm"}, "takes layer_norm or rms_norm and a weight"),
+        ({"norm_weight": (8,)}, "takes layer_norm or rms_norm and a weight"),
+        ({"norm": "group_norm", "norm_weight": (8,)}, "not 'group_norm'"),
+        ({"norm": "rms_norm", "norm_weight": (5,)}, r"norm_weight \(8,\).*not \(5,\)"),
+        ({"activation": "tanh"}, "'tanh'"),
+        ({"scale": (5,)}, "a scale with an int8 weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = {"x": (2, 8), "weight": (5, 8)} | change
+    given = {key: torch.zeros(v) if isinstance(v, tuple) else v for key, v in given.items()}
+    with pytest.raises(ValueError, match=message):
+        decode_linear(given.pop("x"), given.pop("weight"), given.pop("bias", None), **given)

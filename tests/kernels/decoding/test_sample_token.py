@@ -1,0 +1,195 @@
+"""Draws: the token that sorting would give, from known noise, and the right distribution."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kernels
+from kernels.common import launch, philox
+from kernels.decoding.sample_token import sample_token
+from tests.numerics import (
+    DEVICE,
+    DRAWING_RULES,
+    DTYPES,
+    assert_deterministic,
+    assert_drawn_from,
+    guarded,
+    guarded_memory,
+    randn,
+    restricted_softmax,
+)
+
+LOGITS = torch.tensor([1.0, 3.0, -1.0, 2.0, 2.0, -math.inf, 0.0, 0.5])
+
+
+def seed_of(value):
+    return torch.tensor(value, dtype=torch.int64, device=DEVICE)
+
+
+def known_noise(B, V, seed):
+    """-log(-log(1 - u)) in fp64 of the words of Philox, (B, V)."""
+    row, token = torch.arange(B, device=DEVICE)[:, None], torch.arange(V, device=DEVICE)
+    words = philox._philox(seed, token // 4, row, 0, 0)  # (4, B, V)
+    word = torch.take_along_dim(words, (token % 4).expand(1, B, V), 0)[0]
+    return -(-torch.log1p(-(word.double() + 0.5) / 2**32)).log()
+
+
+def drawn_by_sorting(logits, temperature, top_k, top_p, seed):
+    """The definition in fp64 with the noise of Philox: argmax of z + g over what is kept."""
+    B, V = logits.shape
+    z = logits.double() / temperature
+    noise = known_noise(B, V, seed)
+    p, order = z.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    count = torch.searchsorted(-p, -p)  # of likelier tokens
+    mass = (p.cumsum(-1) - p).gather(-1, count)
+    kept = (mass < top_p) & ((count < top_k) | (top_k == 0))
+    kept = torch.zeros_like(kept).scatter(-1, order, kept)
+    return (z + noise).masked_fill(~kept, -math.inf).argmax(-1)
+
+
+@given(
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 3, 7, 16, 33, 65, 129, 300]),
+    st.floats(0.2, 5.0),
+    st.sampled_from([0, 1, 2, 5, 40, 1000]),
+    st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+    st.sampled_from(DTYPES),
+    st.integers(-(2**63), 2**63 - 1),
+)
+def test_the_token_is_that_of_sorting(B, V, temperature, top_k, top_p, dtype, seed):
+    logits = randn(B, V, dtype=dtype, scale=2.0, seed=seed % 1000)
+    inside, check = guarded(logits)
+    with guarded_memory():
+        drawn = sample_token(
+            inside, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed_of(seed)
+        )
+    check()
+    expected = drawn_by_sorting(logits, temperature, top_k, top_p, seed_of(seed))
+    assert torch.equal(drawn, expected)
+
+
+def test_noise_that_wins_is_exact():
+    """Logits that undo the noise, one of them a little more: it wins if the noise is as small."""
+    seed = seed_of(5)
+    noise = known_noise(1, 1000, seed)
+    likely = ((noise[0] > 4.2) & (noise[0] < 5.2)).nonzero()[:, 0].tolist()
+    assert len(likely) > 3
+    for token in likely:
+        logits = -noise
+        logits[0, token] += 2e-3
+        assert sample_token(logits.float(), seed=seed).item() == token
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setitem(launch.TILES, "sample_token", {80: (64, 64)})
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.3), (0, 0.9)])
+def test_a_vocabulary_of_many_tiles(top_k, top_p):
+    logits = randn(2, 300, scale=0.1)
+    logits[1, :2] += 200  # exp(200) is no fp32 number
+    for seed in map(seed_of, range(4)):  # among them some that draw the less likely of those two
+        drawn = sample_token(logits, top_k=top_k, top_p=top_p, seed=seed)
+        assert torch.equal(drawn, drawn_by_sorting(logits, 1.0, top_k, top_p, seed))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_of_equal_tokens_in_many_tiles_the_first_is_taken():
+    logits = torch.zeros(1, 200, device=DEVICE)
+    logits[0, [70, 134, 190]] = 1
+    assert sample_token(logits, temperature=0.0).tolist() == [70]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
+def test_the_noise_draws_from_the_distribution(temperature, top_k, top_p):
+    """Over rows of one seed, and over seeds that follow each other, as those of tokens do."""
+    rule = (temperature, top_k, top_p)
+    probabilities = restricted_softmax(LOGITS, *rule)
+    rows = LOGITS.repeat(20_000, 1).to(DEVICE)
+    assert_drawn_from(drawn_by_sorting(rows, *rule, seed_of(1)), probabilities)
+    seeds = [drawn_by_sorting(rows[:1], *rule, seed_of(seed)) for seed in range(1000)]
+    assert_drawn_from(torch.cat(seeds), probabilities)
+
+
+def test_the_kernel_draws_from_the_distribution():
+    rows = LOGITS.repeat(200, 1).to(DEVICE)
+    assert_drawn_from(
+        sample_token(rows, top_k=4, seed=seed_of(1)), restricted_softmax(LOGITS, 1.0, 4, 1.0)
+    )
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
+def test_pytorch_draws_from_the_distribution(temperature, top_k, top_p):
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    probabilities = restricted_softmax(LOGITS, *options.values())
+    table = kernels.load("torch", DEVICE)
+    rows = LOGITS.repeat(20_000, 1).to(DEVICE)
+    assert_drawn_from(table.sample_token(rows, **options, seed=seed_of(1)), probabilities)
+    seeds = [table.sample_token(rows[:1], **options, seed=seed_of(seed)) for seed in range(1000)]
+    assert_drawn_from(torch.cat(seeds), probabilities)
+
+
+@pytest.mark.parametrize("table", ["torch", "triton"])
+def test_a_seed_decides(table):
+    operation = kernels.load(table, DEVICE).sample_token
+    logits = randn(4, 300)
+    assert_deterministic(lambda: operation(logits, seed=seed_of(3)))
+    first = operation(logits, seed=seed_of(3))
+    for other in (4, 3 + 2**32, -3):
+        assert not torch.equal(operation(logits, seed=seed_of(other)), first)
+    torch.manual_seed(0)
+    drawn = operation(logits)  # from the default generator
+    assert not torch.equal(operation(logits), drawn)
+    torch.manual_seed(0)
+    assert torch.equal(operation(logits), drawn)
+
+
+@pytest.mark.parametrize("table", ["torch", "triton"])
+def test_the_likeliest_without_temperature_and_with_one_token_kept(table):
+    operation = kernels.load(table, DEVICE).sample_token
+    logits = randn(3, 129)
+    likeliest = logits.argmax(-1)
+    assert torch.equal(operation(logits, temperature=0.0), likeliest)
+    for options in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert torch.equal(operation(logits, seed=seed_of(1), **options), likeliest)
+    ties = torch.tensor([[0.0, 2.0, 2.0]], device=DEVICE)
+    assert operation(ties, temperature=0.0).tolist() == [1]
+    tied = {operation(ties, top_k=1, seed=seed_of(seed)).item() for seed in range(20)}
+    assert tied == {1, 2}  # neither is likelier
+
+
+@pytest.mark.parametrize("table", ["torch", "triton"])
+def test_a_part_of_a_wider_row_is_read_as_it_lies(table):
+    operation = kernels.load(table, DEVICE).sample_token
+    wide = randn(4, 80)
+    wide[:, 65:] = 1e9  # the padding of a vocabulary
+    expected = operation(wide[:, :65].clone(), seed=seed_of(1))
+    assert torch.equal(operation(wide[:, :65], seed=seed_of(1)), expected)
+    assert torch.equal(operation(wide.T.clone().T[:, :65], seed=seed_of(1)), expected)
+
+
+@pytest.mark.parametrize("row", [[-math.inf] * 3, [math.nan] * 3, [0.0, math.inf, 0.0]])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_p": 0.5}])
+def test_numbers_gone_bad_end_the_search(row, options):
+    token = sample_token(torch.tensor([row], device=DEVICE), seed=seed_of(1), **options)
+    assert 0 <= token.item() < 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((5,), {}, r"not \(5,\)"),
+        ((2, 0), {}, r"not \(2, 0\)"),
+        ((2, 3), {"temperature": -1.0}, "not -1.0, 0 and 1.0"),
+        ((2, 3), {"top_k": -1}, "not 1.0, -1 and 1.0"),
+        ((2, 3), {"top_p": 0.0}, "not 1.0, 0 and 0.0"),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_refused(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample_token(torch.zeros(shape), **options)

@@ -1,0 +1,243 @@
+"""Cross entropy against PyTorch's in fp64, and against what must hold whatever the numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, strategies
+from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
+
+from kernels import torch_ops
+from kernels.common import launch
+from kernels.losses.cross_entropy import cross_entropy
+from tests.numerics import (
+    DEVICE,
+    DTYPES,
+    SIZES,
+    assert_deterministic,
+    assert_rounded_once,
+    dtypes,
+    guarded_memory,
+    hold_against,
+    layouts,
+    randn,
+    sizes,
+)
+
+IGNORED = -1
+
+
+def targets_below(V, *shape, seed=1, ignored=True):
+    """Targets of which some, but never all, are to be ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(V, shape, generator=generator)
+    if ignored and targets.numel() > 1:
+        targets.view(-1)[1::5] = IGNORED
+    return targets.to(DEVICE)
+
+
+def ours(logits, targets):
+    return cross_entropy(logits, targets, ignore_index=IGNORED)
+
+
+def exactly(logits, targets):
+    return torch_ops.cross_entropy(logits, targets, ignore_index=IGNORED)
+
+
+def gradient(function, logits, targets, dloss=1.0):
+    logits = logits.detach().requires_grad_()
+    (dlogits,) = torch.autograd.grad(function(logits, targets) * dloss, logits)
+    return dlogits
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("V", SIZES)
+def test_loss_and_gradient_are_rounded_once(V, dtype):
+    for scale, shift in ((1, 0), (30, 0), (1, 100)):
+        logits = randn(5, V, dtype=dtype, scale=scale, shift=shift)
+        hold_against(ours, exactly, (logits, targets_below(V, 5)), out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("N", "V", "dtype"),
+    [
+        (70, 65, torch.bfloat16),  # more rows than a tile, odd rows
+        (3, 8192, torch.bfloat16),  # one tile exactly
+        (3, 8193, torch.bfloat16),  # and one column more
+        (2, 20_003, torch.float16),  # three tiles between two edges
+        (3, 9_000, torch.float32),
+    ],
+)
+def test_rows_longer_than_a_tile(N, V, dtype):
+    logits = randn(N, V, dtype=dtype, scale=4)
+    hold_against(ours, exactly, (logits, targets_below(V, N)), out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("V", [1, 2, 3, 7, 17])
+def test_gradient_is_the_derivative(V):
+    logits = randn(2, V, dtype=torch.float64).requires_grad_()
+    targets = targets_below(V, 2, ignored=False)
+    assert gradcheck(lambda logits: ours(logits, targets) * 3.0, (logits,))
+
+
+@given(layouts(), layouts(), dtypes(), sizes(130), strategies.sampled_from([(3,), (2, 3), (1,)]))
+def test_any_strides(of_logits, of_targets, dtype, V, shape):
+    logits, targets = randn(*shape, V, dtype=dtype), targets_below(V, *shape)
+    arguments = of_logits(logits), of_targets(targets)
+    hold_against(ours, exactly, arguments, out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("V", "stride"), [(17, 24), (13, 17), (40, 41)])
+def test_the_gap_after_a_row_is_neither_read_nor_written(V, stride):
+    rows = randn(6, stride, dtype=torch.bfloat16)[:, :V]  # `guarded` fills the gaps with NaN
+    hold_against(ours, exactly, (rows, targets_below(V, 6)), out_dtype=torch.float32)
+
+
+def test_no_logits_no_rows():
+    logits = randn(0, 7).requires_grad_()
+    loss = ours(logits, targets_below(7, 0))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.shape == (0, 7)
+
+
+def test_where_no_target_counts_the_loss_is_zero_and_so_is_the_gradient():
+    logits = randn(5, 65).requires_grad_()
+    with guarded_memory():
+        loss = ours(logits, torch.full((5,), IGNORED, device=DEVICE))
+        loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+def test_an_ignored_row_is_not_read():
+    logits, targets = randn(4, 65), targets_below(65, 4)
+    expected = ours(logits, targets), gradient(ours, logits, targets)
+    logits[targets == IGNORED] = math.nan
+    assert torch.equal(ours(logits, targets), expected[0])
+    assert torch.equal(gradient(ours, logits, targets), expected[1])
+
+
+def test_the_ignored_index_may_be_a_token():
+    logits, targets = randn(6, 9, dtype=torch.float64), targets_below(9, 6, ignored=False)
+    targets[2] = 4
+    for function in (cross_entropy, torch_ops.cross_entropy):
+        assert function(logits, targets, ignore_index=4) != function(logits, targets)
+    ignoring = cross_entropy(logits, targets, ignore_index=4)
+    torch.testing.assert_close(ignoring, torch_ops.cross_entropy(logits, targets, ignore_index=4))
+
+
+@pytest.mark.parametrize("wrong", [9, -2, 2**40])
+def test_a_target_outside_the_vocabulary_is_not_looked_up(wrong):
+    logits = randn(3, 9)
+    assert ours(logits, torch.tensor([1, wrong, 3], device=DEVICE)).isnan()
+
+
+def test_logits_of_minus_infinity_have_no_probability():
+    logits, targets = randn(4, 70, dtype=torch.float64), targets_below(33, 4)
+    logits[:, 33:] = -math.inf
+    expected = exactly(logits[:, :33], targets)
+    torch.testing.assert_close(ours(logits, targets), expected, rtol=1e-14, atol=0)
+    dlogits = gradient(ours, logits, targets)
+    assert not dlogits[:, 33:].any()
+    torch.testing.assert_close(dlogits[:, :33], gradient(exactly, logits[:, :33], targets))
+
+
+@given(dtypes(), sizes(130), strategies.integers(-8, 8))
+def test_a_shift_that_can_be_represented_changes_no_bit(dtype, V, shift):
+    logits = (randn(3, V) * 4).round() / 4  # quarters up to 16 plus a shift fit into any dtype
+    logits, targets = logits.to(dtype), targets_below(V, 3)
+    shifted = logits + shift
+    assert torch.equal(ours(logits, targets), ours(shifted, targets))
+    assert torch.equal(gradient(ours, logits, targets), gradient(ours, shifted, targets))
+
+
+@given(sizes(), strategies.floats(0.01, 50))
+def test_a_row_of_the_gradient_sums_to_zero(V, scale):
+    dlogits = gradient(ours, randn(3, V, scale=scale), targets_below(V, 3))
+    assert dlogits.sum(-1).abs().max() <= 4 * V * torch.finfo(torch.float32).eps
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
+    for V in (2, 65, 257):
+        loss = ours(torch.zeros(3, V, device=DEVICE), targets_below(V, 3))
+        assert loss.item() == pytest.approx(math.log(V), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dloss", [0.0, 1 / 7, 2.0**16])
+def test_the_gradient_is_scaled_before_it_is_rounded(dtype, dloss):
+    # with 2^16 and fp16: gradients of 1e-8 that a loss scale is there to save
+    logits, targets = randn(9, 129, dtype=dtype, scale=3), targets_below(129, 9)
+    exact = gradient(exactly, logits.double(), targets, dloss)
+    baseline = gradient(exactly, logits.float(), targets, dloss)
+    assert_rounded_once(gradient(ours, logits, targets, dloss), exact, baseline)
+
+
+@pytest.mark.parametrize("dloss", [1.0, 0.3])
+def test_a_second_backward_gives_the_same_bits_and_leaves_the_first_alone(dloss):
+    logits = randn(6, 131, dtype=torch.bfloat16).requires_grad_()
+    loss = ours(logits, targets_below(131, 6)) * dloss
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (third,) = torch.autograd.grad(loss * 2, logits)
+    assert torch.equal(first, kept)
+    assert torch.equal(second, kept)
+    assert torch.equal(third, 2 * kept)
+    assert first.data_ptr() != second.data_ptr()
+
+
+def test_two_losses_in_one_graph():
+    logits = randn(6, 33, dtype=torch.float64).requires_grad_()
+    some, other = targets_below(33, 6), targets_below(33, 6, seed=2)
+
+    def twice(function):
+        loss = function(logits, some) + function(logits * 2, other)
+        return torch.autograd.grad(loss, logits)[0]
+
+    torch.testing.assert_close(twice(ours), twice(exactly), rtol=1e-12, atol=1e-14)
+
+
+def test_the_same_bits_every_time():
+    logits, targets = randn(40, 257, dtype=torch.bfloat16), targets_below(257, 40)
+    assert_deterministic(lambda: (ours(logits, targets), gradient(ours, logits, targets)))
+
+
+def test_without_a_gradient_the_logits_are_read_once():
+    def launched(**options):
+        with launch.record(90) as launches:
+            ours(torch.empty(8, 9000, device="meta", **options), torch.zeros(8, dtype=torch.int64))
+        return launches[0].arguments[4:6]  # statistics, dlogits
+
+    assert launched() == (None, None)
+    with torch.no_grad():
+        assert launched(requires_grad=True) == (None, None)
+    assert None not in launched(requires_grad=True)
+
+
+def test_under_autocast_and_checkpointing():
+    logits, targets = randn(6, 65, dtype=torch.bfloat16), targets_below(65, 6)
+    expected = gradient(ours, logits, targets)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(gradient(ours, logits, targets), expected)
+
+    def checkpointed(logits, targets):
+        return checkpoint(ours, logits, targets, use_reentrant=False)
+
+    assert torch.equal(gradient(checkpointed, logits, targets), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [((4, 7), (5,)), ((4, 7), (4, 1)), ((), ()), ((4, 0), (4,)), ((2, 3, 7), (6,))],
+)
+def test_shapes_that_do_not_fit_are_named(logits, targets):
+    with pytest.raises(ValueError, match=r"cross_entropy: logits .* and targets .* do not fit"):
+        cross_entropy(randn(*logits), torch.zeros(targets, dtype=torch.int64, device=DEVICE))
+
+
+def test_targets_must_be_int64():
+    with pytest.raises(ValueError, match=r"targets are torch.int32; give torch.int64"):
+        cross_entropy(randn(2, 3), torch.zeros(2, dtype=torch.int32, device=DEVICE))

@@ -1,0 +1,105 @@
+"""The instruments themselves: what they must let pass, and what they must not."""
+
+import math
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from kernels.common.launch import launch
+from tests import numerics
+from tests.numerics import LAYOUTS, randn
+
+
+@triton.jit
+def _double(x_ptr, out_ptr, n, OVERSHOOT: tl.constexpr, MISSING: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < n, other=0)
+    tl.store(out_ptr + at, 2 * x, mask=at < n + OVERSHOOT - MISSING)
+
+
+def double(x, overshoot=0, missing=0):
+    out = torch.empty_like(x)
+    launch(_double, (1,), x, out, x.numel(), OVERSHOOT=overshoot, MISSING=missing, BLOCK=128)
+    return out
+
+
+def test_guarded_memory_lets_a_right_kernel_pass():
+    x = randn(100)
+    with numerics.guarded_memory():
+        assert torch.equal(double(x), 2 * x)
+
+
+def test_guarded_memory_sees_a_store_past_the_end():
+    message = "1 elements were written outside"
+    with pytest.raises(AssertionError, match=message), numerics.guarded_memory():
+        double(randn(100), overshoot=1)
+
+
+def test_guarded_memory_shows_what_was_not_written():
+    with numerics.guarded_memory():
+        assert double(randn(100), missing=1).isnan().sum() == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_guarded_keeps_values_and_strides(layout):
+    x = layout(randn(3, 5))
+    inside, check = numerics.guarded(x)
+    assert inside.stride() == x.stride()
+    assert torch.equal(inside, x)
+    check()
+
+
+def test_guarded_takes_integers_expanded_and_empty_tensors():
+    for x in (torch.arange(6), torch.arange(3.0).expand(4, 3), torch.empty(0, 5)):
+        inside, check = numerics.guarded(x)
+        assert torch.equal(inside, x)
+        check()
+
+
+def test_guarded_sees_a_write_to_the_operand():
+    inside, check = numerics.guarded(randn(5))
+    inside[2] += 1
+    with pytest.raises(AssertionError, match=r"an operand of shape \(5,\) was written"):
+        check()
+
+
+def test_rounded_once_passes_one_rounding_and_not_three():
+    exact = randn(1000, dtype=torch.float64)
+    baseline = exact.bfloat16()
+    numerics.assert_rounded_once(baseline, exact, baseline)
+    ulp = 2.0 ** (exact.abs().log2().floor() - 7)
+    with pytest.raises(AssertionError, match="error"):
+        numerics.assert_rounded_once((exact + 1.5 * ulp).bfloat16(), exact, baseline)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_rounded_once_never_passes_what_is_not_finite(poison):
+    exact = torch.full((3,), poison, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="not finite"):
+        numerics.assert_rounded_once(exact.float(), exact, exact.float())
+
+
+def test_deterministic_sees_one_bit():
+    results = iter([torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([-0.0])])
+    with pytest.raises(AssertionError, match="repeat 2"):
+        numerics.assert_deterministic(lambda: next(results))
+
+
+def test_hold_against_sees_a_wrong_gradient():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, dy):
+            return 2.001 * dy
+
+    def oracle(x):
+        return 2 * x
+
+    numerics.hold_against(oracle, oracle, [randn(5)])
+    with pytest.raises(AssertionError, match="gradient of operand 0"):
+        numerics.hold_against(Double.apply, oracle, [randn(5)])
