@@ -1,84 +1,29 @@
-"""The operations of a GPT, each by PyTorch (`native.py`) and by Triton (`fused.py`).
+"""The operations of a GPT, by PyTorch (`torch_ops.py`) and by Triton (`triton_ops.py`).
 
-`load("triton")` gives a table of functions, `load("torch")` the same table by PyTorch's own
-operations, `load("triton,attention=torch")` a mixture. Nothing is chosen behind the caller's
-back: a name that cannot be served on this machine raises `Unavailable` with what to do.
+`load("triton")` returns the table of Triton kernels, `load("torch")` the same table by PyTorch's
+own operations, and `load("triton,attention=torch")` a mixture. There is no silent fallback: an
+implementation that cannot run on this machine raises `Unavailable`, and the message says what to
+do.
 
-The promise of every Triton operation: the same inputs give the same bits, every time; values and
-gradients differ from fp64 by at most twice what PyTorch's own fp32 computation does, rounded once
-to the output's dtype (docs/library.md has the bounds of those with a matrix product inside);
-inputs are never written; tensors of any stride are taken; a wrong shape is a `ValueError`.
+Every Triton operation guarantees the following. The same inputs give the same bits, every time.
+Values and gradients differ from fp64 by at most twice the error of PyTorch's own fp32 computation,
+rounded once to the output's dtype (docs/library.md gives the bounds for operations with matrix
+products inside). Inputs are never written, and may have any strides. A wrong shape is a
+`ValueError`.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
+from kernels.ops import Ops, Unavailable
 
-class Unavailable(RuntimeError):
-    """The asked implementation cannot run here; the message says why and what to use instead."""
-
-
-class Ops(NamedTuple):
-    """One function per operation. B batch, T time, C channels, V vocabulary, H heads, D head size.
-
-    A NamedTuple of functions rather than a module, because a module breaks `copy.deepcopy`.
-    Where a function takes `dropout_p` and `seed`: kept values are scaled by 1/(1-p); `seed` is an
-    int64 tensor () on the device, drawn from the device's default generator when it is None.
-    """
-
-    # (tokens (B, T) int64, token_table (V, C), position_table (>=T, C) or None) -> (B, T, C)
-    embedding: Callable
-    # (x (..., C), weight (C,), bias (C,) or None, *, eps) -> (..., C)
-    layer_norm: Callable
-    # (x (..., C), weight (C,) or None, *, eps) -> (..., C)
-    rms_norm: Callable
-    # (residual (..., C), x (..., C), weight, bias, *, x_bias (C,) or None, eps, dropout_p, seed)
-    # -> residual + dropout(x + x_bias) (..., C), layer_norm of that (..., C)
-    add_layer_norm: Callable
-    # (q (B, H, Tq, D), k and v (B, Hkv, Tk, D), *, causal, window, dropout_p, scale, seed)
-    # -> (B, H, Tq, D)
-    # Where it is causal, row t sees the keys 0 ... t, of a window of W > 0 only the last W.
-    attention: Callable
-    # (qkv (B, T, (H + 2 Hkv) D) as [query | key | value], n_head,
-    #  *, n_kv_head (None: n_head), causal, window, qk_norm, eps, cos and sin (>= T, D) or None,
-    #  dropout_p, scale, seed) -> (B, T, H D)
-    # With qk_norm queries and keys are RMS-normalised; with angles each x of them then becomes
-    # x cos + roll(x, D / 2) sin.
-    attention_qkv: Callable
-    # (x (..., C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None,
-    #  *, activation, dropout_p, seed) -> (..., C)
-    feed_forward: Callable
-    # (logits (..., V), targets (...) int64, *, ignore_index) -> () mean over counted targets
-    cross_entropy: Callable
-    # (x (..., C), weight (V, C), bias (V,) or None, targets (...) int64, *, ignore_index) -> ()
-    linear_cross_entropy: Callable
-    # (parameters or groups of them, *, lr, betas, eps, weight_decay) -> torch.optim.Optimizer
-    adamw: Callable
-
-    # One token of each of B rows, to generate text with; these have no gradient.
-    # (x (B, K), weight (N, K), bias (N,) or None, *, scale (N,) of an int8 weight or None,
-    #  norm "layer_norm", "rms_norm" or None, norm_weight (K,), norm_bias (K,) or None, eps,
-    #  activation or None, residual (B, N) or None)
-    # -> residual + activation(norm(x) @ (scale * weight)^T + bias) (B, N)
-    decode_linear: Callable
-    # (qkv (B, (H + 2 Hkv) D) as [query | key | value], cache (2, B, Hkv, T, D) of keys and values,
-    #  position (B,) int64, *, window, qk_norm, eps, cos and sin (T, D) or None) -> (B, H D)
-    # The new key and value are written to the cache at `position`; the query sees all up to it,
-    # of a window of W > 0 only the last W.
-    decode_attention: Callable
-    # (logits (B, V), *, temperature, top_k, top_p, seed () int64) -> tokens (B,) int64
-    # The same tokens for the same logits and seed, as exp(logits / temperature) would draw them.
-    # Tokens count that have fewer than top_k likelier ones (0: any number), together below top_p.
-    sample_token: Callable
+__all__ = ["Ops", "Unavailable", "explain_auto", "load", "serving", "unavailable_reason"]
 
 
 def load(choice: str, device: str | torch.device | None = None) -> Ops:
-    """The table for `choice`: "auto", "triton", "torch", or "triton,attention=torch".
+    """Return the table for `choice`: "auto", "triton", "torch", or "triton,attention=torch".
 
-    `device` (default: CUDA where there is one) is where the operations will run. Raises
-    `ValueError` for a name that does not exist and `Unavailable` for one that cannot run there.
+    `device` is where the operations will run, by default CUDA if it is available. Raises
+    `ValueError` for an unknown name and `Unavailable` for an implementation that cannot run there.
     """
     from kernels import torch_ops
 
@@ -89,7 +34,7 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
         if not equals or name not in Ops._fields:
             raise ValueError(
                 f"kernels: {override!r} is not an override; write OPERATION=triton or "
-                f"OPERATION=torch with an operation of {', '.join(Ops._fields)}"
+                f"OPERATION=torch, where OPERATION is one of {', '.join(Ops._fields)}"
             )
         table = torch_ops.OPS if implementation == "torch" else _table(implementation, device)
         ops = ops._replace(**{name: getattr(table, name)})
@@ -97,16 +42,19 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
 
 
 def explain_auto(device: str | torch.device | None = None) -> tuple[str, str]:
-    """What "auto" means on `device`: the name of a table, and the reason in a few words."""
+    """Return what "auto" means on `device`: the name of a table, and the reason in a few words."""
     device = _device(device)
     reason = unavailable_reason(device)
     if reason is None and device.type == "cuda":
-        return "triton", "a CUDA card of compute capability 8.0 or newer"
-    return "torch", reason or f"the device is {device.type}, where kernels are only interpreted"
+        return "triton", "the GPU has compute capability 8.0 or newer"
+    return (
+        "torch",
+        reason or f"the device is {device.type}, where kernels run only in the interpreter",
+    )
 
 
 def unavailable_reason(device: str | torch.device | None = None) -> str | None:
-    """Why the Triton operations cannot run on `device`, or None where they can."""
+    """Return why the Triton operations cannot run on `device`, or None if they can."""
     device = _device(device)
     try:
         import triton
@@ -115,32 +63,32 @@ def unavailable_reason(device: str | torch.device | None = None) -> str | None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
         return f"triton {triton.__version__} is older than 3.6"
     if triton.knobs.runtime.interpret:
-        return None  # TRITON_INTERPRET=1: slowly, on any device
+        return None  # TRITON_INTERPRET=1 runs on any device, slowly
     if device.type != "cuda":
         return f"the device is {device.type}, and Triton kernels need an NVIDIA GPU"
     if torch.version.hip:
-        return "the GPU is AMD's, on which the kernels have never been proven"
+        return "the GPU is an AMD GPU, on which the kernels have never been tested"
     if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA card"
+        return "PyTorch sees no CUDA GPU"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
-        return f"the card's compute capability is {major}.{minor}, and the kernels need 8.0"
+        return f"the GPU has compute capability {major}.{minor}, and the kernels need 8.0"
     return None
 
 
-def _device(device) -> torch.device:
+def _device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def serving(ops: Ops) -> dict[str, str]:
-    """Which implementation serves each operation of a table: {"layer_norm": "triton", ...}."""
+    """Return the implementation of each operation in a table: {"layer_norm": "triton", ...}."""
     return {
         name: "torch" if function.__module__ == "kernels.torch_ops" else "triton"
         for name, function in ops._asdict().items()
     }
 
 
-def _table(name: str, device) -> Ops:
+def _table(name: str, device: str | torch.device | None) -> Ops:
     if name == "auto":
         name, _ = explain_auto(device)
     if name == "torch":
@@ -157,4 +105,4 @@ def _table(name: str, device) -> Ops:
         from kernels import triton_ops
 
         return triton_ops.OPS
-    raise ValueError(f"kernels: {name!r} is unknown; choose auto, triton or torch")
+    raise ValueError(f"kernels: {name!r} is not an implementation; choose auto, triton or torch")

@@ -1,11 +1,11 @@
-"""Every operation of a table on this device against PyTorch in fp64, in seconds.
+"""A check of every operation of a table on this device against PyTorch in fp64, within seconds.
 
-`python -m kernels.doctor --check` prints what it finds. The tests have much tighter bounds;
-this shows whether the kernels compile, run and are right at all with this compiler, driver and GPU.
+`python -m kernels.doctor --check` prints the results. The tests have much tighter bounds; this
+check shows whether the kernels compile, run and are correct with this compiler, driver and GPU.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,18 +14,24 @@ from triton.errors import TritonError
 
 from kernels import Ops, serving, torch_ops
 
-# B, T, C, H, V: whole tiles and wide loads; then neither
-SIZES = ((2, 256, 384, 6, 1024), (2, 77, 60, 3, 101))
-# what PyTorch and Triton raise when a kernel does not compile, load or run
+Sizes = tuple[int, int, int, int, int]  # B, T, C, H, V
+
+SIZES: tuple[Sizes, ...] = (
+    (2, 256, 384, 6, 1024),
+    (2, 77, 60, 3, 101),
+)  # whole tiles and wide loads; neither
+# raised by PyTorch and Triton when a kernel does not compile, load or run
 RAISED = (RuntimeError, ValueError, TypeError, AssertionError, TritonError)
-# of the norm of a result: some roundings of bf16, of fp16, of fp32
+# relative to the norm of a result: several roundings of each dtype
 BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.005, torch.float32: 1e-5}
 
 
-def failures(ops: Ops, device: torch.device, dtypes=tuple(BOUNDS)) -> dict[str, str]:
-    """Operation -> what is wrong with it, of those for which something is."""
+def failures(
+    ops: Ops, device: torch.device, dtypes: Iterable[torch.dtype] = tuple(BOUNDS)
+) -> dict[str, str]:
+    """Operation -> what is wrong with it, for the operations that fail."""
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # TF32 is no error of a kernel's
+    torch.set_float32_matmul_precision("highest")  # TF32 is not an error of a kernel
     try:
         reasons = {name: failure(name, ops, device, dtypes) for name in Ops._fields}
     finally:
@@ -33,26 +39,30 @@ def failures(ops: Ops, device: torch.device, dtypes=tuple(BOUNDS)) -> dict[str, 
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def failure(name: str, ops: Ops, device: torch.device, dtypes=tuple(BOUNDS)) -> str | None:
-    """How an operation differs from PyTorch's, or why it does not run; None where it is right."""
+def failure(
+    name: str, ops: Ops, device: torch.device, dtypes: Iterable[torch.dtype] = tuple(BOUNDS)
+) -> str | None:
+    """How an operation differs from PyTorch's, or why it does not run; None if it is correct."""
     for dtype in dtypes:
         for sizes in SIZES:
             try:
                 error = largest_error(name, ops, device, dtype, sizes)
             except RAISED as raised:
                 return f"{type(raised).__name__}: {str(raised).strip().partition(chr(10))[0]}"
-            if not error <= BOUNDS[dtype]:  # NaN is not either
+            if not error <= BOUNDS[dtype]:  # also if it is NaN
                 word = str(dtype).removeprefix("torch.")
-                return f"in {word} it differs from PyTorch's by {100 * error:.2g}%"
+                return f"differs from PyTorch by {100 * error:.2g}% in {word}"
     return None
 
 
-def largest_error(name: str, ops: Ops, device, dtype, sizes) -> float:
-    """Of results and gradients, each as a share of its norm."""
+def largest_error(
+    name: str, ops: Ops, device: torch.device, dtype: torch.dtype, sizes: Sizes
+) -> float:
+    """The largest error of results and gradients, each relative to its norm."""
     ours = list(results(name, ops, device, dtype, sizes, dtype))
     exact = list(results(name, torch_ops.OPS, device, dtype, sizes, torch.float64))
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # a kernel's illegal access is raised here
+        torch.cuda.synchronize(device)  # raises an illegal memory access of a kernel
     errors = [
         (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-9)
         for a, b in zip(ours, exact, strict=True)
@@ -60,7 +70,14 @@ def largest_error(name: str, ops: Ops, device, dtype, sizes) -> float:
     return torch.stack(errors).max().item()
 
 
-def results(name: str, ops: Ops, device, dtype, sizes, compute) -> Iterator[torch.Tensor]:
+def results(
+    name: str,
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Sizes,
+    compute: torch.dtype,
+) -> Iterator[torch.Tensor]:
     """Results and gradients of an operation on numbers of `dtype`, computed in `compute`."""
     generator = torch.Generator().manual_seed(0)
 
@@ -87,7 +104,8 @@ def results(name: str, ops: Ops, device, dtype, sizes, compute) -> Iterator[torc
     yield from torch.autograd.grad(outputs, leaves, gradients)
 
 
-def _operands(name: str, normal, integers, sizes) -> tuple[tuple, dict]:
+def _operands(name: str, normal: Callable, integers: Callable, sizes: Sizes) -> tuple[tuple, dict]:
+    """Operands and options of a call."""
     B, T, C, H, V = sizes
     D, F = C // H, 4 * C
     match name:
@@ -122,7 +140,8 @@ def _operands(name: str, normal, integers, sizes) -> tuple[tuple, dict]:
     raise ValueError(f"{name} is not an operation of kernels.Ops")
 
 
-def _updated(ops: Ops, normal, sizes) -> Iterator[torch.Tensor]:
+def _updated(ops: Ops, normal: Callable, sizes: Sizes) -> Iterator[torch.Tensor]:
+    """Parameters after two steps of the optimizer."""
     _, _, C, *_ = sizes
     parameters = [torch.nn.Parameter(normal(*shape).detach()) for shape in ((C, C), (C,))]
     optimizer = ops.adamw(parameters, lr=0.1)
@@ -134,7 +153,7 @@ def _updated(ops: Ops, normal, sizes) -> Iterator[torch.Tensor]:
 
 
 def facts(ops: Ops, device: torch.device) -> dict:
-    """What a verdict of this table holds for: the GPU, its software, and these files."""
+    """What the results of a check depend on: the GPU, its software, and the source files."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         sources.update(path.read_bytes())

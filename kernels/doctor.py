@@ -1,6 +1,6 @@
-"""python -m kernels.doctor: what runs on this machine, why, and what to do about it.
+"""python -m kernels.doctor: report which kernels run on this machine, why, and what to improve.
 
-`examine` collects facts, `advice` makes sentences of them; only the first looks at the machine.
+`examine` collects facts about the machine; `advice` turns them into sentences.
 """
 
 import argparse
@@ -22,25 +22,28 @@ DRIVER = Path("/dev/nvidiactl")  # exists where an NVIDIA driver is loaded
 
 
 class Facts(NamedTuple):
+    """What the advice depends on."""
+
     python: str
     torch: str
-    cuda: str | None  # the CUDA that PyTorch was built for
-    hip: str | None  # or AMD's counterpart
+    cuda: str | None  # the version of CUDA that PyTorch was built for
+    hip: str | None  # the version of ROCm that PyTorch was built for
     triton: str | None
     numpy: str
     driver: bool  # an NVIDIA driver is loaded
-    cards: tuple[str, ...]  # as PyTorch sees them
-    capability: tuple[int, int] | None  # of the first card
+    gpus: tuple[str, ...]  # as PyTorch sees them
+    capability: tuple[int, int] | None  # of the first GPU
     interpreter: bool  # TRITON_INTERPRET=1
     auto: str  # what --kernels auto means here: "triton" or "torch"
     reason: str
-    serving: dict[str, str]  # operation -> implementation, under auto
+    serving: dict[str, str]  # operation -> implementation with auto
 
 
 def examine() -> Facts:
+    """Collect the facts about this machine and this process."""
     triton, interpreter = _triton()
     auto, reason = kernels.explain_auto()
-    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return Facts(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -49,8 +52,8 @@ def examine() -> Facts:
         triton=triton,
         numpy=metadata.version("numpy"),
         driver=DRIVER.exists(),
-        cards=tuple(torch.cuda.get_device_name(card) for card in cards),
-        capability=torch.cuda.get_device_capability(0) if cards else None,
+        gpus=tuple(torch.cuda.get_device_name(gpu) for gpu in gpus),
+        capability=torch.cuda.get_device_capability(0) if gpus else None,
         interpreter=interpreter,
         auto=auto,
         reason=reason,
@@ -59,38 +62,38 @@ def examine() -> Facts:
 
 
 def advice(facts: Facts) -> list[str]:
-    """What to do here, a sentence or two for each thing that is not as fast as it could be."""
-    return [*_about_card(facts), *_about_versions(facts), *_about_interpreter(facts)]
+    """What to improve on this machine, one or two sentences each; empty if nothing."""
+    return [*_about_gpu(facts), *_about_versions(facts), *_about_interpreter(facts)]
 
 
-def _about_card(facts: Facts) -> list[str]:
+def _about_gpu(facts: Facts) -> list[str]:
     if facts.hip:
         return [
-            "The kernels compile for AMD GPUs but have never run on one, so they are not offered "
-            "here: --kernels torch (which auto chooses) runs PyTorch's own."
+            "The kernels compile for AMD GPUs but have never been tested on one, so they are not "
+            "available here; use --kernels torch, which auto selects."
         ]
     if facts.capability and facts.capability < (8, 0):
         major, minor = facts.capability
         return [
-            f"A card of compute capability {major}.{minor} has no tensor-core path in Triton any "
-            "more: stay with --kernels torch (which auto chooses), and train in float16, because "
-            "the card has no bfloat16."
+            f"Triton no longer supports the tensor cores of a GPU of compute capability {major}."
+            f"{minor}: use --kernels torch, which auto selects, and train in float16, because the "
+            "GPU does not support bfloat16."
         ]
     if facts.capability:
         return []
     if facts.driver and not facts.cuda:
         return [
-            "There is an NVIDIA driver, but this PyTorch was built without CUDA: install the CUDA "
-            "build of PyTorch (pytorch.org says how) to use the card."
+            "There is an NVIDIA driver, but this PyTorch was built without CUDA: to use the GPU, "
+            "install the CUDA build of PyTorch (see pytorch.org)."
         ]
     if facts.driver:
         return [
-            "There is an NVIDIA driver, but PyTorch sees no card: `python -c 'import torch; "
-            "torch.cuda.init()'` says why; often CUDA_VISIBLE_DEVICES is empty, or the driver is "
-            f"older than CUDA {facts.cuda} needs."
+            "There is an NVIDIA driver, but PyTorch sees no GPU: `python -c 'import torch; "
+            "torch.cuda.init()'` prints the reason. Often CUDA_VISIBLE_DEVICES is empty, or the "
+            f"driver is too old for CUDA {facts.cuda}."
         ]
     return [
-        "There is no card, so everything runs through PyTorch on the CPU, and that works. To run "
+        "There is no GPU, so all operations run through PyTorch on the CPU, which works. To run "
         "the Triton kernels here, slowly, set TRITON_INTERPRET=1 and use --kernels triton."
     ]
 
@@ -105,23 +108,23 @@ def _about_versions(facts: Facts) -> list[str]:
     elif _number(facts.triton) < OLDEST:
         found.append(
             f"Triton {facts.triton} is older than 3.6, which the kernels need: upgrade PyTorch, "
-            "which brings its own, or use --kernels torch."
+            "which installs its own Triton, or use --kernels torch."
         )
     elif _number(facts.triton) > NEWEST:
         found.append(
-            f"Triton {facts.triton} is newer than 3.9, the newest that was tested: run `make test` "
+            f"Triton {facts.triton} is newer than 3.9, the newest tested version: run `make test` "
             "and `python -m bench.ledger --check` once, and use --kernels torch if they fail."
         )
     return found
 
 
 def _about_interpreter(facts: Facts) -> list[str]:
-    if not facts.interpreter:
+    if not facts.interpreter or facts.triton is None:
         return []
     found = []
     if facts.capability:
         found.append(
-            "TRITON_INTERPRET=1 runs the kernels in Python although there is a card: unset it."
+            "TRITON_INTERPRET=1 runs the kernels in Python although there is a GPU: unset it."
         )
     if _number(facts.numpy) >= (2, 4) and _number(facts.triton) < (3, 7):
         found.append(
@@ -132,6 +135,7 @@ def _about_interpreter(facts: Facts) -> list[str]:
 
 
 def report(facts: Facts) -> str:
+    """The facts and the advice as text."""
     built_for = f"CUDA {facts.cuda}" if facts.cuda else f"ROCm {facts.hip}" if facts.hip else "CPU"
     capability = ".".join(map(str, facts.capability or ()))
     lines = {
@@ -139,20 +143,20 @@ def report(facts: Facts) -> str:
         "torch": f"{facts.torch}, built for {built_for}",
         "triton": facts.triton or "not installed",
         "interpreter": "on (TRITON_INTERPRET=1)" if facts.interpreter else "off",
-        "cards": ", ".join(facts.cards) + f" (compute capability {capability})"
-        if facts.cards
-        else "none that PyTorch sees",
+        "gpus": ", ".join(facts.gpus) + f" (compute capability {capability})"
+        if facts.gpus
+        else "none visible to PyTorch",
         "--kernels auto": f"{facts.auto}: {facts.reason}",
     } | {f"  {operation}": name for operation, name in facts.serving.items()}
     width = max(map(len, lines))
-    sentences = advice(facts) or ["Nothing is left to do: the kernels run at full speed here."]
+    sentences = advice(facts) or ["Nothing to improve: the kernels run at full speed here."]
     return "\n".join(
         [*(f"{name:{width}}  {value}" for name, value in lines.items()), "", *sentences]
     )
 
 
 def _triton() -> tuple[str | None, bool]:
-    """Its version, and whether it interprets."""
+    """The version of Triton, or None, and whether its interpreter is enabled."""
     try:
         import triton
     except ImportError:
@@ -162,14 +166,16 @@ def _triton() -> tuple[str | None, bool]:
 
 
 def _number(version: str) -> tuple[int, int]:
-    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
+    """The major and minor version."""
+    major, minor = re.findall(r"\d+", version)[:2]
     return int(major), int(minor)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print the report; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the facts and advice as JSON")
-    parser.add_argument("--check", action="store_true", help="run every operation against PyTorch")
+    parser.add_argument("--check", action="store_true", help="compare every operation with PyTorch")
     options = parser.parse_args(arguments)
     facts = examine()
     if options.json:
@@ -180,19 +186,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check() -> int:
-    """Print what is wrong with each operation here, as far as something is; 1 if so."""
+    """Print whether each operation agrees with PyTorch; return the exit code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         ops = kernels.load("triton", device)
     except kernels.Unavailable as error:
-        print(f"\nnothing to check: {error}")
+        print(f"\ncannot check the kernels: {error}")
         return 2
     from kernels import check
 
     found = check.failures(ops, device)
     print()
     for name in ops._fields:
-        print(f"{name}: {found.get(name, 'as PyTorch computes it')}")
+        print(f"{name}: {found.get(name, 'agrees with PyTorch')}")
     return 1 if found else 0
 
 

@@ -5,14 +5,14 @@
     dposition_table[t] = sum_b dy[b, t]
 
 Decisions:
-- Backward sorts the tokens, stably: then the rows of dy that belong to a row of the table stand in
-  one piece and in a fixed order, and a program adds them up in fp32. No atomics, the same bits
-  every run, every element rounded once, and rows that no token asks for become 0 on the way.
-- With a small vocabulary a common token would keep one program busy for long: of the 16,384
-  characters of the lecture's batch one in seven is a space. Then several programs share a row, as
-  many as the shapes say, and their partial sums are added in order.
-- dposition_table is a sum over the batch, and PyTorch's is as good as any.
-- A token outside the table gives NaN, or with TRITON_DEBUG=1 the kernel stops and says why.
+- Backward sorts the tokens stably. The rows of dy that belong to one row of the table are then
+  adjacent and in a fixed order, and one program adds them in fp32. This needs no atomics, gives the
+  same bits every run, rounds every element once, and writes 0 to rows that no token selects.
+- With a small vocabulary, one common token would occupy a single program for long: one in seven of
+  the 16,384 characters of the lecture's batch is a space. Then several programs share a row of the
+  table, as many as the shapes give, and their partial sums are added in order.
+- dposition_table is a sum over the batch, for which PyTorch's kernel is as good as any.
+- A token outside the table gives NaN; with TRITON_DEBUG=1 the kernel stops with a message.
 """
 
 import torch
@@ -20,15 +20,19 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
 
-ROWS_PER_SHARE = 8  # at least so many rows of dy per program, were all tokens equally common
+ROWS_PER_SHARE = 8  # fewest rows of dy per program if all tokens were equally common
 MOST_SHARES = 32
 
 
 @triton.jit
 def embedding_forward_kernel(
-    tokens_ptr, token_table_ptr, position_table_ptr, y_ptr,
+    tokens_ptr,  # (N,), N = B * T
+    token_table_ptr,  # (V, C)
+    position_table_ptr,  # (>= T, C) or None
+    y_ptr,  # (N, C)
     N, T, V, C, token_stride, position_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +52,10 @@ def embedding_forward_kernel(
 
 @triton.jit
 def embedding_backward_kernel(
-    dy_ptr, order_ptr, first_ptr, gradient_ptr,
+    dy_ptr,  # (N, C)
+    order_ptr,  # (N,): the stable order of the tokens
+    first_ptr,  # (V + 1,): where each token begins in that order
+    gradient_ptr,  # (shares, V, C)
     V, C, dy_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -71,8 +78,10 @@ def embedding_backward_kernel(
 
 
 class Embedding(torch.autograd.Function):
+    """tokens (B, T), token_table (V, C), position_table (P, C) or None -> y (B, T, C)."""
+
     @staticmethod
-    def forward(ctx, tokens, token_table, position_table):  # (B, T), (V, C), (P, C) or None
+    def forward(ctx, tokens, token_table, position_table):
         (B, T), (V, C) = tokens.shape, token_table.shape
         dtype, position_stride = token_table.dtype, 0
         if position_table is not None:
@@ -111,17 +120,17 @@ def _token_gradient(dy, tokens, shape, dtype):
     dy = dy.reshape(-1, C)
     if dy.stride(1) != 1:
         dy = dy.contiguous()
-    ordered, order = tokens.reshape(-1).to(torch.int32).sort(stable=True)  # half the radix passes
+    # int32 halves the passes of the radix sort
+    ordered, order = tokens.reshape(-1).to(torch.int32).sort(stable=True)
     boundaries = torch.arange(V + 1, dtype=torch.int32, device=tokens.device)
     first = torch.searchsorted(ordered, boundaries, out_int32=True)  # (V + 1,)
     shares = min(max(len(dy) // (ROWS_PER_SHARE * V), 1), MOST_SHARES)
-    wide = torch.promote_types(dtype, torch.float32)
-    gradient = torch.empty(shares, V, C, dtype=wide if shares > 1 else dtype, device=dy.device)
+    wide = accumulator(dtype) if shares > 1 else dtype
+    gradient = torch.empty(shares, V, C, dtype=wide, device=dy.device)
     options = _tiles(C, dy.dtype, dy.device)
     grid = V, shares, cdiv(C, options["COLUMNS"])
-    launch(
-        embedding_backward_kernel, grid, dy, order, first, gradient, V, C, dy.stride(0), **options
-    )
+    operands = dy, order, first, gradient, V, C, dy.stride(0)
+    launch(embedding_backward_kernel, grid, *operands, **options)
     return gradient.sum(0).to(dtype) if shares > 1 else gradient[0]
 
 
@@ -131,28 +140,30 @@ def _tiles(C, dtype, device):
     return {
         "ROWS": min(elements // COLUMNS, rows),
         "COLUMNS": COLUMNS,
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "ACC": triton_accumulator(dtype),
         "num_warps": num_warps,
     }
 
 
 @opaque
-def embedding(tokens, token_table, position_table=None):  # (B, T), (V, C), (P, C) -> (B, T, C)
-    """token_table[tokens], plus the first T rows of position_table where there is one."""
+def embedding(
+    tokens: torch.Tensor, token_table: torch.Tensor, position_table: torch.Tensor | None = None
+) -> torch.Tensor:
+    """token_table[tokens], plus the first T rows of position_table if there is one: (B, T, C)."""
     fits = tokens.ndim == token_table.ndim == 2 and token_table.numel() > 0
     if fits and position_table is not None:
         fits = position_table.ndim == 2 and position_table.shape[1] == token_table.shape[1]
         fits = fits and position_table.shape[0] >= tokens.shape[1]
     if not fits:
+        positions = None if position_table is None else tuple(position_table.shape)
         raise ValueError(
             f"embedding: tokens {tuple(tokens.shape)}, token_table {tuple(token_table.shape)} and "
-            f"position_table {None if position_table is None else tuple(position_table.shape)} do "
-            "not fit; give (B, T), (V, C), and (at least T, C) or None"
+            f"position_table {positions} do not fit; give (B, T), (V, C), and (>= T, C) or None"
         )
     if tokens.dtype != torch.int64:
-        raise ValueError(f"embedding: tokens are {tokens.dtype}; give torch.int64")
-    token_table, position_table = (
+        raise ValueError(f"embedding: tokens have dtype {tokens.dtype}; give torch.int64")
+    tables = (
         table if table is None or table.stride(1) == 1 else table.contiguous()
         for table in (token_table, position_table)
     )
-    return Embedding.apply(tokens, token_table, position_table)
+    return Embedding.apply(tokens, *tables)

@@ -1,48 +1,71 @@
-"""Every operation as PyTorch ships it. In fp64 it is the oracle of the tests.
+"""Every operation by PyTorch's own functions; in fp64 they are the reference of the tests.
 
-Shapes are in `kernels.Ops`. Dropout draws from PyTorch's generator, so `seed` is not used here.
+`kernels.Ops` documents the operations and their shapes. Dropout uses PyTorch's generator and
+ignores `seed`.
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import Ops
+from kernels.ops import Ops
 
 
-def embedding(tokens, token_table, position_table=None):
+def embedding(tokens: Tensor, token_table: Tensor, position_table: Tensor | None = None) -> Tensor:
     x = F.embedding(tokens, token_table)  # (B, T, C)
     return x if position_table is None else x + position_table[: tokens.shape[1]]
 
 
-def layer_norm(x, weight, bias=None, *, eps=1e-5):
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def rms_norm(x, weight=None, *, eps=1e-5):
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     if weight is None or weight.dtype == x.dtype:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
-    wider = torch.promote_types(x.dtype, weight.dtype)  # of two dtypes PyTorch's warns
+    wider = torch.promote_types(x.dtype, weight.dtype)  # PyTorch warns about two dtypes
     return F.rms_norm(x.to(wider), x.shape[-1:], weight.to(wider), eps).to(x.dtype)
 
 
 def add_layer_norm(
-    residual, x, weight, bias=None, *, x_bias=None, eps=1e-5, dropout_p=0.0, seed=None
-):
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    x_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     if x_bias is not None:
         x = x + x_bias.to(x.dtype)
     total = residual + F.dropout(x, dropout_p)
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
 
-def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed=None):
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    window: int = 0,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: Tensor | None = None,
+) -> Tensor:
     if window and not causal:
-        raise ValueError("attention looks back over a window only where it is causal")
+        raise ValueError(f"attention: window is {window}, which needs causal=True")
     if q.device.type == "cpu" and k.shape[2] <= SHORT:
         return _attention_by_products(q, k, v, causal, window, dropout_p, scale)
     return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
+        *(q, k, v),
         attn_mask=_mask(q, k, causal, window) if window else None,
         is_causal=causal and not window,
         dropout_p=dropout_p,
@@ -51,15 +74,16 @@ def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed
     )
 
 
-# On a CPU the backward of PyTorch's fused attention takes three to four times as long as plain
-# matrix products in bf16 (T = 64 to 256); past this length the weights would fill the memory.
+# Keys. On a CPU the backward of PyTorch's fused attention takes three to four times as long as
+# plain matrix products in bf16 (T = 64 to 256); for longer sequences the weights would take much
+# memory.
 SHORT = 512
 
 
 def _attention_by_products(q, k, v, causal, window, dropout_p, scale):
     B, H, T, D = q.shape
     Hkv, Tk = k.shape[1:3]
-    group = H // Hkv  # whose queries are rows of one product
+    group = H // Hkv  # its queries are rows of one product
     mask = _mask(q, k, causal, window).expand(group, T, Tk).reshape(group * T, Tk)
     q = q.reshape(B * Hkv, group * T, D)
     k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*Hkv, Tk, D)
@@ -69,7 +93,7 @@ def _attention_by_products(q, k, v, causal, window, dropout_p, scale):
 
 
 def _mask(q, k, causal, window):
-    """-inf where a row does not see a key, 0 where it does: (Tq, Tk)."""
+    """(Tq, Tk): 0 where a row sees a key, else -inf."""
     mask = q.new_zeros(q.shape[2], k.shape[2])
     if not causal:
         return mask
@@ -79,25 +103,25 @@ def _mask(q, k, causal, window):
 
 
 def attention_qkv(
-    qkv,
-    n_head,
+    qkv: Tensor,
+    n_head: int,
     *,
-    n_kv_head=None,
-    causal=True,
-    window=0,
-    qk_norm=False,
-    eps=1e-5,
-    cos=None,
-    sin=None,
-    dropout_p=0.0,
-    scale=None,
-    seed=None,
-):
-    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # of query, key, value
+    n_kv_head: int | None = None,
+    causal: bool = True,
+    window: int = 0,
+    qk_norm: bool = False,
+    eps: float = 1e-5,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: Tensor | None = None,
+) -> Tensor:
+    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # heads of q, k, v
     heads = qkv.unflatten(2, (sum(counts), -1))  # (B, T, H + 2 Hkv, D)
     if qk_norm or cos is not None:
         qk, v = heads.split((counts[0] + counts[1], counts[2]), dim=2)
-        angles = (None, None) if cos is None else (cos[: qkv.shape[1]], sin[: qkv.shape[1]])
+        angles = (x if x is None else x[: qkv.shape[1]] for x in (cos, sin))
         qk = _positioned(qk, qk_norm, eps, *angles)
         q, k = qk.split(counts[:2], dim=2)
     else:
@@ -108,17 +132,17 @@ def attention_qkv(
 
 
 def _positioned(x, norm, eps, cos, sin):
-    """x (..., heads, D), RMS-normalised, and turned by cos and sin (..., D) where there are any."""
+    """x (..., heads, D), RMS-normalised if `norm`, rotated by cos and sin (..., D) if not None."""
     if norm:
         x = rms_norm(x, eps=eps)
     if cos is None:
         return x
     # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
-    turned = x.roll(x.shape[-1] // 2, dims=-1) * sin[..., None, :].to(x.dtype)
-    return torch.addcmul(turned, x, cos[..., None, :].to(x.dtype))
+    rotated = x.roll(x.shape[-1] // 2, dims=-1) * sin[..., None, :].to(x.dtype)
+    return torch.addcmul(rotated, x, cos[..., None, :].to(x.dtype))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -126,49 +150,66 @@ ACTIVATIONS = {
 }
 
 
-def feed_forward(x, w1, b1, w2, b2, *, activation="gelu", dropout_p=0.0, seed=None):
+def feed_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    activation: str = "gelu",
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
     hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))  # (..., F)
     return F.dropout(F.linear(hidden, w2, b2), dropout_p)
 
 
-def cross_entropy(logits, targets, *, ignore_index=-100):
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
     logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     exact = logits if logits.dtype == torch.float64 else logits.float()
     loss = F.cross_entropy(exact, targets, ignore_index=ignore_index, reduction="sum")
     return loss / (targets != ignore_index).sum().clamp(min=1)  # 0, not NaN, when none counts
 
 
-def linear_cross_entropy(x, weight, bias, targets, *, ignore_index=-100):
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
     return cross_entropy(F.linear(x, weight, bias), targets, ignore_index=ignore_index)
 
 
-def adamw(params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+def adamw(
+    params: Iterable[Any],
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> torch.optim.AdamW:
     groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
-    options = {}
+    options: dict[str, Any] = {"lr": lr}
     if all(parameter.is_cuda for group in groups for parameter in group["params"]):
-        # one launch per step, which a CUDA graph can hold: the learning rate is on the device
+        # one launch per step; with the learning rate on the device, a CUDA graph can capture it
         options = {"fused": True, "capturable": True}
-        lr = torch.tensor(lr, device=groups[0]["params"][0].device)
-    return torch.optim.AdamW(
-        groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options
-    )
+        options["lr"] = torch.tensor(lr, device=groups[0]["params"][0].device)
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, weight_decay=weight_decay, **options)
 
 
 def decode_linear(
-    x,
-    weight,
-    bias=None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
     *,
-    scale=None,
-    norm=None,
-    norm_weight=None,
-    norm_bias=None,
-    eps=1e-5,
-    activation=None,
-    residual=None,
-):
+    scale: Tensor | None = None,
+    norm: str | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     if norm == "layer_norm":
-        x = layer_norm(x, norm_weight, norm_bias, eps=eps)
+        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     elif norm == "rms_norm":
         x = rms_norm(x, norm_weight, eps=eps)
     y = _linear(x, weight) if scale is None else _int8_linear(x, weight, scale)
@@ -180,10 +221,10 @@ def decode_linear(
 
 
 def _linear(x, weight):
-    """x @ weight^T; a single fp32 row on a CPU as two products.
+    """x @ weight^T; a single fp32 row on a CPU as a batch of two products.
 
-    Of two, PyTorch computes each by itself, on all cores. One alone is MKL's matrix-vector product,
-    on one core: on two cores of an AMD EPYC it took 4.5 times as long.
+    PyTorch computes the two on all cores. A single one becomes MKL's matrix-vector product on one
+    core, which took 4.5 times as long on two cores of an AMD EPYC.
     """
     one_row = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) == 1
     if one_row and len(weight) % 2 == 0:
@@ -192,25 +233,33 @@ def _linear(x, weight):
 
 
 def _int8_linear(x, weight, scale):
-    # reads a byte per weight, and beyond the row's end where that is no multiple of 16
+    # reads one byte per weight, but past the end of a row whose length is not a multiple of 16
     if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0:
         return torch._weight_int8pack_mm(x.contiguous(), weight.contiguous(), scale.bfloat16())
     return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
 
 
 def decode_attention(
-    qkv, cache, position, *, window=0, qk_norm=False, eps=1e-5, cos=None, sin=None
-):
+    qkv: Tensor,
+    cache: Tensor,
+    position: Tensor,
+    *,
+    window: int = 0,
+    qk_norm: bool = False,
+    eps: float = 1e-5,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+) -> Tensor:
     _, B, Hkv, T, D = cache.shape
     H = qkv.shape[1] // D - 2 * Hkv
     qk, v = qkv.view(B, H + 2 * Hkv, D).split((H + Hkv, Hkv), dim=1)
-    angles = (None, None) if cos is None else (cos[position], sin[position])
+    angles = (x if x is None else x[position] for x in (cos, sin))
     qk = _positioned(qk, qk_norm, eps, *angles)
     q, k = qk.split((H, Hkv), dim=1)  # (B, H, D), (B, Hkv, D)
     row = torch.arange(B, device=qkv.device)
     cache[0, row, :, position], cache[1, row, :, position] = k, v
     begin, end = 0, T
-    if B and qkv.device.type == "cpu":  # no wait there; on a card all keys are read, and masked
+    if B and qkv.device.type == "cpu":  # on a GPU this would synchronise
         begin = max(0, int(position.min()) - window + 1) if window else 0
         end = int(position.max()) + 1
     key = torch.arange(begin, end, device=qkv.device)
@@ -223,7 +272,14 @@ def decode_attention(
     return out.flatten(1)  # (B, H D)
 
 
-def sample_token(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+def sample_token(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: Tensor | None = None,
+) -> Tensor:
     B, V = logits.shape
     if temperature == 0.0:
         return logits.argmax(-1)
@@ -233,24 +289,24 @@ def sample_token(logits, *, temperature=1.0, top_k=0, top_p=1.0, seed=None):
         kept &= z >= z.topk(top_k, dim=-1).values[:, -1:]
     if top_p < 1.0:
         p, order = z.softmax(-1).sort(dim=-1, descending=True)
-        first = torch.searchsorted(-p, -p)  # of the tokens that are as likely
-        likelier = (p.cumsum(-1) - p).gather(-1, first)
-        kept &= torch.empty_like(kept).scatter_(-1, order, likelier < top_p)
-    # where z + Gumbel noise is largest is a draw from softmax(z)
+        first = torch.searchsorted(-p, -p)  # of the equally likely tokens
+        more_likely = (p.cumsum(-1) - p).gather(-1, first)  # probability of more likely tokens
+        kept &= torch.empty_like(kept).scatter_(-1, order, more_likely < top_p)
+    # the argmax of z + Gumbel noise is a sample from softmax(z)
     noise = -(-torch.log1p(-_uniform(B, V, z.device, seed))).log()
     return (z + noise).masked_fill(~kept, float("-inf")).argmax(-1)
 
 
 def _uniform(B, V, device, seed):
-    """Numbers in (0, 1), (B, V), by splitmix64 (Steele, Lea and Flood 2014) of seed and place.
+    """Uniform numbers (B, V) in (0, 1): splitmix64 (Steele, Lea and Flood 2014) of seed and index.
 
-    A function of a seed that lies on the device, which PyTorch's own generators are not: a CUDA
-    graph draws anew when its seed has moved on, and the same seed draws the same everywhere.
+    Unlike PyTorch's generators this is a function of a seed on the device, so that a CUDA graph
+    samples anew when its seed changes, and one seed gives the same numbers everywhere.
     """
     if seed is None:
         seed = torch.randint(2**63 - 1, (), device=device)
-    place = torch.arange(1, B * V + 1, device=device).view(B, V)
-    z = seed + place * -0x61C8864680B583EB  # the constants as the int64 of the same bits
+    index = torch.arange(1, B * V + 1, device=device).view(B, V)
+    z = seed + index * -0x61C8864680B583EB  # constants as int64 with the same bits
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
     z = z ^ (z >> 31 & (1 << 33) - 1)

@@ -1,6 +1,5 @@
 """The Triton operations under the names of `kernels.Ops`."""
 
-from kernels import Ops
 from kernels.attention.attention import attention, attention_qkv
 from kernels.decoding.decode_attention import decode_attention
 from kernels.decoding.decode_linear import decode_linear
@@ -11,18 +10,19 @@ from kernels.losses.linear_cross_entropy import linear_cross_entropy
 from kernels.matmul.feed_forward import feed_forward
 from kernels.norms.add_layer_norm import add_layer_norm
 from kernels.norms.layer_norm import layer_norm, rms_norm
+from kernels.ops import Ops
 from kernels.optimizer.adamw import AdamW
 
 OPS = Ops(
-    layer_norm=layer_norm,
-    rms_norm=rms_norm,
-    add_layer_norm=add_layer_norm,
-    attention=attention,
-    attention_qkv=attention_qkv,
-    feed_forward=feed_forward,
-    embedding=embedding,
-    cross_entropy=cross_entropy,
-    linear_cross_entropy=linear_cross_entropy,
+    embedding,
+    layer_norm,
+    rms_norm,
+    add_layer_norm,
+    attention,
+    attention_qkv,
+    feed_forward,
+    cross_entropy,
+    linear_cross_entropy,
     adamw=AdamW,
     decode_linear=decode_linear,
     decode_attention=decode_attention,

@@ -1,8 +1,9 @@
-"""What the kernel tests share: one tolerance, guarded memory, bit-equal repeats.
+"""Shared by the kernel tests: one tolerance, guarded memory, deterministic operands.
 
-`hold_against(operation, oracle, operands)` is the usual way in: values and gradients of a kernel
-against the same operation in fp64, each rounded once, every operand between guards, every byte
-that the kernel allocates poisoned. The rest is for tests that need one instrument alone.
+Most tests call `hold_against(operation, reference, operands)`. It compares values and gradients of
+a kernel with the same operation in fp64, places every operand between guards, and fills the memory
+that the kernel allocates with NaN. Other functions are the parts of it, for tests that need only
+one.
 """
 
 import contextlib
@@ -15,8 +16,8 @@ from hypothesis import strategies
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SIZES = (1, 2, 3, 7, 31, 33, 63, 64, 65, 127, 129, 257)  # around every power of two of a tile
-GUARD = 256  # elements on either side: more than a tile may overshoot a row, and 16-byte aligned
+SIZES = (1, 2, 3, 7, 31, 33, 63, 64, 65, 127, 129, 257)  # around the powers of two
+GUARD = 256  # elements on either side: more than a tile may overshoot, and 16-byte aligned
 
 
 # --- one tolerance --------------------------------------------------------------------------------
@@ -25,12 +26,12 @@ GUARD = 256  # elements on either side: more than a tile may overshoot a row, an
 def assert_rounded_once(
     actual, exact, baseline, name="value", factor=2.0, largest_logit=0.0
 ) -> None:
-    """err(actual) <= factor * err(baseline) + tiny, err being the largest distance from `exact`.
+    """Assert err(actual) <= factor * err(baseline) + tiny, where err is the largest error.
 
     `exact` is fp64; `baseline` is PyTorch's computation on the same inputs in fp32 (fp64 for fp64),
-    rounded once to `actual`'s dtype. tiny is four roundings of the computation, for the small
-    tensors on which the baseline is right by luck; what is an exponential of logits is rounded
-    once more for every unit of the largest. NaN and infinity never pass.
+    rounded once to the dtype of `actual`. tiny is four roundings of the computation, for small
+    tensors on which the baseline is exact by chance; an exponential of logits is rounded once more
+    for every unit of the largest logit. NaN and infinity never pass.
     """
     assert exact.dtype == torch.float64, f"{name}: the exact value is {exact.dtype}, not float64"
     assert actual.shape == exact.shape, f"{name}: {tuple(actual.shape)}, not {tuple(exact.shape)}"
@@ -52,8 +53,8 @@ def assert_rounded_once(
 def differentiate(function, operands, upstream=None, dtype=None):
     """Outputs of `function(*operands)` and gradients of its floating operands, as flat tuples.
 
-    Computed in `dtype` where one is given. `upstream` holds a gradient for each output; without it
-    the gradients are ().
+    Computed in `dtype` if it is given. `upstream` holds a gradient for each output; without it the
+    gradients are ().
     """
     leaves = [_leaf(operand, dtype, upstream is not None) for operand in operands]
     outputs = function(*leaves)
@@ -68,7 +69,7 @@ def differentiate(function, operands, upstream=None, dtype=None):
 
 def hold_against(
     operation,
-    oracle,
+    reference,
     operands,
     *,
     backward=True,
@@ -78,21 +79,22 @@ def hold_against(
     gradient_factor=None,
     largest_logit=0.0,
 ) -> None:
-    """Check `operation(*operands)` and its gradients against `oracle`: rounded once, memory intact.
+    """Compare `operation(*operands)` and its gradients with `reference`, and check memory.
 
     Both functions take `operands` (tensors or None) in this order and return a tensor or a tuple of
-    `out_dtype` (that of the first operand). The gradients that flow in are random. An operation
-    that rounds in the middle states the dtype of its baseline in `compute`, else fp32, and may
-    state another factor for its gradients. `largest_logit` is that of a softmax inside.
+    tensors of `out_dtype` (default: that of the first operand). Upstream gradients are random.
+    `compute` is the dtype of the baseline, for operations that round intermediate results (default:
+    fp32), and `gradient_factor` the factor for gradients. `largest_logit` is that of a softmax
+    inside.
     """
     out_dtype = out_dtype or operands[0].dtype
     compute = compute or torch.promote_types(out_dtype, torch.float32)
-    outputs, _ = differentiate(oracle, operands, dtype=compute)
+    outputs, _ = differentiate(reference, operands, dtype=compute)
     upstream = None
     if backward:
         upstream = [randn(*y.shape, dtype=out_dtype, seed=7 + i) for i, y in enumerate(outputs)]
-    exact = sum(differentiate(oracle, operands, upstream, torch.float64), ())
-    baseline = sum(differentiate(oracle, operands, upstream, compute), ())
+    exact = sum(differentiate(reference, operands, upstream, torch.float64), ())
+    baseline = sum(differentiate(reference, operands, upstream, compute), ())
 
     inside, checks = zip(*map(guarded, (*operands, *(upstream or ()))), strict=True)
     inside, arriving = inside[: len(operands)], inside[len(operands) :]
@@ -116,7 +118,7 @@ def hold_against(
 
 
 def assert_deterministic(function, repeats=3) -> None:
-    """`function()`, a tensor or a tuple of them, gives the same bits every time."""
+    """Assert that `function()`, a tensor or a tuple of tensors, gives the same bits every time."""
     first = None
     for repeat in range(repeats):
         outputs = function()
@@ -127,24 +129,24 @@ def assert_deterministic(function, repeats=3) -> None:
             assert torch.equal(once, again), f"output {index} changed its bits in repeat {repeat}"
 
 
-# --- draws ----------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 # temperature, top_k, top_p
 DRAWING_RULES = ((1.0, 0, 1.0), (2.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.7), (0.7, 5, 0.9))
 
 
 def restricted_softmax(logits, temperature, top_k, top_p):
-    """softmax(logits / temperature) in fp64 over the tokens that top_k and top_p leave: (V,)."""
+    """softmax(logits / temperature) in fp64 over the tokens that top_k and top_p keep: (V,)."""
     p = (logits.cpu().double() / temperature).softmax(0)
     for token, own in enumerate(p.tolist()):
-        likelier = p[p > own]
-        if (0 < top_k <= len(likelier)) or likelier.sum() >= top_p:
+        more_likely = p[p > own]
+        if (0 < top_k <= len(more_likely)) or more_likely.sum() >= top_p:
             logits = logits.index_fill(0, torch.tensor(token, device=logits.device), -math.inf)
     return (logits.cpu().double() / temperature).softmax(0)
 
 
 def assert_drawn_from(drawn, probabilities) -> None:
-    """A chi-square test at p > 0.001 of tokens (N,) against their probabilities (V,)."""
+    """Assert by a chi-square test at p > 0.001 that tokens (N,) have the probabilities (V,)."""
     observed = drawn.cpu().bincount(minlength=len(probabilities))
     possible = probabilities > 0
     assert observed[~possible].sum() == 0, f"impossible tokens were drawn: {observed.tolist()}"
@@ -161,10 +163,10 @@ def assert_drawn_from(drawn, probabilities) -> None:
 
 
 def guarded(tensor):
-    """`tensor` with the same strides between NaN guards, and a function that checks them.
+    """A copy of `tensor` with the same strides between NaN guards, and a function that checks them.
 
-    The check also fails when the operand itself was written. The gaps of a strided tensor are
-    guards too. None gives None and a check of nothing.
+    The check also fails if the copy itself was written. The gaps of a strided tensor are guards,
+    too. None gives None and a check that passes.
     """
     if tensor is None:
         return None, lambda: None
@@ -183,10 +185,10 @@ def guarded(tensor):
 
 @contextlib.contextmanager
 def guarded_memory():
-    """Inside, torch.empty and its kin give NaN (a sentinel for integers) between guards.
+    """Inside, torch.empty and similar functions return NaN (integers: a sentinel) between guards.
 
-    What a kernel leaves unwritten is then visible in its result, and a store past the end of a
-    buffer, which the interpreter would not notice, fails on leaving.
+    Elements that a kernel does not write are then visible in its result, and a store past the end
+    of a buffer, which the interpreter would not notice, fails on exit.
     """
     checks = []
 
@@ -216,7 +218,7 @@ def guarded_memory():
 
 
 def sentinel(dtype):
-    """What fills guards and poisoned memory: NaN, or an integer that no kernel computes."""
+    """The value of guards and poisoned memory: NaN, or an integer that no kernel computes."""
     if dtype == torch.bool:
         return True
     return math.nan if dtype.is_floating_point else torch.iinfo(dtype).max // 3
@@ -250,7 +252,7 @@ def _between_guards(tensor):
 
 
 def randn(*shape, dtype=torch.float32, scale=1.0, shift=0.0, seed=0):
-    """Normal numbers on `DEVICE`, the same on every machine: drawn on the CPU from `seed`."""
+    """Normal numbers on `DEVICE`, generated on the CPU from `seed`, the same on every machine."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, dtype=torch.float64, generator=generator) * scale + shift
     return values.to(dtype).to(DEVICE)
@@ -268,7 +270,7 @@ def stepped(x):
 
 
 def offset(x):
-    """The same values, contiguous, beginning one element into a buffer: not 16-byte aligned."""
+    """The same values, contiguous, from the second element of a buffer: not 16-byte aligned."""
     return torch.cat((x.new_zeros(1), x.reshape(-1)))[1:].view(x.shape)
 
 
@@ -276,7 +278,7 @@ LAYOUTS = (torch.clone, transposed, stepped, offset)
 
 
 def layouts():
-    """Functions that change a tensor's strides and keep its values."""
+    """Functions that change the strides of a tensor and keep its values."""
     return strategies.sampled_from(LAYOUTS)
 
 

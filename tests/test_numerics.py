@@ -1,4 +1,4 @@
-"""The instruments themselves: what they must let pass, and what they must not."""
+"""The functions of `tests.numerics` pass for correct results and fail for wrong ones."""
 
 import math
 
@@ -25,19 +25,19 @@ def double(x, overshoot=0, missing=0):
     return out
 
 
-def test_guarded_memory_lets_a_right_kernel_pass():
+def test_guarded_memory_passes_for_a_correct_kernel():
     x = randn(100)
     with numerics.guarded_memory():
         assert torch.equal(double(x), 2 * x)
 
 
-def test_guarded_memory_sees_a_store_past_the_end():
+def test_guarded_memory_detects_a_store_past_the_end():
     message = "1 elements were written outside"
     with pytest.raises(AssertionError, match=message), numerics.guarded_memory():
         double(randn(100), overshoot=1)
 
 
-def test_guarded_memory_shows_what_was_not_written():
+def test_guarded_memory_leaves_nan_in_unwritten_elements():
     with numerics.guarded_memory():
         assert double(randn(100), missing=1).isnan().sum() == 1
 
@@ -58,14 +58,14 @@ def test_guarded_takes_integers_expanded_and_empty_tensors():
         check()
 
 
-def test_guarded_sees_a_write_to_the_operand():
+def test_guarded_detects_a_write_to_the_operand():
     inside, check = numerics.guarded(randn(5))
     inside[2] += 1
     with pytest.raises(AssertionError, match=r"an operand of shape \(5,\) was written"):
         check()
 
 
-def test_rounded_once_passes_one_rounding_and_not_three():
+def test_rounded_once_passes_for_one_rounding_and_fails_for_three():
     exact = randn(1000, dtype=torch.float64)
     baseline = exact.bfloat16()
     numerics.assert_rounded_once(baseline, exact, baseline)
@@ -75,19 +75,19 @@ def test_rounded_once_passes_one_rounding_and_not_three():
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_rounded_once_never_passes_what_is_not_finite(poison):
+def test_rounded_once_fails_for_values_that_are_not_finite(poison):
     exact = torch.full((3,), poison, dtype=torch.float64)
     with pytest.raises(AssertionError, match="not finite"):
         numerics.assert_rounded_once(exact.float(), exact, exact.float())
 
 
-def test_deterministic_sees_one_bit():
+def test_deterministic_detects_one_bit():
     results = iter([torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([-0.0])])
     with pytest.raises(AssertionError, match="repeat 2"):
         numerics.assert_deterministic(lambda: next(results))
 
 
-def test_hold_against_sees_a_wrong_gradient():
+def test_hold_against_detects_a_wrong_gradient():
     class Double(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -97,9 +97,9 @@ def test_hold_against_sees_a_wrong_gradient():
         def backward(ctx, dy):
             return 2.001 * dy
 
-    def oracle(x):
+    def reference(x):
         return 2 * x
 
-    numerics.hold_against(oracle, oracle, [randn(5)])
+    numerics.hold_against(reference, reference, [randn(5)])
     with pytest.raises(AssertionError, match="gradient of operand 0"):
-        numerics.hold_against(Double.apply, oracle, [randn(5)])
+        numerics.hold_against(Double.apply, reference, [randn(5)])

@@ -4,24 +4,24 @@
                                                            a window of W: row - W < key <= row)
     P = softmax(S)                                        out = dropout(P) V
 
-The (T, T) matrices never exist. One program holds M rows of Q and walks over tiles of N keys,
-with a running maximum m and a running sum z of every row (FlashAttention-2, Dao 2023):
+The (T, T) matrices are never stored. One program holds M rows of Q and visits tiles of N keys, with
+a running maximum m and a running sum z per row (FlashAttention-2, Dao 2023):
 
     m_new = max(m, max S)      alpha = 2^(m - m_new)        p = 2^(S - m_new)
     z = alpha z + sum p        acc = alpha acc + keep p V   m = m_new
     out = acc / (1 - dropout_p) / z                         lse = m + log2 z
 
-- Everything is in base 2, log2(e) folded into the scale: the hardware has exp2 and not exp.
-- z sums p before dropout, as the lecture normalises before it drops.
-- One loop for all tiles of keys; only those on the diagonal, at the window's edge, or past the
-  last key, enter the branch that masks. Two loops would make ptxas wait for every product of the
+- Everything is in base 2, with log2(e) folded into the scale: the hardware has exp2 and not exp.
+- z sums p before dropout, as the lecture normalises before dropout.
+- One loop visits all tiles of keys; only those on the diagonal, at the edge of the window or past
+  the last key enter the branch that masks. With two loops ptxas would wait for every product of the
   tensor cores.
-- With a window the loop begins at its first tile, so time grows with T W and not with T^2.
-- Kept for the backward: out, and lse in fp32, so memory grows with T and not with T^2.
+- With a window the loop starts at its first tile, so time grows with T W and not with T^2.
+- Saved for backward: out, and lse in fp32, so memory grows with T and not with T^2.
 
-`attention` takes any strides; `attention_qkv` runs the same kernels on views of the packed
-projection, and its backward writes one packed gradient: nothing is transposed or copied.
-The backward stands in `attention_backward.py`.
+`attention` takes any strides. `attention_qkv` runs the same kernels on views of the packed
+projection, and its backward writes one packed gradient, so that nothing is transposed or copied.
+The backward is in `attention_backward.py`.
 
 Letters: B batch, H heads, Hkv heads of keys and values, T time, D head size.
 """
@@ -43,10 +43,11 @@ from kernels.attention.attention_backward import (
     together,
 )
 from kernels.attention.rotary import rotary_backward, rotary_forward
+from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, opaque
-from kernels.common.philox import keep_in_tile, threshold_and_scale
+from kernels.common.philox import keep_in_tile, new_seed, threshold_and_scale
 
-LARGEST_HEAD = 256  # a row of Q, K, V and the accumulator must fit on chip
+LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 
 
 @triton.jit(do_not_specialize=["H", "together"])
@@ -57,43 +58,24 @@ def attention_forward_kernel(
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
     seed_ptr,  # ()
-    stride_outb,
-    stride_outh,
-    stride_outt,
-    stride_qb,
-    stride_qh,
-    stride_qt,
-    stride_kb,
-    stride_kh,
-    stride_kt,
-    stride_vb,
-    stride_vh,
-    stride_vt,
-    H,
-    Tq,
-    Tk,
-    together,
-    SCALE: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    KEEP_SCALE: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    EVEN: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    stride_outb, stride_outh, stride_outt,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    H, Tq, Tk, together,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, THRESHOLD: tl.constexpr,
+    KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     tiles = tl.cdiv(Tq, M)
     order, head, batch = scheduled(tiles, H, together)
-    first_row = (tiles - 1 - order) * M  # the longest rows first
+    first_row = (tiles - 1 - order) * M  # rows that see the most keys first
     row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
     is_d = (d < D)[None, :]
     inside = None if EVEN else (row < Tq)[:, None] & is_d
     long_row = row.to(tl.int64)[:, None]
 
+    # --- the tile of rows ---
     q_ptr += batch * stride_qb + head * stride_qh
     q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
@@ -105,12 +87,14 @@ def attention_forward_kernel(
     seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
     seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
     first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    # --- every tile of keys ---
     for first_key in tl.range(first_seen, seen_by_any, N):
         key = first_key + tl.arange(0, N)
         inside_k = None if EVEN else (key < Tk)[:, None] & is_d
         k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
         v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
+        # mask the diagonal, the edge of the window and what is past the last key
         masked = first_key + N > seen_by_all
         if WINDOW > 0:
             masked |= first_key < first_row + M - WINDOW
@@ -121,9 +105,10 @@ def attention_forward_kernel(
             if WINDOW > 0:
                 seen &= row[:, None] - key[None, :] < WINDOW
             s = tl.where(seen, s, float("-inf"))
+        # update the softmax
         m_new = tl.maximum(m, tl.max(s, 1) * (SCALE * LOG2_E))
         shift = m_new
-        if WINDOW > 0:  # a row's first tiles may lie before its window: -inf - -inf is no number
+        if WINDOW > 0:  # a row's first tiles may lie before its window: avoid -inf - -inf
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s * (SCALE * LOG2_E) - shift[:, None])
         alpha = tl.exp2(m - shift)
@@ -133,6 +118,8 @@ def attention_forward_kernel(
             p = tl.where(keep, p, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee", out_dtype=ACC)
         m = m_new
+
+    # --- output ---
     out_ptr += batch * stride_outb + head * stride_outh
     out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + long_row * stride_outt + d[None, :], out, inside)
@@ -163,9 +150,9 @@ class Attention(torch.autograd.Function):
 
 
 class PackedAttention(torch.autograd.Function):
-    """(B, T, (H + 2 Hkv) D) as [query | key | value] -> (B, T, H D), and one such gradient.
+    """[query | key | value] (B, T, (H + 2 Hkv) D) -> (B, T, H D), with one packed gradient.
 
-    With `positions`, queries and keys are first normalised and turned (`kernels/attention/rotary.py`).
+    With `positions`, queries and keys are first normalised and rotated (`rotary.py`).
     """
 
     @staticmethod
@@ -200,10 +187,9 @@ class PackedAttention(torch.autograd.Function):
 
 
 def _launch_forward(out, q, k, v, seed, constants):
-    """Fill `out`, return the log-sum-exp (B, H, Tq) in base 2. The last stride of all is 1."""
+    """Fill `out` and return the log-sum-exp (B, H, Tq) in base 2. All last strides are 1."""
     B, H, Tq, _ = q.shape
-    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse = torch.empty((B, H, Tq), dtype=accumulator, device=q.device)
+    lse = torch.empty((B, H, Tq), dtype=accumulator(q.dtype), device=q.device)
     more = constants["WINDOW"] or constants["THRESHOLD"]
     variant = ("causal_more" if more else "causal") if constants["CAUSAL"] else ""
     tile = options("attention", variant, q, k, constants)
@@ -215,104 +201,116 @@ def _launch_forward(out, q, k, v, seed, constants):
 
 
 def _empty_like(x):
-    """Room for (B, H, T, D) that lies in memory as (B, T, H, D): joining the heads is free."""
+    """Allocate (B, H, T, D) with the memory order (B, T, H, D), which joins the heads for free."""
     B, H, T, D = x.shape
     return x.new_empty((B, T, H, D)).transpose(1, 2)
 
 
 def _heads(x, *counts):
-    """Views (B, H, T, D) of x (B, T, C): its channels are so many heads, then so many, ..."""
+    """Views (B, heads, T, D) of x (B, T, C), whose channels are groups of `counts` heads."""
     return x.unflatten(-1, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)
 
 
 def _whole_rows(x):
-    """x with its last dimension contiguous, which it is unless the caller went out of their way."""
+    """x with its last dimension contiguous, copied only if necessary."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @opaque
-def attention(q, k, v, *, causal=True, window=0, dropout_p=0.0, scale=None, seed=None):
-    """softmax(scale q k^T) v with dropout on the weights; shapes and defaults in `kernels.Ops`.
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = True,
+    window: int = 0,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(scale q k^T) v with dropout on the weights, (B, H, Tq, D); see `kernels.Ops`.
 
-    With `causal`, row t sees keys 0..t, also where Tq and Tk differ, and of these a window of W > 0
-    has the last W. H is a multiple of Hkv, and head h reads keys and values h // (H / Hkv).
+    Causality counts rows and keys from 0, also if Tq and Tk differ.
     """
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    q, k, v = (x.to(autocast_dtype(x) or x.dtype) for x in (q, k, v))
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
-        raise ValueError(f"attention takes q (B, H, Tq, D), k and v (B, Hkv, Tk, D), not {shapes}")
+        raise ValueError(f"attention: give q (B, H, Tq, D), k and v (B, Hkv, Tk, D), not {shapes}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"attention needs H to be a multiple of Hkv; it got {shapes}")
+        raise ValueError(f"attention: H is not a multiple of Hkv in {shapes}")
     if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"attention needs one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
+        raise ValueError(f"attention: dtypes are {q.dtype}, {k.dtype} and {v.dtype}; give one")
     if q.shape[2] and not k.shape[2]:
-        raise ValueError(f"attention needs at least one key; it got {shapes}")
+        raise ValueError(f"attention: there is no key in {shapes}; give at least one")
     if 0 < window <= q.shape[2] - k.shape[2]:
-        raise ValueError(f"attention's last rows see no key in a window of {window}: {shapes}")
+        raise ValueError(
+            f"attention: with window={window} the last rows see no key in {shapes}; give a window "
+            f"larger than Tq - Tk"
+        )
     constants = _constants(q, k, causal, window, dropout_p, scale)
     return Attention.apply(q, k, v, _seed(q, seed, constants), constants)
 
 
 @opaque
 def attention_qkv(
-    qkv,
-    n_head,
+    qkv: torch.Tensor,
+    n_head: int,
     *,
-    n_kv_head=None,
-    causal=True,
-    window=0,
-    qk_norm=False,
-    eps=1e-5,
-    cos=None,
-    sin=None,
-    dropout_p=0.0,
-    scale=None,
-    seed=None,
-):
-    """Attention of all heads from the packed projection; shapes and defaults in `kernels.Ops`."""
-    qkv = _autocast(qkv)
-    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # of query, key, value
+    n_kv_head: int | None = None,
+    causal: bool = True,
+    window: int = 0,
+    qk_norm: bool = False,
+    eps: float = 1e-5,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of a packed projection [query | key | value], (B, T, H D); see `kernels.Ops`."""
+    qkv = qkv.to(autocast_dtype(qkv) or qkv.dtype)
+    counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # heads of q, k, v
     if qkv.ndim != 3 or min(counts) < 1 or qkv.shape[-1] == 0 or qkv.shape[-1] % sum(counts):
         raise ValueError(
-            f"attention_qkv takes qkv (B, T, (H + 2 Hkv) D), not {tuple(qkv.shape)} with "
-            f"H = {counts[0]} and Hkv = {counts[1]}"
+            f"attention_qkv: qkv has shape {tuple(qkv.shape)} with H = {counts[0]} and Hkv = "
+            f"{counts[1]}; give (B, T, (H + 2 Hkv) D)"
         )
     if n_head % counts[1]:
-        raise ValueError(f"attention_qkv needs H to be a multiple of Hkv, not {counts[:2]}")
+        raise ValueError(f"attention_qkv: H = {n_head} is not a multiple of Hkv = {counts[1]}")
     q, k, _ = _heads(qkv, *counts)
     constants = _constants(q, k, causal, window, dropout_p, scale)
     _check_angles(cos, sin, qkv.shape[1], q.shape[-1])
-    angles = (None, None) if cos is None else (cos.contiguous(), sin.contiguous())
+    angles = (x if x is None else x.contiguous() for x in (cos, sin))
     positions = (qk_norm, eps, *angles) if qk_norm or cos is not None else None
     return PackedAttention.apply(qkv, counts, positions, _seed(qkv, seed, constants), constants)
 
 
 def _check_angles(cos, sin, T, D):
     if (cos is None) != (sin is None):
-        raise ValueError("attention_qkv takes both cos and sin, or neither")
+        raise ValueError("attention_qkv: give both cos and sin, or neither")
     for name, angles in {"cos": cos, "sin": sin}.items() if cos is not None else ():
         if angles.ndim != 2 or angles.shape[0] < T or angles.shape[1] != D or D % 2:
             raise ValueError(
-                f"attention_qkv takes {name} (at least T, D) with an even D, not "
-                f"{tuple(angles.shape)} for T = {T} and D = {D}"
+                f"attention_qkv: {name} has shape {tuple(angles.shape)} for T = {T} and D = {D}; "
+                "give (>= T, D) with an even D"
             )
 
 
 def _constants(q, k, causal, window, dropout_p, scale):
-    """What the kernels are compiled for, the tile aside."""
+    """The constexprs of the kernels except those of the tile."""
     D = q.shape[-1]
     if window < 0 or (window and not causal):
         raise ValueError(
-            "attention takes a window of at least 1 key, or 0 for all, and only where it is "
-            f"causal, not {window} with causal={causal}"
+            f"attention: window is {window} with causal={causal}; give at least 1 key with "
+            "causal=True, or 0 for all keys"
         )
     if not 1 <= D <= LARGEST_HEAD:
-        raise ValueError(f"attention takes heads of 1 to {LARGEST_HEAD} channels, not {D}")
+        raise ValueError(f"attention: D is {D}; give heads of 1 to {LARGEST_HEAD} channels")
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"attention takes fp16, bf16, fp32 or fp64, not {q.dtype}")
+        raise ValueError(f"attention: dtype is {q.dtype}; give fp16, bf16, fp32 or fp64")
     scale = D**-0.5 if scale is None else scale
     if not 0 < scale < math.inf:
-        raise ValueError(f"attention needs a positive scale, not {scale}")
+        raise ValueError(f"attention: scale is {scale}; give a positive number")
     threshold, keep_scale = threshold_and_scale(dropout_p)
     return {
         "SCALE": float(scale),
@@ -323,22 +321,12 @@ def _constants(q, k, causal, window, dropout_p, scale):
         "GROUP": q.shape[1] // k.shape[1],
         "D": D,
         "BLOCK_D": max(16, next_power_of_2(D)),  # a tensor core multiplies 16 at a time
-        "ACC": tl.float64 if q.dtype == torch.float64 else tl.float32,
+        "ACC": triton_accumulator(q.dtype),
     }
 
 
-def _autocast(x):
-    """x as a matrix product takes it under autocast."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x
-    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
-
-
 def _seed(x, seed, constants):
-    """The seed of this call, () int64 on the device; none where nothing is dropped."""
+    """The seed of this call, () int64 on the device, or None without dropout."""
     if constants["THRESHOLD"] == 0:
         return None
-    if seed is None:
-        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
-    return seed
+    return new_seed(x.device) if seed is None else seed

@@ -1,19 +1,19 @@
-"""Gradients of attention, in two kernels that compute P again from the saved log-sum-exp.
+"""Gradients of attention, in two kernels that recompute P from the saved log-sum-exp.
 
     P_drop = keep P / (1 - p)             out   = P_drop V
     dV     = P_drop^T dout                dP    = keep (dout V^T) / (1 - p)
     dS     = P (dP - delta)               delta = rowsum(dout out), equal to rowsum(P dP)
     dQ     = scale dS K                   dK    = scale dS^T Q
 
-- The "q" kernel owns a tile of rows and walks over keys, the "kv" kernel owns a tile of keys and
-  walks over rows. Computing S in both costs two products more than adding dQ up from all keys,
-  but every sum is then made by one program in one order: no atomics, the same bits every time.
-- The "q" kernel runs first, because it holds whole rows of dout and out: it writes delta.
-- The "kv" kernel computes S^T = K Q^T. P^T and dS^T are then left operands as they stand in
-  registers, and no accumulator has to be transposed.
-- Either visits only tiles that have a pair of row and key which see each other, whole or in part.
-- Rows from Tq on are read as zeros, dout and delta too: they add exactly nothing to dK and dV.
-  So do keys from Tk on to dQ, once P is 0 there (a P of such a key might overflow).
+- The "q" kernel owns a tile of rows and visits keys, the "kv" kernel owns a tile of keys and visits
+  rows. Computing S in both costs two products more than accumulating dQ over all programs, but one
+  program makes every sum in one order: no atomics, the same bits every time.
+- The "q" kernel runs first and writes delta, because it holds whole rows of dout and out.
+- The "kv" kernel computes S^T = K Q^T, so that P^T and dS^T in registers are left operands and no
+  accumulator has to be transposed.
+- Both visit only tiles in which some row sees some key.
+- Rows past Tq are read as zeros, also in dout and delta, so they add exactly 0 to dK and dV. Keys
+  past Tk add 0 to dQ because P is set to 0 there (their P might overflow).
 """
 
 import torch
@@ -24,15 +24,15 @@ from kernels.common.launch import cdiv, head_tile, launch
 from kernels.common.philox import keep_in_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-SHORT = 1024  # keys, up to which dQ's tiles on the diagonal are so many that they are narrow
-TOGETHER = 2**24  # bytes that the programs of an instant read again and again, a third of an L2
+SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
+TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
 
 
 @triton.jit
 def scheduled(tiles, H, together):
-    """This program's place among the tiles of its head, its head, and its batch.
+    """The index of this program's tile, its head, and its batch.
 
-    Of `together` heads at a time the first tiles come first, then the second ones, and so on.
+    Programs process `together` heads at a time: first the first tile of each, then the second, ...
     """
     pairs = tl.num_programs(0) // tiles  # of batch and head
     first = tl.program_id(0) // (together * tiles) * together
@@ -44,13 +44,13 @@ def scheduled(tiles, H, together):
 
 @triton.jit
 def tile_pointers(ptr, stride, ROWS: tl.constexpr, d):
-    """Pointers (ROWS, D) to the first rows at `ptr`, which lie `stride` apart."""
+    """Pointers (ROWS, D) to the first rows at `ptr`, `stride` elements apart."""
     return ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + d[None, :]
 
 
 @triton.jit
 def read(pointers, inside):
-    """What lies there, 0 where it is not `inside`; None: all of it is."""
+    """Load a tile, 0 where it is not `inside`; None means that all of it is."""
     return tl.load(pointers) if inside is None else tl.load(pointers, inside, other=0.0)
 
 
@@ -65,47 +65,23 @@ def attention_backward_q_kernel(
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
     seed_ptr,  # ()
-    stride_dqb,
-    stride_dqh,
-    stride_dqt,
-    stride_doutb,
-    stride_douth,
-    stride_doutt,
-    stride_outb,
-    stride_outh,
-    stride_outt,
-    stride_qb,
-    stride_qh,
-    stride_qt,
-    stride_kb,
-    stride_kh,
-    stride_kt,
-    stride_vb,
-    stride_vh,
-    stride_vt,
-    H,
-    Tq,
-    Tk,
-    together,
-    SCALE: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    KEEP_SCALE: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    EVEN: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    stride_dqb, stride_dqh, stride_dqt,
+    stride_doutb, stride_douth, stride_doutt,
+    stride_outb, stride_outh, stride_outt,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    H, Tq, Tk, together,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, THRESHOLD: tl.constexpr,
+    KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     tiles = tl.cdiv(Tq, M)
     order, head, batch = scheduled(tiles, H, together)
     first_row = (tiles - 1 - order) * M  # the longest rows first
     row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
     is_row, is_d = None if EVEN else row < Tq, (d < D)[None, :]
-    inside = None if EVEN else is_row[:, None] & is_d
+    inside = None if EVEN else (row < Tq)[:, None] & is_d
     long_row = row.to(tl.int64)[:, None]
 
     q_ptr += batch * stride_qb + head * stride_qh
@@ -119,6 +95,7 @@ def attention_backward_q_kernel(
     delta = tl.sum(dout.to(ACC) * out.to(ACC), 1)  # (M,)
     tl.store(delta_ptr + statistics, delta, is_row)
 
+    # --- every tile of keys ---
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
     v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
@@ -133,6 +110,7 @@ def attention_backward_q_kernel(
         v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
         p = tl.exp2(s * (SCALE * LOG2_E) - lse[:, None])
+        # mask the diagonal, the edge of the window and what is past the last key
         masked = first_key + N > seen_by_all
         if WINDOW > 0:
             masked |= first_key < first_row + M - WINDOW
@@ -143,12 +121,15 @@ def attention_backward_q_kernel(
             if WINDOW > 0:
                 seen &= row[:, None] - key[None, :] < WINDOW
             p = tl.where(seen, p, 0.0)
+        # accumulate dQ
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee", out_dtype=ACC)  # (M, N)
         if THRESHOLD > 0:
             keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
             dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
         ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee", out_dtype=ACC)
+
+    # --- output ---
     dq_ptr += batch * stride_dqb + head * stride_dqh
     dq = (dq * SCALE).to(dq_ptr.dtype.element_ty)
     tl.store(dq_ptr + long_row * stride_dqt + d[None, :], dq, inside)
@@ -165,55 +146,36 @@ def attention_backward_kv_kernel(
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
     seed_ptr,  # ()
-    stride_dkb,
-    stride_dkh,
-    stride_dkt,
-    stride_dvb,
-    stride_dvh,
-    stride_dvt,
-    stride_doutb,
-    stride_douth,
-    stride_doutt,
-    stride_qb,
-    stride_qh,
-    stride_qt,
-    stride_kb,
-    stride_kh,
-    stride_kt,
-    stride_vb,
-    stride_vh,
-    stride_vt,
-    Hkv,
-    Tq,
-    Tk,
-    together,
-    SCALE: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    KEEP_SCALE: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    EVEN: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    stride_dkb, stride_dkh, stride_dkt,
+    stride_dvb, stride_dvh, stride_dvt,
+    stride_doutb, stride_douth, stride_doutt,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    Hkv, Tq, Tk, together,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, THRESHOLD: tl.constexpr,
+    KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     order, kv_head, batch = scheduled(tl.cdiv(Tk, N), Hkv, together)
-    first_key = order * N  # the first keys are seen by most rows
+    first_key = order * N  # keys that most rows see first
     key, d = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D)
     is_d = (d < D)[None, :]
     inside = None if EVEN else (key < Tk)[:, None] & is_d
     long_key = key.to(tl.int64)[:, None]
 
+    # --- the tile of keys ---
     k_ptr += batch * stride_kb + kv_head * stride_kh
     k = read(k_ptr + long_key * stride_kt + d[None, :], inside)  # (N, D)
     v_ptr += batch * stride_vb + kv_head * stride_vh
     v = read(v_ptr + long_key * stride_vt + d[None, :], inside)  # (N, D)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
-    end = tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq  # of rows that see any
+    end = (
+        tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq
+    )  # of the rows that see a key
+
+    # --- every tile of rows, of every query head of the group ---
     for member in tl.range(0, GROUP):
         head = kv_head * GROUP + member
         q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
@@ -223,7 +185,7 @@ def attention_backward_kv_kernel(
         for first_row in tl.range(first_key if CAUSAL else 0, end, M):
             row = first_row + tl.arange(0, M)
             is_row = None if EVEN else row < Tq
-            inside_q = None if EVEN else is_row[:, None] & is_d
+            inside_q = None if EVEN else (row < Tq)[:, None] & is_d
             q = read(q_tile + tl.cast(first_row, tl.int64) * stride_qt, inside_q)  # (M, D)
             dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_q)  # (M, D)
             lse = read(lse_ptr + statistics + row, is_row)  # (M,)
@@ -238,6 +200,7 @@ def attention_backward_kv_kernel(
                     if WINDOW > 0:
                         seen &= row[None, :] - key[:, None] < WINDOW
                     p = tl.where(seen, p, 0.0)
+            # accumulate dV and dK
             kept = p
             if THRESHOLD > 0:
                 keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
@@ -250,6 +213,8 @@ def attention_backward_kv_kernel(
             delta = read(delta_ptr + statistics + row, is_row)  # (M,)
             ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee", out_dtype=ACC)
+
+    # --- output ---
     dk_ptr += batch * stride_dkb + kv_head * stride_dkh
     dk = (dk * SCALE).to(dk_ptr.dtype.element_ty)
     tl.store(dk_ptr + long_key * stride_dkt + d[None, :], dk, inside)
@@ -259,7 +224,7 @@ def attention_backward_kv_kernel(
 
 
 def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
-    """Fill dq, dk and dv. The last stride of all is 1."""
+    """Fill dq, dk and dv. All last strides are 1."""
     B, H, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
     delta = torch.empty_like(lse)
@@ -277,7 +242,7 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
         **by_rows,
     )
     by_keys = options("attention_kv", "", q, k, constants)
-    by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin at a tile of keys
+    by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
     launch(
         attention_backward_kv_kernel,
         (cdiv(Tk, by_keys["N"]) * Hkv * B,),
@@ -289,14 +254,14 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
 
 
 def together(x):
-    """Of how many heads of x (B, H, T, D) the tiles are mixed: as many as L2 can serve."""
+    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them."""
     B, H, T, D = x.shape
-    bytes_of_a_head = 2 * T * D * x.element_size()  # of keys and values, or queries and dout
+    bytes_of_a_head = 2 * T * D * x.element_size()  # keys and values, or queries and dout
     return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
 
 
 def options(kernel, variant, q, k, constants):
-    """Constants, tile and warps of a launch of `kernel`, by the row of `launch.TILES`."""
+    """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
     kernel += "" if q.element_size() == 2 else "_fp32"
     head_size = max(64, constants["BLOCK_D"])
     M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)

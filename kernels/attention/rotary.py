@@ -1,6 +1,7 @@
-"""Queries and keys before attention: RMS-normalised, and turned by their positions.
+"""Queries and keys before attention: RMS-normalised, and rotated by their positions.
 
-Of a query or key x (D,) at position t, with cos and sin (T, D) and its halves swapped by `roll`:
+For a query or key x (D,) at position t, with cos and sin (T, D), where `roll` swaps the halves of
+x:
 
     xhat = x rstd                    rstd = 1 / sqrt(1/D sum x^2 + eps)      (QK norm)
     y    = xhat cos_t + roll(xhat) sin_t                 (Su et al. 2021; sin is -s, then s)
@@ -10,23 +11,29 @@ Backward:
     dxhat = dy cos_t + roll(dy sin_t)       dx = rstd (dxhat - xhat 1/D sum dxhat xhat)
 
 Decisions:
-- Queries and keys are read where the packed projection has them, and dx is written into its packed
-  gradient: nothing is split or joined. The values stay where they are.
+- Queries and keys are read from the packed projection, and dx is written to its packed gradient:
+  nothing is split or joined, and the values are not touched.
 - A program holds whole heads as two halves, so that the roll is a choice of registers.
-- Nothing is kept: x is there, and its rstd costs one sum.
+- Nothing is saved for backward: x is saved anyway, and recomputing rstd costs one sum.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, tile
-from kernels.common.row_layout import accumulator
 
 
 @triton.jit
-def _halves(ptr, first, d, row_inside, D: tl.constexpr, HALF: tl.constexpr, ACC: tl.constexpr):
-    """Both halves (ROWS, BLOCK) of the heads that begin at `first` (ROWS,), 0 past their end."""
+def _halves(
+    ptr,
+    first,  # (ROWS,): where each head begins
+    d,  # (BLOCK,)
+    row_inside,  # (ROWS, 1)
+    D: tl.constexpr, HALF: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Both halves (ROWS, BLOCK) of heads, 0 past their end."""
     at = first[:, None] + d[None, :]
     in_a, in_b = _inside(d, row_inside, D, HALF)
     a = tl.load(ptr + at, in_a, other=0).to(ACC)
@@ -35,11 +42,13 @@ def _halves(ptr, first, d, row_inside, D: tl.constexpr, HALF: tl.constexpr, ACC:
 
 @triton.jit
 def _inside(d, row_inside, D: tl.constexpr, HALF: tl.constexpr):
+    """The masks (ROWS, BLOCK) of both halves; the second is shorter if D is odd."""
     return row_inside & (d < HALF)[None, :], row_inside & (d < D - HALF)[None, :]
 
 
 @triton.jit
 def _rstd(a, b, D: tl.constexpr, EPS: tl.constexpr):
+    """rstd (ROWS, 1) of heads with the halves a and b."""
     return tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + EPS)[:, None]
 
 
@@ -49,24 +58,17 @@ def rotary_forward_kernel(
     cos_ptr,  # (>= T, D) or None
     sin_ptr,  # (>= T, D) or None
     y_ptr,  # (B * T, H + Hkv, D)
-    stride_xb,
-    stride_xt,
-    rows,
-    T,
+    stride_xb, stride_xt, rows, T,
     HEADS: tl.constexpr,  # H + Hkv
-    D: tl.constexpr,
-    NORM: tl.constexpr,
-    EPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     HALF: tl.constexpr = (D + 1) // 2
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # of tokens and their heads
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # a head of a token
     d, inside = tl.arange(0, BLOCK), (row < rows)[:, None]
     token, head = row // HEADS, row % HEADS
-    place = token // T * stride_xb + token % T * stride_xt
-    a, b = _halves(x_ptr, place + head * D, d, inside, D, HALF, ACC)  # (ROWS, BLOCK)
+    begin = token // T * stride_xb + token % T * stride_xt
+    a, b = _halves(x_ptr, begin + head * D, d, inside, D, HALF, ACC)  # (ROWS, BLOCK)
     if NORM:
         rstd = _rstd(a, b, D, EPS)
         a, b = a * rstd, b * rstd
@@ -87,20 +89,12 @@ def rotary_backward_kernel(
     x_ptr,  # (B, T, H + 2 Hkv, D)
     cos_ptr,  # (>= T, D) or None
     sin_ptr,  # (>= T, D) or None
-    dx_ptr,  # (B * T, H + 2 Hkv, D), rows `dx_stride` apart
-    stride_xb,
-    stride_xt,
-    dx_stride,
-    rows,
-    T,
+    dx_ptr,  # (B * T, H + 2 Hkv, D) with rows `dx_stride` apart
+    stride_xb, stride_xt, dx_stride, rows, T,
     HEADS: tl.constexpr,  # H + Hkv
-    D: tl.constexpr,
-    NORM: tl.constexpr,
-    EPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     HALF: tl.constexpr = (D + 1) // 2
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d, inside = tl.arange(0, BLOCK), (row < rows)[:, None]
@@ -112,8 +106,8 @@ def rotary_backward_kernel(
         sin_a, sin_b = _halves(sin_ptr, at, d, inside, D, HALF, ACC)
         da, db = da * cos_a + db * sin_b, db * cos_b + da * sin_a
     if NORM:
-        place = token // T * stride_xb + token % T * stride_xt
-        a, b = _halves(x_ptr, place + head * D, d, inside, D, HALF, ACC)
+        begin = token // T * stride_xb + token % T * stride_xt
+        a, b = _halves(x_ptr, begin + head * D, d, inside, D, HALF, ACC)
         rstd = _rstd(a, b, D, EPS)
         a, b = a * rstd, b * rstd
         common = ((tl.sum(da * a, 1) + tl.sum(db * b, 1)) / D)[:, None]
@@ -124,8 +118,13 @@ def rotary_backward_kernel(
     tl.store(dx_ptr + at + HALF, db.to(dx_ptr.dtype.element_ty), in_b)
 
 
-def rotary_forward(qkv, counts, positions):
-    """Queries and keys (B, T, (H + Hkv) D) as attention takes them; `positions` as in backward."""
+def rotary_forward(
+    qkv: torch.Tensor, counts: tuple[int, int, int], positions: tuple
+) -> torch.Tensor:
+    """The normalised and rotated queries and keys, (B, T, (H + Hkv) D); `positions` as in backward.
+
+    qkv (B, T, (H + 2 Hkv) D). counts: the numbers of heads of queries, keys and values.
+    """
     B, T, C = qkv.shape
     heads, D = counts[0] + counts[1], C // sum(counts)
     y = torch.empty((B, T, heads * D), dtype=qkv.dtype, device=qkv.device)
@@ -135,8 +134,14 @@ def rotary_forward(qkv, counts, positions):
     return y
 
 
-def rotary_backward(dy, qkv, dqkv, counts, positions):
-    """Fill queries and keys of dqkv from dy (B, T, (H + Hkv) D).
+def rotary_backward(
+    dy: torch.Tensor,  # (B, T, (H + Hkv) D)
+    qkv: torch.Tensor,  # (B, T, (H + 2 Hkv) D)
+    dqkv: torch.Tensor,  # (B, T, (H + 2 Hkv) D)
+    counts: tuple[int, int, int],
+    positions: tuple,
+) -> None:
+    """Fill the queries and keys of dqkv.
 
     positions: whether queries and keys are RMS-normalised, eps, cos and sin (>= T, D) or None.
     """
@@ -153,6 +158,12 @@ def _options(qkv, heads, D, norm, eps):
     elements, num_warps = tile("rotary", qkv.device)
     BLOCK = next_power_of_2((D + 1) // 2)
     ROWS = max(1, elements // BLOCK)
-    constants = {"HEADS": heads, "D": D, "NORM": norm, "EPS": eps, "ACC": accumulator(qkv)}
+    constants = {
+        "HEADS": heads,
+        "D": D,
+        "NORM": norm,
+        "EPS": eps,
+        "ACC": triton_accumulator(qkv.dtype),
+    }
     constants |= {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": num_warps}
     return (cdiv(rows, ROWS),), rows, constants

@@ -1,12 +1,12 @@
-"""bf16 in Triton's interpreter, rounded and multiplied as a GPU does it; and less to wait for.
+"""Corrections to Triton's interpreter: bf16 is computed as on a GPU, and calls are faster.
 
-The interpreter keeps bf16 as uint16: its casts truncate, and its dot multiplies the bits as
-integers. Where kernels are interpreted, `kernels.common.launch` puts this right. Arithmetic directly on
-bf16 stays wrong, so kernels compute in their ACC, as they should anyway.
+The interpreter stores bf16 as uint16: its casts truncate, and its dot multiplies the bits as
+integers. `kernels.common.launch` installs the corrections where kernels are interpreted. Arithmetic
+directly on bf16 stays wrong, so kernels compute in their ACC, as they should anyway.
 
-For every call of a function the interpreter looks through all of `triton.language` for what it has
-to replace, and for every operation it makes the table of NumPy's dtypes: a quarter of its time.
-Here it remembers both.
+For every call of a function the interpreter searches all of `triton.language` for builtins to
+replace, and for every operation it builds a table of NumPy's dtypes: a quarter of its time. Both
+are cached here.
 """
 
 import functools
@@ -23,7 +23,7 @@ _cast_impl, _create_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.creat
 
 
 def install() -> None:
-    """For every kernel that this process interprets."""
+    """Apply the corrections to every kernel that this process interprets."""
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = _cast, _dot
     interpreter._patch_builtin = _patch_builtin
     interpreter._get_np_dtype = _numpy_dtype
@@ -54,7 +54,7 @@ def _dot(builder, a, b, *arguments):
 def _patch_builtin(package, builder, scope):
     names = _builtins(package)
     if not names or not core.is_builtin(getattr(package, names[0])):
-        return  # all of them are replaced already, by the function that calls this one
+        return  # the calling function has replaced all of them
     for name in names:
         interpreter._patch_attr(package, name, getattr(package, name), builder, scope)
 

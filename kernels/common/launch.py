@@ -1,48 +1,49 @@
-"""How kernels are launched: for which architecture, with which tiles, and by whom watched.
+"""Launching kernels: on which device, with which tiles, and recorded for which architecture.
 
-Every kernel of this package is launched by `launch`, on the device of its first tensor. Tiles
-are chosen offline and stand in `TILES`: nothing is tuned at run time. `record` runs operations
-on meta tensors, for an architecture that need not be there, and collects what would have been
-launched: the ledger compiles exactly those launches and nothing else.
+Every kernel of this package is launched by `launch`, on the device of its first tensor. Tiles are
+chosen offline and listed in `TILES`; nothing is tuned at run time. `record` runs operations on meta
+tensors for any architecture and collects their launches: the ledger compiles exactly those.
 """
 
 import contextlib
 import contextvars
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
 
-LARGEST_CARD = {80: 108, 90: 132, 100: 148, 120: 188}  # SMs: A100, H200, B200, RTX PRO 6000
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
-# kernel -> architecture family -> tile; a family serves every later one that has no row. A row of
-# a variant ("attention_q_short") is for its own family and head size alone.
+# SMs of the largest GPU of each family: A100, H200, B200, RTX PRO 6000
+LARGEST_GPU = {80: 108, 90: 132, 100: 148, 120: 188}
+
+_NORM_BACKWARD = {
+    80: (512, 512, 4, 168),
+    90: (512, 512, 4, 128),
+    100: (512, 512, 4, 168),
+}
+# Kernel -> architecture family -> tile. A family without a row uses that of the next older family.
+# A row of a variant ("attention_q_short") is used only by its own family and head size.
 TILES: dict[str, dict[int, Any]] = {
-    # elements and columns of a warp, fewest warps of a program; in backward, where the programs
-    # fill the GPU once, the registers of a thread
+    # elements and columns per warp, fewest warps per program; for a backward kernel, whose programs
+    # fill the GPU exactly once, also registers per thread
     "layer_norm": {80: (1_024, 256, 1), 120: (512, 256, 1)},
-    "layer_norm_backward": {
-        80: (512, 512, 4, 168),
-        90: (512, 512, 4, 128),
-        100: (512, 512, 4, 168),
-    },
+    "layer_norm_backward": _NORM_BACKWARD,
     "add_layer_norm": {80: (512, 256, 2)},
-    "add_layer_norm_backward": {
-        80: (512, 512, 4, 168),
-        90: (512, 512, 4, 128),
-        100: (512, 512, 4, 168),
-    },
-    "add_layer_norm_backward_x_bias": {80: (512, 512, 4, 168)},  # a third sum takes registers
-    # attention: head size -> rows, keys, warps, stages, registers of a thread at most; those of
-    # family 90 are the fastest of some 20 on an H200, (16, 12, 1024, 64) to (1, 12, 16384, 64)
+    "add_layer_norm_backward": _NORM_BACKWARD,
+    "add_layer_norm_backward_x_bias": {80: (512, 512, 4, 168)},  # a third sum needs registers
+    # attention: head size -> rows, keys, warps, stages, limit of registers per thread. Those of
+    # family 90 were the fastest of about 20 on an H200, (16, 12, 1024, 64) to (1, 12, 16384, 64)
     "attention": {
         80: {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
         90: {64: (64, 64, 4, 3, None), 128: (64, 64, 4, 3, None), 256: (128, 64, 8, 2, None)},
         100: {64: (128, 64, 8, 3, 144), 128: (128, 64, 8, 2, None), 256: (128, 64, 8, 2, None)},
         120: {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2, None), 256: (64, 32, 8, 2, None)},
     },
-    # four programs an SM; a window or dropout would spill out of 120 registers
+    # four programs per SM; with a window or dropout 120 registers would spill
     "attention_causal": {90: {64: (64, 64, 4, 3, 120)}},
     "attention_causal_more": {90: {64: (64, 64, 4, 3, 128)}},
     "attention_q": {
@@ -58,7 +59,7 @@ TILES: dict[str, dict[int, Any]] = {
         100: {64: (64, 64, 4, 2, 160), 128: (32, 64, 4, 2, None), 256: (32, 64, 4, 2, None)},
         120: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
     },
-    # fp32 and fp64 have no tensor cores here: IEEE products, for parity rather than speed
+    # fp32 and fp64 use IEEE products without tensor cores, for parity rather than speed
     "attention_fp32": {
         80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}
     },
@@ -68,35 +69,39 @@ TILES: dict[str, dict[int, Any]] = {
     "attention_kv_fp32": {
         80: {64: (16, 32, 4, 1, None), 128: (16, 32, 8, 1, None), 256: (16, 32, 8, 1, None)}
     },
-    # bytes of a tile of short rows, of a tile of a long row, and of a tile per thread
+    # bytes of a tile of short rows, of a tile of a long row, and per thread
     "cross_entropy": {80: (8_192, 16_384, 32), 90: (8_192, 16_384, 64), 100: (8_192, 16_384, 32)},
-    # elements of a tile, its rows at most, warps
+    # elements of a tile, its largest number of rows, warps
     "embedding": {80: (4_096, 16, 4), 90: (1_024, 16, 2), 100: (4_096, 16, 4)},
     "activation": {80: (4_096, 8)},  # elements, warps
-    "rotary": {80: (1_024, 4)},  # elements of a half of its heads, warps
+    "rotary": {80: (1_024, 4)},  # elements of one half of the heads, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
     "dropout": {80: (32, 128, 4)},  # rows, columns, warps
-    # the feed-forward's products: M, N, K, warps, stages; by pointers, and by descriptors with
-    # many columns (F of them) or few (C)
+    # products of the feed-forward: M, N, K, warps, stages; through pointers, and through
+    # descriptors for outputs with many columns (F) or few (C)
     "gemm": {80: (128, 128, 32, 8, 4)},
     "gemm_fp32": {80: (64, 32, 32, 4, 3)},
     "gemm_wide": {90: (256, 128, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
     "gemm_narrow": {90: (128, 128, 64, 8, 4), 120: (128, 128, 64, 8, 3)},
-    # elements of a weight's tile, programs that keep the memory busy, registers of a thread at most
+    # elements of a tile of the weight, programs that saturate the memory, limit of registers
     "decode_linear": {
-        80: (8_192, 108, 96),  # ptxas, left alone, spills so that more programs fit
-        **{family: (8_192, LARGEST_CARD[family], None) for family in (90, 100, 120)},
+        80: (8_192, 108, 96),  # without a limit ptxas spills to fit more programs
+        **{family: (8_192, LARGEST_GPU[family], None) for family in (90, 100, 120)},
     },
-    # elements of a tile of keys, keys of a part at least, programs with which no parts are needed
+    # elements of a tile of keys, fewest keys per part, programs from which on no parts are needed
     "decode_attention": {80: (4_096, 64, 216), 90: (4_096, 64, 264), 120: (4_096, 64, 376)},
-    "sample_token": {80: (4_096, 256)},  # elements of a tile of the vocabulary, and of a warp
+    "sample_token": {80: (4_096, 256)},  # elements of a tile of the vocabulary, and per warp
 }
 
 
 class Route(NamedTuple):
-    """Who computes the three products of the feed-forward behind which there is more to do."""
+    """How the three products of the feed-forward that have an epilogue are computed.
 
-    up: str  # "gemm": kernels.matmul.gemm does it tile by tile; "cublas": one pass over memory behind
+    "gemm" applies the epilogue to each tile in `kernels.matmul.gemm`; "cublas" runs PyTorch's
+    product and then one pass over memory.
+    """
+
+    up: str
     down: str
     gradient: str
 
@@ -104,20 +109,20 @@ class Route(NamedTuple):
 CUBLAS = Route("cublas", "cublas", "cublas")
 GEMM = Route("gemm", "gemm", "gemm")
 
-# family -> (bytes of an element, C, F) -> route. A row serves its own family alone. What has no row
-# goes by `CUBLAS`: PyTorch's products and a pass behind each. On an H200 this one was the fastest
-# of all eight, by 5% of both passes with ReLU; at 768 channels, with GELU, none beat `CUBLAS`.
+# Family -> (bytes per element, C, F) -> route; everything else uses `CUBLAS`. On an H200 this route
+# was the fastest of all eight, by 5% of forward and backward with ReLU; at 768 channels with GELU
+# none was faster than `CUBLAS`.
 ROUTES: dict[int, dict[tuple[int, int, int], Route]] = {
     90: {(2, 384, 1_536): Route("cublas", "cublas", "gemm")},
 }
 
-# linear_cross_entropy holds so many bytes of logits, up to a multiple of 128 rows: 5,376 rows of
-# 50,304 in bf16, a third of 16 k tokens' logits, with 0.4 TFLOP in each of their three products.
+# Bytes of logits that linear_cross_entropy holds, rounded up to a multiple of 128 rows: 5,376 rows
+# of 50,304 in bf16, a third of the logits of 16k tokens, with 0.4 TFLOP in each of three products.
 LOGITS_BYTES = 2**29
 
 FAMILIES = (80, 90, 100, 120)  # Ampere and Ada, Hopper, Blackwell (data centre), Blackwell (RTX)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-INTERPRETED = 80  # the family whose tiles the interpreter uses, unless `target` names another
+INTERPRETED = 80  # the family whose tiles the interpreter uses, unless `target` sets another
 
 
 if triton.knobs.runtime.interpret:
@@ -127,7 +132,7 @@ if triton.knobs.runtime.interpret:
 
 
 class Launch(NamedTuple):
-    """One kernel launch as it reached `launch`; enough to compile it ahead of time."""
+    """One recorded kernel launch, with everything needed to compile it ahead of time."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -142,40 +147,37 @@ _recorded: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar(
 )
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch `kernel[grid](*arguments, **options)` on the device of the first argument."""
-    options.setdefault("enable_fp_fusion", True)  # said, because triton's default is to change
+    options.setdefault("enable_fp_fusion", True)  # explicit: Triton is changing its default
     recorded = _recorded.get()
     if recorded is not None:
         recorded.append(Launch(kernel, grid, arguments, options))
         return
     if 0 in grid:
-        return  # nothing to do, and CUDA refuses an empty grid
+        return  # CUDA rejects an empty grid
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **options)
 
 
-# `triton.cdiv` and `triton.next_power_of_2`, which take the host 3 us a call
+# The host spends 3 us per call of `triton.cdiv` and `triton.next_power_of_2`.
 
 
 def cdiv(a: int, b: int) -> int:
-    """How many tiles of b cover a."""
+    """The number of tiles of size b that cover a."""
     return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 that is at least n, of n >= 1."""
+    """The smallest power of 2 that is at least n, for n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
-def opaque(operation):
-    """`operation`, which `torch.compile` calls as it is instead of looking for its launches inside.
-
-    What is compiled ends before it and begins again behind it.
-    """
+def opaque(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Make `torch.compile` call `operation` uncompiled, with a graph break before and after it."""
 
     @functools.wraps(operation)
-    def call(*operands, **options):
+    def call(*operands: Parameters.args, **options: Parameters.kwargs) -> Result:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(operation)(*operands, **options)
         return operation(*operands, **options)
@@ -184,7 +186,7 @@ def opaque(operation):
 
 
 def architecture(device: torch.device) -> int:
-    """90 for a card of compute capability 9.0; `target`'s, or Ampere's, where there is no card."""
+    """90 for compute capability 9.0; without a GPU, the architecture of `target` or Ampere."""
     target = _target.get()
     if target is not None:
         return target
@@ -195,38 +197,38 @@ def architecture(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """The GPU's SMs; of the architecture's largest GPU where there is none."""
+    """The number of SMs of the GPU or, without a GPU, of the largest one of the architecture."""
     if device.type == "cuda" and _target.get() is None:
         return _properties(device).multi_processor_count
-    return LARGEST_CARD[_family(FAMILIES, device)]
+    return LARGEST_GPU[_family(FAMILIES, device)]
 
 
-def _properties(device: torch.device):
+def _properties(device: torch.device) -> Any:
     return _properties_of(torch.cuda.current_device() if device.index is None else device.index)
 
 
-# asked by every operation, several times
+# cached, because every operation calls it several times
 _properties_of = functools.cache(torch.cuda.get_device_properties)
 
 
-def tile(kernel: str, device: torch.device):
-    """The row of `TILES` for `kernel` on `device`'s architecture."""
+def tile(kernel: str, device: torch.device) -> Any:
+    """The row of `TILES` for `kernel` on the architecture of `device`."""
     return TILES[kernel][_family(TILES[kernel], device)]
 
 
-def head_tile(kernel: str, variant: str, head_size: int, device: torch.device):
-    """The tile of an attention kernel: that of its variant where there is one, else its own."""
+def head_tile(kernel: str, variant: str, head_size: int, device: torch.device) -> Any:
+    """The tile of an attention kernel: that of its variant if there is one, else its own."""
     of_variant = TILES.get(f"{kernel}_{variant}", {}).get(_family(FAMILIES, device), {})
     return of_variant.get(head_size) or tile(kernel, device)[head_size]
 
 
-def _family(families, device: torch.device) -> int:
+def _family(families: Iterable[int], device: torch.device) -> int:
     of_device = architecture(device)
     return max(family for family in families if family <= of_device)
 
 
 def route(x: torch.Tensor, F: int) -> Route:
-    """How the feed-forward of x (..., C) with F channels inside is computed."""
+    """The route of the feed-forward of x (..., C) with F hidden channels."""
     chosen = _routed.get()
     if chosen is not None:
         return chosen
@@ -236,8 +238,8 @@ def route(x: torch.Tensor, F: int) -> Route:
 
 
 @contextlib.contextmanager
-def _set(variable: contextvars.ContextVar, value):
-    """Give `variable` a value, for backward too: a GPU's would run in a thread of its own."""
+def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
+    """Set `variable` inside, also for backward, which on a GPU would run in another thread."""
     token = variable.set(value)
     try:
         with torch.autograd.set_multithreading_enabled(False):
@@ -246,18 +248,18 @@ def _set(variable: contextvars.ContextVar, value):
         variable.reset(token)
 
 
-def target(architecture: int):
-    """Choose tiles as on `architecture` (say 90), whatever the device is."""
+def target(architecture: int) -> contextlib.AbstractContextManager[None]:
+    """Choose tiles as on `architecture` (90, for example) on any device."""
     return _set(_target, architecture)
 
 
-def routed(route: Route | None):
-    """Let the feed-forward go this way, whatever `ROUTES` says."""
+def routed(route: Route | None) -> contextlib.AbstractContextManager[None]:
+    """Compute the feed-forward by `route` instead of the one in `ROUTES`; None changes nothing."""
     return _set(_routed, route)
 
 
 @contextlib.contextmanager
-def record(architecture: int):
+def record(architecture: int) -> Iterator[list[Launch]]:
     """Collect launches instead of running them; operations are called on meta tensors."""
     launches: list[Launch] = []
     with _set(_recorded, launches), target(architecture):

@@ -1,44 +1,49 @@
-"""Dropout that any kernel can replay: each coin is a pure function of where it falls.
+"""Dropout masks that any kernel can replay: each element's mask is a pure function of its position.
 
-Philox 4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a counter
-of four 32-bit words into four random words; there is no state. A call serves a cell of eight
-elements, 16 bits for each:
+Philox 4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") maps a counter of
+four 32-bit words to four random words without any state. One call serves a cell of eight elements
+with 16 bits each:
 
     bits(row, column) = half k of philox(key = seed, counter = (cell row, cell column, stream))
     keep = bits >= threshold,  threshold = round(65536 p)
 
-so forward and backward see the same mask without storing it, whatever their tiles. p moves in
-steps of 1/65536 (0.2 becomes 0.1999969), and what is kept is scaled by the inverse of the rate
-that is really kept, 65536 / (65536 - threshold), so the mean is exact.
+Forward and backward therefore see the same mask without storing it, whatever their tiles. p is
+rounded to a multiple of 1/65536 (0.2 becomes 0.1999969), and kept elements are scaled by the
+inverse of the exact probability of being kept, 65536 / (65536 - threshold), so the mean is exact.
 
-A call is cheap when one thread owns all that it serves, so there are two shapes of cells:
-- `keep_in_rows`: 8 neighbouring columns, for tensors that are read and written in rows;
+A call is cheap if one thread owns all eight elements of its cell, so there are two shapes of cells:
+- `keep_in_rows`: 8 adjacent columns, for tensors that are read and written in rows;
 - `keep_in_tile`: rows {r, r+8} by columns {c, c+8, c+16, c+24}, for the accumulator of a matrix
-  product. There a thread owns all eight, and in the transposed accumulator (attention's dK/dV)
-  the four of {r, r+8} by {c, c+8}. Bytes instead of 16 bits would need cells of sixteen, of which
-  the transposed accumulator still holds four, and would move p in steps of 1/256.
+  product. There a thread owns all eight, and in the transposed accumulator (dK and dV of attention)
+  the four of {r, r+8} by {c, c+8}. With 8 bits per element a cell would have sixteen elements, of
+  which a thread of the transposed accumulator still owns four, and p would be a multiple of 1/256.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-ROUNDS = tl.constexpr(7)  # the fewest that pass BigCrush (Salmon et al.), as in FlashAttention
+ROUNDS = tl.constexpr(7)  # the fewest that pass BigCrush (Salmon et al.); FlashAttention uses 7
 
 
 def threshold_and_scale(p: float) -> tuple[int, float]:
-    """The threshold that drops with probability `p`, and the factor of what is kept."""
+    """The threshold that drops with probability `p`, and the scale of elements that are kept."""
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout_p is a probability, from 0 to 1, and not {p}")
+        raise ValueError(f"dropout_p is {p}; give a probability from 0 to 1")
     threshold = round(p * 65536)
     if threshold == 65536:
-        return 65535, 0.0  # 16 bits cannot be below 65536 always: the factor drops the rest
+        return 65535, 0.0  # the threshold has 16 bits; the factor 0 drops the remaining elements
     return threshold, 65536 / (65536 - threshold)
+
+
+def new_seed(device: torch.device) -> torch.Tensor:
+    """A seed, () int64 on `device`, from its default generator."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 @triton.jit
 def keep_in_rows(seed, stream, rows, first_column, threshold, COLUMNS: tl.constexpr):
-    """Which elements of `rows` (R,), columns first_column + [0, COLUMNS), are kept: (R, COLUMNS).
+    """The mask (R, COLUMNS) of `rows` (R,) and columns first_column + [0, COLUMNS).
 
     `first_column` and COLUMNS are multiples of 8, COLUMNS a power of two.
     """
@@ -56,9 +61,9 @@ def keep_in_rows(seed, stream, rows, first_column, threshold, COLUMNS: tl.conste
 def keep_in_tile(
     seed, stream, substream, first_row, first_column, threshold, M: tl.constexpr, N: tl.constexpr
 ):
-    """Which elements of rows first_row + [0, M), columns first_column + [0, N) are kept: (M, N).
+    """The mask (M, N) of rows first_row + [0, M) and columns first_column + [0, N).
 
-    `first_row` and M are multiples of 16, `first_column` and N of 32, M and N powers of two.
+    `first_row` and M are multiples of 16, `first_column` and N of 32; M and N are powers of two.
     """
     # a row is 16 m + 8 i + r, a column 32 n + 16 j + 8 h + c: dimensions (m, i, r, n, j, h, c)
     cell_row = first_row // 2 + tl.arange(0, M // 2)  # 8 m + r
@@ -76,23 +81,25 @@ def keep_in_tile(
 
 @triton.jit
 def _is_kept(word, half, threshold):
-    """Whether the upper (half 0) or lower (half 1) 16 bits of `word` reach the threshold."""
+    """Whether the upper (half 0) or lower (half 1) 16 bits of `word` are at least the threshold."""
     return (word << (16 * half).to(tl.uint32)) >= (tl.cast(threshold, tl.uint32) << 16)
 
 
 # --- the same masks in PyTorch, on any device -----------------------------------------------------
 
 
-def rows_kept(seed, stream: int, rows: int, columns: int, p: float):
-    """The mask of `keep_in_rows` over a whole (rows, columns) tensor, as booleans."""
+def rows_kept(seed: torch.Tensor, stream: int, rows: int, columns: int, p: float) -> torch.Tensor:
+    """The mask of `keep_in_rows` over a whole tensor: booleans (rows, columns)."""
     row = torch.arange(rows, device=seed.device)[:, None]
     column = torch.arange(columns, device=seed.device)
     words = _philox(seed, row, column // 8, stream, 0)  # (4, rows, columns)
     return _kept(words, column % 8 // 2, column % 2, p)
 
 
-def attention_kept(seed, batches: int, heads: int, queries: int, keys: int, p: float):
-    """The mask of the attention kernels, (batches, heads, queries, keys), as booleans."""
+def attention_kept(
+    seed: torch.Tensor, batches: int, heads: int, queries: int, keys: int, p: float
+) -> torch.Tensor:
+    """The mask of the attention kernels: booleans (batches, heads, queries, keys)."""
     head, batch, row, column = (
         torch.arange(size, device=seed.device) for size in (heads, batches, queries, keys)
     )
@@ -103,7 +110,7 @@ def attention_kept(seed, batches: int, heads: int, queries: int, keys: int, p: f
 
 
 def _kept(words, index, half, p):
-    """Pick word `index` of four, then its upper or lower 16 bits, and hold them against `p`."""
+    """Select word `index` of four, then its upper or lower 16 bits, and compare them with `p`."""
     threshold, scale = threshold_and_scale(p)
     word = torch.take_along_dim(words, index.expand(words.shape[1:])[None], dim=0)[0]
     bits = (word >> (16 - 16 * half)) & 0xFFFF
@@ -111,14 +118,14 @@ def _kept(words, index, half, p):
 
 
 def _philox(seed, *counter):
-    """Philox 4x32 on int64 tensors that hold 32-bit words; four words, stacked."""
+    """Philox 4x32 on int64 tensors that hold 32-bit words; returns four words, stacked."""
     low = 0xFFFFFFFF
     a, b, c, d = torch.broadcast_tensors(
         *(torch.as_tensor(word, device=seed.device) & low for word in counter)
     )
     key_0, key_1 = seed & low, (seed >> 32) & low
     for _ in range(ROUNDS.value):
-        product_0, product_1 = 0xD2511F53 * a, 0xCD9E8D57 * c  # int64 wraps: the bits are right
+        product_0, product_1 = 0xD2511F53 * a, 0xCD9E8D57 * c  # int64 overflow wraps
         a, b, c, d = (
             (product_1 >> 32) & low ^ b ^ key_0,
             product_1 & low,

@@ -1,29 +1,28 @@
-"""Attention of one new token of each row over the cache, to which it is added.
+"""Attention of one new token of each row over the cache, to which the token is added.
 
-For the query q, key k and value v of the token at `position` t, normalised and turned by their
-position first where the model does so, over what the cache has of the tokens 0 ... t - 1, of which
-a window of W sees the last W - 1:
+For the query q, key k and value v of the token at `position` t, after QK norm and rotary embedding
+if the model uses them, over the cached tokens 0 ... t - 1, or with a window W the last W - 1:
 
     cache[t] = k, v        s = q K^T / sqrt(D)        out = softmax(s) V
 
-There is no backward: text is generated without gradients.
+There is no backward, because text is generated without gradients.
 
 Decisions:
-- One query has no work for a whole card in B x H programs, so the keys are divided into parts when
-  rows are few. The number of parts follows from the block size and not from the position, because
-  a CUDA graph has one grid; `decode_attention_combine_kernel` adds them in order: the same bits every
-  time.
-- The new key and value are used from registers, rounded as the cache has them, and written by the
-  program of the first part of a group's first head: nobody waits for a write.
-- Query heads that share keys are programs of their own: the L2 cache has what the first one read.
-- A softmax in base 2, its maximum and sum carried along as in FlashAttention; products without
-  tensor cores, since only the bytes of the cache count.
+- With few rows, B x H programs do not fill a GPU, so the keys are divided into parts. The number of
+  parts depends on the block size and not on the position, because a CUDA graph has a fixed grid.
+  `decode_attention_combine_kernel` adds the parts in order: the same bits every time.
+- The new key and value are used from registers, rounded as in the cache, and written by the program
+  of the first part of the group's first head: no program waits for a write.
+- Query heads that share keys are separate programs: L2 holds what the first one has read.
+- The softmax is in base 2 with a running maximum and sum, as in FlashAttention. Products do not use
+  tensor cores, since only the bytes of the cache matter.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -38,23 +37,14 @@ def decode_attention_kernel(
     position_ptr,  # (B,)
     cos_ptr,  # (T, D) or None
     sin_ptr,  # (T, D) or None
-    out_ptr,  # (B, H, D), or of every part (PARTS, B, H, D)
-    m_ptr,  # (PARTS, B, H), or None where there is one part
-    z_ptr,  # (PARTS, B, H), or None
-    B,
-    T,
-    SCALE: tl.constexpr,
-    EPS: tl.constexpr,
-    QK_NORM: tl.constexpr,
-    WINDOW: tl.constexpr,
-    H: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KEYS: tl.constexpr,
-    PART: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    out_ptr,  # (B, H, D), or (PARTS, B, H, D)
+    m_ptr,  # (PARTS, B, H), or None for one part
+    z_ptr,  # (PARTS, B, H), or None for one part
+    B, T,
+    SCALE: tl.constexpr, EPS: tl.constexpr, QK_NORM: tl.constexpr, WINDOW: tl.constexpr,
+    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KEYS: tl.constexpr,
+    PART: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     head, batch = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64)
     part = tl.program_id(1)
     position = tl.load(position_ptr + batch).to(tl.int32)
@@ -65,6 +55,7 @@ def decode_attention_kernel(
     k_ptr = cache_ptr + (batch * HKV + kv_head) * T * D
     v_ptr = k_ptr + tl.cast(B, tl.int64) * HKV * T * D
 
+    # --- the cached keys of this part ---
     m = tl.full((), float("-inf"), ACC)
     z = tl.zeros((), ACC)
     acc = tl.zeros((BLOCK_D,), ACC)
@@ -86,11 +77,13 @@ def decode_attention_kernel(
         z = z * alpha + tl.sum(p, 0)
         acc = acc * alpha + tl.sum(p[:, None] * v, 0)
         m = m_new
-    if part == 0:  # which adds the new token
-        kind = cache_ptr.dtype.element_ty
+
+    # --- the new token, in the first part ---
+    if part == 0:
+        dtype = cache_ptr.dtype.element_ty
         new_ptr = qkv_ptr + (H - head + kv_head) * D
         k = _positioned(new_ptr, cos_ptr, sin_ptr, position, d, D, QK_NORM, EPS, ACC)
-        k, v = k.to(kind), tl.load(new_ptr + HKV * D + d, d < D, other=0)
+        k, v = k.to(dtype), tl.load(new_ptr + HKV * D + d, d < D, other=0)
         if head % (H // HKV) == 0:
             tl.store(k_ptr + position * D + d, k, d < D)
             tl.store(v_ptr + position * D + d, v, d < D)
@@ -102,6 +95,7 @@ def decode_attention_kernel(
         acc = acc * alpha + p * v.to(ACC)
         m = m_new
 
+    # --- output ---
     row = (part * B + batch) * H + head
     if m_ptr is None:
         acc /= z
@@ -113,17 +107,14 @@ def decode_attention_kernel(
 
 @triton.jit
 def _positioned(
-    x_ptr,
-    cos_ptr,
-    sin_ptr,
+    x_ptr,  # (D,)
+    cos_ptr,  # (T, D) or None
+    sin_ptr,  # (T, D) or None
     position,
-    d,
-    D: tl.constexpr,
-    NORM: tl.constexpr,
-    EPS,
-    ACC: tl.constexpr,
+    d,  # (BLOCK_D,)
+    D: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The query or key (D,) at x_ptr, RMS-normalised and turned where the model does so."""
+    """The query or key (BLOCK_D,), RMS-normalised if NORM and rotated unless cos_ptr is None."""
     x = tl.load(x_ptr + d, d < D, other=0).to(ACC)
     rstd = tl.rsqrt(tl.sum(x * x, 0) / D + EPS) if NORM else 1.0
     x *= rstd
@@ -142,11 +133,8 @@ def decode_attention_combine_kernel(
     z_ptr,  # (PARTS, B, H)
     out_ptr,  # (B, H, D)
     rows,  # B * H
-    PARTS: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     part, d = tl.arange(0, BLOCK_PARTS), tl.arange(0, BLOCK_D)
     at = part * rows + row
@@ -154,7 +142,7 @@ def decode_attention_combine_kernel(
     z = tl.load(z_ptr + at, part < PARTS, other=0)
     inside = (part < PARTS)[:, None] & (d < D)[None, :]
     acc = tl.load(parts_ptr + at[:, None] * D + d[None, :], inside, other=0)
-    weight = tl.exp2(m - tl.max(m, 0))  # 0 for a part that has no key yet
+    weight = tl.exp2(m - tl.max(m, 0))  # 0 for a part without keys
     out = tl.sum(acc * weight[:, None], 0) / tl.sum(z * weight, 0)
     tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), d < D)
 
@@ -170,22 +158,20 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
     if parts == 1 or rows >= programs:
         parts, part, partial, m, z = 1, next_power_of_2(T), out, None, None
     else:
-        accumulator = torch.promote_types(qkv.dtype, torch.float32)
-        partial = torch.empty((parts, B, H, D), dtype=accumulator, device=qkv.device)
-        m, z = torch.empty((2, parts, B, H), dtype=accumulator, device=qkv.device)
+        wide = {"dtype": accumulator(qkv.dtype), "device": qkv.device}
+        partial = torch.empty((parts, B, H, D), **wide)
+        m, z = torch.empty((2, parts, B, H), **wide)
     launch(
         decode_attention_kernel,
         (rows, parts),
-        *(qkv, cache, position, cos, sin, partial, m, z),
-        B,
-        T,
+        *(qkv, cache, position, cos, sin, partial, m, z, B, T),
         H=H,
         HKV=HKV,
         D=D,
         BLOCK_D=BLOCK_D,
         KEYS=min(elements // BLOCK_D, keys, part),
         PART=part,
-        ACC=tl.float64 if qkv.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(qkv.dtype),
         num_warps=4,
         **constants,
     )
@@ -196,17 +182,20 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
 
 
 def decode_attention(
-    qkv,  # (B, (H + 2 Hkv) D)
-    cache,  # (2, B, Hkv, T, D)
-    position,  # (B,)
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    position: torch.Tensor,
     *,
-    window=0,
-    qk_norm=False,
-    eps=1e-5,
-    cos=None,  # (T, D)
-    sin=None,  # (T, D)
-):
-    """Attention of the new tokens over the cache, which they are added to: (B, H D)."""
+    window: int = 0,
+    qk_norm: bool = False,
+    eps: float = 1e-5,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of the new tokens over the cache, to which they are added, (B, H D).
+
+    See `kernels.Ops`; the cache is the only operand that is written.
+    """
     fits = qkv.ndim == 2 and cache.ndim == 5 and cache.shape[0] == 2
     if fits:
         _, B, Hkv, T, D = cache.shape
@@ -217,25 +206,23 @@ def decode_attention(
     if not fits or (cos is None) != (sin is None):
         tables = [None if table is None else tuple(table.shape) for table in (cos, sin)]
         raise ValueError(
-            "decode_attention takes qkv (B, (H + 2 Hkv) D) with H a multiple of Hkv, cache "
-            "(2, B, Hkv, T, D), position (B,), and cos and sin (T, D) or neither, not "
-            f"{tuple(qkv.shape)}, {tuple(cache.shape)}, {tuple(position.shape)}, {tables[0]} and "
-            f"{tables[1]}"
+            f"decode_attention: qkv {tuple(qkv.shape)}, cache {tuple(cache.shape)}, position "
+            f"{tuple(position.shape)}, cos {tables[0]} and sin {tables[1]} do not fit; give "
+            "(B, (H + 2 Hkv) D) with H a multiple of Hkv, (2, B, Hkv, T, D), (B,), and cos and sin "
+            "(T, D) or neither"
         )
     if qkv.dtype != cache.dtype or not cache.is_contiguous():
         raise ValueError(
-            f"decode_attention takes a contiguous cache of qkv's dtype, {qkv.dtype}, not "
-            f"{cache.dtype} with strides {cache.stride()}"
+            f"decode_attention: the cache is {cache.dtype} with strides {cache.stride()}; give a "
+            f"contiguous cache of qkv's dtype, {qkv.dtype}"
         )
     if not 1 <= D <= LARGEST_HEAD or (cos is not None and D % 2):
         raise ValueError(
-            f"decode_attention takes heads of 1 to {LARGEST_HEAD} channels, an even number where "
-            f"they are turned, not {D}"
+            f"decode_attention: D is {D}; give heads of 1 to {LARGEST_HEAD} channels, and with "
+            "cos and sin an even D"
         )
     if window < 0:
-        raise ValueError(
-            f"decode_attention takes a window of at least 1 key, or 0 for all, not {window}"
-        )
+        raise ValueError(f"decode_attention: window is {window}; give at least 1 key, or 0 for all")
     out = torch.empty((B, qkv.shape[1] - 2 * width), dtype=qkv.dtype, device=qkv.device)
     qkv, position = qkv.contiguous(), position.contiguous()
     cos, sin = (table if table is None else table.contiguous() for table in (cos, sin))

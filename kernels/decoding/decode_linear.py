@@ -1,20 +1,21 @@
-"""A linear layer for one token of each row, with all that stands around it in one launch.
+"""A linear layer for one token of each row, with its norm, activation and residual in one launch.
 
-For every row x of width K, with a weight in floating point (scale = 1) or in int8:
+For every row x of width K, with a weight W in floating point (scale = 1) or int8:
 
     y = residual + f(scale * (W norm(x)) + bias)
 
-There is no backward: text is generated without gradients.
+There is no backward, because text is generated without gradients.
 
 Decisions:
-- A token reads every weight once and does two operations with it, so only the bytes count. A
-  program has whole rows of W in registers, all loaded at once. The norm is computed again by each
-  program, from a row x that the L2 holds, and so costs no launch and no pass over memory.
-- int8 weights stay bytes until they are in registers; their scale goes to the sum, not to them.
-- Programs are as many as keep the memory busy, with whole rows each: no sum is ever divided, so
-  its order depends on the shapes and the architecture alone.
-- For more than `MOST_ROWS` rows a matrix product in tensor cores is the better way, and PyTorch's
-  is taken; but not for int8, which it would first have to write out in 16 bits.
+- A token reads every weight once and uses it for two operations, so only the bytes matter. A
+  program holds whole rows of W in registers, all loaded at once. Each program recomputes the norm
+  from a row x that L2 holds, which costs no launch and no pass over memory.
+- int8 weights stay bytes until they are in registers; the scale multiplies the sum, not the
+  weights.
+- There are as many programs as saturate the memory, and each has whole rows: no sum is divided, so
+  its order depends only on the shapes and the architecture.
+- For more than `MOST_ROWS` rows a product on tensor cores is faster, so PyTorch's is used; but not
+  for int8, which PyTorch would first convert to 16 bits in memory.
 """
 
 import torch
@@ -22,12 +23,13 @@ import triton
 import triton.language as tl
 
 from kernels import torch_ops
+from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, tile
 from kernels.matmul.activation import activate
 
-MOST_ROWS = 8  # their products take the CUDA cores no longer than the memory takes for the weight
-WIDEST = 16_384  # one row of the weight in the registers of one program
-WARP = 1_024  # elements of the weight in a warp, 32 in each thread
+MOST_ROWS = 8  # computing so many products takes no longer than reading the weight
+WIDEST = 16_384  # columns: one row of the weight in the registers of one program
+WARP = 1_024  # elements of the weight per warp, 32 per thread
 
 
 @triton.jit
@@ -40,17 +42,10 @@ def decode_linear_kernel(
     norm_weight_ptr,  # (K,) or None
     norm_bias_ptr,  # (K,) or None
     residual_ptr,  # (B, N) or None
-    B,
-    N,
-    K: tl.constexpr,
-    EPS: tl.constexpr,
-    NORM: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    FEATURES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    B, N,
+    K: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    FEATURES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     column = tl.arange(0, COLUMNS)
     at = feature.to(tl.int64)[:, None] * K + column[None, :]
@@ -58,7 +53,7 @@ def decode_linear_kernel(
     w = tl.load(weight_ptr + at, inside, other=0).to(ACC)  # (FEATURES, COLUMNS)
 
     for r in tl.static_range(ROWS):
-        row = tl.minimum(tl.program_id(1) * ROWS + r, B - 1)  # the last one again and again
+        row = tl.minimum(tl.program_id(1) * ROWS + r, B - 1)  # repeats the last row
         x = tl.load(x_ptr + row * K + column, column < K, other=0).to(ACC)
         if NORM is not None:
             if NORM == "layer_norm":
@@ -88,78 +83,89 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
     while features > least and cdiv(N, features) < programs:
         features //= 2
     ROWS = min(next_power_of_2(max(B, 1)), MOST_ROWS)
-    operands = (x, weight, y, scale, bias, norm_weight, norm_bias, residual)
     launch(
         decode_linear_kernel,
         (cdiv(N, features), cdiv(B, ROWS)),
-        *operands,
-        B,
-        N,
+        *(x, weight, y, scale, bias, norm_weight, norm_bias, residual, B, N),
         K=K,
         FEATURES=features,
         COLUMNS=COLUMNS,
         ROWS=ROWS,
-        ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(x.dtype),
         num_warps=min(max(features * COLUMNS // WARP, 1), 8),
         maxnreg=registers,
         **constants,
     )
 
 
-def decode_linear(
-    x,  # (B, K)
-    weight,  # (N, K)
-    bias=None,  # (N,)
-    *,
-    scale=None,  # (N,)
-    norm=None,
-    norm_weight=None,  # (K,)
-    norm_bias=None,  # (K,)
-    eps=1e-5,
-    activation=None,
-    residual=None,  # (B, N)
-):
-    """residual + f(scale * (weight norm(x)) + bias), (B, N); options as in `kernels.Ops`."""
+def _validate(x, weight, bias, scale, norm, norm_weight, norm_bias, activation, residual) -> None:
+    """Raise ValueError for arguments that `decode_linear` does not take."""
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"decode_linear takes x (B, K) and weight (N, K), not {_shapes(x=x, weight=weight)}"
+            f"decode_linear: x is {tuple(x.shape)} and weight {tuple(weight.shape)}; give (B, K) "
+            "and (N, K)"
         )
     (B, K), N = x.shape, len(weight)
-    of_features = {"bias": bias, "scale": scale}
-    of_columns = {"norm_weight": norm_weight, "norm_bias": norm_bias}
-    vectors = of_features | of_columns | {"residual": residual}
-    expected = dict.fromkeys(of_features, (N,)) | dict.fromkeys(of_columns, (K,))
-    expected["residual"] = (B, N)
-    for name, vector in vectors.items():
-        if vector is not None and vector.shape != expected[name]:
+    for name, operand, shape in (
+        ("bias", bias, (N,)),
+        ("scale", scale, (N,)),
+        ("norm_weight", norm_weight, (K,)),
+        ("norm_bias", norm_bias, (K,)),
+        ("residual", residual, (B, N)),
+    ):
+        if operand is not None and operand.shape != shape:
             raise ValueError(
-                f"decode_linear takes {name} {expected[name]} with "
-                f"{_shapes(x=x, weight=weight)}, not {tuple(vector.shape)}"
+                f"decode_linear: {name} is {tuple(operand.shape)}; give {shape} with x "
+                f"{tuple(x.shape)} and weight {tuple(weight.shape)}"
             )
     if (norm is None) != (norm_weight is None) or norm not in (None, "layer_norm", "rms_norm"):
-        raise ValueError(f"decode_linear takes layer_norm or rms_norm and a weight, not {norm!r}")
+        raise ValueError(
+            f"decode_linear: norm is {norm!r}; give layer_norm or rms_norm with a norm_weight, or "
+            "None without one"
+        )
     if activation is not None and activation not in torch_ops.ACTIVATIONS:
         raise ValueError(
-            f"decode_linear knows no {activation!r}; {', '.join(torch_ops.ACTIVATIONS)}"
+            f"decode_linear: activation {activation!r} is not supported; choose one of "
+            f"{', '.join(torch_ops.ACTIVATIONS)}"
         )
     if (scale is None) == (weight.dtype == torch.int8):
-        raise ValueError("decode_linear takes a scale with an int8 weight, and with no other")
-    options = {"norm": norm, "norm_weight": norm_weight, "norm_bias": norm_bias, "eps": eps}
+        raise ValueError(
+            f"decode_linear: weight is {weight.dtype}, {'without' if scale is None else 'with'} a "
+            "scale; give a scale with an int8 weight and with no other"
+        )
+
+
+def decode_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    scale: torch.Tensor | None = None,
+    norm: str | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """residual + f(scale * (weight norm(x)) + bias), (B, N); see `kernels.Ops`."""
+    _validate(x, weight, bias, scale, norm, norm_weight, norm_bias, activation, residual)
+    (B, K), N = x.shape, len(weight)
     if K > WIDEST or (B > MOST_ROWS and weight.dtype != torch.int8):
-        options |= {"scale": scale, "activation": activation, "residual": residual}
-        return torch_ops.decode_linear(x, weight, bias, **options)
+        return torch_ops.decode_linear(
+            x,
+            weight,
+            bias,
+            scale=scale,
+            norm=norm,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            eps=eps,
+            activation=activation,
+            residual=residual,
+        )
     y = torch.empty((B, N), dtype=x.dtype, device=x.device)
-    x, weight, *vectors = (
-        tensor if tensor is None else tensor.contiguous()
-        for tensor in (x, weight, scale, bias, norm_weight, norm_bias, residual)
-    )
-    constants = {"EPS": eps, "NORM": norm, "ACTIVATION": activation}
-    _launch(y, x, weight, *vectors, **constants)
+    operands = (x, weight, scale, bias, norm_weight, norm_bias, residual)
+    dense = (operand if operand is None else operand.contiguous() for operand in operands)
+    _launch(y, *dense, EPS=eps, NORM=norm, ACTIVATION=activation)
     return y
-
-
-def _shapes(**tensors) -> str:
-    return ", ".join(
-        f"{name} {None if tensor is None else tuple(tensor.shape)}"
-        for name, tensor in tensors.items()
-    )

@@ -1,22 +1,24 @@
-"""Cross entropy: the loss, and the gradient of the logits on the same visit.
+"""Cross entropy: the loss, and in the same pass the gradient of the logits.
 
-With m the largest logit of row i, s = sum_j exp(x_ij - m), t its target, n the targets that count:
+With m_i the largest logit of row i, s_i = sum_j exp(x_ij - m_i), t its target, and n the number of
+targets that are not ignored:
 
     loss  = 1/n sum_i (log s_i + m_i - x_it)
     dx_ij = (exp(x_ij - m_i) / s_i - [j = t]) dloss / n
 
 Decisions:
-- One program owns whole rows. It reads them once for m and s, tile by tile, and once more for dx,
-  last tile first: a row of 50,304 bf16 logits is 100 KB, and the second read comes from L1 and L2.
-  Holding such a row in registers instead spills on every architecture, with 16 warps and with 32.
-- Forward writes dx for dloss = 1, which is what `loss.backward()` sends. Backward reads dloss on
-  the device: where it is 1 there is nothing to do, else it computes dx from m and s again, rounded
-  once, into the same memory, which nobody has seen yet. So there is no host synchronisation, and
-  no fp16 underflow under a loss scale. A second backward over a retained graph fills new memory.
-- Rows of any stride: GPT-2's 50,257 bf16 logits begin at odd addresses. A row is an aligned middle,
-  moved in 16-byte vectors, and at most two pieces of a vector at its edges.
-- A row that does not count is not read, and its dx is 0. A target outside the vocabulary is not
-  looked up: the loss is NaN, or with TRITON_DEBUG=1 the kernel stops and says why.
+- One program owns whole rows. It reads them tile by tile for m and s, then again for dx in reverse
+  order: a row of 50,304 bf16 logits has 100 KB, and the second read comes from L1 and L2. Holding
+  such a row in registers spills on every architecture, with 16 warps and with 32.
+- Forward writes dx for dloss = 1, which is what `loss.backward()` passes. Backward reads dloss on
+  the device: if it is 1 there is nothing to do; otherwise it recomputes dx from m and s, rounded
+  once, into the same memory, which no one else has seen yet. So there is no host synchronisation
+  and no fp16 underflow under a loss scale. A second backward over a retained graph fills new
+  memory.
+- Rows have any stride: GPT-2's 50,257 bf16 logits begin at odd addresses. A row is an aligned
+  middle, moved in 16-byte vectors, and at most two edges shorter than a vector.
+- An ignored row is not read, and its dx is 0. A target outside the vocabulary is never used as an
+  index: the loss is NaN; with TRITON_DEBUG=1 the kernel stops with a message.
 """
 
 import torch
@@ -24,17 +26,19 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
 
 VECTOR_BYTES = 16  # the widest load of a thread
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row; -inf - -inf would be NaN
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row, because -inf - -inf is NaN
 
 
 @triton.jit
 def _split(rows, row_stride, V, VECTOR: tl.constexpr):
-    """Where rows begin, where their middle does, the columns before it, and its length.
+    """The start of each row, the start of its middle, the columns before that, and its length.
 
-    Rounding by `// VECTOR * VECTOR` also tells the compiler that addresses and masks are aligned.
+    Rounding by `// VECTOR * VECTOR` also lets the compiler infer that addresses and masks are
+    aligned.
     """
     begin = rows * row_stride
     middle = (begin + VECTOR - 1) // VECTOR * VECTOR
@@ -44,7 +48,7 @@ def _split(rows, row_stride, V, VECTOR: tl.constexpr):
 
 @triton.jit
 def _include(x, m, s):
-    """m and s (ROWS,) when the columns x (ROWS, columns) are included."""
+    """Update m and s (ROWS,) with the columns x (ROWS, columns)."""
     largest = tl.maximum(m, tl.max(x, 1))
     s = s * tl.exp(m - largest) + tl.sum(tl.exp(x - largest[:, None]), 1)
     return largest, s
@@ -52,19 +56,27 @@ def _include(x, m, s):
 
 @triton.jit
 def _at_edges(before, length, VECTOR: tl.constexpr):
-    """The columns (ROWS, 2 VECTOR) outside the middle; those of V and more do not exist."""
+    """The columns (ROWS, 2 VECTOR) outside the middle; columns >= V do not exist."""
     edge = tl.arange(0, 2 * VECTOR)[None, :]
     return tl.where(edge < before[:, None], edge, edge + length[:, None])
 
 
 @triton.jit
 def _replace(
-    logits_ptr, dlogits_ptr, at, exists, counted, is_target, m, coefficient, scale,
+    logits_ptr,  # (N, V)
+    dlogits_ptr,  # (N, V)
+    at,  # (ROWS, columns): offsets
+    exists,  # (ROWS, columns)
+    counted,  # (ROWS,)
+    is_target,  # (ROWS, columns)
+    m,  # (ROWS,)
+    coefficient,  # (ROWS,): scale / s
+    scale,  # (ROWS,): dloss / n
     ACC: tl.constexpr,
-):  # fmt: skip
-    """Store the gradient of the logits `at` (ROWS, columns); `coefficient` is scale / s.
+):
+    """Replace the logits `at` by their gradient.
 
-    evict_first: dx and this last read must not drive out the rows that wait for their second.
+    evict_first: dx and this last read must not evict rows that will be read a second time.
     """
     read = exists & counted[:, None]
     x = tl.load(logits_ptr + at, read, other=-float("inf"), eviction_policy="evict_first").to(ACC)
@@ -76,12 +88,21 @@ def _replace(
 
 @triton.jit
 def _store_gradient(
-    logits_ptr, dlogits_ptr, rows, target, counted, m, s, scale, N, V, row_stride,
+    logits_ptr,  # (N, V)
+    dlogits_ptr,  # (N, V)
+    rows,  # (ROWS,)
+    target,  # (ROWS,)
+    counted,  # (ROWS,)
+    m,  # (ROWS,)
+    s,  # (ROWS,)
+    scale,  # (): dloss / n
+    N, V, row_stride,
     COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    """Store dx of whole rows, the last tile first."""
     begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
     inside = (rows < N)[:, None]
-    # s is 0 where a row does not count, else 1 at least; triton 3.6 cannot convert `counted` here
+    # s is 0 for an ignored row, else at least 1; triton 3.6 cannot convert `counted` here
     weight = tl.minimum(s, 1.0)
     scale = weight * scale
     coefficient = scale / (s + (1 - weight))
@@ -103,7 +124,12 @@ def _store_gradient(
 
 @triton.jit
 def cross_entropy_forward_kernel(
-    logits_ptr, targets_ptr, count_ptr, losses_ptr, statistics_ptr, dlogits_ptr,
+    logits_ptr,  # (N, V)
+    targets_ptr,  # (N,)
+    count_ptr,  # (), or None for the gradient of the sum
+    losses_ptr,  # (N,)
+    statistics_ptr,  # (2, N): m and s, or None
+    dlogits_ptr,  # (N, V) or None, may be logits
     N, V, row_stride, ignore_index,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
     ACC: tl.constexpr,
@@ -116,6 +142,7 @@ def cross_entropy_forward_kernel(
     begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
     x_target = tl.load(logits_ptr + begin + target, mask=counted & known, other=float("nan"))
 
+    # --- m and s ---
     m = tl.full((ROWS,), LOWEST, ACC)
     s = tl.zeros((ROWS,), ACC)
     for start in range(0, V // VECTOR * VECTOR, COLUMNS):
@@ -129,13 +156,14 @@ def cross_entropy_forward_kernel(
         x = tl.load(logits_ptr + begin[:, None] + j, mask=read, other=-float("inf")).to(ACC)
         m, s = _include(x, m, s)
 
+    # --- loss and gradient ---
     loss = tl.where(counted, tl.log(s) + (m - x_target.to(ACC)), 0.0)
     tl.store(losses_ptr + rows, loss, mask=rows < N)
     if statistics_ptr is not None:
         tl.store(statistics_ptr + rows, m, mask=rows < N)
         tl.store(statistics_ptr + N + rows, s, mask=rows < N)
     if dlogits_ptr is not None:
-        tl.debug_barrier()  # dlogits may be logits: nobody writes before all have read x_target
+        tl.debug_barrier()  # dlogits may be logits: all threads read x_target before any writes
         scale = 1.0 if count_ptr is None else 1.0 / tl.load(count_ptr).to(ACC)
         _store_gradient(
             logits_ptr, dlogits_ptr, rows, target, counted, m, s, scale, N, V, row_stride,
@@ -145,13 +173,19 @@ def cross_entropy_forward_kernel(
 
 @triton.jit
 def cross_entropy_backward_kernel(
-    logits_ptr, targets_ptr, count_ptr, statistics_ptr, dloss_ptr, dlogits_ptr,
+    logits_ptr,  # (N, V)
+    targets_ptr,  # (N,)
+    count_ptr,  # ()
+    statistics_ptr,  # (2, N): m and s
+    dloss_ptr,  # ()
+    dlogits_ptr,  # (N, V)
     N, V, row_stride, ignore_index,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
-    WRITTEN_FOR_ONE: tl.constexpr, ACC: tl.constexpr,
+    WRITTEN_FOR_ONE: tl.constexpr,  # dlogits holds the gradient for dloss = 1
+    ACC: tl.constexpr,
 ):  # fmt: skip
     dloss = tl.load(dloss_ptr).to(ACC)
-    if WRITTEN_FOR_ONE:  # noqa: SIM102 (this `if` is decided when the kernel is compiled)
+    if WRITTEN_FOR_ONE:  # noqa: SIM102 (the outer `if` is decided at compile time)
         if dloss == 1.0:
             return
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -166,10 +200,12 @@ def cross_entropy_backward_kernel(
 
 
 class CrossEntropy(torch.autograd.Function):
+    """logits (N, V), targets (N,) -> loss ()."""
+
     @staticmethod
-    def forward(ctx, logits, targets, ignore_index, needs_gradient):  # (N, V), (N,)
+    def forward(ctx, logits, targets, ignore_index, needs_gradient):
         N = logits.shape[0]
-        wide = {"dtype": torch.promote_types(logits.dtype, torch.float32), "device": logits.device}
+        wide = {"dtype": accumulator(logits.dtype), "device": logits.device}
         count = count_targets(targets, ignore_index)
         losses = torch.empty(N, **wide)
         statistics = torch.empty(2, N, **wide) if needs_gradient else None
@@ -184,7 +220,7 @@ class CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dloss):
         logits, targets, count, statistics = ctx.saved_tensors
-        dlogits, ctx.dlogits = ctx.dlogits, None  # given away: a second backward fills its own
+        dlogits, ctx.dlogits = ctx.dlogits, None  # returned once; a second backward fills its own
         written = dlogits is not None
         dlogits = dlogits if written else _empty_gradient(logits)
         tensors = logits, targets, count, statistics, dloss, dlogits
@@ -193,28 +229,25 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def count_targets(targets, ignore_index):
-    """How many targets count, or 1 where none does: () int64, on the device."""
+    """The number of targets that are not ignored, at least 1: () int64, on the device."""
     return (targets != ignore_index).sum().clamp(min=1)
 
 
 def launch_forward(logits, targets, count, losses, statistics, dlogits, ignore_index):
-    """Write the losses (N,), and where they are not None the statistics (2, N) and the gradient.
+    """Write the losses (N,) and, unless they are None, the statistics (2, N) and dlogits (N, V).
 
-    The gradient is that of the sum of the losses, over `count` where that is not None; `dlogits`
+    dlogits is the gradient of the sum of the losses, divided by `count` unless that is None, and
     may be `logits` itself.
     """
-    _launch(
-        cross_entropy_forward_kernel,
-        (logits, targets, count, losses, statistics, dlogits),
-        ignore_index,
-    )
+    tensors = logits, targets, count, losses, statistics, dlogits
+    _launch(cross_entropy_forward_kernel, tensors, ignore_index)
 
 
 def _launch(kernel, tensors, ignore_index, **constexprs):
     logits = tensors[0]
     (N, V), row_stride, size = logits.shape, logits.stride(0), logits.element_size()
     VECTOR = VECTOR_BYTES // size
-    row = next_power_of_2(max(V // VECTOR, 1)) * VECTOR  # elements of a tile that holds one
+    row = next_power_of_2(max(V // VECTOR, 1)) * VECTOR  # elements of a tile that holds a row
     short, long, per_thread = tile("cross_entropy", logits.device)
     elements = min(max(row, short // size), long // size)
     COLUMNS = min(row, elements)
@@ -222,30 +255,31 @@ def _launch(kernel, tensors, ignore_index, **constexprs):
     launch(
         kernel,
         (cdiv(N, ROWS),),
-        *tensors,
-        N,
-        V,
-        row_stride,
-        ignore_index,
+        *(*tensors, N, V, row_stride, ignore_index),
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         VECTOR=VECTOR,
         EDGES=V % VECTOR != 0 or row_stride % VECTOR != 0,
-        ACC=tl.float64 if logits.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(logits.dtype),
         num_warps=elements * size // per_thread // 32,
         **constexprs,
     )
 
 
 def _empty_gradient(logits):
-    """With the logits' row stride, so that one alignment serves both."""
+    """Allocate dlogits with the row stride of the logits, so that both have the same alignment."""
     shape, strides = logits.shape, logits.stride()
     return torch.empty_strided(shape, strides, dtype=logits.dtype, device=logits.device)
 
 
 @opaque
-def cross_entropy(logits, targets, *, ignore_index=-100):  # (..., V), (...) -> ()
-    """Mean cross entropy over the targets that are not `ignore_index`; 0 where none counts."""
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, *, ignore_index: int = -100
+) -> torch.Tensor:
+    """The mean cross entropy over the targets that are not `ignore_index`, or 0 without any.
+
+    logits (..., V), targets (...) int64 -> ().
+    """
     V = logits.shape[-1] if logits.ndim else 0
     if V == 0 or logits.shape[:-1] != targets.shape:
         raise ValueError(
@@ -253,7 +287,7 @@ def cross_entropy(logits, targets, *, ignore_index=-100):  # (..., V), (...) -> 
             "not fit; give logits (..., V) and targets (...)"
         )
     if targets.dtype != torch.int64:
-        raise ValueError(f"cross_entropy: targets are {targets.dtype}; give torch.int64")
+        raise ValueError(f"cross_entropy: targets have dtype {targets.dtype}; give torch.int64")
     rows = logits.reshape(-1, V)
     if rows.stride(1) != 1 or rows.stride(0) < V:
         rows = rows.contiguous()

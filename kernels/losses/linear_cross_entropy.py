@@ -1,22 +1,22 @@
-"""The head and the loss together: the logits of a chunk of rows at a time, never all of them.
+"""The output layer and the cross entropy together, without ever storing all logits.
 
     logits = x W^T + b        loss, dlogits as in cross_entropy.py
     dx = dlogits W            dW = dlogits^T x            db = sum of the rows of dlogits
 
 Decisions:
-- dx, dW and db are made in forward, while a chunk's logits are there; backward only multiplies
-  them by dloss / n, which stays on the device: there is no host synchronisation. Without a
-  gradient only the loss is computed.
-- dx, dW and db are fp32 until they are multiplied, and dW and db are added up in fp32 over the
-  chunks, by the product itself: cuBLAS takes bf16 operands and an fp32 sum. So under autocast fp32
-  parameters get gradients that were never rounded to bf16.
-- Chunks are as large as `launch.LOGITS_BYTES` allows, because small ones starve the products, and
-  equal, because a short last one does too. dlogits overwrite the chunk's logits: gradients of the
-  sum, not of the mean, whose small numbers fp16 could not hold.
-- Where V is no multiple of 8, the products run over a weight and logits that are padded with zeros
-  to whole 128-byte lines: cuBLAS takes its old kernels for odd sizes, which on an H200 made the
-  three products of 50,257 columns five times as slow as those of 50,304. The loss does not read
-  the padding, and its gradient stays 0 there.
+- Forward computes dx, dW and db from each chunk of logits; backward only multiplies them by
+  dloss / n, which stays on the device: there is no host synchronisation. Without gradients only the
+  loss is computed.
+- dx, dW and db are fp32 until they are multiplied, and the products themselves accumulate dW and db
+  over the chunks in fp32: cuBLAS takes bf16 operands and an fp32 sum. Under autocast, fp32
+  parameters therefore get gradients that were never rounded to bf16.
+- Chunks are as large as `launch.LOGITS_BYTES` allows, because small products are inefficient, and
+  equal, because a short last one is too. dlogits overwrites the logits of the chunk. It is the
+  gradient of the sum and not of the mean, whose values underflow in fp16.
+- If V is not a multiple of 8, the weight and the logits are padded with zeros to whole 128-byte
+  lines: for odd sizes cuBLAS uses old kernels, which on an H200 made the three products of 50,257
+  columns five times as slow as those of 50,304. The loss does not read the padding, whose gradient
+  stays 0.
 """
 
 import torch
@@ -25,18 +25,24 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kernels.common import launch
+from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
 from kernels.losses.cross_entropy import count_targets, launch_forward
 
 LINE_BYTES = 128  # of the memory system
-ALIGNED = 8  # elements of 16 bits that fill the 16 bytes which cuBLAS wants rows to be multiples of
-GEMM_ROWS = 128  # rows of a chunk are a multiple: the largest tile of a matrix product
-BLOCK = 4096  # elements that a program of `scale_gradient_kernel` multiplies: 16 per thread
+ALIGNED = 8  # elements of 16 bits in 16 bytes, the row alignment that cuBLAS needs
+GEMM_ROWS = 128  # the rows of a chunk are a multiple of the largest tile of a matrix product
+BLOCK = 4096  # elements per program of `scale_gradient_kernel`: 16 per thread
 
 
 @triton.jit
 def scale_gradient_kernel(
-    gradient_ptr, dloss_ptr, count_ptr, out_ptr, length, BLOCK: tl.constexpr, ACC: tl.constexpr
-):
+    gradient_ptr,  # (length,)
+    dloss_ptr,  # ()
+    count_ptr,  # ()
+    out_ptr,  # (length,)
+    length,
+    BLOCK: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     factor = tl.load(dloss_ptr).to(ACC) / tl.load(count_ptr).to(ACC)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     gradient = tl.load(gradient_ptr + at, mask=at < length).to(ACC)
@@ -44,10 +50,12 @@ def scale_gradient_kernel(
 
 
 class LinearCrossEntropy(torch.autograd.Function):
+    """x (N, C), weight (V, C), bias (V,) or None, targets (N,) -> loss ()."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, targets, ignore_index, dtype, needs):  # (N, C), (V, C)
+    def forward(ctx, x, weight, bias, targets, ignore_index, dtype, needs):
         (N, C), V = x.shape, weight.shape[0]
-        wide = {"dtype": torch.promote_types(dtype, torch.float32), "device": x.device}
+        wide = {"dtype": accumulator(dtype), "device": x.device}
         rows, columns = _chunk(N, V, dtype)
         padded = columns if V % ALIGNED else V  # columns of the products
         W, b = _padded(weight, padded, dtype), _padded(bias, padded, dtype)
@@ -65,7 +73,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(x_here, W.t(), out=logits)
             else:
                 torch.addmm(b, x_here, W.t(), out=logits)
-            known = logits[:, :V]  # becomes its gradient, which is 0 in the padding
+            known = logits[:, :V]  # becomes its own gradient, which is 0 in the padding
             gradient = known if any(needs) else None
             launch_forward(known, targets[at], None, losses[at], None, gradient, ignore_index)
             if dx is not None:
@@ -93,7 +101,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def _padded(parameter, rows, dtype):
-    """The parameter in `dtype` with zeros behind it, so that it has so many rows."""
+    """The parameter in `dtype`, padded with zeros to `rows` rows."""
     if parameter is None or (len(parameter) == rows and parameter.dtype == dtype):
         return parameter
     out = torch.empty((rows, *parameter.shape[1:]), dtype=dtype, device=parameter.device)
@@ -103,7 +111,7 @@ def _padded(parameter, rows, dtype):
 
 
 def _chunk(N, V, dtype):
-    """Rows and columns of the logits of a chunk."""
+    """The rows and columns of a chunk of logits."""
     size = dtype.itemsize
     columns = launch.cdiv(V * size, LINE_BYTES) * LINE_BYTES // size
     most = max(launch.LOGITS_BYTES // (columns * size), 1)
@@ -112,7 +120,7 @@ def _chunk(N, V, dtype):
 
 
 def _product(a, b, beta, out):
-    """out = a @ b + beta out, where `out` may be wider than a and b."""
+    """out = a @ b + beta out, where `out` may have a wider dtype than a and b."""
     if a.dtype == out.dtype:
         out.addmm_(a, b, beta=beta)
     elif out.is_cuda:
@@ -122,19 +130,15 @@ def _product(a, b, beta, out):
 
 
 def _scaled(gradient, dloss, count, dtype):
-    """gradient dloss / count in `dtype`: a new tensor, for the graph may be kept."""
+    """gradient dloss / count in `dtype`, as a new tensor, because the graph may be retained."""
     out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
     length = gradient.numel()
     launch.launch(
         scale_gradient_kernel,
         (launch.cdiv(length, BLOCK),),
-        gradient,
-        dloss,
-        count,
-        out,
-        length,
+        *(gradient, dloss, count, out, length),
         BLOCK=BLOCK,
-        ACC=tl.float64 if gradient.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(gradient.dtype),
         num_warps=8,
     )
     return out
@@ -142,14 +146,17 @@ def _scaled(gradient, dloss, count, dtype):
 
 @launch.opaque
 def linear_cross_entropy(
-    x,  # (..., C)
-    weight,  # (V, C)
-    bias,  # (V,) or None
-    targets,  # (...) int64
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
     *,
-    ignore_index=-100,
-):
-    """`cross_entropy` of the logits x W^T + b, which are never held whole."""
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """`cross_entropy` of the logits x weight^T + bias, which are never stored all at once.
+
+    x (..., C), weight (V, C), bias (V,) or None, targets (...) int64 -> ().
+    """
     C = x.shape[-1] if x.ndim else 0
     V = weight.shape[0] if weight.ndim else 0
     if (
@@ -164,13 +171,12 @@ def linear_cross_entropy(
             "not fit; give (..., C), (V, C), (V,) or None, and (...)"
         )
     if targets.dtype != torch.int64:
-        raise ValueError(f"linear_cross_entropy: targets are {targets.dtype}; give torch.int64")
-    dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)  # as F.linear would
-    elif weight.dtype != dtype or (bias is not None and bias.dtype != dtype):
+        dtypes = f"targets have dtype {targets.dtype}; give torch.int64"
+        raise ValueError(f"linear_cross_entropy: {dtypes}")
+    dtype = autocast_dtype(x)
+    if dtype is None and any(p is not None and p.dtype != x.dtype for p in (weight, bias)):
         raise ValueError(
-            f"linear_cross_entropy: x is {dtype}, weight {weight.dtype}, bias "
+            f"linear_cross_entropy: x is {x.dtype}, weight {weight.dtype}, bias "
             f"{None if bias is None else bias.dtype}; give one dtype, or use autocast"
         )
     operands = x.reshape(-1, C), weight, bias
@@ -179,4 +185,4 @@ def linear_cross_entropy(
         for operand in operands
     )
     targets = targets.reshape(-1).contiguous()
-    return LinearCrossEntropy.apply(*operands, targets, ignore_index, dtype, needs)
+    return LinearCrossEntropy.apply(*operands, targets, ignore_index, dtype or x.dtype, needs)

@@ -1,27 +1,27 @@
-"""The activations of the feed-forward and their derivatives, and kernels that only apply them.
+"""The activations of the feed-forward, their derivatives, and kernels that only apply them.
 
     hidden = f(x)            relu  max(x, 0)        relu_squared  max(x, 0)^2
     dx = dhidden * f'(x)     gelu  x Phi(x)         gelu_tanh     x s(2u)
 
-with Phi the normal distribution, s(v) = 1 / (1 + e^-v) and u = sqrt(2/pi) (x + 0.044715 x^3), as
-(1 + tanh u) / 2 = s(2u). Both GELUs are x times something that rises from 0 to 1, symmetric about
-x = 0, so both follow from its tail q(z), z = |x|, and its density p = -q':
+with Phi the normal distribution, s(v) = 1 / (1 + e^-v) and u = sqrt(2/pi) (x + 0.044715 x^3), since
+(1 + tanh u) / 2 = s(2u). Both GELUs are x times a symmetric distribution function, so both follow
+from its tail q(z), z = |x|, and its density p = -q':
 
-    f(x) = max(x, 0) - z q(z)        f'(x) = r where x < 0, else 1 - r,  r = q(z) - z p(z)
+    f(x) = max(x, 0) - z q(z)        f'(x) = r if x < 0, else 1 - r,  r = q(z) - z p(z)
 
     gelu        q = Phi(-z)          p = e^(-z^2/2) / sqrt(2 pi)
     gelu_tanh   q = s(-2u(z))        p = q (1 - q) 2u'(z)
 
 Decisions:
-- No 1 + erf(x): it cancels where x < 0, and takes 36 instructions per element (bf16, forward,
-  compiled for sm_90), where the copy rate of an H200 leaves time for about 30. log2(2 Phi(-z)) / z
-  is so smooth that a polynomial of degree 7 and one exp2 give Phi(-z) to 2^-24: 17 instructions.
-- f' of the two ReLUs follows from hidden (`FROM_HIDDEN`), which the product behind it keeps for
-  its own gradient, as 1 where hidden > 0, or 2 sqrt(hidden): they keep half of what the GELUs
-  keep. The square root halves the relative error of hidden; only fp16 loses, together with the
-  hidden of an x below 2e-4, its slope of at most 5e-4.
-- A program of the backward walks down ROWS rows of a strip of columns and sums dx on its way: the
-  bias gradient costs no second pass, and the number of its partial sums follows from the shape.
+- 1 + erf(x) would cancel for x < 0 and take 36 instructions per element (bf16, forward, compiled
+  for sm_90), while the copy rate of an H200 leaves time for about 30. log2(2 Phi(-z)) / z is so
+  smooth that a polynomial of degree 7 and one exp2 give Phi(-z) to 2^-24 in 17 instructions.
+- f' of the two ReLUs follows from hidden (`FROM_HIDDEN`), which is saved anyway for the gradient of
+  the next product, as 1 if hidden > 0, or 2 sqrt(hidden): they save half as much memory as the
+  GELUs need. The square root halves the relative error of hidden. Only in fp16 does an x below 2e-4
+  lose its slope, of at most 5e-4, because its hidden underflows.
+- A program of the backward visits ROWS rows of a strip of columns and sums dx along the way: the
+  bias gradient needs no second pass, and the number of partial sums depends only on the shape.
 """
 
 import math
@@ -30,14 +30,15 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, tile
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu_squared")
-FROM_HIDDEN = ("relu", "relu_squared")  # whose derivative is a function of hidden; else of x
-ROWS = 128  # per partial sum, which adds 1/192 (bf16) to the bytes of the backward
+FROM_HIDDEN = ("relu", "relu_squared")  # their derivative is a function of hidden, others' of x
+ROWS = 128  # rows per partial sum, which adds 1/192 (bf16) to the bytes of the backward
 
-# log2(2 Phi(-z)) / z on [0, 7], minimax for the error of max(z, 1) Phi(-z): below 1.6e-8. Beyond
-# 7 the polynomial falls for ever, and with it the tail.
+# log2(2 Phi(-z)) / z on [0, 7], minimax for the error of max(z, 1) Phi(-z): below 1.6e-8. Beyond 7
+# the polynomial, and with it the tail, keeps falling.
 _P0 = tl.constexpr(-1.1511060419141768)
 _P1 = tl.constexpr(-0.4591982815477737)
 _P2 = tl.constexpr(-0.05253361315280231)
@@ -56,7 +57,7 @@ _CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi) * 0.044715)
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """hidden = f(x)."""
-    relu = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a NaN must reach the loss
+    relu = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # NaN reaches the loss
     if ACTIVATION == "relu":
         hidden = relu
     elif ACTIVATION == "relu_squared":
@@ -69,7 +70,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def derivative(kept, ACTIVATION: tl.constexpr):
-    """f'(x), from hidden where `FROM_HIDDEN` says so, else from x."""
+    """f'(x), computed from hidden for the activations of `FROM_HIDDEN`, else from x."""
     if ACTIVATION == "relu":
         slope = tl.where(kept > 0, 1.0, 0.0)
     elif ACTIVATION == "relu_squared":
@@ -106,10 +107,8 @@ def activation_forward_kernel(
     x_ptr,  # (size,)
     hidden_ptr,  # (size,), may be x
     size,
-    ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ACTIVATION: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + element, element < size).to(ACC)
     tl.store(hidden_ptr + element, activate(x, ACTIVATION), element < size)
@@ -121,14 +120,10 @@ def activation_backward_kernel(
     kept_ptr,  # (M, N)
     dx_ptr,  # (M, N), may be dhidden
     partial_ptr,  # (cdiv(M, ROWS), N)
-    M,
-    N,
-    ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    M, N,
+    ACTIVATION: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     block, strip = tl.program_id(0), tl.program_id(1)
     column = strip * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
@@ -144,26 +139,29 @@ def activation_backward_kernel(
     tl.store(partial_ptr + block.to(tl.int64) * N + column, tl.sum(total, 0), column < N)
 
 
-def activation_forward(x, activation, out=None):  # contiguous, any shape
-    """hidden = f(x); `out` may be x itself."""
+def activation_forward(
+    x: torch.Tensor, activation: str, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """hidden = f(x) for a contiguous x of any shape; `out` may be x itself."""
     hidden = torch.empty_like(x) if out is None else out
     BLOCK, num_warps = tile("activation", x.device)
     launch(
         activation_forward_kernel,
         (cdiv(x.numel(), BLOCK),),
-        x,
-        hidden,
-        x.numel(),
+        *(x, hidden, x.numel()),
         ACTIVATION=activation,
-        ACC=accumulator(x),
+        ACC=triton_accumulator(x.dtype),
         BLOCK=BLOCK,
         num_warps=num_warps,
     )
     return hidden
 
 
-def activation_backward(dhidden, kept, activation, out=None):  # (M, N), contiguous
-    """dx, and sums of its columns over blocks of rows (blocks, N); `out` may be dhidden."""
+def activation_backward(
+    dhidden: torch.Tensor, kept: torch.Tensor, activation: str, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx (M, N) of contiguous dhidden and kept (M, N), and sums of its columns over blocks of rows
+    (blocks, N); `out` may be dhidden."""
     M, N = dhidden.shape
     dx = torch.empty_like(dhidden) if out is None else out
     blocks = cdiv(M, ROWS)
@@ -172,14 +170,9 @@ def activation_backward(dhidden, kept, activation, out=None):  # (M, N), contigu
     launch(
         activation_backward_kernel,
         (blocks, cdiv(N, BLOCK_N)),
-        dhidden,
-        kept,
-        dx,
-        partial,
-        M,
-        N,
+        *(dhidden, kept, dx, partial, M, N),
         ACTIVATION=activation,
-        ACC=accumulator(dhidden),
+        ACC=triton_accumulator(dhidden.dtype),
         ROWS=ROWS,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
@@ -188,11 +181,6 @@ def activation_backward(dhidden, kept, activation, out=None):  # (M, N), contigu
     return dx, partial
 
 
-def accumulator(x):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
-def empty_partial(blocks, x):
-    """Where `blocks` sums of every column of x go."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty((blocks, x.shape[1]), dtype=dtype, device=x.device)
+def empty_partial(blocks: int, x: torch.Tensor) -> torch.Tensor:
+    """Allocate `blocks` sums of every column of x (M, N): (blocks, N)."""
+    return torch.empty((blocks, x.shape[1]), dtype=accumulator(x.dtype), device=x.device)

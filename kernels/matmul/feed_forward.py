@@ -1,23 +1,22 @@
-"""The feed-forward of a block: up to F channels, an activation, and back down to C.
+"""The feed-forward of a block: a product up to F channels, an activation, a product down to C.
 
 Forward:   pre = x w1^T + b1,  hidden = f(pre),  y = dropout(hidden w2^T + b2)
 Backward:  dz = dropout(dy)            dw2 = dz^T hidden    db2 = sum of dz over rows
            dpre = (dz w2) * f'(pre)    dw1 = dpre^T x       db1 = sum of dpre over rows
            dx = dpre w1
 
-Dropout multiplies by keep / (1 - p), in backward by the same: its mask is a function of (seed,
-row, column), as `kernels.common.philox` says.
+Dropout multiplies by keep / (1 - p) in forward and backward; the mask is a function of (seed, row,
+column), see `kernels.common.philox`.
 
 Decisions:
-- Three of the six products have something to finish: bias and f, bias and dropout, f'. Each goes
-  the way that `launch.route` names: "gemm" finishes it tile by tile (`kernels.matmul.gemm`), "cublas"
-  takes PyTorch's product and one pass over memory. The others have nothing to finish and are
-  PyTorch's.
-- cuBLAS adds the biases, and applies a ReLU behind one: it does so before it rounds, at no cost.
-- hidden is kept for dw2, beside pre where f' needs pre. To compute it again would halve what a
-  GELU keeps, but write it again: in 16 bits 2 bytes more per element than the 22 that the "cublas"
-  way moves. A ReLU, whose f' needs hidden alone, keeps nothing else.
-- Bias gradients are sums of partial sums whose number follows from the shape: no atomics.
+- Three of the six products have an epilogue: bias and f, bias and dropout, f'. `launch.route`
+  chooses how each is computed: "gemm" applies the epilogue to each tile (`kernels.matmul.gemm`),
+  "cublas" is PyTorch's product and one pass over memory. The other products are PyTorch's.
+- cuBLAS adds biases, and applies a ReLU after a bias, before it rounds and at no cost.
+- hidden is saved for dw2, and pre as well if f' needs it. Recomputing hidden would halve the memory
+  that a GELU saves, but write it again: 2 bytes per element in 16 bits, besides the 22 that the
+  "cublas" route moves. A ReLU, whose f' needs only hidden, saves nothing else.
+- Bias gradients add partial sums whose number depends only on the shape: no atomics.
 """
 
 import torch
@@ -26,13 +25,13 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from kernels.common.dtypes import autocast_dtype, triton_accumulator
 from kernels.common.launch import cdiv, launch, opaque, route, tile
-from kernels.common.philox import keep_in_rows, threshold_and_scale
+from kernels.common.philox import keep_in_rows, new_seed, threshold_and_scale
 from kernels.matmul import gemm
 from kernels.matmul.activation import (
     ACTIVATIONS,
     FROM_HIDDEN,
-    accumulator,
     activation_backward,
     activation_forward,
 )
@@ -44,14 +43,10 @@ def dropout_kernel(
     x_ptr,  # (M, N)
     y_ptr,  # (M, N), may be x
     seed_ptr,  # ()
-    M,
-    N,
-    THRESHOLD: tl.constexpr,
-    SCALE: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    M, N,
+    THRESHOLD: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     first_column = tl.program_id(1) * BLOCK_N
     column = first_column + tl.arange(0, BLOCK_N)
@@ -63,8 +58,10 @@ def dropout_kernel(
 
 
 class FeedForward(torch.autograd.Function):
+    """x (M, C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None -> y (M, C)."""
+
     @staticmethod
-    def forward(ctx, x, w1, b1, w2, b2, seed, activation, dropout_p):  # x (M, C)
+    def forward(ctx, x, w1, b1, w2, b2, seed, activation, dropout_p):
         way = route(x, F=w1.shape[0])
         hidden, kept = _up(x, w1, b1, activation, way.up)  # (M, F) each
         y = _down(hidden, w2, b2, seed, dropout_p, way.down)  # (M, C)
@@ -95,7 +92,7 @@ class FeedForward(torch.autograd.Function):
 
 
 def _up(x, w1, b1, activation, way):
-    """hidden, and what f' is computed from: pre, or hidden itself."""
+    """hidden (M, F), and the tensor from which f' is computed: pre, or hidden itself."""
     if way == "gemm":
         return gemm.linear_activation(x, w1, b1, activation)
     if activation == "relu" and b1 is not None:
@@ -116,7 +113,7 @@ def _down(hidden, w2, b2, seed, dropout_p, way):
 
 
 def _gradient(dz, w2, kept, activation, way):
-    """dpre, and sums of its columns over blocks of rows."""
+    """dpre (M, F), and sums of its columns over blocks of rows (blocks, F)."""
     if way == "gemm":
         return gemm.gradient_of_argument(dz, w2, kept, activation)
     dhidden = dz @ w2
@@ -124,7 +121,7 @@ def _gradient(dz, w2, kept, activation, way):
 
 
 def _dropped(x, seed, dropout_p, out=None):  # (M, C)
-    """dropout(x), which is x itself where nothing is dropped; `out` may be x."""
+    """dropout(x), or x itself without a seed; `out` may be x."""
     if seed is None:
         return x
     out = torch.empty_like(x) if out is None else out
@@ -133,13 +130,10 @@ def _dropped(x, seed, dropout_p, out=None):  # (M, C)
     launch(
         dropout_kernel,
         (cdiv(x.shape[0], BLOCK_M), cdiv(x.shape[1], BLOCK_N)),
-        x,
-        out,
-        seed,
-        *x.shape,
+        *(x, out, seed, *x.shape),
         THRESHOLD=THRESHOLD,
         SCALE=SCALE,
-        ACC=accumulator(x),
+        ACC=triton_accumulator(x.dtype),
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         num_warps=num_warps,
@@ -148,41 +142,47 @@ def _dropped(x, seed, dropout_p, out=None):  # (M, C)
 
 
 @opaque
-def feed_forward(x, w1, b1, w2, b2, *, activation="gelu", dropout_p=0.0, seed=None):
-    """dropout(f(x w1^T + b1) w2^T + b2); shapes and defaults in `kernels.Ops`.
+def feed_forward(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    *,
+    activation: str = "gelu",
+    dropout_p: float = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """dropout(f(x w1^T + b1) w2^T + b2), (..., C); shapes are in `kernels.Ops`.
 
-    Element (row, column) of y, seen as (rows, C), is kept as `philox.rows_kept(seed, STREAM, ...)`
-    says. Under autocast the operands are cast as PyTorch's linear layer casts them.
+    The mask of y, as (rows, C), is `philox.rows_kept(seed, STREAM, rows, C, dropout_p)`. Under
+    autocast the operands are cast as by PyTorch's linear layer.
     """
-    x, w1, b1, w2, b2 = operands = [_as_linear_takes_it(operand) for operand in (x, w1, b1, w2, b2)]
-    _check(*operands, activation)
+    operands = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    given = {name: _cast(x) for name, x in operands.items() if x is not None}
+    _check(given, activation)
+    x = given.pop("x")
     if threshold_and_scale(dropout_p)[0] == 0:
         seed = None
     elif seed is None:
-        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+        seed = new_seed(x.device)
     rows = x.view(x.shape[:-1].numel(), x.shape[-1])  # (M, C)
-    return FeedForward.apply(rows, w1, b1, w2, b2, seed, activation, dropout_p).view(x.shape)
+    parameters = (given.get(name) for name in ("w1", "b1", "w2", "b2"))
+    return FeedForward.apply(rows, *parameters, seed, activation, dropout_p).view(x.shape)
 
 
-def _as_linear_takes_it(operand):
-    """Contiguous, and under autocast in its dtype, which leaves fp64 alone."""
-    if operand is None:
-        return None
-    device = operand.device.type
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if casts and operand.dtype != torch.float64:
-        operand = operand.to(torch.get_autocast_dtype(device))
-    return operand.contiguous()
+def _cast(operand):
+    """A contiguous operand in the dtype of autocast."""
+    return operand.to(autocast_dtype(operand) or operand.dtype).contiguous()
 
 
-def _check(x, w1, b1, w2, b2, activation):
+def _check(given, activation):
+    """Raise ValueError unless shapes, dtypes and the activation fit."""
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"feed_forward: activation {activation!r} is unknown; choose one of "
+            f"feed_forward: activation {activation!r} is not supported; choose one of "
             f"{', '.join(ACTIVATIONS)}"
         )
-    given = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
-    given = {name: operand for name, operand in given.items() if operand is not None}
     shapes = {name: tuple(operand.shape) for name, operand in given.items()}
     F, C = (*shapes["w1"], None, None)[:2]
     fitting = {"x": (*shapes["x"][:-1], C), "w1": (F, C), "b1": (F,), "w2": (C, F), "b2": (C,)}
@@ -192,7 +192,7 @@ def _check(x, w1, b1, w2, b2, activation):
             + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         )
     dtypes = {name: operand.dtype for name, operand in given.items()}
-    if len(set(dtypes.values())) > 1 or not x.is_floating_point():
+    if len(set(dtypes.values())) > 1 or not given["x"].is_floating_point():
         raise ValueError(
             "feed_forward takes operands of one floating dtype, not "
             + ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())

@@ -1,22 +1,22 @@
-"""Matrix products that finish their tile before they store it: the products of the feed-forward.
+"""Matrix products with an epilogue per tile: the products of the feed-forward.
 
     activate     x = a @ b + bias,  hidden = f(x)              up:        a, b = x, w1^T
     dropout      y = (a @ b + bias) * keep * scale             down:      a, b = hidden, w2^T
     derivative   dx = (a @ b) * f'(kept), sums of its columns  gradient:  a, b = dy, w2
 
 Decisions:
-- What an epilogue saves is a pass over memory, what it costs is time in which no product runs.
-  Per tile of 128 x 256 on an H200 the pass of "activate" takes 7,000 cycles at the rate of a copy,
-  the epilogue some 6,000 for a GELU and 1,500 for a ReLU (instructions counted, not measured), and
-  the product 980 for every 64 of K. Which of them wins is `launch.ROUTES`' to say.
-- From sm_90 on as many programs as the card has processors walk over the tiles, and tiles are
-  read and stored whole, by descriptors (TMA); `flatten` makes one loop of tiles and steps of K,
-  so that the first operands of a tile are on their way while the tile before is finished. Other
-  cards, and tensors that a descriptor cannot describe, take pointers and a program per tile.
-- The epilogue takes half of the tile's columns at a time: kept and the result of a whole one do
-  not fit into shared memory beside three stages of operands.
-- x is rounded before f is applied to it: backward differentiates f where forward took it.
-- A sum of columns covers one tile, so their number follows from the shape, not from the card.
+- An epilogue saves a pass over memory, but no product runs meanwhile. Per tile of 128 x 256 on an
+  H200, the pass of "activate" takes 7,000 cycles at the rate of a copy, the epilogue about 6,000
+  for a GELU and 1,500 for a ReLU (instructions counted, not measured), and the product 980 for
+  every 64 of K. `launch.ROUTES` lists the shapes for which the epilogue is faster.
+- From sm_90 on, one program per SM visits several tiles, which are loaded and stored through
+  descriptors (TMA). `flatten` merges the loops over tiles and over K, so that the first operands of
+  a tile are loaded during the epilogue of the previous one. Older GPUs, and tensors without a valid
+  descriptor, use pointers and one program per tile.
+- The epilogue processes half of the tile's columns at a time: kept and the result of a whole tile
+  do not fit in shared memory next to three stages of operands.
+- x is rounded before f is applied, so that backward differentiates f at the same point.
+- A sum of columns covers one tile, so their number depends only on the shape.
 """
 
 import contextvars
@@ -25,40 +25,32 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import architecture, cdiv, launch, multiprocessors, tile
 from kernels.common.philox import keep_in_rows
-from kernels.matmul.activation import FROM_HIDDEN, accumulator, activate, derivative, empty_partial
+from kernels.matmul.activation import FROM_HIDDEN, activate, derivative, empty_partial
 
 DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
-DESCRIBED_BYTES = 16  # what the rows and the first element of a described tensor are multiples of
-STREAM = tl.constexpr(1)  # of Philox, so that a seed used elsewhere drops other elements there
-INTERPRETED_PROGRAMS = 2  # where there is no card: few, so that each walks over several tiles
+DESCRIBED_BYTES = 16  # alignment of the rows and of the first element of a described tensor
+STREAM = tl.constexpr(1)  # of Philox, so that other operations with the same seed drop others
+INTERPRETED_PROGRAMS = 2  # without a GPU: few, so that each visits several tiles
 
 
 @triton.jit
 def gemm_kernel(
     a_ptr,  # (M, K)
-    b_ptr,  # (N, K) where B_BY_ROWS, else (K, N)
+    b_ptr,  # (N, K) if B_BY_ROWS, else (K, N)
     bias_ptr,  # (N,) or None
-    kept_ptr,  # (M, N): derivative
-    seed_ptr,  # (): dropout
+    kept_ptr,  # (M, N) for "derivative", else None
+    seed_ptr,  # () for "dropout", else None
     out_ptr,  # (M, N)
-    x_ptr,  # (M, N) or None: activate
-    partial_ptr,  # (cdiv(M, BLOCK_M), N): derivative
-    M,
-    N,
-    K,
-    B_BY_ROWS: tl.constexpr,
-    EPILOGUE: tl.constexpr,
-    DESCRIBED: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ACTIVATION: tl.constexpr = None,
-    THRESHOLD: tl.constexpr = 0,
-    SCALE: tl.constexpr = 1.0,
-):
+    x_ptr,  # (M, N) or None for "activate"
+    partial_ptr,  # (cdiv(M, BLOCK_M), N) for "derivative", else None
+    M, N, K,
+    B_BY_ROWS: tl.constexpr, EPILOGUE: tl.constexpr, DESCRIBED: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACTIVATION: tl.constexpr = None, THRESHOLD: tl.constexpr = 0, SCALE: tl.constexpr = 1.0,
+):  # fmt: skip
     HALF: tl.constexpr = BLOCK_N // 2
     a = _matrix(a_ptr, M, K, BLOCK_M, BLOCK_K, DESCRIBED)
     if B_BY_ROWS:
@@ -71,7 +63,7 @@ def gemm_kernel(
     if kept_ptr is not None:
         kept_in = _matrix(kept_ptr, M, N, BLOCK_M, HALF, DESCRIBED)
 
-    # the weights stay in L2 whatever the order, so neighbours share rows of a
+    # --- every tile, its columns first: the weights stay in L2 in any order ---
     across = tl.cdiv(N, BLOCK_N)
     tiles = tl.cdiv(M, BLOCK_M) * across
     for place in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIBED):
@@ -85,6 +77,7 @@ def gemm_kernel(
                 right = _read(b, k, column, K, N, BLOCK_K, BLOCK_N, DESCRIBED)
             acc = tl.dot(left, right, acc, input_precision="ieee", out_dtype=ACC)
 
+        # --- epilogue of each half of the columns ---
         halves = tl.split(acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1))
         for half in tl.static_range(2):
             value = halves[half]
@@ -112,15 +105,17 @@ def gemm_kernel(
 
 @triton.jit
 def _matrix(ptr, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr):
-    """The contiguous (M, N) at `ptr`, to be read and written in tiles of (ROWS, COLUMNS)."""
+    """A descriptor of the contiguous (M, N) at `ptr` with tiles (ROWS, COLUMNS), or `ptr`."""
     return tl.make_tensor_descriptor(ptr, [M, N], [N, 1], [ROWS, COLUMNS]) if DESCRIBED else ptr
 
 
 @triton.jit
 def _read(
-    matrix, row, column, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr
-):
-    """The tile from (row, column) on, 0 outside of the matrix."""
+    matrix,  # (M, N), by `_matrix`
+    row, column, M, N,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """The tile (ROWS, COLUMNS) at (row, column), 0 outside of the matrix."""
     if DESCRIBED:
         value = matrix.load([row, column])
     else:
@@ -131,6 +126,7 @@ def _read(
 
 @triton.jit
 def _write(matrix, value, row, column, M, N, DESCRIBED: tl.constexpr):
+    """Store a tile at (row, column)."""
     if DESCRIBED:
         matrix.store([row, column], value)
     else:
@@ -140,35 +136,52 @@ def _write(matrix, value, row, column, M, N, DESCRIBED: tl.constexpr):
 
 @triton.jit
 def _places(row, column, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the elements of a tile lie, and whether they are in the matrix."""
+    """The offsets of the elements of a tile, and whether they are in the matrix."""
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
     return offsets, (rows < M)[:, None] & (columns < N)[None, :]
 
 
-def linear_activation(x, weight, bias, activation):  # (M, K), (N, K), (N,) or None
-    """hidden = f(x @ weight^T + bias), and what f' is computed from: hidden or its argument."""
+def linear_activation(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden = f(x @ weight^T + bias) (M, N), and the tensor from which f' is computed.
+
+    x (M, K), weight (N, K), bias (N,) or None. That tensor is hidden or the argument of f.
+    """
     hidden = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     argument = None if activation in FROM_HIDDEN else torch.empty_like(hidden)
     _launch("activate", x, weight, hidden, bias=bias, x=argument, ACTIVATION=activation)
     return hidden, hidden if argument is None else argument
 
 
-def linear_dropout(x, weight, bias, seed, threshold, scale):  # (M, K), (N, K), (N,) or None
-    """dropout(x @ weight^T + bias)."""
+def linear_dropout(
+    x: torch.Tensor,  # (M, K)
+    weight: torch.Tensor,  # (N, K)
+    bias: torch.Tensor | None,  # (N,)
+    seed: torch.Tensor | None,  # ()
+    threshold: int,
+    scale: float,
+) -> torch.Tensor:
+    """dropout(x @ weight^T + bias), (M, N)."""
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     _launch("dropout", x, weight, out, bias=bias, seed=seed, THRESHOLD=threshold, SCALE=scale)
     return out
 
 
-def gradient_of_argument(dy, weight, kept, activation):  # (M, K), (K, N), (M, N)
-    """dx = (dy @ weight) * f'(kept), and sums of its columns over blocks of rows (blocks, N)."""
+def gradient_of_argument(
+    dy: torch.Tensor, weight: torch.Tensor, kept: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx = (dy @ weight) * f'(kept) (M, N), and sums of its columns over row blocks (blocks, N).
+
+    dy (M, K), weight (K, N), kept (M, N).
+    """
     dx = torch.empty_like(kept)
     return dx, _launch("derivative", dy, weight, dx, kept=kept, ACTIVATION=activation)
 
 
 def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **constants):
-    """Fill `out` and `x`, return the sums of columns of a "derivative"."""
+    """Fill `out` and `x`; return the sums of columns of "derivative", else None."""
     (M, K), N = a.shape, out.shape[1]
     described = _are_described(a, b, out)
     BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages = _tile(epilogue, described, a)
@@ -176,28 +189,18 @@ def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **c
     partial = empty_partial(rows, out) if epilogue == "derivative" else None
     programs = rows * columns
     if described:
-        programs = min(programs, _processors(a.device))
-    context = contextvars.copy_context()  # the allocator is ours for this launch alone
+        programs = min(programs, _persistent_programs(a.device))
+    context = contextvars.copy_context()  # the allocator is set for this launch only
     context.run(triton.set_allocator, _allocate)
     context.run(
         launch,
         gemm_kernel,
         (programs,),
-        a,
-        b,
-        bias,
-        kept,
-        seed,
-        out,
-        x,
-        partial,
-        M,
-        N,
-        K,
+        *(a, b, bias, kept, seed, out, x, partial, M, N, K),
         B_BY_ROWS=epilogue != "derivative",
         EPILOGUE=epilogue,
         DESCRIBED=described,
-        ACC=accumulator(a),
+        ACC=triton_accumulator(a.dtype),
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         BLOCK_K=BLOCK_K,
@@ -215,7 +218,7 @@ def _tile(epilogue, described, a):
 
 
 def _are_described(*matrices):
-    """Whether descriptors serve: hardware that has them, 16-bit numbers, aligned rows."""
+    """Whether all matrices can have descriptors: sm_90 or newer, 16-bit dtypes, aligned rows."""
     return architecture(matrices[0].device) >= DESCRIBED_FROM and all(
         x.element_size() == 2
         and x.shape[1] * 2 % DESCRIBED_BYTES == 0
@@ -224,10 +227,10 @@ def _are_described(*matrices):
     )
 
 
-def _processors(device):
+def _persistent_programs(device):
     return multiprocessors(device) if device.type == "cuda" else INTERPRETED_PROGRAMS
 
 
 def _allocate(size, alignment, stream):
-    """The memory in which the programs of a launch put their descriptors."""
+    """Allocate the memory of the descriptors that the programs of a launch make."""
     return torch.empty(size, dtype=torch.int8, device="cuda")

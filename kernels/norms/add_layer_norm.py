@@ -1,23 +1,24 @@
-"""The residual add with dropout, and the LayerNorm behind it, in one pass.
+"""The residual sum with dropout and its LayerNorm, in one pass.
 
-Forward, with the mask of `kernels/common/philox.py` and p the rate of dropout:
+Forward, with the mask of `kernels/common/philox.py` and dropout probability p:
 
     total = residual + (x + x_bias) mask / (1 - p)        y = layer_norm(total)
 
-Backward, with dtotal' arriving at the total itself and dy at the norm (`kernels/norms/layer_norm.py`):
+Backward, where dtotal' is the gradient that arrives at total itself and dy the one that arrives at
+y:
 
-    dtotal = dtotal' + dlayer_norm(dy)        dresidual = dtotal        dx = dtotal mask / (1 - p)
-    dx_bias = sum of dx over rows
+    dtotal = dtotal' + layer_norm_backward(dy)    dresidual = dtotal    dx = dtotal mask / (1 - p)
+    dx_bias = sum over rows of dx
 
 Decisions:
-- y is the norm of the total as it is returned, rounded to its dtype: backward starts from that
-  tensor, and the branch beside the norm sees the same numbers.
-- The mask is a function of (seed, row, column), so backward computes it again.
-- x_bias is that of the linear layer which made x: here its gradient is a sum of what is in
-  registers, where PyTorch's is a pass over dx of its own.
+- y is the norm of total as it is returned, rounded to its dtype. Backward starts from that tensor,
+  and the residual stream holds the same numbers.
+- The mask is a function of (seed, row, column), so backward recomputes it.
+- x_bias is the bias of the linear layer that made x. Its gradient is a sum of values that are in
+  registers here, where PyTorch needs another pass over dx.
 - Without dropout dx is dresidual, one tensor, unless the dtypes differ (autocast: fp32 residual,
   bf16 branch).
-- Programs, tiles, and the order of sums are those of `kernels/norms/layer_norm.py`.
+- Programs, tiles and the order of sums are those of `kernels/norms/layer_norm.py`.
 """
 
 import torch
@@ -25,9 +26,10 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import cdiv, launch, opaque
-from kernels.common.philox import keep_in_rows, threshold_and_scale
-from kernels.common.row_layout import accumulator, as_rows, packed_rows, row_tile
+from kernels.common.philox import keep_in_rows, new_seed, threshold_and_scale
+from kernels.common.row_layout import as_rows, packed_rows, row_tile
 from kernels.norms.layer_norm import (
     backward_constants,
     check_shapes,
@@ -35,15 +37,9 @@ from kernels.norms.layer_norm import (
     input_gradient,
     normalise,
 )
-from kernels.norms.norm_parameter_gradients import (
-    WIDEST_IN_REGISTERS,
-    complete_shares,
-    empty_shares,
-    store_share,
-    sum_of_shares,
-)
+from kernels.norms.norm_parameter_gradients import empty_shares, store_share, sum_of_shares
 
-STREAM = tl.constexpr(0)  # of the mask: a seed serves one call
+STREAM = tl.constexpr(0)  # of the mask; a seed is used for one call
 
 
 @triton.jit(do_not_specialize=["rows", "threshold", "scale"])
@@ -58,25 +54,21 @@ def add_layer_norm_forward_kernel(
     y_ptr,  # (rows, C)
     mean_ptr,  # (rows,)
     rstd_ptr,  # (rows,)
-    rows,
-    threshold,
-    scale,
-    C: tl.constexpr,
-    EPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    rows, threshold, scale,
+    C: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     first = tl.program_id(0) * ROWS
     row = first + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows)[:, None] & (column < C)
 
+    # --- total ---
     x = tl.load(packed_rows(x_ptr, first, C, ROWS) + column, inside, other=0)
     residual = tl.load(packed_rows(residual_ptr, first, C, ROWS) + column, inside, other=0)
     x = x.to(ACC)
     if x_bias_ptr is not None:
-        at = tl.broadcast_to(column, (ROWS, COLUMNS))  # so that it lies in registers as x does
+        at = tl.broadcast_to(column, (ROWS, COLUMNS))  # the layout of x in registers
         x += tl.load(x_bias_ptr + at, at < C, other=0).to(ACC)
     if seed_ptr is not None:
         keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
@@ -84,6 +76,7 @@ def add_layer_norm_forward_kernel(
     total = (residual.to(ACC) + x).to(total_ptr.dtype.element_ty)
     tl.store(packed_rows(total_ptr, first, C, ROWS) + column, total, inside)
 
+    # --- norm ---
     y, mean, rstd = normalise(total.to(ACC), column, weight_ptr, bias_ptr, C, EPS, True)
     tl.store(packed_rows(y_ptr, first, C, ROWS) + column, y, inside)
     tl.store(mean_ptr + row, mean, row < rows)
@@ -100,19 +93,14 @@ def add_layer_norm_backward_kernel(
     rstd_ptr,  # (rows,)
     seed_ptr,  # () or None
     dresidual_ptr,  # (rows, C)
-    dx_ptr,  # (rows, C), or None where it is dresidual
-    share_ptr,  # (programs, PARAMETERS + X_BIAS, C): of dweight, of dbias, of dx_bias
-    rows,
-    threshold,
-    scale,
+    dx_ptr,  # (rows, C), or None if it is dresidual
+    share_ptr,  # (programs, PARAMETERS + X_BIAS, C): shares of dweight, dbias and dx_bias
+    rows, threshold, scale,
     C: tl.constexpr,
-    PARAMETERS: tl.constexpr,  # 2 with bias, 1 without, 0: leave the sums to others
-    X_BIAS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARAMETERS: tl.constexpr,  # 2: weight and bias, 1: weight
+    X_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, COLUMNS)[None, :]
     at = tl.broadcast_to(column, (ROWS, COLUMNS))
@@ -121,6 +109,7 @@ def add_layer_norm_backward_kernel(
     dbias = tl.zeros((ROWS, COLUMNS), ACC)
     dx = tl.zeros((ROWS, COLUMNS), ACC)
 
+    # --- every P-th tile of rows ---
     for number in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
         first = number * ROWS
         row = first + tl.arange(0, ROWS)
@@ -142,13 +131,12 @@ def add_layer_norm_backward_kernel(
         if dx_ptr is not None:
             tl.store(packed_rows(dx_ptr, first, C, ROWS) + column, dtotal, inside)
         if X_BIAS:
-            dx += dtotal  # 0 in rows past the last one, whose rstd is
-        if PARAMETERS > 0:
-            dweight += dy * xhat
+            dx += dtotal  # 0 in rows past the last one, because their rstd is 0
+        dweight += dy * xhat
         if PARAMETERS > 1:
             dbias += dy
 
-    store_share(share_ptr, dweight, dbias, dx, 0, C, PARAMETERS, X_BIAS, COLUMNS)
+    store_share(share_ptr, dweight, dbias, dx, C, PARAMETERS, X_BIAS, COLUMNS)
 
 
 class AddLayerNorm(torch.autograd.Function):
@@ -181,31 +169,25 @@ class AddLayerNorm(torch.autograd.Function):
         dresidual = torch.empty(total.shape, dtype=residual_dtype, device=total.device)
         one_tensor = seed is None and residual_dtype == x_dtype
         dx = None if one_tensor else torch.empty_like(dresidual, dtype=x_dtype)
-        wide = total.shape[-1] > WIDEST_IN_REGISTERS
-        has_x_bias = ctx.x_bias_dtype is not None
-        others = int(has_x_bias and not wide)  # the share of dx_bias
+        others = int(ctx.x_bias_dtype is not None)  # the share of dx_bias
         shares = empty_shares(_backward_tile(others), total, ctx.parameters + others)
         operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
         _launch_backward(*operands, ctx.dropout_p, others)
         dx = dresidual if one_tensor else dx
         gradients = sum_of_shares(shares, weight.dtype)
         dweight, dbias = gradients[0], gradients[1] if ctx.parameters == 2 else None
-        dx_bias = None
-        if has_x_bias:
-            dx_bias = dx.flatten(0, -2).sum(0) if wide else gradients[-1]
-            dx_bias = dx_bias.to(ctx.x_bias_dtype)
+        dx_bias = gradients[-1].to(ctx.x_bias_dtype) if others else None
         return dresidual, dx, dx_bias, dweight, dbias, None, None, None
 
 
 def _launch_forward(residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, dropout_p, eps):
     C, rows = x.shape[-1], rstd.numel()
-    constants = {"C": C, "EPS": eps, "ACC": accumulator(total)}
+    constants = {"C": C, "EPS": eps, "ACC": triton_accumulator(total.dtype)}
     constants |= row_tile("add_layer_norm", C, x.device)
     operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, rows)
     grid = (cdiv(rows, constants["ROWS"]),)
-    launch(
-        add_layer_norm_forward_kernel, grid, *operands, *threshold_and_scale(dropout_p), **constants
-    )
+    operands += threshold_and_scale(dropout_p)
+    launch(add_layer_norm_forward_kernel, grid, *operands, **constants)
 
 
 def _launch_backward(
@@ -213,16 +195,9 @@ def _launch_backward(
 ):
     *_, unit = as_rows(dy, total)
     operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
+    operands += threshold_and_scale(dropout_p)
     constants = backward_constants(_backward_tile(others), shares, unit, others)
-    launch(
-        add_layer_norm_backward_kernel,
-        (len(shares),),
-        *operands,
-        *threshold_and_scale(dropout_p),
-        X_BIAS=others,
-        **constants,
-    )
-    complete_shares(dy, total, mean, rstd, shares)
+    launch(add_layer_norm_backward_kernel, (len(shares),), *operands, X_BIAS=others, **constants)
 
 
 def _backward_tile(others):
@@ -231,12 +206,17 @@ def _backward_tile(others):
 
 @opaque
 def add_layer_norm(
-    residual, x, weight, bias=None, *, x_bias=None, eps=1e-5, dropout_p=0.0, seed=None
-):
-    """residual, x (..., C), weight, bias, x_bias (C,) -> residual + dropout(x + x_bias), its norm.
-
-    bias and x_bias may be None.
-    """
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    dropout_p: float = 0.0,
+    seed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """residual + dropout(x + x_bias) and its LayerNorm, both (..., C); see `kernels.Ops`."""
     if residual.shape != x.shape:
         raise ValueError(
             f"add_layer_norm: residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; "
@@ -246,5 +226,5 @@ def add_layer_norm(
     if dropout_p == 0.0:
         seed = None
     elif seed is None:
-        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+        seed = new_seed(x.device)
     return AddLayerNorm.apply(residual, x, x_bias, weight, bias, seed, dropout_p, eps)

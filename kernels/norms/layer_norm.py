@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm over the last dimension.
 
-Forward, for every row x of width C (Ba et al. 2016); RMSNorm (Zhang and Sennrich 2019) is the same
-with mean = 0 and without bias:
+Forward, for every row x of width C (Ba et al. 2016); RMSNorm (Zhang and Sennrich 2019) has mean = 0
+and no bias:
 
     mean = 1/C sum x        rstd = 1 / sqrt(1/C sum (x - mean)^2 + eps)
     xhat = (x - mean) rstd  y = xhat weight + bias
@@ -14,11 +14,11 @@ Backward:
     dbias   = sum over rows of dy
 
 Decisions:
-- A program holds whole rows in registers, several when they are short, so x and dy are read once.
-- For backward only mean and rstd are kept, in fp32; xhat is computed again from x.
-- Backward has a fixed number of programs, which the card holds all at once. Each visits every P-th
-  tile of rows, with the next one already on its way, and adds up its share of dweight and dbias in
-  registers. `kernels/norms/norm_parameter_gradients.py` adds the P shares, in the same order every time.
+- A program holds whole rows in registers, several if they are short, so x and dy are read once.
+- Only mean and rstd are saved for backward, in fp32; xhat is recomputed from x.
+- Backward launches P programs, as many as the GPU holds at once. Each visits every P-th tile of
+  rows, prefetching the next one, and accumulates its share of dweight and dbias in registers.
+  `norm_parameter_gradients.py` adds the P shares in a fixed order.
 """
 
 import torch
@@ -26,33 +26,29 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, opaque
-from kernels.common.row_layout import (
-    accumulator,
-    as_rows,
-    packed_rows,
-    row_pointers,
-    row_tile,
-    statistics_dtype,
-)
+from kernels.common.row_layout import as_rows, packed_rows, row_pointers, row_tile
 from kernels.norms.norm_parameter_gradients import (
-    WIDEST_IN_REGISTERS,
-    complete_shares,
     empty_shares,
     parameter_gradients,
     residency,
     store_share,
 )
 
-WIDEST = 16_384  # columns: the widest row that one program holds
-WIDEST_PREFETCHED = 4_096  # columns: the next tile of rows fits into every card's shared memory
+WIDEST = 8_192  # columns: the widest row that a program holds together with its share of dweight
+WIDEST_PREFETCHED = 4_096  # columns: the next tile of rows fits into the shared memory of every GPU
 
 
 @triton.jit
 def normalise(
-    x, column, weight_ptr, bias_ptr, C: tl.constexpr, EPS: tl.constexpr, CENTRED: tl.constexpr
-):
-    """y (ROWS, COLUMNS), mean and rstd (ROWS,) of x, which is 0 where column >= C."""
+    x,  # (ROWS, COLUMNS), 0 where column >= C
+    column,  # (1, COLUMNS)
+    weight_ptr,  # (C,) or None
+    bias_ptr,  # (C,) or None
+    C: tl.constexpr, EPS: tl.constexpr, CENTRED: tl.constexpr,
+):  # fmt: skip
+    """Return y (ROWS, COLUMNS), mean (ROWS,) and rstd (ROWS,)."""
     mean = tl.sum(x, 1) / C
     if CENTRED:
         x = tl.where(column < C, x - mean[:, None], 0)
@@ -66,15 +62,21 @@ def normalise(
 
 
 @triton.jit
-def input_gradient(dy, xhat, rstd, weight, C: tl.constexpr, CENTRED: tl.constexpr):
-    """dx (ROWS, COLUMNS), from dy and xhat, rstd (ROWS, 1), and weight or None."""
+def input_gradient(
+    dy,  # (ROWS, COLUMNS)
+    xhat,  # (ROWS, COLUMNS)
+    rstd,  # (ROWS, 1)
+    weight,  # (ROWS, COLUMNS) or None
+    C: tl.constexpr, CENTRED: tl.constexpr,
+):  # fmt: skip
+    """Return dx (ROWS, COLUMNS)."""
     dxhat = dy
     if weight is not None:
         dxhat *= weight
     common = xhat * (tl.sum(dxhat * xhat, 1) / C)[:, None]
     if CENTRED:
         common += (tl.sum(dxhat, 1) / C)[:, None]
-    return (dxhat - common) * rstd  # of a single column exactly 0
+    return (dxhat - common) * rstd  # exactly 0 for a single column
 
 
 @triton.jit(do_not_specialize=["rows", "inner", "x_outer", "x_inner"])
@@ -83,19 +85,12 @@ def layer_norm_forward_kernel(
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
     y_ptr,  # (rows, C)
-    mean_ptr,  # (rows,); None for RMSNorm
+    mean_ptr,  # (rows,), or None for RMSNorm
     rstd_ptr,  # (rows,)
-    rows,
-    inner,
-    x_outer,
-    x_inner,
-    C: tl.constexpr,
-    EPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    rows, inner, x_outer, x_inner,
+    C: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     first = tl.program_id(0) * ROWS
     row = first + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -115,33 +110,26 @@ def layer_norm_backward_kernel(
     dy_ptr,  # (outer, inner, C)
     x_ptr,  # (outer, inner, C)
     weight_ptr,  # (C,) or None
-    mean_ptr,  # (rows,); None for RMSNorm
+    mean_ptr,  # (rows,), or None for RMSNorm
     rstd_ptr,  # (rows,)
     dx_ptr,  # (rows, C)
-    share_ptr,  # (programs, PARAMETERS, C): of dweight, of dbias
-    rows,
-    inner,
-    dy_outer,
-    dy_inner,
-    x_outer,
-    x_inner,
+    share_ptr,  # (programs, PARAMETERS, C): shares of dweight and dbias
+    rows, inner, dy_outer, dy_inner, x_outer, x_inner,
     C: tl.constexpr,
-    PARAMETERS: tl.constexpr,  # 2 with bias, 1 without, 0: leave the sums to others
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    UNIT: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARAMETERS: tl.constexpr,  # 2: weight and bias, 1: weight, 0: neither
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNIT: tl.constexpr, STAGES: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, COLUMNS)[None, :]
     weight = None
-    if weight_ptr is not None:  # for all rows, so that it lies in registers as x does
+    if weight_ptr is not None:  # broadcast, so that it has the layout of x in registers
         at = tl.broadcast_to(column, (ROWS, COLUMNS))
         weight = tl.load(weight_ptr + at, at < C, other=0).to(ACC)
-    dweight = tl.zeros((ROWS, COLUMNS), ACC)  # rows are added up after the loop
+    dweight = tl.zeros((ROWS, COLUMNS), ACC)  # rows are summed after the loop
     dbias = tl.zeros((ROWS, COLUMNS), ACC)
 
+    # --- every P-th tile of rows ---
     for number in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
         first = number * ROWS
         row = first + tl.arange(0, ROWS)
@@ -162,11 +150,11 @@ def layer_norm_backward_kernel(
         if PARAMETERS > 1:
             dbias += dy
 
-    store_share(share_ptr, dweight, dbias, None, 0, C, PARAMETERS, False, COLUMNS)
+    store_share(share_ptr, dweight, dbias, None, C, PARAMETERS, False, COLUMNS)
 
 
 class LayerNorm(torch.autograd.Function):
-    """x (..., C), weight (C,) or None, bias (C,) or None -> (..., C); RMSNorm unless `centred`."""
+    """x (..., C), weight and bias (C,) or None -> y (..., C); RMSNorm unless `centred`."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, centred):
@@ -189,8 +177,8 @@ class LayerNorm(torch.autograd.Function):
 
 
 def empty_statistics(x, centred=True):
-    """Room for mean (...), or None, and rstd (...) of the rows of x (..., C)."""
-    like = {"dtype": statistics_dtype(x), "device": x.device}
+    """Allocate mean (...), or None unless `centred`, and rstd (...) for the rows of x (..., C)."""
+    like = {"dtype": accumulator(x.dtype), "device": x.device}
     return torch.empty(x.shape[:-1], **like) if centred else None, torch.empty(x.shape[:-1], **like)
 
 
@@ -198,14 +186,10 @@ def _launch_forward(x, weight, bias, y, mean, rstd, eps):
     C = x.shape[-1]
     (x,), addressing, unit = as_rows(x)
     operands = (x, weight, bias, y, mean, rstd, rstd.numel(), *addressing)
-    constants = {"C": C, "EPS": eps, "UNIT": unit, "ACC": accumulator(x)}
+    constants = {"C": C, "EPS": eps, "UNIT": unit, "ACC": triton_accumulator(x.dtype)}
     constants |= row_tile("layer_norm", C, x.device)
-    launch(
-        layer_norm_forward_kernel,
-        (cdiv(rstd.numel(), constants["ROWS"]),),
-        *operands,
-        **constants,
-    )
+    grid = (cdiv(rstd.numel(), constants["ROWS"]),)
+    launch(layer_norm_forward_kernel, grid, *operands, **constants)
 
 
 def _launch_backward(dy, x, weight, mean, rstd, dx, shares):
@@ -213,41 +197,44 @@ def _launch_backward(dy, x, weight, mean, rstd, dx, shares):
     operands = (dy, x, weight, mean, rstd, dx, shares, rstd.numel(), *addressing)
     constants = backward_constants("layer_norm_backward", shares, unit)
     launch(layer_norm_backward_kernel, (len(shares),), *operands, **constants, UNIT=unit)
-    complete_shares(dy, x, mean, rstd, shares)
 
 
 def backward_constants(kernel, shares, unit, others=0):
-    """What backward is compiled for; `unit` is 1 where rows are read by the element.
+    """The constexprs and options of a backward kernel; `unit` is that of `as_rows`.
 
-    `others` of the shares are not of weight and bias.
+    `others` is the number of shares besides those of weight and bias.
     """
     C = shares.shape[-1]
     return {
         "C": C,
-        "PARAMETERS": shares.shape[1] - others if C <= WIDEST_IN_REGISTERS else 0,
+        "PARAMETERS": shares.shape[1] - others,
         "STAGES": 2 if C <= WIDEST_PREFETCHED and unit > 1 else 1,
-        "ACC": accumulator(shares),
+        "ACC": triton_accumulator(shares.dtype),
         "maxnreg": residency(kernel, C, shares.device)[1] if unit > 1 else None,
         **row_tile(kernel, C, shares.device),
     }
 
 
 @opaque
-def layer_norm(x, weight, bias=None, *, eps=1e-5):
-    """x (..., C), weight (C,), bias (C,) or None -> (..., C)."""
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, eps: float = 1e-5
+) -> torch.Tensor:
+    """x (..., C), weight (C,), bias (C,) or None -> (..., C), for C up to `WIDEST`."""
     check_shapes("layer_norm", x, weight=weight, bias=bias)
     return LayerNorm.apply(x, weight, bias, eps, True)
 
 
 @opaque
-def rms_norm(x, weight=None, *, eps=1e-5):
-    """x (..., C), weight (C,) or None -> (..., C)."""
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float = 1e-5
+) -> torch.Tensor:
+    """x (..., C), weight (C,) or None -> (..., C), for C up to `WIDEST`."""
     check_shapes("rms_norm", x, weight=weight)
     return LayerNorm.apply(x, weight, None, eps, False)
 
 
-def check_shapes(operation, x, **parameters):
-    """Raise ValueError unless x is (..., C) with a C that fits and every parameter is (C,)."""
+def check_shapes(operation: str, x: torch.Tensor, **parameters: torch.Tensor | None) -> None:
+    """Raise ValueError unless x is (..., C) with C up to `WIDEST` and every parameter is (C,)."""
     if x.ndim == 0 or not 1 <= x.shape[-1] <= WIDEST:
         raise ValueError(
             f"{operation}: x has shape {tuple(x.shape)}; its last dimension, the width of a row, "

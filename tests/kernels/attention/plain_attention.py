@@ -1,4 +1,4 @@
-"""Attention as the lecture computes it, and the kernels compared with it."""
+"""Attention as the lecture computes it, and the comparison of the kernels with it."""
 
 from functools import partial
 
@@ -34,15 +34,15 @@ def plain_attention(q, k, v, *, causal=True, window=0, scale=None, keep=None, ke
 
 
 def largest_logit(q, k, scale=None):
-    """The largest |scale q . k| of all pairs: P is a power of it, so its roundings grow with it."""
+    """The largest |scale q . k| of all pairs: P is its exponential, so roundings grow with it."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     logits = q.detach().double() @ k.detach().double().mT
     return logits.abs().max().item() * (q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def hold(tensors, p=0.0, **options):
-    """FlashAttention's rule: at most 2 times the error of the plain computation in the same dtype,
-    and 3 times for gradients, with the same dropout mask; and `largest_logit`'s roundings."""
+    """FlashAttention's rule: at most twice the error of the plain computation in the same dtype
+    and with the same mask, three times for gradients, plus the roundings of `largest_logit`."""
     (q, k, _), ours, plain = tensors, attention, plain_attention
     if p:
         keep = philox.attention_kept(SEED, *q.shape[:3], k.shape[2], p)
@@ -59,7 +59,7 @@ def hold(tensors, p=0.0, **options):
 
 
 def assert_one_weight(actual, expected, q, k):
-    """A row that sees one key has the weight 1: exactly in 16 bits, in fp32 up to its roundings."""
+    """A row that sees one key has weight 1: exactly in 16 bits, in fp32 up to its roundings."""
     if actual.element_size() == 2:
         assert torch.equal(actual, expected)
     else:

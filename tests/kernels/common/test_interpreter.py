@@ -1,4 +1,4 @@
-"""Triton's interpreter, as a user gets it: bf16 is rounded and multiplied as on a GPU."""
+"""Triton's interpreter as users run it: bf16 is rounded and multiplied as on a GPU."""
 
 import os
 import subprocess
@@ -18,26 +18,25 @@ from tests.numerics import DEVICE, randn
 INTERPRETING = doctor.examine()._replace(interpreter=True)
 ROOT = Path(__file__).resolve().parents[3]
 
-# without a conftest: every operation in every dtype by both tables, forward and backward
+# without conftest.py: every operation in every dtype by both tables, forward and backward
 USER = """
 import torch
 import kernels
-from bench.cases import CASES, TOKENS, Case, Sizes, Token
-from bench.prove.stages.repeat import names, values
+from bench.workloads.operations import CASES, TOKENS, Case, Sizes, Token
+from bench.prove.stages.repeat import served_names
 
 SIZES = Sizes("ragged", B=2, T=19, C=20, H=2, V=13)
 GREEDY = {"sample_token": {"temperature": 0.0}}
 cases = []
 for dtype in ("fp32", "fp16", "bf16"):
-    cases += [Case(name, SIZES, dtype) for name in names(CASES)]
-    cases += [Token(name, SIZES, dtype, GREEDY.get(name, {})) for name in names(TOKENS)]
+    cases += [Case(name, SIZES, dtype) for name in served_names(CASES)]
+    cases += [Token(name, SIZES, dtype, GREEDY.get(name, {})) for name in served_names(TOKENS)]
 for case in cases:
     results = []
     for name in ("triton", "torch"):
         torch.manual_seed(0)
         table = kernels.load(name, "cpu")
-        result = case.run(table, "cpu") if isinstance(case, Token) else values(case, table, "cpu")()
-        results.append(result if isinstance(result, list) else [result])
+        results.append(case.run(table, "cpu"))
     for ours, theirs in zip(*results, strict=True):
         ours, theirs = ours.double(), theirs.double()
         error = ((ours - theirs).norm() / theirs.norm().clamp(min=1e-9)).item()
@@ -48,9 +47,9 @@ print(len(cases))
 
 @pytest.mark.skipif(
     any("does not work with NumPy" in one for one in doctor.advice(INTERPRETING)),
-    reason="the doctor says that this Triton's interpreter and this NumPy do not fit",
+    reason="the interpreter of this Triton does not work with this NumPy",
 )
-def test_every_operation_is_right_for_a_user_who_interprets_it():
+def test_every_operation_is_correct_in_the_interpreter():
     run = subprocess.run(
         [sys.executable, "-c", USER],
         cwd=ROOT,
@@ -82,7 +81,7 @@ def cast(source, dtype, through):
 
 
 def hard_numbers():
-    """Every bf16 pattern; beside each the tie above it, and the fp32 next to the tie."""
+    """Every bf16 bit pattern, the tie above each, and the fp32 numbers next to the tie."""
     pattern = torch.arange(2**16, dtype=torch.int64) << 16
     bits = torch.cat([pattern, pattern + 0x7FFF, pattern + 0x8000, pattern + 0x8001])
     return bits.to(torch.int32).view(torch.float32).to(DEVICE)  # wraps: the sign bit included

@@ -1,4 +1,4 @@
-"""Dropout's coins: Philox itself, one mask whatever the tile, the rate, and no correlation."""
+"""Dropout masks: Philox itself, one mask for all tiles, the rate, and no correlation."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.common import philox
@@ -44,25 +44,17 @@ def seed_of(value):
     return torch.tensor(value, dtype=torch.int64, device=DEVICE)
 
 
-def rows_by_kernel(seed, stream, R, C, p, ROWS, COLUMNS):
+def mask_of(kernel, seed, *streams, R, C, p, ROWS, COLUMNS):
+    """The mask (R, C) that `kernel` writes in tiles of (ROWS, COLUMNS)."""
     keep = torch.full((R, C), 7, dtype=torch.int8, device=DEVICE)
     threshold, _ = philox.threshold_and_scale(p)
     grid = (triton.cdiv(R, ROWS), triton.cdiv(C, COLUMNS))
-    options = {"ROWS": ROWS, "COLUMNS": COLUMNS}
-    launch(_write_rows, grid, keep, seed_of(seed), stream, threshold, R, C, **options)
+    operands = keep, seed_of(seed), *streams, threshold, R, C
+    launch(kernel, grid, *operands, ROWS=ROWS, COLUMNS=COLUMNS)
     return keep
 
 
-def tile_by_kernel(seed, head, batch, R, C, p, ROWS, COLUMNS):
-    keep = torch.full((R, C), 7, dtype=torch.int8, device=DEVICE)
-    threshold, _ = philox.threshold_and_scale(p)
-    grid = (triton.cdiv(R, ROWS), triton.cdiv(C, COLUMNS))
-    options = {"ROWS": ROWS, "COLUMNS": COLUMNS}
-    launch(_write_tile, grid, keep, seed_of(seed), head, batch, threshold, R, C, **options)
-    return keep
-
-
-# counter, key -> words after 7 rounds, from the test vectors of the authors' Random123
+# counter, key -> words after 7 rounds, from the test vectors of Random123 by the authors
 VECTORS = [
     ([0] * 4, 0, [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]),
     ([0xFFFFFFFF] * 4, -1, [0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662]),
@@ -79,7 +71,6 @@ def test_the_authors_test_vectors(counter, key, words):
     assert philox._philox(seed_of(key), *counter).tolist() == words
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     st.integers(-(2**63), 2**63 - 1),
     st.integers(0, 2**31 - 1),
@@ -88,12 +79,12 @@ def test_the_authors_test_vectors(counter, key, words):
     st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
     st.sampled_from([(1, 8), (4, 16), (2, 64), (1, 256)]),
 )
-def test_rows_are_the_same_for_every_tile(seed, stream, R, C, p, tile):
-    kept = philox.rows_kept(seed_of(seed), stream, R, C, p)
-    assert torch.equal(rows_by_kernel(seed, stream, R, C, p, *tile), kept.to(torch.int8))
+def test_masks_of_rows_do_not_depend_on_the_tile(seed, stream, R, C, p, tile):
+    expected = philox.rows_kept(seed_of(seed), stream, R, C, p).to(torch.int8)
+    options = {"R": R, "C": C, "p": p, "ROWS": tile[0], "COLUMNS": tile[1]}
+    assert torch.equal(mask_of(_write_rows, seed, stream, **options), expected)
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     st.integers(-(2**63), 2**63 - 1),
     st.integers(1, 40),
@@ -101,14 +92,15 @@ def test_rows_are_the_same_for_every_tile(seed, stream, R, C, p, tile):
     st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
     st.sampled_from([(16, 32), (32, 64), (64, 32), (16, 128)]),
 )
-def test_tiles_are_the_same_for_every_tile(seed, R, C, p, tile):
+def test_masks_of_tiles_do_not_depend_on_the_tile(seed, R, C, p, tile):
     kept = philox.attention_kept(seed_of(seed), 2, 3, R, C, p)
     for batch, head in ((0, 0), (1, 2)):
-        keep = tile_by_kernel(seed, head, batch, R, C, p, *tile)
+        options = {"R": R, "C": C, "p": p, "ROWS": tile[0], "COLUMNS": tile[1]}
+        keep = mask_of(_write_tile, seed, head, batch, **options)
         assert torch.equal(keep, kept[batch, head].to(torch.int8))
 
 
-def test_a_larger_mask_begins_with_the_smaller_one():
+def test_a_mask_extends_a_smaller_one():
     small, large = (philox.attention_kept(seed_of(3), n, n, 9 * n, 11 * n, 0.5) for n in (2, 3))
     assert torch.equal(large[:2, :2, :18, :22], small)
     small, large = (philox.rows_kept(seed_of(3), 1, 9 * n, 11 * n, 0.5) for n in (2, 3))
@@ -116,7 +108,7 @@ def test_a_larger_mask_begins_with_the_smaller_one():
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.2, 0.5, 0.9])
-def test_the_rate_lies_within_four_sigma(p):
+def test_the_rate_is_within_four_sigma(p):
     threshold, scale = philox.threshold_and_scale(p)
     rate = threshold / 65536
     assert abs(rate - p) <= 0.5 / 65536
@@ -130,7 +122,7 @@ def test_the_rate_lies_within_four_sigma(p):
 
 
 def test_every_bit_of_every_half_is_balanced():
-    """All eight halves of a cell, at sixteen thresholds that each hang on one bit."""
+    """All eight halves of a cell, at sixteen thresholds that each depend on one bit."""
     for bit in range(16):
         p = 2.0 ** (bit - 16)  # keep = bits >= 2**bit
         kept = philox.attention_kept(seed_of(SEED), 1, 1, 128, 256, p)[0, 0]
@@ -142,7 +134,7 @@ def test_every_bit_of_every_half_is_balanced():
 
 
 def correlation(a, b, p):
-    """Correlation of two masks in units of its standard deviation under independence."""
+    """The correlation of two masks in units of its standard deviation under independence."""
     a, b = a.double() - (1 - p), b.double() - (1 - p)
     return ((a * b).mean() / (p * (1 - p)) * math.sqrt(a.numel())).item()
 
@@ -153,7 +145,7 @@ def test_seeds_streams_rows_and_columns_are_uncorrelated(p):
         return philox.attention_kept(seed_of(seed), 2, 2, 128, 128, p)
 
     kept, next_step = attention(SEED), attention(SEED + 1)
-    other_half = attention(SEED + 2**32)  # the upper word of the seed counts too
+    other_half = attention(SEED + 2**32)  # the upper word of the seed matters, too
     pairs = {
         "seed": (kept, next_step),
         "upper word of the seed": (kept, other_half),
@@ -175,17 +167,17 @@ def test_seeds_streams_rows_and_columns_are_uncorrelated(p):
         assert abs(correlation(*pair, p)) < 4.5, name
 
 
-def test_none_and_all_are_dropped_exactly():
+def test_rates_of_0_and_1_are_exact():
     assert philox.threshold_and_scale(0.0) == (0, 1.0)
     assert philox.threshold_and_scale(1.0)[1] == 0.0
     assert philox.rows_kept(seed_of(1), 0, 64, 64, 0.0).all()
     assert philox.attention_kept(seed_of(1), 1, 1, 64, 64, 0.0).all()
-    # of 65,536 coins one falls on the last side: so many that some do
+    # one in 65,536 draws has the largest value: enough are drawn that some do
     assert not philox.rows_kept(seed_of(1), 0, 1024, 512, 1.0).any()
     assert not philox.attention_kept(seed_of(1), 1, 1, 64, 64, 1.0).any()
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
-def test_a_rate_that_is_no_probability_is_refused(p):
-    with pytest.raises(ValueError, match="from 0 to 1"):
+def test_a_rate_outside_0_to_1_is_an_error(p):
+    with pytest.raises(ValueError, match="give a probability from 0 to 1"):
         philox.threshold_and_scale(p)

@@ -1,4 +1,4 @@
-"""One token's attention over the cache: against fp64, at the edges of keys, parts and the block."""
+"""Decode attention over the cache: against fp64, at the edges of tiles, parts and the block."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from kernels import torch_ops
 from kernels.common import launch
 from kernels.decoding.decode_attention import decode_attention
 from tests.kernels.attention.plain_attention import plain_attention
-from tests.numerics import DEVICE, DTYPES, assert_deterministic, dtypes, hold_against, randn
+from tests.numerics import DEVICE, DTYPES, dtypes, hold_against, randn
 
-# elements of a tile of keys, keys of a part at least, programs with which no parts are needed
+# elements of a tile of keys, fewest keys per part, programs from which on no parts are needed
 PARTS, WHOLE = (64, 16, 1_000), (64, 16, 1)
 
 
@@ -21,7 +21,7 @@ def tile(request, monkeypatch):
 
 
 def angles(T, D, dtype):
-    """Rows of the same angle per pair of channels; any numbers would do."""
+    """cos and sin (T, D) of an angle per pair of channels."""
     angle = randn(T, D // 2, seed=3).repeat(1, 2)
     sign = torch.ones(D, device=DEVICE)
     sign[: D // 2] = -1
@@ -29,7 +29,7 @@ def angles(T, D, dtype):
 
 
 def hold(positions, H, T, D, dtype, *, Hkv=None, window=0, qk_norm=False, turned=False, scale=1.0):
-    """Output and cache against fp64, the new key and value among them."""
+    """Compare output and cache, with the new key and value, with fp64."""
     B, Hkv = len(positions), Hkv or H
     position = torch.tensor(positions, device=DEVICE)
 
@@ -46,10 +46,10 @@ def hold(positions, H, T, D, dtype, *, Hkv=None, window=0, qk_norm=False, turned
         randn(2, B, Hkv, T, D, dtype=dtype, seed=1),
         *(angles(T, D, dtype) if turned else (None, None)),
     )
-    # the new key is rounded before it is used: where it is computed, the baseline does that too
+    # a computed new key is rounded before it is used, so the baseline rounds it, too
     compute = dtype if qk_norm or turned else None
-    kernel, oracle = over(decode_attention), over(torch_ops.decode_attention)
-    hold_against(kernel, oracle, operands, backward=False, compute=compute)
+    kernel, reference = over(decode_attention), over(torch_ops.decode_attention)
+    hold_against(kernel, reference, operands, backward=False, compute=compute)
 
 
 @pytest.mark.usefixtures("tile")
@@ -59,8 +59,8 @@ def test_every_dtype_at_the_edges_of_tiles_and_parts(dtype):
 
 
 @pytest.mark.parametrize(("H", "Hkv", "window"), [(4, 2, 0), (2, 2, 3), (6, 1, 1), (4, 2, 100)])
-def test_the_oracle_is_the_last_row_of_attention(H, Hkv, window):
-    """PyTorch's step, which the kernel is held against below, over what came before each token."""
+def test_pytorchs_decode_attention_is_the_last_row_of_attention(H, Hkv, window):
+    """It is the reference of the kernel below."""
     T, D = 20, 8
     q, k, v = (
         randn(2, heads, T, D, dtype=torch.float64, seed=i) for i, heads in enumerate((H, Hkv, Hkv))
@@ -77,10 +77,9 @@ def test_the_oracle_is_the_last_row_of_attention(H, Hkv, window):
 
 
 @pytest.mark.usefixtures("tile")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 33, 40])
-def test_a_window_at_the_edges_of_tiles_and_parts(window, dtype):
-    hold([0, 1, 15, 16, 17, 31, 32, 39], 1, 40, 8, dtype, window=window)
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 33, 40])
+def test_a_window_at_the_edges_of_tiles_and_parts(window):
+    hold([0, 1, 15, 16, 17, 31, 32, 39], 1, 40, 8, torch.float16, window=window)
 
 
 @pytest.mark.usefixtures("tile")
@@ -92,7 +91,7 @@ def test_grouped_heads(H, Hkv, window):
 @pytest.mark.usefixtures("tile")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("qk_norm", "turned"), [(True, False), (False, True), (True, True)])
-def test_positioned_queries_and_keys(qk_norm, turned, dtype):
+def test_qk_norm_and_rotary_embedding(qk_norm, turned, dtype):
     hold([0, 20, 39], 2, 40, 6, dtype, qk_norm=qk_norm, turned=turned)
 
 
@@ -103,14 +102,14 @@ def test_positioned_queries_and_keys(qk_norm, turned, dtype):
     st.sampled_from([1, 2, 3, 7, 33, 65]),
     dtypes(),
 )
-def test_every_size_with_the_tiles_of_a_card(data, H, T, D, dtype):
+def test_any_size_with_the_tiles_of_a_gpu(data, H, T, D, dtype):
     positions = data.draw(st.lists(st.integers(0, T - 1), min_size=1, max_size=3))
     hold(positions, H, T, D, dtype)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled in fp32 and less")
+@pytest.mark.skipif(DEVICE == "cuda", reason="fp64 is not supported by compiled kernels")
 @pytest.mark.usefixtures("tile")
-def test_fp64_is_exact_to_its_last_digits():
+def test_fp64_is_rounded_once():
     hold([3, 18], 1, 33, 10, torch.float64, qk_norm=True, turned=True)
 
 
@@ -136,7 +135,7 @@ def test_keys_before_the_window_are_not_read(window):
 
 @pytest.mark.usefixtures("tile")
 @pytest.mark.parametrize("position", [0, 15, 16, 39])
-def test_only_the_new_place_is_written_and_nothing_beyond_it_is_read(position):
+def test_only_the_new_position_is_written_and_none_after_it_is_read(position):
     qkv = randn(1, 3 * 2 * 8)
     cache = randn(2, 1, 2, 40, 8, seed=1)
     poisoned = cache.clone()
@@ -150,13 +149,6 @@ def test_only_the_new_place_is_written_and_nothing_beyond_it_is_read(position):
     assert poisoned[:, :, :, position + 1 :].isnan().all()
 
 
-@pytest.mark.usefixtures("tile")
-def test_the_same_bits_every_time():
-    qkv, cache = randn(2, 48, dtype=torch.bfloat16), randn(2, 2, 2, 40, 8, dtype=torch.bfloat16)
-    at = torch.tensor([38, 20], device=DEVICE)
-    assert_deterministic(lambda: decode_attention(qkv, cache, at))
-
-
 def test_strided_queries_and_positions():
     qkv, cache = randn(3, 48), randn(2, 3, 2, 40, 8, seed=1)
     at = torch.tensor([38, 7, 20, 7, 5, 7], device=DEVICE)[::2]
@@ -165,8 +157,8 @@ def test_strided_queries_and_positions():
     assert torch.equal(decode_attention(wide, cache, at), expected)
 
 
-def test_the_launches_follow_from_the_shapes_alone():
-    """One grid for every position, as a CUDA graph needs it; one launch where rows are many."""
+def test_launches_depend_only_on_the_shapes():
+    """One grid for all positions, as a CUDA graph needs, and one launch for many rows."""
 
     def grids(B, T=1024):
         cache = torch.empty(2, B, 12, T, 64, device="meta")
@@ -177,27 +169,27 @@ def test_the_launches_follow_from_the_shapes_alone():
 
     assert grids(1) == [(12, 16), (12,)]
     assert grids(64) == [(12 * 64, 1)]
-    assert grids(70_000) == [(12 * 70_000, 1)]  # CUDA has no room for so many on another axis
-    assert grids(1, T=10_000) == [(12, 20), (12,)]  # of 512 keys: 32 parts at most
+    assert grids(70_000) == [(12 * 70_000, 1)]  # more than CUDA allows on another axis
+    assert grids(1, T=10_000) == [(12, 20), (12,)]  # at most 32 parts, here of 512 keys
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"qkv": (2, 47)}, r"\(2, 47\), \(2, 2, 2, 10, 8\)"),
-        ({"qkv": (2, 56)}, r"a multiple of Hkv, .*\(2, 56\)"),
-        ({"qkv": (2, 32)}, r"not \(2, 32\)"),
-        ({"qkv": (1, 2, 48)}, r"not \(1, 2, 48\)"),
+        ({"qkv": (2, 47)}, r"qkv \(2, 47\), cache \(2, 2, 2, 10, 8\)"),
+        ({"qkv": (2, 56)}, r"qkv \(2, 56\).* a multiple of Hkv"),
+        ({"qkv": (2, 32)}, r"qkv \(2, 32\)"),
+        ({"qkv": (1, 2, 48)}, r"qkv \(1, 2, 48\)"),
         ({"cache": (2, 2, 10, 8)}, r"\(2, 2, 10, 8\)"),
         ({"cache": (3, 2, 2, 10, 8)}, r"\(3, 2, 2, 10, 8\)"),
-        ({"position": (1,)}, r"\(1,\), None and None"),
-        ({"cos": (10, 8)}, r"\(10, 8\) and None"),
-        ({"cos": (9, 8), "sin": (9, 8)}, r"\(9, 8\) and \(9, 8\)"),
-        ({"qkv": (2, 42), "cache": (2, 2, 2, 10, 7), "cos": (10, 7), "sin": (10, 7)}, "not 7"),
-        ({"qkv": (2, 3 * 257), "cache": (2, 2, 1, 10, 257)}, "not 257"),
+        ({"position": (1,)}, r"position \(1,\), cos None and sin None"),
+        ({"cos": (10, 8)}, r"cos \(10, 8\) and sin None"),
+        ({"cos": (9, 8), "sin": (9, 8)}, r"cos \(9, 8\) and sin \(9, 8\)"),
+        ({"qkv": (2, 42), "cache": (2, 2, 2, 10, 7), "cos": (10, 7), "sin": (10, 7)}, "D is 7"),
+        ({"qkv": (2, 3 * 257), "cache": (2, 2, 1, 10, 257)}, "D is 257"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_wrong_shapes_are_named(change, message):
     shapes = {"qkv": (2, 48), "cache": (2, 2, 2, 10, 8), "position": (2,)} | change
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
     tensors["position"] = tensors["position"].long()
@@ -205,14 +197,14 @@ def test_what_does_not_fit_is_refused(change, message):
         decode_attention(**tensors)
 
 
-def test_a_cache_of_another_dtype_or_layout_is_refused():
+def test_a_cache_of_another_dtype_or_layout_is_an_error():
     qkv, position = torch.zeros(2, 48), torch.zeros(2, dtype=torch.int64)
     for cache in (torch.zeros(2, 2, 2, 10, 8).half(), torch.zeros(2, 2, 10, 2, 8).transpose(2, 3)):
-        with pytest.raises(ValueError, match="a contiguous cache of qkv's dtype"):
+        with pytest.raises(ValueError, match="give a contiguous cache of qkv's dtype"):
             decode_attention(qkv, cache, position)
 
 
-def test_a_window_of_less_than_nothing_is_refused():
+def test_a_negative_window_is_an_error():
     qkv, cache = torch.zeros(2, 48), torch.zeros(2, 2, 2, 10, 8)
-    with pytest.raises(ValueError, match="at least 1 key, or 0 for all, not -1"):
+    with pytest.raises(ValueError, match="window is -1; give at least 1 key"):
         decode_attention(qkv, cache, torch.zeros(2, dtype=torch.int64), window=-1)

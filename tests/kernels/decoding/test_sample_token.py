@@ -1,4 +1,4 @@
-"""Draws: the token that sorting would give, from known noise, and the right distribution."""
+"""sample_token: the token that sorting would give from known noise, and its distribution."""
 
 import math
 
@@ -30,20 +30,20 @@ def seed_of(value):
 
 
 def known_noise(B, V, seed):
-    """-log(-log(1 - u)) in fp64 of the words of Philox, (B, V)."""
+    """-log(-log(1 - u)) in fp64 from the words of Philox, (B, V)."""
     row, token = torch.arange(B, device=DEVICE)[:, None], torch.arange(V, device=DEVICE)
     words = philox._philox(seed, token // 4, row, 0, 0)  # (4, B, V)
     word = torch.take_along_dim(words, (token % 4).expand(1, B, V), 0)[0]
     return -(-torch.log1p(-(word.double() + 0.5) / 2**32)).log()
 
 
-def drawn_by_sorting(logits, temperature, top_k, top_p, seed):
-    """The definition in fp64 with the noise of Philox: argmax of z + g over what is kept."""
+def sample_by_sorting(logits, temperature, top_k, top_p, seed):
+    """The definition in fp64 with the noise of Philox: the argmax of z + g over kept tokens."""
     B, V = logits.shape
     z = logits.double() / temperature
     noise = known_noise(B, V, seed)
     p, order = z.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    count = torch.searchsorted(-p, -p)  # of likelier tokens
+    count = torch.searchsorted(-p, -p)  # of more likely tokens
     mass = (p.cumsum(-1) - p).gather(-1, count)
     kept = (mass < top_p) & ((count < top_k) | (top_k == 0))
     kept = torch.zeros_like(kept).scatter(-1, order, kept)
@@ -59,20 +59,20 @@ def drawn_by_sorting(logits, temperature, top_k, top_p, seed):
     st.sampled_from(DTYPES),
     st.integers(-(2**63), 2**63 - 1),
 )
-def test_the_token_is_that_of_sorting(B, V, temperature, top_k, top_p, dtype, seed):
+def test_the_token_is_that_of_the_definition(B, V, temperature, top_k, top_p, dtype, seed):
     logits = randn(B, V, dtype=dtype, scale=2.0, seed=seed % 1000)
     inside, check = guarded(logits)
     with guarded_memory():
-        drawn = sample_token(
+        sampled = sample_token(
             inside, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed_of(seed)
         )
     check()
-    expected = drawn_by_sorting(logits, temperature, top_k, top_p, seed_of(seed))
-    assert torch.equal(drawn, expected)
+    expected = sample_by_sorting(logits, temperature, top_k, top_p, seed_of(seed))
+    assert torch.equal(sampled, expected)
 
 
-def test_noise_that_wins_is_exact():
-    """Logits that undo the noise, one of them a little more: it wins if the noise is as small."""
+def test_large_noise_is_exact():
+    """Logits cancel the noise except for a small excess of one token, which must be sampled."""
     seed = seed_of(5)
     noise = known_noise(1, 1000, seed)
     likely = ((noise[0] > 4.2) & (noise[0] < 5.2)).nonzero()[:, 0].tolist()
@@ -92,31 +92,31 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.3), (0, 0.9)])
 def test_a_vocabulary_of_many_tiles(top_k, top_p):
     logits = randn(2, 300, scale=0.1)
-    logits[1, :2] += 200  # exp(200) is no fp32 number
-    for seed in map(seed_of, range(4)):  # among them some that draw the less likely of those two
-        drawn = sample_token(logits, top_k=top_k, top_p=top_p, seed=seed)
-        assert torch.equal(drawn, drawn_by_sorting(logits, 1.0, top_k, top_p, seed))
+    logits[1, :2] += 200  # exp(200) overflows in fp32
+    for seed in map(seed_of, range(4)):  # some sample the less likely of those two
+        sampled = sample_token(logits, top_k=top_k, top_p=top_p, seed=seed)
+        assert torch.equal(sampled, sample_by_sorting(logits, 1.0, top_k, top_p, seed))
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_of_equal_tokens_in_many_tiles_the_first_is_taken():
+def test_greedy_selects_the_first_of_equal_tokens():
     logits = torch.zeros(1, 200, device=DEVICE)
     logits[0, [70, 134, 190]] = 1
     assert sample_token(logits, temperature=0.0).tolist() == [70]
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
-def test_the_noise_draws_from_the_distribution(temperature, top_k, top_p):
-    """Over rows of one seed, and over seeds that follow each other, as those of tokens do."""
+def test_the_noise_samples_from_the_distribution(temperature, top_k, top_p):
+    """Over the rows of one seed, and over consecutive seeds, as used for consecutive tokens."""
     rule = (temperature, top_k, top_p)
     probabilities = restricted_softmax(LOGITS, *rule)
     rows = LOGITS.repeat(20_000, 1).to(DEVICE)
-    assert_drawn_from(drawn_by_sorting(rows, *rule, seed_of(1)), probabilities)
-    seeds = [drawn_by_sorting(rows[:1], *rule, seed_of(seed)) for seed in range(1000)]
+    assert_drawn_from(sample_by_sorting(rows, *rule, seed_of(1)), probabilities)
+    seeds = [sample_by_sorting(rows[:1], *rule, seed_of(seed)) for seed in range(1000)]
     assert_drawn_from(torch.cat(seeds), probabilities)
 
 
-def test_the_kernel_draws_from_the_distribution():
+def test_the_kernel_samples_from_the_distribution():
     rows = LOGITS.repeat(200, 1).to(DEVICE)
     assert_drawn_from(
         sample_token(rows, top_k=4, seed=seed_of(1)), restricted_softmax(LOGITS, 1.0, 4, 1.0)
@@ -124,7 +124,7 @@ def test_the_kernel_draws_from_the_distribution():
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
-def test_pytorch_draws_from_the_distribution(temperature, top_k, top_p):
+def test_pytorch_samples_from_the_distribution(temperature, top_k, top_p):
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     probabilities = restricted_softmax(LOGITS, *options.values())
     table = kernels.load("torch", DEVICE)
@@ -135,7 +135,7 @@ def test_pytorch_draws_from_the_distribution(temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize("table", ["torch", "triton"])
-def test_a_seed_decides(table):
+def test_the_token_is_a_function_of_the_seed(table):
     operation = kernels.load(table, DEVICE).sample_token
     logits = randn(4, 300)
     assert_deterministic(lambda: operation(logits, seed=seed_of(3)))
@@ -143,28 +143,28 @@ def test_a_seed_decides(table):
     for other in (4, 3 + 2**32, -3):
         assert not torch.equal(operation(logits, seed=seed_of(other)), first)
     torch.manual_seed(0)
-    drawn = operation(logits)  # from the default generator
-    assert not torch.equal(operation(logits), drawn)
+    sampled = operation(logits)  # from the default generator
+    assert not torch.equal(operation(logits), sampled)
     torch.manual_seed(0)
-    assert torch.equal(operation(logits), drawn)
+    assert torch.equal(operation(logits), sampled)
 
 
 @pytest.mark.parametrize("table", ["torch", "triton"])
-def test_the_likeliest_without_temperature_and_with_one_token_kept(table):
+def test_temperature_0_or_one_kept_token_is_greedy(table):
     operation = kernels.load(table, DEVICE).sample_token
     logits = randn(3, 129)
-    likeliest = logits.argmax(-1)
-    assert torch.equal(operation(logits, temperature=0.0), likeliest)
+    greedy = logits.argmax(-1)
+    assert torch.equal(operation(logits, temperature=0.0), greedy)
     for options in ({"top_k": 1}, {"top_p": 1e-6}):
-        assert torch.equal(operation(logits, seed=seed_of(1), **options), likeliest)
+        assert torch.equal(operation(logits, seed=seed_of(1), **options), greedy)
     ties = torch.tensor([[0.0, 2.0, 2.0]], device=DEVICE)
     assert operation(ties, temperature=0.0).tolist() == [1]
     tied = {operation(ties, top_k=1, seed=seed_of(seed)).item() for seed in range(20)}
-    assert tied == {1, 2}  # neither is likelier
+    assert tied == {1, 2}  # neither is more likely
 
 
 @pytest.mark.parametrize("table", ["torch", "triton"])
-def test_a_part_of_a_wider_row_is_read_as_it_lies(table):
+def test_logits_may_be_part_of_wider_rows(table):
     operation = kernels.load(table, DEVICE).sample_token
     wide = randn(4, 80)
     wide[:, 65:] = 1e9  # the padding of a vocabulary
@@ -175,7 +175,7 @@ def test_a_part_of_a_wider_row_is_read_as_it_lies(table):
 
 @pytest.mark.parametrize("row", [[-math.inf] * 3, [math.nan] * 3, [0.0, math.inf, 0.0]])
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_p": 0.5}])
-def test_numbers_gone_bad_end_the_search(row, options):
+def test_logits_that_are_not_finite_end_the_search(row, options):
     token = sample_token(torch.tensor([row], device=DEVICE), seed=seed_of(1), **options)
     assert 0 <= token.item() < 3
 
@@ -183,13 +183,13 @@ def test_numbers_gone_bad_end_the_search(row, options):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((5,), {}, r"not \(5,\)"),
-        ((2, 0), {}, r"not \(2, 0\)"),
-        ((2, 3), {"temperature": -1.0}, "not -1.0, 0 and 1.0"),
-        ((2, 3), {"top_k": -1}, "not 1.0, -1 and 1.0"),
-        ((2, 3), {"top_p": 0.0}, "not 1.0, 0 and 0.0"),
+        ((5,), {}, r"logits have shape \(5,\)"),
+        ((2, 0), {}, r"logits have shape \(2, 0\)"),
+        ((2, 3), {"temperature": -1.0}, "temperature is -1.0"),
+        ((2, 3), {"top_k": -1}, "top_k -1 "),
+        ((2, 3), {"top_p": 0.0}, "top_p 0.0; give"),
     ],
 )
-def test_what_cannot_be_drawn_from_is_refused(shape, options, message):
+def test_wrong_logits_and_options_are_named(shape, options, message):
     with pytest.raises(ValueError, match=message):
         sample_token(torch.zeros(shape), **options)

@@ -1,4 +1,4 @@
-"""The four activations and their derivatives: against fp64, by their symmetries, at the ends."""
+"""The four activations and their derivatives: against fp64, symmetries, extreme values."""
 
 import itertools
 import math
@@ -9,12 +9,10 @@ from hypothesis import given, strategies
 
 from kernels.matmul.activation import ACTIVATIONS, FROM_HIDDEN, ROWS, activation_backward
 from kernels.matmul.activation import activation_forward as forward
-from kernels.torch_ops import ACTIVATIONS as NATIVE
+from kernels.torch_ops import ACTIVATIONS as TORCH
 from tests.numerics import (
     DEVICE,
     DTYPES,
-    SIZES,
-    assert_deterministic,
     assert_rounded_once,
     guarded,
     guarded_memory,
@@ -25,21 +23,21 @@ GELUS = ("gelu", "gelu_tanh")
 
 
 def computed_in(dtype, activation, x, dhidden=None):
-    """hidden, or dx where there is a dhidden, by PyTorch."""
+    """hidden, or dx if dhidden is given, by PyTorch."""
     x = x.detach().to(dtype).requires_grad_()
-    hidden = NATIVE[activation](x)
+    hidden = TORCH[activation](x)
     if dhidden is None:
         return hidden.detach()
     return torch.autograd.grad(hidden, x, dhidden.to(dtype))[0]
 
 
 def kept_by(activation, x):
-    """What `activation_backward` asks for; as x is random, hidden is not what rounded x gives."""
+    """The tensor that `activation_backward` takes."""
     return forward(x, activation) if activation in FROM_HIDDEN else x
 
 
 def gradient_in(dtype, activation, kept, dhidden):
-    """dx in `dtype` from what is kept."""
+    """dx in `dtype` from the saved tensor."""
     kept, dhidden = kept.to(dtype), dhidden.to(dtype)
     if activation == "relu":
         return torch.where(kept > 0, dhidden, 0)
@@ -51,7 +49,7 @@ def gradient_in(dtype, activation, kept, dhidden):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_forward_is_rounded_once(activation, dtype):
-    for size in (*SIZES, 4096, 4097):
+    for size in (1, 2, 7, 33, 257, 4096, 4097):
         for scale in (0.02, 1.0, 30.0):
             x, check = guarded(randn(size, dtype=dtype, scale=scale, seed=size))
             with guarded_memory():
@@ -66,7 +64,7 @@ def test_forward_is_rounded_once(activation, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_backward_is_rounded_once(activation, dtype):
-    for M, N in ((1, 1), (3, 7), (31, 129), (ROWS, 128), (ROWS + 1, 33), (2 * ROWS + 9, 65)):
+    for M, N in ((1, 1), (31, 129), (ROWS, 128), (2 * ROWS + 9, 65)):
         for scale in (0.02, 1.0, 30.0):
             dhidden, dhidden_intact = guarded(randn(M, N, dtype=dtype, seed=1))
             kept = kept_by(activation, randn(M, N, dtype=dtype, scale=scale, seed=2))
@@ -80,20 +78,20 @@ def test_backward_is_rounded_once(activation, dtype):
             assert dx.dtype == dtype
             assert_rounded_once(dx, exact, baseline, f"dx of {M} x {N} times {scale}")
             assert sums.dtype == torch.float32
-            assert sums.shape == (-(-M // ROWS), N)  # whatever the card
+            assert sums.shape == (-(-M // ROWS), N)  # on every GPU
             assert_rounded_once(sums.sum(0), exact.sum(0), baseline.sum(0), f"sums of {M} x {N}")
 
 
 def spelled_out(activation, x):
-    """x times what rises from 0 to 1, in a form that does not cancel, as PyTorch's do."""
+    """A GELU in a form that does not cancel, as PyTorch's does."""
     if activation == "gelu":
         return x * 0.5 * torch.special.erfc(-x / math.sqrt(2))
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
 
 
 @pytest.mark.parametrize("activation", GELUS)
-def test_no_stretch_of_the_axis_is_worse_than_pytorch(activation):
-    """Where x is negative, f(x) is small, and the error of the whole axis would hide its own."""
+def test_every_interval_is_as_exact_as_pytorch(activation):
+    """f(x) is small for negative x, where the error of the whole axis would hide its own."""
     edges = torch.tensor([-90, -14, -8, -6, -5, -4, -3, -2, -1, -0.5, -1e-2, 0, 1e-2, 0.5, 1, 3, 9])
     for start, end in itertools.pairwise(edges):
         x = torch.linspace(start, end, 501, device=DEVICE)[:-1]
@@ -109,8 +107,7 @@ def test_no_stretch_of_the_axis_is_worse_than_pytorch(activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_fp64_is_the_definition(activation):
-    """So that gradcheck of whatever is made of it means something."""
+def test_fp64_matches_the_definition(activation):
     x = randn(40, 5, dtype=torch.float64, scale=3.0)
     one, kept = torch.ones_like(x), kept_by(activation, x)
     close = {"rtol": 1e-13, "atol": 1e-14}
@@ -123,8 +120,8 @@ def test_fp64_is_the_definition(activation):
 
 
 @given(strategies.floats(-60, 60, width=32), strategies.sampled_from(GELUS))
-def test_gelus_are_the_identity_in_two_halves(value, activation):
-    """f(x) - f(-x) = x and f'(x) + f'(-x) = 1, to the last bits."""
+def test_gelus_satisfy_their_symmetry(value, activation):
+    """f(x) - f(-x) = x and f'(x) + f'(-x) = 1 within a few roundings."""
     x = torch.tensor([[value, -value]], device=DEVICE)
     right, left = forward(x, activation)[0]
     torch.testing.assert_close(right - left, x[0, 0], rtol=3e-7, atol=0)
@@ -133,8 +130,8 @@ def test_gelus_are_the_identity_in_two_halves(value, activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_ends_of_the_numbers(activation):
-    """Finite x give finite values, and a NaN is not swallowed, as max(x, 0) would."""
+def test_extreme_values(activation):
+    """Finite x give finite values, and NaN propagates, which max(x, 0) would not do."""
     x = torch.tensor([-3e38, -1e18, -3e4, -100.0, -0.0, 0.0, 100.0, 3e4, 1e18], device=DEVICE)
     hidden = forward(x, activation)
     exact = computed_in(torch.float64, activation, x)
@@ -158,16 +155,3 @@ def test_in_place_gives_the_same_bits(activation):
     assert torch.equal(sums_again, sums)
     assert forward(x, activation, out=x) is x
     assert torch.equal(x, expected)
-
-
-def test_same_bits_every_time():
-    dhidden, x = randn(300, 65, dtype=torch.bfloat16), randn(300, 65, dtype=torch.bfloat16, seed=1)
-    assert_deterministic(lambda: (forward(x, "gelu"), *activation_backward(dhidden, x, "gelu")))
-
-
-def test_nothing_in_nothing_out():
-    x = torch.empty(0, 7, device=DEVICE)
-    assert forward(x, "gelu").shape == (0, 7)
-    dx, sums = activation_backward(x, x, "gelu")
-    assert dx.shape == (0, 7)
-    assert torch.equal(sums.sum(0), torch.zeros(7, device=DEVICE))

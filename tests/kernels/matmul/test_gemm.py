@@ -1,4 +1,4 @@
-"""Products that finish their tiles: every epilogue, by pointers and by descriptors."""
+"""Products with an epilogue: every epilogue, through pointers and through descriptors."""
 
 import contextvars
 
@@ -14,31 +14,30 @@ from kernels.matmul.activation import FROM_HIDDEN, activation_backward, activati
 from kernels.torch_ops import ACTIVATIONS
 from tests.numerics import (
     DEVICE,
-    assert_deterministic,
     assert_rounded_once,
     guarded,
     guarded_memory,
     randn,
 )
 
-ALIGNED = (129, 264, 72)  # N and K of multiples of 16 bytes: descriptors, where there are any
-SHAPES = [(1, 1, 1), (2, 3, 7), (31, 65, 33), ALIGNED]  # M, N, K; the last takes several tiles
+ALIGNED = (129, 264, 72)  # rows are multiples of 16 bytes, so descriptors are used if supported
+SHAPES = [(1, 1, 1), (31, 65, 33), ALIGNED]  # M, N, K; the last takes several tiles
 
-# Each tile of `launch.TILES` once: fp32 has one for all cards, sm_100 has those of sm_90.
-CARDS = (80, 90, 120)
-CARDS_AND_DTYPES = [(80, torch.float32), (90, torch.float16)]
-CARDS_AND_DTYPES += [(card, torch.bfloat16) for card in CARDS]
+# Each tile of `launch.TILES` once: fp32 has one for all families, sm_100 has those of sm_90.
+FAMILIES = (80, 90, 120)
+FAMILIES_AND_DTYPES = [(80, torch.float32), (90, torch.float16)]
+FAMILIES_AND_DTYPES += [(family, torch.bfloat16) for family in FAMILIES]
 
 
 def operands(M, N, K, dtype, epilogue="up"):
-    """a (M, K), and what it is multiplied by: a weight (N, K), or (K, N) on the way back."""
+    """a (M, K), a weight (N, K), or (K, N) for "gradient", and a bias (N,)."""
     shape = (K, N) if epilogue == "gradient" else (N, K)
     a, b = randn(M, K, dtype=dtype, seed=1), randn(*shape, dtype=dtype, scale=K**-0.5, seed=2)
     return a, b, randn(N, dtype=dtype, seed=3)
 
 
 def guarded_call(function, *arguments):
-    """`function(*arguments)` with its operands and what it allocates between guards."""
+    """`function(*arguments)` with its operands and its allocations between guards."""
     inside, checks = zip(*map(guarded, arguments), strict=True)
     with guarded_memory():
         results = function(*inside)
@@ -47,25 +46,25 @@ def guarded_call(function, *arguments):
     return results
 
 
-on_cards = pytest.mark.parametrize("card", CARDS)
-on_cards_and_dtypes = pytest.mark.parametrize(("card", "dtype"), CARDS_AND_DTYPES, ids=str)
+on_families = pytest.mark.parametrize("family", FAMILIES)
+on_families_and_dtypes = pytest.mark.parametrize(("family", "dtype"), FAMILIES_AND_DTYPES, ids=str)
 
 
-def test_no_card_is_left_out():
+def test_every_family_is_tested():
     x = torch.empty(1, device="meta")
     for name in ("gemm_wide", "gemm_narrow"):
         with launch.target(90):
             hopper = launch.tile(name, x.device)
         with launch.target(100):
             assert launch.tile(name, x.device) == hopper
-    assert {*CARDS, 100} == {*launch.FAMILIES}
+    assert {*FAMILIES, 100} == {*launch.FAMILIES}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@on_cards_and_dtypes
-def test_linear_activation(card, dtype, shape):
+@on_families_and_dtypes
+def test_linear_activation(family, dtype, shape):
     x, weight, bias = operands(*shape, dtype)
-    with launch.target(card):
+    with launch.target(family):
         hidden, pre = guarded_call(
             lambda *operands: gemm.linear_activation(*operands, "gelu"), x, weight, bias
         )
@@ -78,11 +77,11 @@ def test_linear_activation(card, dtype, shape):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@on_cards_and_dtypes
-def test_what_is_kept_is_what_the_activation_was_taken_of(card, dtype, activation):
-    """Bit for bit, so that backward differentiates f where forward took it."""
+@on_families_and_dtypes
+def test_the_saved_argument_is_that_of_the_activation(family, dtype, activation):
+    """Bit for bit, so that backward differentiates f at the same point."""
     x, weight, _ = operands(*ALIGNED, dtype)
-    with launch.target(card):
+    with launch.target(family):
         hidden, kept = gemm.linear_activation(x, weight, None, activation)
         _, pre = gemm.linear_activation(x, weight, None, "gelu")
     if activation in FROM_HIDDEN:
@@ -93,11 +92,11 @@ def test_what_is_kept_is_what_the_activation_was_taken_of(card, dtype, activatio
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@on_cards_and_dtypes
-def test_linear_dropout(card, dtype, shape):
+@on_families_and_dtypes
+def test_linear_dropout(family, dtype, shape):
     x, weight, bias = operands(*shape, dtype)
     seed = torch.tensor(2**62 + 5, device=DEVICE)
-    with launch.target(card):
+    with launch.target(family):
         y = guarded_call(
             lambda *operands: gemm.linear_dropout(*operands, seed, *threshold_and_scale(0.25)),
             x,
@@ -111,11 +110,11 @@ def test_linear_dropout(card, dtype, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@on_cards_and_dtypes
-def test_gradient_of_argument(card, dtype, shape):
+@on_families_and_dtypes
+def test_gradient_of_argument(family, dtype, shape):
     dy, weight, _ = operands(*shape, dtype, "gradient")
     kept = randn(dy.shape[0], weight.shape[1], dtype=dtype, seed=4)
-    with launch.target(card):
+    with launch.target(family):
         dx, sums = guarded_call(
             lambda *operands: gemm.gradient_of_argument(*operands, "gelu"), dy, weight, kept
         )
@@ -132,26 +131,26 @@ def _through_gelu(x, dhidden):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@on_cards
-def test_every_derivative(card, activation):
-    """test_activation.py tests the derivatives; here, that the epilogue takes the right one."""
+@on_families
+def test_every_derivative(family, activation):
+    """The epilogue selects the right derivative; test_activation.py tests their values."""
     dy, weight, _ = operands(33, 70, 9, torch.float32, "gradient")
     kept = randn(33, 70, seed=4).abs()
-    with launch.target(card):
+    with launch.target(family):
         dx, sums = gemm.gradient_of_argument(dy, weight, kept, activation)
     expected, expected_sums = activation_backward(dy @ weight, kept, activation)
     torch.testing.assert_close(dx, expected)
     torch.testing.assert_close(sums.sum(0), expected_sums.sum(0))
 
 
-@on_cards
-def test_descriptors_where_they_serve(card):
-    """16-bit operands, rows and first elements at multiples of 16 bytes, hardware that has them."""
+@on_families
+def test_descriptors_are_used_where_possible(family):
+    """From sm_90 on, for 16-bit operands with rows and first elements at multiples of 16 bytes."""
     M, N, K = ALIGNED
-    described = card >= 90
+    described = family >= 90
 
     def is_described(x, weight):
-        with launch.record(card) as launches:
+        with launch.record(family) as launches:
             gemm.linear_activation(x, weight, None, "gelu")
         return launches[0].options["DESCRIBED"]
 
@@ -168,39 +167,33 @@ def test_descriptors_where_they_serve(card):
     assert not is_described(empty(M, K, torch.float32), empty(N, K, torch.float32))
 
 
-@on_cards
-def test_tiles_outnumber_programs(card):
-    """In the interpreter too: or the loop over tiles would be tested nowhere but on a card."""
+@on_families
+def test_a_program_visits_several_tiles(family):
+    """Also in the interpreter, or the loop over tiles would be tested only on a GPU."""
     M, N, K = 390, 520, 16
     x, weight, bias = operands(M, N, K, torch.bfloat16)
-    with launch.record(card) as launches:
+    with launch.record(family) as launches:
         gemm.linear_activation(x, weight, bias, "relu")
     (one,) = launches
     BLOCK_M, BLOCK_N = one.options["BLOCK_M"], one.options["BLOCK_N"]
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
-    programs = min(tiles, gemm._processors(x.device)) if one.options["DESCRIBED"] else tiles
+    programs = (
+        min(tiles, gemm._persistent_programs(x.device)) if one.options["DESCRIBED"] else tiles
+    )
     assert one.grid == (programs,)
     assert programs < tiles or DEVICE == "cuda" or not one.options["DESCRIBED"]
-    with launch.target(card):
+    with launch.target(family):
         hidden, _ = gemm.linear_activation(x, weight, bias, "relu")
     exact = linear(x.double(), weight.double(), bias.double()).relu()
     assert_rounded_once(hidden, exact, linear(x, weight, bias).relu())
 
 
-@on_cards
-def test_same_bits_every_time(card):
-    dy, weight, _ = operands(*ALIGNED, torch.bfloat16, "gradient")
-    kept = randn(129, 264, dtype=torch.bfloat16)
-    with launch.target(card):
-        assert_deterministic(lambda: gemm.gradient_of_argument(dy, weight, kept, "gelu"))
-
-
-def test_the_allocator_of_others_stays():
-    """Descriptors need memory from `triton.set_allocator`, which may be in use."""
+def test_the_allocator_of_the_caller_is_kept():
+    """Descriptors need `triton.set_allocator`, which the caller may use, too."""
     from triton.runtime import _allocation
 
     def theirs(size, alignment, stream):
-        raise AssertionError("another's allocator is used")
+        raise AssertionError("the allocator of the caller is used")
 
     def use():
         triton.set_allocator(theirs)
@@ -212,12 +205,10 @@ def test_the_allocator_of_others_stays():
     assert contextvars.copy_context().run(use) is theirs
 
 
-def test_few_columns_have_a_tile_of_their_own():
+def test_outputs_with_few_columns_have_their_own_tile():
     x, weight = (torch.empty(128, 128, dtype=torch.bfloat16, device="meta") for _ in range(2))
     with launch.record(90) as launches:
         gemm.linear_activation(x, weight, None, "gelu")
         gemm.linear_dropout(x, weight, None, None, 0, 1.0)
-    tiles = [
-        tuple(one.options[size] for size in ("BLOCK_M", "BLOCK_N", "BLOCK_K")) for one in launches
-    ]
+    tiles = [tuple(one.options[f"BLOCK_{size}"] for size in "MNK") for one in launches]
     assert tiles == [launch.TILES[name][90][:3] for name in ("gemm_wide", "gemm_narrow")]
