@@ -1,8 +1,7 @@
-"""The rivals of each operation: ours, PyTorch's in every way it can be asked, Liger's.
+"""The implementations of each case: ours, PyTorch's in several modes, Liger's, the lecture's.
 
-`rivals(case, device)` names them all; a rival that cannot run here is the sentence that says why.
-Nothing of a peer's own choosing is left open: SDPA's backend is pinned, and the kernels that ran
-are read from the profiler.
+`implementations(case, device)` lists all of them; one that is not available here is represented by
+the reason. The backend of SDPA is fixed for each of them.
 """
 
 import contextlib
@@ -16,12 +15,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from bench.workloads import ModuleCase, OptimizerCase
+from bench.workloads.operations import Update
+from bench.workloads.timed import ModuleCase
 from gpt.config.model import NORM_EPS, ModelConfig
-from gpt.models import packed, reference
+from gpt.models import layers, reference
 from gpt.models.residual import Total
 from kernels import torch_ops
-from kernels.common import launch
 
 OURS = "triton"
 SDPA = {
@@ -38,86 +37,77 @@ COMPILED = (
     "linear_cross_entropy",
     "embedding",
 )
-LONGEST_SPELLED_OUT = 1024  # tokens; beyond, its T x T weights would take all the time there is
 ATTENTIONS = ("attention", "attention_qkv")
+MAX_REFERENCE_LENGTH = 1024  # tokens; the reference's T x T weights take too long beyond
 
 
-class Rival(NamedTuple):
-    """`function(*inputs, **options)`; every call, the backward's too, happens inside `around`."""
+class Baseline(NamedTuple):
+    """Calls `function(*inputs, **options)`; forward and backward both run in `context()`."""
 
     function: Callable
-    around: Callable = contextlib.nullcontext
-    own_inputs: bool = False  # it writes into what it is given
+    context: Callable = contextlib.nullcontext
+    writes_inputs: bool = False
 
 
-Maker = Callable[[], Rival]
+Maker = Callable[[], Baseline]
 
 
-def rivals(case, device: torch.device) -> dict[str, Maker | str]:
-    """Name -> how to make that rival on `device`, or the reason why it cannot be made."""
+def implementations(case, device: torch.device) -> dict[str, Maker | str]:
+    """Name -> a function that makes the implementation, or the reason why it is not available."""
     if isinstance(case, ModuleCase):
         return _modules(case, device)
-    if isinstance(case, OptimizerCase):
+    if isinstance(case, Update):
         return _optimizers(device)
     name = case.operation
+    by_torch = getattr(torch_ops, name)
+    on_gpu = functools.partial(_on_gpu, device)
     found: dict[str, Maker | str] = {
-        OURS: _why_not_ours(name, device)
-        or (lambda: Rival(getattr(kernels.load("triton", device), name))),
-        "torch": lambda: Rival(getattr(torch_ops, name)),
+        OURS: _unavailable_reason(name, device)
+        or (lambda: Baseline(getattr(kernels.load("triton", device), name))),
+        "torch": lambda: Baseline(by_torch),
     }
-    if name == "feed_forward":
-        for product in launch.Route._fields:
-            by_gemm = functools.partial(_feed_forward_by_gemm, product, device)
-            found[f"{OURS}, {product} by gemm"] = _why_not_ours(name, device) or by_gemm
-    on_card = functools.partial(_on_card, device)
     if name in ATTENTIONS:
         for sdpa, backend in SDPA.items():
-            pinned = functools.partial(_pinned, getattr(torch_ops, name), backend)
-            found[sdpa] = on_card(lambda pinned=pinned: Rival(pinned))
+            pinned = functools.partial(_with_backend, by_torch, backend)
+            found[sdpa] = on_gpu(lambda pinned=pinned: Baseline(pinned))
     if name in (*ATTENTIONS, "embedding"):
-        found["torch deterministic"] = on_card(
-            lambda: Rival(getattr(torch_ops, name), deterministic)
-        )
+        found["torch deterministic"] = on_gpu(lambda: Baseline(by_torch, deterministic))
     if name in COMPILED:
-        found["torch.compile"] = on_card(lambda: Rival(compiled(getattr(torch_ops, name))))
+        found["torch.compile"] = on_gpu(lambda: Baseline(compiled(by_torch)))
     if name in LIGER:
-        found["liger"] = _liger(name, device)
-    if name in SPELLED_OUT and case.sizes.T <= LONGEST_SPELLED_OUT:
-        found["reference"] = lambda: Rival(SPELLED_OUT[name])
+        found["liger"] = on_gpu(lambda: Baseline(LIGER[name], writes_inputs=True))
+        if importlib.util.find_spec("liger_kernel") is None:
+            found["liger"] = "liger-kernel is not installed"
+    if name in REFERENCES and case.sizes.T <= MAX_REFERENCE_LENGTH:
+        found["reference"] = lambda: Baseline(REFERENCES[name])
     return found
 
 
-def _on_card(device, maker: Maker) -> Maker | str:
-    return maker if device.type == "cuda" else "it is timed on a CUDA card only"
+def _on_gpu(device, maker: Maker) -> Maker | str:
+    return maker if device.type == "cuda" else "it is timed on CUDA GPUs only"
 
 
-def _feed_forward_by_gemm(product: str, device: torch.device) -> Rival:
-    """What `launch.ROUTES` would gain by sending this product another way."""
-    route = launch.CUBLAS._replace(**{product: "gemm"})
-    return Rival(kernels.load("triton", device).feed_forward, lambda: launch.routed(route))
-
-
-def _why_not_ours(name: str, device: torch.device) -> str | None:
-    """Why `name`, an operation or a module, is not timed with our kernels on `device`."""
+def _unavailable_reason(name: str, device: torch.device) -> str | None:
+    """Why `name`, an operation or a module, cannot be timed with our kernels on `device`."""
     if device.type != "cuda":
-        return "kernels are timed on a CUDA card only"
+        return "kernels are timed on CUDA GPUs only"
     reason = kernels.unavailable_reason(device)
     if reason is None and kernels.serving(kernels.load("triton", device)).get(name) == "torch":
-        reason = f"the Triton table serves {name} by PyTorch"
+        reason = f"the Triton table uses PyTorch for {name}"
     return reason
 
 
-# --- PyTorch, asked in every way ------------------------------------------------------------------
+# --- PyTorch's modes ------------------------------------------------------------------------------
 
 
-def _pinned(function, backend, *inputs, **options):
+def _with_backend(function, backend, *inputs, **options):
     with sdpa_kernel(backend):
         return function(*inputs, **options)
 
 
 @contextlib.contextmanager
 def deterministic():
-    """PyTorch's deterministic mode, without its filling of empty tensors, which costs time."""
+    """PyTorch's deterministic mode without its filling of empty tensors, which costs time."""
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
@@ -129,7 +119,7 @@ def deterministic():
 
 
 def compiled(function):
-    """Compiled for the shape it meets; what other cases left in the compiler's cache is dropped."""
+    """`function` compiled for static shapes, with an empty compiler cache."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
 
@@ -137,34 +127,22 @@ def compiled(function):
 # --- Liger ----------------------------------------------------------------------------------------
 
 
-def _liger(name: str, device: torch.device) -> Maker | str:
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
-    return _on_card(device, lambda: Rival(LIGER[name], own_inputs=True))
+def _liger(name: str):
+    from liger_kernel.transformers import functional
 
-
-def _liger_layer_norm(x, weight, bias):
-    from liger_kernel.transformers.functional import liger_layer_norm
-
-    return liger_layer_norm(x, weight, bias, NORM_EPS)
-
-
-def _liger_cross_entropy(logits, targets):
-    from liger_kernel.transformers.functional import liger_cross_entropy
-
-    return liger_cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+    return getattr(functional, f"liger_{name}")
 
 
 def _liger_linear_cross_entropy(x, weight, bias, targets):
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    x = x.view(-1, x.shape[-1])
-    return liger_fused_linear_cross_entropy(x, weight, targets.view(-1), bias)
+    loss = _liger("fused_linear_cross_entropy")
+    return loss(x.view(-1, x.shape[-1]), weight, targets.view(-1), bias)
 
 
 LIGER = {
-    "layer_norm": _liger_layer_norm,
-    "cross_entropy": _liger_cross_entropy,
+    "layer_norm": lambda *operands: _liger("layer_norm")(*operands, NORM_EPS),
+    "cross_entropy": lambda logits, targets: _liger("cross_entropy")(
+        logits.view(-1, logits.shape[-1]), targets.view(-1)
+    ),
     "linear_cross_entropy": _liger_linear_cross_entropy,
 }
 
@@ -173,7 +151,7 @@ LIGER = {
 
 
 def attention_head_by_head(q, k, v, *, causal=True, dropout_p=0.0):
-    """What the lecture's heads do once they have queries, keys and values (gpt/models/reference.py)."""
+    """The attention of the lecture's heads, given q, k and v (gpt/models/reference.py)."""
     T = q.shape[2]
     tril = torch.tril(torch.ones(T, T, device=q.device))
     out = []
@@ -186,50 +164,50 @@ def attention_head_by_head(q, k, v, *, causal=True, dropout_p=0.0):
     return torch.stack(out, dim=1)  # (B, H, T, D)
 
 
-def rms_norm_spelled_out(x, weight):
+def rms_norm_reference(x, weight):
     x = reference.root_mean_square_normalise(x)
     return x if weight is None else x * weight
 
 
-SPELLED_OUT = {"attention": attention_head_by_head, "rms_norm": rms_norm_spelled_out}
+REFERENCES = {"attention": attention_head_by_head, "rms_norm": rms_norm_reference}
+
+
+# --- modules and optimizers -----------------------------------------------------------------------
 
 
 def _modules(case: ModuleCase, device: torch.device) -> dict[str, Maker | str]:
-    """The module as gpt/models/reference.py spells it out, and as gpt/models/packed.py has it over each table."""
+    """The module of gpt/models/reference.py, and that of gpt/models/layers.py with each table."""
     _, _, T, C, H, V = case.sizes
     config = ModelConfig(vocab_size=V, block_size=T, n_head=H, n_embd=C, **case.config)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    def fused(ops):
-        """With the block's last sum, which else the next block's norm would do."""
-        module = getattr(packed, case.operation)(config, ops)
+    def with_table(ops):
+        """The packed module and its last residual sum, which the next block's norm would add."""
+        module = getattr(layers, case.operation)(config, ops)
         return torch.nn.Sequential(module, Total()).to(device, dtype)
 
-    def spelled_out():
+    def lecture():
         return getattr(reference, case.operation)(config).to(device, dtype)
 
     return {
-        OURS: _why_not_ours(case.operation, device)
-        or (lambda: Rival(fused(kernels.load("triton", device)))),
-        "torch": lambda: Rival(fused(torch_ops.OPS)),
-        "torch.compile": _on_card(device, lambda: Rival(compiled(fused(torch_ops.OPS)))),
-        "reference": lambda: Rival(spelled_out()),
+        OURS: _unavailable_reason(case.operation, device)
+        or (lambda: Baseline(with_table(kernels.load("triton", device)))),
+        "torch": lambda: Baseline(with_table(torch_ops.OPS)),
+        "torch.compile": _on_gpu(device, lambda: Baseline(compiled(with_table(torch_ops.OPS)))),
+        "reference": lambda: Baseline(lecture()),
     }
 
 
-# --- optimizers -----------------------------------------------------------------------------------
-
-
 def _optimizers(device: torch.device) -> dict[str, Maker | str]:
-    """A rival's function takes the parameters and returns what makes a step over them."""
+    """Functions that take parameters and return the `step` of an optimizer over them."""
 
     def ours(*parameters):
         return kernels.load("triton", device).adamw(parameters).step
 
     return {
-        OURS: _why_not_ours("adamw", device) or (lambda: Rival(ours)),
-        "torch": lambda: Rival(lambda *parameters: torch.optim.AdamW(parameters).step),
-        "torch fused": lambda: Rival(
+        OURS: _unavailable_reason("adamw", device) or (lambda: Baseline(ours)),
+        "torch": lambda: Baseline(lambda *parameters: torch.optim.AdamW(parameters).step),
+        "torch fused": lambda: Baseline(
             lambda *parameters: torch.optim.AdamW(parameters, fused=True).step
         ),
     }

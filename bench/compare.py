@@ -1,4 +1,4 @@
-"""One case, all its rivals: made once, warmed up, timed in turns, and told as rows of figures."""
+"""Compares the implementations of one case: created once, warmed up, timed in turn."""
 
 import functools
 import traceback
@@ -6,120 +6,103 @@ from typing import NamedTuple
 
 import torch
 
-from bench import workloads
-from bench.baselines import Maker, Rival
-from bench.timer import Ceilings, Samples, Trial, in_turns, spread
+from bench.baselines import Baseline, Maker
+from bench.timer import Ceilings, Samples, Trial, spread, time_interleaved
+from bench.workloads import timed
 
-SECONDS_PER_RIVAL = 0.12  # of timing in turns, per rival and pass; warming up comes before
-NAMED_KERNELS = 4  # of a rival, the longest first
-NAME_LENGTH = 120  # templates make names of a page
+SECONDS_EACH = 0.12  # of timing, per implementation and pass; warm-up not included
 
 
 class Failed(NamedTuple):
-    """A rival that could not be timed. Text, because a traceback would keep its tensors alive."""
+    """An implementation that raised. Text, because a traceback would keep its tensors alive."""
 
     reason: str  # one line
     details: str
 
 
-class Race:
-    """The rivals of one case on one device."""
+class Comparison:
+    """The implementations of one case on one device."""
 
-    def __init__(self, case, makers: dict[str, Maker], device: torch.device, watch):
-        self.case, self.makers, self.device, self.watch = case, makers, device, watch
+    def __init__(self, case, makers: dict[str, Maker], device: torch.device, timer):
+        self.case, self.makers, self.device, self.timer = case, makers, device, timer
         self.inputs = case.inputs(device)
-        self.rivals: dict[str, Rival | Failed] = {}
+        self.made: dict[str, Baseline | Failed] = {}
 
     def run(self, direction: str) -> dict[str, Samples | Failed]:
-        """Time one pass of `timed.passes` of every rival, in turns."""
+        """Time one pass of `timed.passes` of every implementation, interleaved."""
         trials: dict[str, Trial] = {}
         failed: dict[str, Failed] = {}
-        for name in self.makers:
-            rival = self._rival(name)
-            trial = rival if isinstance(rival, Failed) else attempt(self._trial, rival, direction)
+        for name, maker in self.makers.items():
+            if name not in self.made:
+                self.made[name] = attempt(maker)
+            made = self.made[name]
+            trial = made if isinstance(made, Failed) else attempt(self._trial, made, direction)
             if isinstance(trial, Failed):
                 failed[name] = trial
             else:
                 trials[name] = trial
-        return failed | in_turns(trials, self.watch, SECONDS_PER_RIVAL * len(trials))
+        return failed | time_interleaved(trials, self.timer, SECONDS_EACH * len(trials))
 
-    def _rival(self, name: str) -> Rival | Failed:
-        if name not in self.rivals:
-            self.rivals[name] = attempt(self.makers[name])
-        return self.rivals[name]
-
-    def _trial(self, rival: Rival, direction: str) -> Trial:
-        """The pass as a trial that has been called once, so that it is known to work."""
+    def _trial(self, baseline: Baseline, direction: str) -> Trial:
+        """A trial of the pass that has run once without an error."""
         inputs = self.inputs
-        if direction == workloads.STEP:
-            trial = Trial(rival.function(*inputs))
+        if direction == timed.STEP:
+            trial = Trial(baseline.function(*inputs))
             trial.call()
-            return self._awaited(trial)
-        if rival.own_inputs:
+            return self._synchronised(trial)
+        if baseline.writes_inputs:
             inputs = tuple(_copy(value) for value in inputs)
-        weights = rival.function.parameters() if isinstance(rival.function, torch.nn.Module) else ()
-        options = self.case.keywords(self.device)
+        function, options = baseline.function, self.case.keywords(self.device)
+        weights = function.parameters() if isinstance(function, torch.nn.Module) else ()
         leaves = [value for value in (*inputs, *options.values(), *weights) if _has_gradient(value)]
 
         def forward():
-            with rival.around(), self.case.around(self.device):
-                return rival.function(*inputs, **options)
+            with baseline.context(), self.case.autocast(self.device):
+                return function(*inputs, **options)
 
         def backward(outputs):
-            with rival.around():
+            with baseline.context():
                 return torch.autograd.grad(outputs, leaves, gradients)
 
         outputs = forward()
-        gradients = [  # a loss's is 1, as loss.backward() has it
+        gradients = [  # of a scalar loss: 1, as in loss.backward()
             torch.randn_like(output) if output.dim() else torch.ones_like(output)
-            for output in _tuple(outputs)
+            for output in (outputs if isinstance(outputs, tuple) else (outputs,))
         ]
-        trial = {
-            "forward": Trial(forward),
-            "backward": Trial(backward, before=forward),
-            "both": Trial(lambda: backward(forward())),
-        }[direction]
         backward(outputs)
-        return self._awaited(trial)
+        return self._synchronised(
+            {
+                "forward": Trial(forward),
+                "backward": Trial(backward, before=forward),
+                "both": Trial(lambda: backward(forward())),
+            }[direction]
+        )
 
-    def _awaited(self, trial: Trial) -> Trial:
+    def _synchronised(self, trial: Trial) -> Trial:
         if self.device.type == "cuda":
-            torch.cuda.synchronize()  # here, so that what goes wrong is told of this rival
+            torch.cuda.synchronize()  # so that an error is raised for this implementation
         return trial
 
     def peak_bytes(self, name: str, direction: str) -> int:
-        """Memory that a pass takes on top of the inputs, at the highest."""
-        trial = self._trial(self.rivals[name], direction)
+        """Peak memory of a pass in addition to its inputs, in bytes."""
+        trial = self._trial(self.made[name], direction)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         trial.call()
         return torch.cuda.max_memory_allocated() - before
 
-    def kernels(self, name: str, direction: str) -> list[str]:
-        """The kernels of a pass, the longest first, as the profiler names them."""
-        trial = self._trial(self.rivals[name], direction)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            trial.call()
-            torch.cuda.synchronize()
-        seconds: dict[str, float] = {}
-        for event in profile.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                seconds[event.name] = seconds.get(event.name, 0) + event.time_range.elapsed_us()
-        longest = sorted(seconds, key=seconds.get, reverse=True)[:NAMED_KERNELS]
-        return [name[:NAME_LENGTH] for name in longest]
 
-
-def row(case, direction: str, rival: str, samples: Samples, ceilings: Ceilings | None) -> dict:
-    """One row of figures, as it stands in the result file."""
-    work = workloads.work(case)[direction]
+def row(case, direction: str, name: str, samples: Samples, ceilings: Ceilings | None) -> dict:
+    """One row of the result file: the measurement of one implementation."""
+    work = timed.work(case)[direction]
     median, p20, p80 = spread(samples.seconds)
-    figures = {
+    result = {
         "operation": case.operation,
-        "shape": workloads.shape(case),
+        "shape": timed.shape(case),
         "precision": case.precision,
         "pass": direction,
-        "rival": rival,
+        "implementation": name,
         "median_us": 1e6 * median,
         "p20_us": 1e6 * p20,
         "p80_us": 1e6 * p80,
@@ -128,32 +111,31 @@ def row(case, direction: str, rival: str, samples: Samples, ceilings: Ceilings |
         "gb_s": work.bytes / median / 1e9,
     }
     if work.flops:
-        figures["tflop_s"] = work.flops / median / 1e12
+        result["tflop_s"] = work.flops / median / 1e12
     if ceilings is not None:
-        figures["ceiling"] = ceilings.floor(*work) / median
-    return {key: _short(value) for key, value in figures.items()}
+        result["ceiling"] = ceilings.floor(*work) / median
+    return {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in result.items()
+    }
 
 
-def _short(value):
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def attempt(make, *arguments):
-    """What `make` returns, or `Failed`: a rival that fails is reported and the others go on."""
+def attempt(function, *arguments):
+    """Call `function`; return its result, or `Failed` if it raises."""
     try:
-        return make(*arguments)
-    except _failures() as error:
+        return function(*arguments)
+    except _expected_errors() as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return Failed(reason, traceback.format_exc())
 
 
 @functools.cache
-def _failures() -> tuple:
-    """What PyTorch, its compiler, Triton and Liger raise when they cannot do as asked."""
+def _expected_errors() -> tuple:
+    """What PyTorch, torch.compile, Triton and Liger raise for something they do not support."""
     from triton.errors import TritonError
 
     return (
-        RuntimeError,  # PyTorch's own, out of memory and torch.compile's among them
+        RuntimeError,  # torch.OutOfMemoryError and the errors of torch.compile are among them
         ValueError,
         TypeError,
         ArithmeticError,
@@ -170,7 +152,3 @@ def _copy(value):
 
 def _has_gradient(value) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
-
-
-def _tuple(outputs) -> tuple:
-    return outputs if isinstance(outputs, tuple) else (outputs,)

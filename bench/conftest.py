@@ -1,8 +1,9 @@
-"""`pytest bench`: every operation against its rivals, by pytest-benchmark.
+"""`pytest bench`: times every operation against its baselines with pytest-benchmark.
 
-The rivals of one operation, shape and pass are timed in turns (`bench/timer.py`); each then
-reports what was measured of it through pytest-benchmark, in one group. `extra_info` of the JSON
-holds the row of figures that `bench.report` prints. Nothing here runs in a plain `pytest`.
+The implementations of one operation, shape and pass are timed in turn (`bench/timer.py`) when the
+first of them is called. Each then reports its times through pytest-benchmark, in one group, whose
+table has the ratios. `extra_info` in the JSON is a row of the result file. A plain `pytest` does
+not run these tests.
 """
 
 import gc
@@ -11,156 +12,148 @@ import time
 import pytest
 import torch
 
-from bench import baselines, results_file, workloads
-from bench.compare import Failed, Race, attempt, row
-from bench.prove.stages.speed import CONTEXT_LOST
-from bench.timer import Replay, measure_ceilings, stopwatch
+from bench import baselines, results
+from bench.compare import Comparison, Failed, row
+from bench.prove.stages.parity import CONTEXT_LOST
+from bench.timer import make_timer, measure_ceilings
+from bench.workloads import timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CLOCK = Replay()
+
+
+class RecordedClock:
+    """A timer for pytest-benchmark that advances by measured seconds only."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = RecordedClock()
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("gpt-kernels")
-    group.addoption("--operation", action="append", help="only this operation (may be repeated)")
-    group.addoption("--minutes", type=float, help="start no further measurement after this long")
+    group.addoption("--operation", action="append", help="only this operation (repeatable)")
+    group.addoption("--minutes", type=float, help="start no further measurement after this time")
 
 
 def pytest_configure(config):
     config.option.benchmark_columns = ["median", "iqr", "rounds"]
     config.option.benchmark_sort = "median"
     if DEVICE.type == "cpu":
-        torch.set_num_threads(1)  # threads that wait for each other measure whoever else is busy
-    config.stash[LAP] = Lap(config.getoption("--minutes"))
+        torch.set_num_threads(1)  # more threads would measure the load of the other cores
+    config.stash[SESSION] = Session(config.getoption("--minutes"))
 
 
 def pytest_report_header():
     if DEVICE.type == "cuda":
         return f"bench: {torch.cuda.get_device_name()}"
-    return "bench: no CUDA card here, so PyTorch against the spelled-out reference, by wall clock"
+    return "bench: no CUDA GPU, so PyTorch against the reference by wall clock"
 
 
 def pytest_generate_tests(metafunc):
     if "entry" not in metafunc.fixturenames:
         return
-    wanted = metafunc.config.getoption("--operation")
-    entries = [
-        (case, direction, rival)
-        for case in workloads.cases(DEVICE)
-        if not wanted or case.operation in wanted
-        for direction in workloads.passes(case)
-        for rival in baselines.rivals(case, DEVICE)
-    ]
-    metafunc.parametrize(
-        "entry",
-        [
-            pytest.param(
-                (case, direction, rival),
-                marks=pytest.mark.benchmark(group=_group(case, direction), timer=CLOCK),
-                id=f"{_group(case, direction)} {rival}",
-            )
-            for case, direction, rival in entries
-        ],
-    )
+    selected = metafunc.config.getoption("--operation")
+    parameters = []
+    for case in timed.cases(DEVICE):
+        if selected and case.operation not in selected:
+            continue
+        for direction in timed.passes(case):
+            group = f"{case.operation} {timed.shape(case)} {case.precision} {direction}"
+            mark = pytest.mark.benchmark(group=group, timer=CLOCK)
+            for name in baselines.implementations(case, DEVICE):
+                entry = (case, direction, name)
+                parameters.append(pytest.param(entry, marks=mark, id=f"{group} {name}"))
+    metafunc.parametrize("entry", parameters)
 
 
-def _group(case, direction: str) -> str:
-    return f"{case.operation} {workloads.shape(case)} {case.precision} {direction}"
-
-
-class Lap:
-    """The race that is being run: made when its first entry comes, dropped with its last."""
+class Session:
+    """The current comparison, replaced when the first entry of another case is called."""
 
     def __init__(self, minutes: float | None):
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.watch = self.ceilings = self.race = self.case = None
-        self.results: dict[str, dict] = {}  # pass -> rival -> Samples or Failed
+        self.timer = self.ceilings = self.comparison = self.case = None
+        self.measured: dict[str, dict] = {}  # pass -> implementation -> Samples or Failed
 
-    def of(self, case, direction: str, rivals: list[str]) -> dict:
+    def measure(self, case, direction: str) -> dict:
         if self.case is not case:
-            self._begin(case, rivals)
-        if direction not in self.results:
+            self._start(case)
+        if direction not in self.measured:
             if self.deadline is not None and time.monotonic() > self.deadline:
-                pytest.skip("no time is left of --minutes")
-            self.results[direction] = self.race.run(direction)
-        return self.results[direction]
+                pytest.skip("the time of --minutes is over")
+            self.measured[direction] = self.comparison.run(direction)
+        return self.measured[direction]
 
-    def _begin(self, case, rivals: list[str]) -> None:
-        self.race, self.case, self.results = None, case, {}  # the last race's tensors go first
-        gc.collect()
+    def _start(self, case) -> None:
+        self.comparison, self.case, self.measured = None, case, {}
+        gc.collect()  # the tensors of the last comparison
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
-        if self.watch is None:
-            self.watch = stopwatch(DEVICE)
+        if self.timer is None:
+            self.timer = make_timer(DEVICE)
             if DEVICE.type == "cuda":
-                self.ceilings = measure_ceilings(DEVICE, self.watch)
-        makers = baselines.rivals(case, DEVICE)
+                self.ceilings = measure_ceilings(DEVICE, self.timer)
+        found = baselines.implementations(case, DEVICE).items()
+        makers = {name: maker for name, maker in found if not isinstance(maker, str)}
         torch.manual_seed(0)
-        self.race = Race(case, {name: makers[name] for name in rivals}, DEVICE, self.watch)
+        self.comparison = Comparison(case, makers, DEVICE, self.timer)
 
 
-LAP = pytest.StashKey[Lap]()
+SESSION = pytest.StashKey[Session]()
 
 
 @pytest.fixture
 def measure(request, benchmark):
-    """Measure an entry and report it; the first of a group to be called measures the group."""
+    """Measure an entry and report it through pytest-benchmark."""
 
-    def measure(case, direction, rival):
-        maker = baselines.rivals(case, DEVICE)[rival]
+    def measure(case, direction, name):
+        maker = baselines.implementations(case, DEVICE)[name]
         if isinstance(maker, str):
-            pytest.skip(f"{rival}: {maker}")
-        lap = request.config.stash[LAP]
-        result = lap.of(case, direction, _rivals_of(request.session, case, direction))[rival]
-        if isinstance(result, Failed):
-            _report_failure(rival, result)
-        figures_of_it = row(case, direction, rival, result, lap.ceilings)
-        if DEVICE.type == "cuda" and direction == workloads.passes(case)[-1]:  # of the whole
-            named = attempt(lap.race.kernels, rival, direction)
-            figures_of_it["kernels"] = [] if isinstance(named, Failed) else named
-            figures_of_it["peak_mb"] = round(lap.race.peak_bytes(rival, direction) / 1e6, 1)
-        benchmark.extra_info.update(figures_of_it)
-        seconds = iter(result.seconds)
+            pytest.skip(f"{name}: {maker}")
+        session = request.config.stash[SESSION]
+        samples = session.measure(case, direction)[name]
+        if isinstance(samples, Failed):
+            _report_failure(name, samples)
+        result = row(case, direction, name, samples, session.ceilings)
+        if DEVICE.type == "cuda" and direction == timed.passes(case)[-1]:
+            result["peak_mb"] = round(session.comparison.peak_bytes(name, direction) / 1e6, 1)
+        benchmark.extra_info.update(result)
+        seconds = iter(samples.seconds)
         benchmark.pedantic(
-            CLOCK.advance, setup=lambda: ((next(seconds),), {}), rounds=len(result.seconds)
+            CLOCK.advance, setup=lambda: ((next(seconds),), {}), rounds=len(samples.seconds)
         )
 
     return measure
 
 
-def _rivals_of(session, case, direction: str) -> list[str]:
-    """The rivals of a group that were asked for and can be made here."""
-    entries = [item.callspec.params["entry"] for item in session.items if hasattr(item, "callspec")]
-    makers = baselines.rivals(case, DEVICE)
-    return [
-        rival
-        for of_case, of_direction, rival in entries
-        if of_case is case and of_direction == direction and not isinstance(makers[rival], str)
-    ]
-
-
-def _report_failure(rival: str, failed: Failed) -> None:
+def _report_failure(name: str, failed: Failed) -> None:
     if DEVICE.type == "cuda":
         try:
             torch.cuda.synchronize()
         except RuntimeError:
-            pytest.exit(f"{rival} has lost the card: {failed.reason}", returncode=CONTEXT_LOST)
-    if rival == baselines.OURS:
+            pytest.exit(f"{name} broke the CUDA context: {failed.reason}", returncode=CONTEXT_LOST)
+    if name == baselines.OURS:
         pytest.fail(failed.details, pytrace=False)
-    pytest.skip(f"{rival} cannot: {failed.reason}")
+    pytest.skip(f"{name} failed: {failed.reason}")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
-        item.add_marker(pytest.mark.filterwarnings("default"))  # peers warn, and may
+        item.add_marker(pytest.mark.filterwarnings("default"))  # peers' warnings are not errors
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """The card and its ceilings, and no single samples: the file stays small."""
-    lap = config.stash[LAP]
-    if lap.ceilings is not None:
-        output_json["machine_info"]["card"] = results_file.card()
-        output_json["machine_info"]["ceilings"] = lap.ceilings._asdict()
+    """Add the GPU and its ceilings, and drop the single samples to keep the file small."""
+    session = config.stash[SESSION]
+    if session.ceilings is not None:
+        output_json["machine_info"]["gpu"] = results.gpu()
+        output_json["machine_info"]["ceilings"] = session.ceilings._asdict()
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)

@@ -1,4 +1,4 @@
-"""Forward, backward, and both, of every operation and module, against every rival that is there."""
+"""Times forward, backward and both of every operation and module with every implementation."""
 
 
 def test_speed(entry, measure):

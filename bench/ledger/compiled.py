@@ -1,13 +1,15 @@
-"""From a call to the machine code that it would launch, for an architecture that is not there.
+"""Compiles the kernels that a workload launches, for an architecture that need not be present.
 
-A case is called, forward and backward, on meta tensors under `kernels.common.launch.record`: what comes
-out is the launcher's own description of each launch. Triton's own runtime then specialises and
-compiles it, behind a driver that knows nothing but the architecture. So what is compiled here is
-what a card would load: kernel, tile, divisibility and options come from one place.
+A workload runs forward and backward on meta tensors under `kernels.common.launch.record`, which
+collects the launches. Triton's runtime then specialises and compiles each of them behind a driver
+that knows only the architecture. So the ledger compiles what a GPU would load: kernel, tile,
+divisibility and options have one source.
 """
 
 import contextlib
 import itertools
+import multiprocessing
+import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,64 +21,52 @@ from triton import TritonError
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from bench.ledger import load_widths, loops, sass
-from bench.ledger.occupancy import WARPS, resident_blocks
+from bench.ledger import load_widths, sass
+from bench.workloads.operations import CASES, TOKENS, UPDATES
+from bench.workloads.steps import STEPS
 from kernels import triton_ops
 from kernels.common import launch
 
-AMD_TILES = launch.INTERPRETED  # the family whose tiles an AMD card would be given
+TARGETS = ("80", "90", "100", "120")  # sm_86 and sm_89 run sm_80's code
+PROCESSES = 2  # a kernel takes 0.3 to 1 s of one core
 
 
-class Target(NamedTuple):
-    """Where code is compiled for, and the cards that run the same code."""
-
-    name: str  # "90", "gfx942"
-    cards: tuple[int, ...]  # whose launches are recorded
-
-    @property
-    def gpu(self) -> GPUTarget:
-        if self.name.startswith("gfx"):
-            return GPUTarget("hip", self.name, 64)
-        return GPUTarget("cuda", int(self.name), 32)
+def architectures(target: str) -> tuple[int, ...]:
+    """The architectures that run the code compiled for `target`."""
+    return (80, 86, 89) if target == "80" else (int(target),)
 
 
-def parse_target(name: str) -> Target:
-    if name.startswith("gfx"):
-        return Target(name, (AMD_TILES,))
-    return Target(name, (80, 86, 89) if name == "80" else (int(name),))
+class OfflineDriver:
+    """A Triton driver without a GPU: the runtime asks it only for the target."""
 
-
-class Offline:
-    """A Triton driver without a card: the runtime asks it only what to compile for."""
-
-    def __init__(self, gpu: GPUTarget):
-        self.gpu = gpu
+    def __init__(self, target: str):
+        self.gpu = GPUTarget("cuda", int(target), 32)
 
     def get_current_target(self):
         return self.gpu
 
     def get_current_device(self):
-        return self.gpu  # the runtime keeps its compiled kernels by device
+        return self.gpu  # the runtime caches compiled kernels by device
 
     def get_current_stream(self, device):
         return 0
 
 
-class Launched(NamedTuple):
+class Recorded(NamedTuple):
     case: str
-    card: int
+    architecture: int
     launch: launch.Launch
 
 
-def record(case, card: int) -> list[Launched]:
-    """Everything that `case` would launch on `card`."""
-    with launch.record(card) as launches, _autocast_on_meta():
+def record(case, architecture: int) -> list[Recorded]:
+    """Every launch of `case` on `architecture`."""
+    with launch.record(architecture) as launches, _autocast_on_meta():
         case.run(triton_ops.OPS, "meta")
-    return [Launched(str(case), card, without_fakes(one)) for one in launches]
+    return [Recorded(str(case), architecture, without_fakes(one)) for one in launches]
 
 
 def without_fakes(one: launch.Launch) -> launch.Launch:
-    """A launch with meta tensors for fake ones, of which Triton would ask where they lie."""
+    """The launch with meta tensors for fake ones, whose data pointers Triton cannot read."""
     return one._replace(arguments=tuple(map(_meta, one.arguments)))
 
 
@@ -90,75 +80,98 @@ def _meta(value):
 
 @contextlib.contextmanager
 def _autocast_on_meta():
-    """PyTorch has no autocast for meta tensors: that of the CPU holds for them."""
+    """Make the CPU's autocast state apply to meta tensors, for which PyTorch has none."""
 
-    def of_the_cpu(asked):
-        return lambda *kind: asked("cpu" if kind == ("meta",) else kind[0]) if kind else asked()
+    def on_cpu(query):
+        return lambda *kind: query("cpu" if kind == ("meta",) else kind[0]) if kind else query()
 
     with contextlib.ExitStack() as stack:
         for name in ("is_autocast_enabled", "get_autocast_dtype"):
-            replacement = of_the_cpu(getattr(torch, name))
-            stack.enter_context(mock.patch.object(torch, name, replacement))
+            stack.enter_context(mock.patch.object(torch, name, on_cpu(getattr(torch, name))))
         yield
 
 
-def rows(launched: Iterable[Launched], target: Target) -> list[dict]:
-    """One row of figures for every different kernel that was launched."""
-    driver.set_active(Offline(target.gpu))  # for good: this is why the ledger has its own process
+def rows(recorded: Iterable[Recorded], target: str) -> list[dict]:
+    """One row for every distinct kernel among the launches, compiled for `target`.
+
+    The driver of this process is replaced for good, so the ledger compiles in processes of its own.
+    """
+    driver.set_active(OfflineDriver(target))
     found: dict[str, dict] = {}
-    for case, card, one in launched:
+    for case, architecture, one in recorded:
         try:
             kernel = compile_launch(one)
         except (TritonError, RuntimeError, AssertionError) as error:
-            # of the compiler's passes, and of its options: warps are a power of two
+            # from the compiler's passes, or from its options: num_warps must be a power of two
             key = f"{name(one)} {_words(one.options)}"
             failed = {"error": str(error).strip().partition("\n")[0], "narrow": []}
             row = found.setdefault(key, failed)
         else:
             key = describe(one, kernel)
             if key not in found:
-                found[key] = figures(kernel, target)
+                found[key] = measure(kernel)
             row = found[key]
             row["narrow"] = sorted({*row["narrow"], *narrow_loads(one, kernel)})
-        row["cards"] = sorted({*row.get("cards", ()), card})
+        row["architectures"] = sorted({*row.get("architectures", ()), architecture})
         row["cases"] = sorted({*row.get("cases", ()), case})
-    return [{"target": target.name, "key": key, **row} for key, row in found.items()]
+    return [{"target": target, "key": key, **row} for key, row in found.items()]
+
+
+def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS, *STEPS)) -> list[dict]:
+    """One row for every kernel that `cases` launch and whose name contains one of `kernels`."""
+    jobs = [
+        (target, [case for case in cases if case.operation == operation], kernels)
+        for operation in dict.fromkeys(case.operation for case in cases)
+        for target in targets
+    ]
+    os.environ.pop("TRITON_INTERPRET", None)  # read on import: interpreted kernels do not compile
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        results = pool.starmap(_compile, jobs, chunksize=1)
+    merged: dict[tuple, dict] = {}
+    for row in (row for result in results for row in result):
+        kept = merged.setdefault((row["target"], row["key"]), row)
+        for field in ("cases", "architectures", "narrow"):  # two operations may share a kernel
+            kept[field] = sorted({*kept[field], *row[field]})
+    return in_order(merged.values())
+
+
+def _compile(target: str, cases, kernels) -> list[dict]:
+    recorded = (
+        one
+        for case in cases
+        for architecture in architectures(target)
+        for one in record(case, architecture)
+        if is_selected(name(one.launch), kernels)
+    )
+    return rows(recorded, target)
+
+
+def is_selected(name: str, kernels) -> bool:
+    return not kernels or any(part in name.partition("(")[0] for part in kernels)
+
+
+def in_order(rows) -> list[dict]:
+    return sorted(rows, key=lambda row: (int(row["target"]), row["key"]))
 
 
 def compile_launch(one: launch.Launch):
-    """Triton's own launch, stopped before the launch: specialised, compiled, not run."""
+    """Specialise and compile a launch by Triton's runtime, without launching it."""
     return one.kernel.run(*one.arguments, grid=one.grid, warmup=True, **one.options)
 
 
-def figures(kernel, target: Target) -> dict:
-    """What the ledger says of one kernel."""
-    metadata = kernel.metadata
-    row = {"shared": metadata.shared, "narrow": []}
-    if "amdgcn" in kernel.asm:
-        return row | _amd_figures(kernel.asm["amdgcn"])
+def measure(kernel) -> dict:
+    """The ledger's columns for one compiled kernel."""
     code = sass.disassemble(kernel.asm["cubin"])
-    row["registers"] = sass.registers(kernel.asm["cubin"])
-    row["blocks"] = resident_blocks(
-        int(target.name), metadata.num_warps, row["registers"], metadata.shared, metadata.tmem_size
-    )
-    row["occupancy"] = round(row["blocks"] * metadata.num_warps / WARPS[int(target.name)], 2)
-    row |= sass.counts(code)
+    row = {"shared": kernel.metadata.shared, "narrow": []}
+    row |= {"registers": sass.registers(kernel.asm["cubin"]), **sass.counts(code)}
     if overwritten := sass.overwritten(code):
         row["overwritten"] = overwritten
     row["products"] = products(kernel.asm["ttir"])
-    row["loop"] = loops.hottest(code, kernel.asm["ttgir"], int(target.name), metadata.num_warps)
     return row
 
 
-def _amd_figures(assembly: str) -> dict:
-    def figure(field):
-        return int(re.search(rf"\.{field}:\s*(\d+)", assembly).group(1))
-
-    return {"registers": figure("vgpr_count"), "spills": figure("vgpr_spill_count")}
-
-
 def products(ttir: str) -> int:
-    """Matrix products that tensor cores take: of 16-bit numbers or narrower, or asked as tf32."""
+    """Number of `tl.dot` that tensor cores can compute: operands of 16 bits or fewer, or tf32."""
     dots = re.findall(r"= tt\.dot(?:_scaled)? (.*)", ttir)
     wide = re.compile(r"tensor<\w+xf(?:32|64)> \*")
     return sum("inputPrecision" in dot or not wide.search(dot) for dot in dots)
@@ -170,8 +183,6 @@ def name(one: launch.Launch) -> str:
 
 
 def narrow_loads(one: launch.Launch, kernel) -> list[str]:
-    if "ptx" not in kernel.asm:
-        return []
     named = zip(one.kernel.arg_names, one.arguments, strict=False)  # constexprs come by keyword
     tensors = {key: value for key, value in named if isinstance(value, torch.Tensor)}
     threads = kernel.metadata.num_warps * kernel.metadata.warp_size
@@ -179,7 +190,7 @@ def narrow_loads(one: launch.Launch, kernel) -> list[str]:
 
 
 def describe(one: launch.Launch, kernel) -> str:
-    """What makes this kernel different from others: types, divisibility, constants, options.
+    """The key of a kernel: its types, divisibility, constants and options.
 
     `2 *bf16/16` are two pointers, and `i32/16` is a size, that Triton knows to be divisible by 16.
     """

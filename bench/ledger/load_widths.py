@@ -1,18 +1,17 @@
-"""Which loads of a kernel must be 16 bytes wide and are not.
+"""Finds loads that are narrower than 16 bytes per thread although they could be wide.
 
-A load of a tile must move 16 bytes per thread at a time when
-1. the tile holds at least 16 bytes for every thread of the block, and
-2. every row of the tensor that it reads starts at a multiple of 16 bytes and is a multiple of
-   16 bytes long: the pointer, the strides and the length of the contiguous dimension.
+A load of a tile must move 16 bytes per thread at a time if
+1. the tile has at least 16 bytes for every thread of the block, and
+2. every row of the tensor starts at a multiple of 16 bytes and is a multiple of 16 bytes long:
+   the pointer, the strides and the length of the contiguous dimension.
 
-(2) is asked of the tensors that the launcher was given, not of what Triton was told about them:
-an argument that lost its divisibility on the way is just what shall be found. Tile and pointer
-come from Triton's IR, the width from the PTX; both name the place in the Python source.
+(2) is decided from the tensors passed to the launcher, not from the divisibility that Triton saw:
+an argument that lost its divisibility on the way is what this check must find. Tile and pointer
+come from Triton's IR, the width from the PTX; both refer to the line of the Python source.
 """
 
 import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,47 +19,39 @@ import torch
 WIDE = 16  # bytes
 
 
-class Place(NamedTuple):
-    file: str
-    line: int
-    column: int
-
-    def __str__(self):
-        # of the path no more: a kernel in Triton's cache may have been compiled elsewhere
-        return f"{'/'.join(Path(self.file).parts[-2:])}:{self.line}"
-
-
 class Tile(NamedTuple):
-    """What one `tt.load` reads: a tile, or a single element."""
+    """The operand of one `tt.load`: a tile or a single element."""
 
-    pointer: str  # the kernel's argument, or some value where it cannot be traced so far
+    pointer: str  # the kernel's argument, or another value if the address cannot be traced to one
     bytes: int
-    place: Place | None
+    place: str  # "file:line:column", or "" if it is unknown
 
 
 def narrow(ttir: str, ptx: str, tensors: dict[str, torch.Tensor], threads: int) -> list[str]:
-    """What breaks the rule, like "x_ptr at kernels/norms/layer_norm.py:57 by 2 bytes"."""
+    """The loads that break the rule, as "x_ptr at kernels/norms/layer_norm.py:57 by 2 bytes"."""
     tiles, measured = tiles_of(ttir), widths(ptx)
-    due = {tile: _is_due(tile, tensors, threads) for tile in tiles}
+    must_be_wide = {tile: _must_be_wide(tile, tensors, threads) for tile in tiles}
     found = set()
     for tile in tiles:
-        if due[tile] and tile.place in measured:
-            # a helper's load stands at one place for all its callers: blame none for another's
-            alone = all(due[other] for other in tiles if other.place == tile.place)
+        if must_be_wide[tile] and tile.place in measured:
+            # all callers of a helper share one line: a caller that may be narrow excuses the line
+            alone = all(must_be_wide[other] for other in tiles if other.place == tile.place)
             width = (min if alone else max)(measured[tile.place])
             if width < WIDE:
                 name = tile.pointer if tile.pointer in tensors else "a pointer"
-                found.add(f"{name} at {tile.place} by {width} bytes")
+                # only the end of the path: a cached kernel may have been compiled elsewhere
+                line = "/".join(tile.place.rpartition(":")[0].split("/")[-2:])
+                found.add(f"{name} at {line} by {width} bytes")
     return sorted(found)
 
 
-def _is_due(tile: Tile, tensors: dict[str, torch.Tensor], threads: int) -> bool:
+def _must_be_wide(tile: Tile, tensors: dict[str, torch.Tensor], threads: int) -> bool:
     read = [tensors[tile.pointer]] if tile.pointer in tensors else tensors.values()
     return tile.bytes >= WIDE * threads and all(rows_are_wide(tensor) for tensor in read)
 
 
 def rows_are_wide(tensor: torch.Tensor) -> bool:
-    """Whether every row of `tensor` starts and ends at a multiple of 16 bytes."""
+    """Return whether every row of `tensor` starts and ends at a multiple of 16 bytes."""
     size = tensor.element_size()
     dimensions = [d for d in zip(tensor.shape, tensor.stride(), strict=True) if d[0] != 1]
     contiguous = [length for length, stride in dimensions if stride == 1]
@@ -70,9 +61,9 @@ def rows_are_wide(tensor: torch.Tensor) -> bool:
 
 
 def tiles_of(ttir: str) -> list[Tile]:
-    """The loads in Triton's IR, each with the argument that its addresses start from."""
+    """The loads in Triton's IR, each with the argument from which its address is computed."""
     aliases = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.MULTILINE))
-    origin: dict[str, str] = {}  # a value -> the value that its address was made from
+    origin: dict[str, str] = {}  # value -> the value from which its address is computed
     found = []
     for text in ttir.splitlines():
         text, located, place = text.rpartition(" loc(")
@@ -80,7 +71,10 @@ def tiles_of(ttir: str) -> list[Tile]:
         if load := re.search(r"= tt\.load (%[\w#]+).* : (?:tensor<([\dx]+)x)?!tt\.ptr<(\w+)", text):
             elements = math.prod(map(int, (load[2] or "1").split("x")))
             size = elements * max(int(re.search(r"\d+", load[3])[0]) // 8, 1)
-            found.append(Tile(_argument(load[1], origin), size, _place(place[:-1], aliases)))
+            value = load[1]
+            while value in origin:
+                value = origin[value]
+            found.append(Tile(value[1:], size, _place(place[:-1], aliases)))
         elif loop := re.search(r"(%\w+)(?::\d+)? = scf\.for .*iter_args\((.*?)\)", text):
             carried = re.findall(r"(%\w+) = (%[\w#]+)", loop[2])
             origin[loop[1]] = carried[0][1]
@@ -89,22 +83,22 @@ def tiles_of(ttir: str) -> list[Tile]:
         elif made := re.match(r"\s*(%\w+) = tt\.\w+ (%[\w#]+)", text):
             origin[made[1]] = made[2]
         elif defined := re.match(r"\s*(%\w+)(?::\d+)? = ", text):
-            origin.pop(defined[1], None)  # names return in sibling blocks
+            origin.pop(defined[1], None)  # sibling blocks reuse names
     return found
 
 
-def widths(ptx: str) -> dict[Place, list[int]]:
-    """The bytes that each load of global memory moves per thread, by its place in the source."""
+def widths(ptx: str) -> dict[str, list[int]]:
+    """Bytes per thread of each load of global memory, by its place in the source."""
     files = dict(re.findall(r'\.file\s+(\d+) "(.+?)"', ptx))
-    found: dict[Place, list[int]] = {}
-    place, places_left = None, math.inf
+    found: dict[str, list[int]] = {}
+    place, places_left = "", math.inf
     for text in ptx.splitlines():
         if at := re.match(r"\s*\.loc\s+(\d+) (\d+) (\d+)", text):
             if places_left:
-                place = Place(files[at[1]], int(at[2]), int(at[3]))
+                place = f"{files[at[1]]}:{at[2]}:{at[3]}"
                 places_left -= 1
         elif text.endswith(" inline asm"):
-            # within inline assembly Triton 3.9 counts on from the first line: only that one is true
+            # Triton 3.9 numbers the lines of inline assembly: only the first is the source's
             places_left = 1 if "begin" in text else math.inf
         elif load := re.search(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b", text):
             found.setdefault(place, []).append(int(load[1] or 1) * int(load[2]) // 8)
@@ -113,16 +107,10 @@ def widths(ptx: str) -> dict[Place, list[int]]:
     return found
 
 
-def _argument(value: str, origin: dict[str, str]) -> str:
-    while value in origin:
-        value = origin[value]
-    return value[1:]
-
-
-def _place(text: str, aliases: dict[str, str]) -> Place | None:
-    """Follow aliases, names and call sites to the innermost place."""
-    while not (exact := re.fullmatch(r'"(.+)":(\d+):(\d+)(?: to .*)?', text)):
+def _place(text: str, aliases: dict[str, str]) -> str:
+    """The innermost place that aliases, names and call sites refer to."""
+    while not (exact := re.fullmatch(r'"(.+)":(\d+:\d+)(?: to .*)?', text)):
         if not (alias := re.search(r"#loc\d*", text)):
-            return None
+            return ""
         text = aliases[alias[0]]
-    return Place(exact[1], int(exact[2]), int(exact[3]))
+    return f"{exact[1]}:{exact[2]}"

@@ -1,9 +1,8 @@
-"""What the ledger does not let pass: hard rules for every kernel, and changes nobody has seen."""
+"""The rules for every compiled kernel, and the comparison with the committed ledger."""
 
-from bench.ledger.occupancy import SHARED_MEMORY
+from kernels.common.launch import SHARED_MEMORY
 
-AMD_SHARED_MEMORY = 65_536
-UNCOMPARED = {"cases", "loop"}
+UNCOMPARED = {"cases"}
 
 
 def findings(row: dict) -> list[str]:
@@ -14,37 +13,33 @@ def findings(row: dict) -> list[str]:
     if row["spills"]:
         found.append(f"spills registers: {row['spills']} loads and stores of local memory")
     if row.get("overwritten"):
-        found.append(f"writes {row['overwritten']} operands of products that are still in flight")
-    if row.get("atomics"):
-        found.append(f"has {row['atomics']} atomic instructions, so its sums have no fixed order")
-    limits = {f"sm_{card}": SHARED_MEMORY[card] for card in row["cards"]}
-    if row["target"].startswith("gfx"):
-        limits = {row["target"]: AMD_SHARED_MEMORY}
-    for card, limit in limits.items():
+        found.append(f"overwrites {row['overwritten']} operands of matrix products in flight")
+    if row["atomics"]:
+        found.append(f"has {row['atomics']} atomic instructions: its sums have no fixed order")
+    for architecture in row["architectures"]:
+        limit = SHARED_MEMORY[architecture]
         if row["shared"] > limit:
-            found.append(f"needs {row['shared']:,} bytes of shared memory; {card} has {limit:,}")
-    if row.get("products") and not row["tensor"]:
-        found.append(f"has {row['products']} matrix products, but no tensor-core instruction")
-    found += [f"loads {place} at a time, where 16 are due" for place in row["narrow"]]
+            needed = f"needs {row['shared']:,} bytes of shared memory"
+            found.append(f"{needed}; sm_{architecture} has {limit:,}")
+    if row["products"] and not row["tensor"]:
+        found.append(f"has {row['products']} matrix products but no tensor-core instruction")
+    found += [f"loads {place} at a time instead of 16" for place in row["narrow"]]
     return found
 
 
 def changes(rows: list[dict], committed: list[dict]) -> list[str]:
-    """One line for each difference to the committed rows."""
-    now = {(row["target"], row["key"]): row for row in rows}
-    then = {(row["target"], row["key"]): row for row in committed}
-    found = [f"{_place(now[key])}: is new" for key in now.keys() - then.keys()]
-    found += [f"{_place(then[key])}: is gone" for key in then.keys() - now.keys()]
-    for key in now.keys() & then.keys():
+    """One line for each difference from the committed rows."""
+    now = {f"{row['target']} {row['key']}": row for row in rows}
+    then = {f"{row['target']} {row['key']}": row for row in committed}
+    found = [f"{place}: is new" for place in now.keys() - then.keys()]
+    found += [f"{place}: is gone" for place in then.keys() - now.keys()]
+    for place in now.keys() & then.keys():
+        old, new = then[place], now[place]
         differences = [
-            f"{figure} {then[key].get(figure)} -> {now[key].get(figure)}"
-            for figure in sorted((now[key].keys() | then[key].keys()) - UNCOMPARED)
-            if then[key].get(figure) != now[key].get(figure)
+            f"{name} {old.get(name)} -> {new.get(name)}"
+            for name in sorted((old.keys() | new.keys()) - UNCOMPARED)
+            if old.get(name) != new.get(name)
         ]
         if differences:
-            found.append(f"{_place(now[key])}: {', '.join(differences)}")
+            found.append(f"{place}: {', '.join(differences)}")
     return sorted(found)
-
-
-def _place(row: dict) -> str:
-    return f"{row['target']} {row['key']}"

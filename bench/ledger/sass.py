@@ -1,6 +1,6 @@
-"""Reading machine code: what an NVIDIA kernel is made of, instruction by instruction.
+"""Counts instructions in the machine code (SASS) of an NVIDIA kernel.
 
-`nvdisasm` and `cuobjdump` lie in Triton's wheel; no CUDA toolkit and no card is needed.
+`nvdisasm` and `cuobjdump` come with Triton's wheel; neither a CUDA toolkit nor a GPU is needed.
 """
 
 import re
@@ -11,16 +11,14 @@ from typing import NamedTuple
 
 TENSOR = re.compile(r"[HIDQO]MMA|[HIQB]GMMA|UTC[A-Z]*MMA")  # sm_80 and sm_120, sm_90, sm_100
 ATOMICS = {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDS", "UTMAREDG", "UBLKRED"}
-SPILLS = {"LDL", "STL"}  # local memory is where ptxas puts what the registers cannot hold
+SPILLS = {"LDL", "STL"}  # ptxas spills registers to local memory
 _WIDTH = re.compile(r"\.(?:ENL2\.)?(256|128|64|32|[US]?16|[US]8)\b")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@\S+ )?\s*([A-Z][\w.]*)(.*);")
 
 
 class Instruction(NamedTuple):
-    address: int
     opcode: str  # with its modifiers: "LDG.E.128"
     operands: str
-    guarded: bool  # runs only where a predicate holds
-    jump: int | None = None  # the address that a branch goes to
 
     @property
     def name(self) -> str:
@@ -28,8 +26,8 @@ class Instruction(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Bytes that a load or store moves per thread; 4 where the opcode does not say."""
-        if self.name in ("LDSM", "STSM"):  # .1, .2 or .4 matrices of 8 x 8 numbers of 16 bits
+        """Bytes per thread that a load or store moves; 4 if the opcode does not name a width."""
+        if self.name in ("LDSM", "STSM"):  # .1, .2 or .4 matrices of 8 x 8 16-bit numbers
             return 4 * int(self.opcode[-1])
         bits = _WIDTH.findall(self.opcode)
         return int(bits[-1].strip("US")) // 8 if bits else 4
@@ -50,31 +48,18 @@ def registers(cubin: bytes) -> int:
 
 
 def parse(listing: str) -> list[Instruction]:
-    """The instructions in what nvdisasm prints, with labels turned into addresses."""
-    labels: dict[str, int] = {}
-    pending: list[str] = []
-    found = []
-    for text in listing.splitlines():
-        if label := re.match(r"(\.L\w+):", text):
-            pending.append(label[1])
-        elif code := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(@\S+ )?\s*([A-Z][\w.]*)(.*);", text):
-            address = int(code[1], 16)
-            labels.update((name, address) for name in pending)
-            pending.clear()
-            found.append(Instruction(address, code[3], code[4].strip(), bool(code[2])))
-    return [
-        one._replace(jump=labels[_label(one.operands)]) if one.name == "BRA" else one
-        for one in found
-    ]
+    """The instructions in the output of nvdisasm."""
+    found = filter(None, map(_INSTRUCTION.match, listing.splitlines()))
+    return [Instruction(code[1], code[2].strip()) for code in found]
 
 
 def counts(code: list[Instruction]) -> dict:
-    """The figures of the ledger that are counts of instructions, by what they mean."""
+    """The columns of the ledger that are counts of instructions."""
     named = Counter(instruction.name for instruction in code)
     return {
         "instructions": len(code) - named["NOP"],
         "spills": sum(i.name in SPILLS and not _is_argument(i) for i in code),
-        "atomics": sum(i.name in ATOMICS and not _is_housekeeping(i) for i in code),
+        "atomics": sum(i.name in ATOMICS and not _is_order_independent(i) for i in code),
         "tensor": {name: n for name, n in sorted(named.items()) if TENSOR.fullmatch(name)},
         "exp2": sum(instruction.opcode.startswith("MUFU.EX2") for instruction in code),
         "loads": _widths(code, ("LDG", "LDGSTS"), "UTMALDG"),
@@ -83,20 +68,20 @@ def counts(code: list[Instruction]) -> dict:
 
 
 def overwritten(code: list[Instruction]) -> int:
-    """How many instructions write a register that a product in flight still reads (sm_90).
+    """Number of instructions that write a register which a wgmma in flight still reads (sm_90).
 
     A wgmma with its left operand in registers reads them until it has been waited for. ptxas 12.8
-    and 12.9 have been seen to reuse them before (Triton issue 11781).
+    and 12.9 may reuse them earlier (Triton issue 11781).
     """
-    read: set[int] = set()
+    in_use: set[int] = set()
     found = 0
     for one in code:
         if one.opcode.startswith("WARPGROUP.DEPBAR"):
-            read.clear()
+            in_use.clear()
         elif left := re.match(r"R\d+, R(\d+), gdesc", one.operands):
-            read.update(range(int(left[1]), int(left[1]) + 4))  # 64 x 16 over 128 threads
+            in_use.update(range(int(left[1]), int(left[1]) + 4))  # 64 x 16 over 128 threads
         else:
-            found += bool(read & _written(one))
+            found += bool(in_use & _written(one))
     return found
 
 
@@ -111,30 +96,26 @@ def _written(one: Instruction) -> set[int]:
 
 
 def _is_argument(one: Instruction) -> bool:
-    """Nobody saves a zero: the compiler's own check of an address (sm_120) is called with it."""
+    """A stored zero is no spill: it is an argument of the compiler's own address check (sm_120)."""
     return one.name == "STL" and bool(re.search(r", RZ\b", one.operands))
 
 
-def _is_housekeeping(one: Instruction) -> bool:
-    """The compiler's own atomics, whose order does not matter.
+def _is_order_independent(one: Instruction) -> bool:
+    """Whether an atomic is the compiler's own and its result does not depend on the order.
 
-    AND and OR of shared memory hand out tensor memory (sm_100); an exchange that drops the old
+    AND and OR of shared memory allocate tensor memory (sm_100); an exchange that discards the old
     value publishes a TMA descriptor.
     """
-    dropped = re.match(r"(PT, )?RZ\b", one.operands)
-    return bool(dropped) and one.opcode.startswith(("ATOMS.AND", "ATOMS.OR", "ATOMG.E.EXCH"))
+    discards = re.match(r"(PT, )?RZ\b", one.operands)
+    return bool(discards) and one.opcode.startswith(("ATOMS.AND", "ATOMS.OR", "ATOMG.E.EXCH"))
 
 
-def _widths(code, names, of_tiles) -> dict[str, int]:
-    """{"16": 4, "4": 1, "tile": 2}: bytes per thread, or a tile at once (TMA) -> instructions."""
+def _widths(code, names, tma) -> dict[str, int]:
+    """{"16": 4, "4": 1, "tile": 2}: bytes per thread, or a tile by TMA -> instructions."""
     widths = Counter(i.width for i in code if i.name in names)
-    tiles = sum(i.name == of_tiles for i in code)
+    tiles = sum(i.name == tma for i in code)
     rows = {str(width): n for width, n in sorted(widths.items(), reverse=True)}
     return rows | ({"tile": tiles} if tiles else {})
-
-
-def _label(operands: str) -> str:
-    return re.search(r"`\((\.L\w+)\)", operands)[1]
 
 
 def _run(tool: str, cubin: bytes, *options: str) -> str:
@@ -143,5 +124,5 @@ def _run(tool: str, cubin: bytes, *options: str) -> str:
         file.flush()
         done = subprocess.run([tool, *options, file.name], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{tool} could not read a kernel: {done.stderr.strip()}")
+        raise RuntimeError(f"{tool} failed to read a kernel: {done.stderr.strip()}")
     return done.stdout

@@ -1,122 +1,105 @@
-"""Reinforce what a run of a task has learned (gpt/exercises/reinforce.py). `--help` lists the options.
+"""Reinforce a run of a task by right and wrong answers (gpt/exercises/reinforce.py).
 
     python train.py --preset addition --no-decay-lr --out-dir supervised
     python -m bench.recipes.reinforce supervised --out-dir reinforced
     python sample.py --out-dir reinforced --start "123+456="
 
-The new run has weights to sample from or to begin with (`--init-from`). Its accuracy is that of
-the likeliest token always, on held-out problems that neither kind of training has shown.
+The new run has weights to sample from or to initialise another run with (`--init-from`). Its
+accuracy is that of greedy answers to held-out problems, which no stage has trained on.
 """
 
+import argparse
+import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, fields
 from pathlib import Path
 
-import tyro
 from tqdm import tqdm
 
 import kernels
+from bench.recipes.common import exit_code
 from gpt import UserError, hardware
-from gpt.config.cli import SEEDS, parse
-from gpt.data.tasks.arithmetic import is_task, open_task
+from gpt.data.tasks import is_task, open_task
 from gpt.exercises.reinforce import ReinforceConfig, accuracy, reinforce
 from gpt.generation.int8 import is_quantized
-from gpt.models.build import portable_state
+from gpt.generation.load import load_model
 from gpt.runs import checkpoint
-from gpt.runs.run_state import load_model
+from gpt.runs.portable_state import portable_state
 from sample import load_ops
 
-
-@dataclass(frozen=True)
-class Options:
-    """Which run, and how."""
-
-    run: tyro.conf.Positional[str] = ""  # of a task: --data addition-3, calculator, ...
-    out_dir: str = ""  # a new folder
-    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
-    kernels: str = "auto"  # auto, triton, torch, reference, or triton,attention=torch
-    device: str = "auto"
+LEAST = {"steps": 1, "problems": 1, "group": 2}  # of the others 0
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        run(check(parse(Options, Options(), arguments, "Reinforce a model of a task.")))
-    except (UserError, kernels.Unavailable) as refusal:
-        print(f"bench.recipes.reinforce: {refusal}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nbench.reinforce: stopped; nothing was kept", file=sys.stderr)
-        return 130
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("run", type=Path, help="trained with --data addition-3, calculator, ...")
+    add("--out-dir", type=Path, required=True, help="a new folder")
+    add("--kernels", default="auto", help="auto, triton, torch, reference, triton,attention=torch")
+    add("--device", default="auto")
+    for field in fields(ReinforceConfig):
+        flag, default = f"--{field.name.replace('_', '-')}", field.default
+        add(flag, type=type(default), default=default, help=f"default: {default}")
+    options = parser.parse_args(arguments)
+    config = ReinforceConfig(**{f.name: getattr(options, f.name) for f in fields(ReinforceConfig)})
+    for name, value in asdict(config).items():
+        least = LEAST.get(name, 0)
+        if not (least <= value and math.isfinite(value)):
+            parser.error(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    return exit_code("reinforce", lambda: run(options, config))
 
 
-def check(options: Options) -> Options:
-    """Refuse what makes no run."""
-    if not options.run or not options.out_dir:
-        raise UserError("name the run of a task and a new folder: RUN --out-dir NEW")
-    for name, least in (("steps", 1), ("problems", 1), ("group", 2)):
-        if getattr(options.reinforce, name) < least:
-            raise UserError(f"--{name} must be at least {least}")
-    for name in ("learning_rate", "kl"):
-        if not 0 <= getattr(options.reinforce, name) < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0")
-    if not 0 <= options.reinforce.seed < SEEDS:
-        raise UserError("--seed must be at least 0 and less than 2^63")
-    return options
-
-
-def run(options: Options) -> None:
+def run(options: argparse.Namespace, config: ReinforceConfig) -> None:
     # the model and its task
-    device, config = hardware.choose_device(options.device), options.reinforce
+    device = hardware.choose_device(options.device)
     ops = load_ops(options.kernels, device)
-    model, tokenizer, record = load_model(Path(options.run), "best", ops, device)
+    model, tokenizer, record = load_model(options.run, "best", ops, device)
     name = str(record["train"].get("data"))
     if not is_task(name):
-        raise UserError(f"the run in {options.run} is of {name}, and no task's: no reward is known")
+        raise UserError(f"{options.run} was trained on {name}, which is not a task with answers")
     if is_quantized(model):
-        raise UserError(f"the run in {options.run} is int8; name the run that it was made from")
+        raise UserError(f"{options.run} has int8 weights; name the run that it was made from")
     task = open_task(name).to(device)
-    folder = new_folder(options.out_dir)  # now, so that no training is lost for want of it
+    make_new(options.out_dir)  # now, so that the result of training can be saved
 
     # reinforcement
     before, problems = accuracy(model, task)
-    print(f"{name}: {100 * before:.2f}% of {problems:,} held-out problems are right", flush=True)
-    began = time.perf_counter()
+    print(f"{name}: {100 * before:.2f}% of {problems:,} held-out problems answered correctly")
+    start = time.perf_counter()
     with tqdm(total=config.steps, unit="step", disable=None) as bar:
 
-        def say(reward: float) -> None:
+        def show(reward: float) -> None:
             bar.update()
             bar.set_postfix_str(f"reward {reward:.3f}")
 
-        reinforce(model, task, (ops or kernels.load("torch")).adamw, config, say)
-    seconds = time.perf_counter() - began
+        reinforce(model, task, (ops or kernels.load("torch")).adamw, config, show)
+    seconds = time.perf_counter() - start
     after, _ = accuracy(model, task)
     print(f"after {config.steps} steps, {seconds:.0f} s: {100 * after:.2f}%")
 
     # a run to sample from
-    figures = {"accuracy_before": before, "accuracy": after, "seconds": seconds}
+    scores = {"accuracy_before": before, "accuracy": after, "seconds": seconds}
     record = {
         "step": config.steps,
         "train": record["train"],
         "tokenizer": tokenizer.to_json(),
-        "reinforce": {**asdict(config), "run": options.run, **figures},
+        "reinforce": {**asdict(config), "run": str(options.run), **scores},
     }
-    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
-    print(f"the run is in {folder}")
+    checkpoint.save(
+        options.out_dir, {"best": ("weights",)}, {"weights": portable_state(model)}, record
+    )
+    print(f"the run is in {options.out_dir}")
 
 
-def new_folder(name: str) -> Path:
-    """The folder made, or `UserError`."""
-    folder = Path(name)
+def make_new(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise UserError(f"{folder} is there already; give another --out-dir")
+            raise UserError(f"--out-dir {folder} is not empty; give a new folder")
     except OSError as error:
-        raise UserError(f"--out-dir {folder} cannot be made: {error.strerror}") from None
-    return folder
+        raise UserError(f"--out-dir {folder} cannot be created: {error.strerror}") from None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,69 +1,63 @@
-"""Is a run ever lost? One is interrupted at random for as long as asked, and compared with itself.
+"""Interrupt a run at random moments for as long as asked, and check that nothing is ever lost.
 
     python -m bench.recipes.soak --minutes 10 --json bench/results/reliability-DATE.json
 
-1. A run goes on for a sixth of the time and is stopped; its memory and open files are watched.
-2. The same run is begun again and again, each time killed (kill -9) or stopped (SIGTERM, SIGINT) at
-   a random moment and resumed, until it has come as far. After each blow every checkpoint must be
-   whole and no step that was saved may be gone; while it trains, others read its model. At its end
-   weights, optimizer and random state must be those of the first run, bit for bit.
-3. A save is killed at every call into the file system (`tests.gpt.runs.saving`).
-4. Strangers' checkpoints, token files and metrics, a thousand of each kind (`tests/test_fuzz.py`).
+1. A run trains for a sixth of the time and is stopped; its memory and open files must not grow.
+2. The same run is started again, and killed (kill -9) or stopped (SIGTERM, SIGINT) and resumed at
+   random moments until it has taken as many steps. After each interruption every checkpoint must
+   be whole and no saved step may be missing; meanwhile its model is loaded by another process. At
+   the end weights, optimizer and random state must equal those of the first run, bit for bit.
 
-It ends at the first thing that is lost, with exit code 1. Processes are forks of this one, which
-has imported everything: several die in a second.
+It ends at the first loss with exit code 1. Runs are forks of this process, which has imported
+everything, so that several can be interrupted in a second.
 """
 
-import argparse
-import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from datetime import date
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 import train
-from bench.recipes.quickstart import machine
-from bench.results_file import REPOSITORY, SCHEMA, commit
+from bench.recipes import common
 from gpt import UserError
+from gpt.generation.load import load_model
 from gpt.runs import checkpoint
 from gpt.runs.metrics import read_metrics
-from gpt.runs.run_state import WHOLE, load_model
+from gpt.runs.run_state import ALL_KINDS
 from kernels import load
 
-# small steps and frequent saves, so that every second blow or so falls into one
+# small steps and frequent saves, so that about every second interruption hits a save
 OPTIONS = [
     *("--preset=quickstart", "--data=python-docs", "--dtype=float32", "--dropout=0.1"),
     *("--n-layer=2", "--n-head=2", "--n-embd=32", "--block-size=32", "--batch-size=8"),
     *("--eval-interval=10", "--eval-iters=1", "--log-interval=5", "--keep=2", "--sample=0"),
     "--lr-decay-iters=100000",
 ]
-FOR_EVER = 10**9  # steps
-LONGEST = 3  # times what a run needs to begin and to save, the time to the next blow is at most
-BLOWS = (*[signal.SIGKILL] * 3, signal.SIGTERM, signal.SIGINT)
-UNHEARD = (-signal.SIGTERM, -signal.SIGINT, 130)  # how it ends when it is stopped before it trains
+FORK = multiprocessing.get_context("fork")
+ENDLESS = 10**9  # steps
+LONGEST = 3  # times until an interruption, at most, relative to the time to the first checkpoint
+SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGTERM, signal.SIGINT)
+UNHANDLED = (-signal.SIGTERM, -signal.SIGINT, 130)  # exit codes if stopped before training starts
 
 
 class Lost(Exception):
-    """What was lost, in a sentence."""
+    """A sentence that says what was lost."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="of interrupting")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--run-only", action="store_true", help="leave parts 3 and 4 out")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser = common.parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of interruptions")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("options", nargs="*", help="more options of train.py, after --")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -72,225 +66,177 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as name:
             whole, parts = Path(name, "whole"), Path(name, "parts")
-            rows, begin = uninterrupted(whole, options, 10 * asked.minutes)
+            rows, first_save = uninterrupted(whole, options, 10 * asked.minutes)
             steps = checkpoint.load(whole, "last")[0]["step"]
-            blows = Blows(parts, options, steps, LONGEST * begin, asked.seed)
-            while not blows.counted["compared"] or time.monotonic() < end:
-                blows.again(end)
+            interrupted = Interrupted(parts, options, steps, LONGEST * first_save, asked.seed)
+            while not interrupted.count["equal"] or time.monotonic() < end:
+                interrupted.run_to_end(end)
                 compare(whole, parts)
-                blows.counted["compared"] += 1
-        rows += blows.rows()
-        if not asked.run_only:
-            rows += [killed_saves(), *fuzzed()]
+                interrupted.count["equal"] += 1
+        rows += interrupted.rows()
     except (Lost, UserError) as lost:
         print(f"LOST: {lost}")
         return 1
-    for row in rows:
-        print("{}: {}, lost {}".format(*row.values()))
+    for one in rows:
+        print("{}: {}, lost {}".format(*one.values()))
     if asked.json:
-        figures = {
-            "schema": SCHEMA,
-            "table": "reliability",
-            "date": date.today().isoformat(),
-            "commit": commit(),
-            "machine": machine(),
-            "rows": rows,
-        }
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+        common.write("reliability", rows, asked.json)
     return 0
 
 
-def row(what: str, figure: int | str, lost: int | str = 0) -> dict:
-    figure = f"{figure:,}" if isinstance(figure, int) else figure
-    return {"what": what, "figure": figure, "lost": lost}
+def row(event: str, count: int | str, lost: int | str = 0) -> dict:
+    count = f"{count:,}" if isinstance(count, int) else count
+    return {"event": event, "count": count, "lost": lost}
 
 
 # --- processes ------------------------------------------------------------------------------------
 
 
-def start(folder: Path, *options) -> int:
-    """The process of a train.py, its lines in a file beside the folder."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
+def start(folder: Path, *options) -> BaseProcess:
+    """Fork a process that runs train.py."""
+    process = FORK.Process(target=run_train, args=(folder, *options))
+    process.start()
+    return process
+
+
+def run_train(folder: Path, *options) -> None:
+    with open(folder.with_suffix(".txt"), "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     try:
-        lines = os.open(folder.with_suffix(".txt"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-        os.dup2(lines, 1)
-        os.dup2(lines, 2)
-        code = train.main([*options, f"--out-dir={folder}"])
-        sys.stdout.flush()
+        sys.exit(train.main([*options, f"--out-dir={folder}"]))
     except KeyboardInterrupt:
-        code = 130
-    finally:
-        if code == 1:
-            traceback.print_exc()
-        os._exit(code)
+        sys.exit(130)
 
 
-def has_ended(process: int) -> int | None:
-    """Its exit code, a signal's number being negative; None if it is at work."""
-    done, status = os.waitpid(process, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
+def exit_code(process: BaseProcess) -> int:
+    """Wait for the end of a process; the number of a signal is negative."""
+    process.join()
+    return process.exitcode
 
 
-def wait(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def resources(process: BaseProcess) -> tuple[int, int]:
+    """KiB of memory, and the number of open files."""
+    folder = Path("/proc", str(process.pid))
+    memory = re.search(r"VmRSS:\s+(\d+)", (folder / "status").read_text())[1]
+    return int(memory), len(os.listdir(folder / "fd"))
 
 
-def size(process: int) -> tuple[int, int]:
-    """KiB of memory, and open files."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]), len(os.listdir(f"/proc/{process}/fd"))
+def output(folder: Path) -> str:
+    return folder.with_suffix(".txt").read_text()[-500:]
 
 
-# --- one run, and the same in pieces --------------------------------------------------------------
+# --- one run, and the same run interrupted --------------------------------------------------------
 
 
 def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple[list[dict], float]:
-    """Train for so long; figures of memory and open files, seconds to the first checkpoint."""
-    process, sizes, begin = start(folder, *options, f"--max-iters={FOR_EVER}"), [], None
+    """Train for `seconds`; rows of memory and open files, and seconds to the first checkpoint."""
+    process, used, first_save = start(folder, *options, f"--max-iters={ENDLESS}"), [], None
     now = time.monotonic()
     while time.monotonic() < now + seconds:
         time.sleep(seconds / 200)
-        if begin is None and (folder / "last.json").exists():
-            begin = time.monotonic() - now
-        if (code := has_ended(process)) is not None:
-            raise Lost(f"the run ended by itself with {code}: {said(folder)}")
-        sizes.append(size(process))
-    os.kill(process, signal.SIGTERM)
-    if code := wait(process):
-        raise Lost(f"the run was stopped and ended with {code}: {said(folder)}")
-    sizes = sizes[len(sizes) // 2 :]  # what is loaded late is loaded by then
-    (memory, files), (last, last_files) = sizes[0], sizes[-1]
-    if last > 1.05 * memory or max(files for _, files in sizes) > files + 3:
-        raise Lost(f"memory or open files grew: {sizes[0]} to {sizes[-1]}")
-    if begin is None:
+        if first_save is None and (folder / "last.json").exists():
+            first_save = time.monotonic() - now
+        if process.exitcode is not None:
+            raise Lost(f"the run ended with {process.exitcode}: {output(folder)}")
+        used.append(resources(process))
+    process.terminate()
+    if code := exit_code(process):
+        raise Lost(f"the run ended with {code} when stopped: {output(folder)}")
+    used = used[len(used) // 2 :]  # everything has been loaded by then
+    (memory, files), (last, last_files) = used[0], used[-1]
+    if last > 1.05 * memory or max(files for _, files in used) > files + 3:
+        raise Lost(f"memory or open files grew from {used[0]} to {used[-1]}")
+    if first_save is None:
         raise Lost(f"nothing was saved in {seconds:.0f} s; give more --minutes")
     steps = checkpoint.load(folder, "last")[0]["step"]
     rows = [
-        row("steps of a run that nobody interrupted", steps),
-        row("its memory half-way and in the end", f"{memory:,}, {last:,} KiB", ""),
-        row("its open files then", f"{files}, {last_files}", ""),
+        row("training steps of the uninterrupted run", steps),
+        row("its memory halfway and at the end", f"{memory:,}, {last:,} KiB", ""),
+        row("its open files halfway and at the end", f"{files}, {last_files}", ""),
     ]
-    return rows, begin
+    return rows, first_save
 
 
-class Blows:
-    """Interrupts the run in `folder` until it has taken `steps`."""
+class Interrupted:
+    """Runs train.py in `folder` with random interruptions until it has taken `steps`."""
 
     def __init__(self, folder: Path, options: list[str], steps: int, longest: float, seed: int):
         self.folder, self.options, self.steps, self.longest = folder, options, steps, longest
         self.random = random.Random(seed)
-        self.counted = Counter()
+        self.count = Counter()
 
-    def again(self, end: float) -> None:
-        """One run from its beginning to its last step; after `end` nothing interrupts it."""
-        reached = -1  # nothing is saved yet
+    def run_to_end(self, end: float) -> None:
+        """One run from its first to its last step; it is not interrupted after `end`."""
+        reached = -1  # nothing is saved
         while True:
             options = ["--resume"] if reached >= 0 else self.options
             if reached < 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
             process = start(self.folder, *options, f"--max-iters={self.steps}")
             if time.monotonic() > end:
-                code, blow = wait(process), None
+                code, was_interrupted = exit_code(process), False
             else:
-                code, blow = self.strike(process)
+                code, was_interrupted = self.interrupt(process)
             reached = self.check(reached)
             if code == 0 and reached == self.steps:
                 return
-            if code not in (0, -signal.SIGKILL, *UNHEARD) or (code == 0 and blow is None):
-                raise Lost(f"train.py ended with {code} at step {reached}: {said(self.folder)}")
+            if code not in (0, -signal.SIGKILL, *UNHANDLED) or (code == 0 and not was_interrupted):
+                raise Lost(f"train.py ended with {code} at step {reached}: {output(self.folder)}")
 
-    def strike(self, process: int) -> tuple[int, signal.Signals | None]:
-        """Wait, read the model that is in training, send a signal; exit code and signal."""
+    def interrupt(self, process: BaseProcess) -> tuple[int, bool]:
+        """Load the model during training, then send a signal. Returns (exit code, was it sent)."""
         moment = time.monotonic() + self.random.uniform(0, self.longest)
         while time.monotonic() < moment:
-            if (code := has_ended(process)) is not None:
-                return code, None
+            if process.exitcode is not None:
+                return process.exitcode, False
             time.sleep(0.01)
             if self.random.random() < 0.02 and (self.folder / "best.json").exists():
                 load_model(self.folder, "best", load("torch"), torch.device("cpu"))
-                self.counted["read"] += 1
-        blow = self.random.choice(BLOWS)
-        os.kill(process, blow)
-        code = wait(process)
-        kind = "kills" if blow == signal.SIGKILL else "signals"
-        self.counted[kind] += 1
-        if blow == signal.SIGKILL and list(self.folder.glob("*.partial")):
-            self.counted["in a file"] += 1
-        return code, blow
+                self.count["loads"] += 1
+        sent = self.random.choice(SIGNALS)
+        os.kill(process.pid, sent)
+        code = exit_code(process)
+        self.count["kills" if sent == signal.SIGKILL else "signals"] += 1
+        if sent == signal.SIGKILL and list(self.folder.glob("*.partial")):
+            self.count["in a file"] += 1
+        return code, True
 
     def check(self, before: int) -> int:
-        """The step of the last checkpoint; all there are must be whole, and none may be gone."""
+        """Check that all checkpoints are whole; the step of the last one, at least `before`."""
         if not (self.folder / "last.json").exists():
             if before >= 0:
-                raise Lost("the last checkpoint is gone")
+                raise Lost("the last checkpoint is missing")
             return before
         for path in self.folder.glob("step-*.json"):
-            checkpoint.load(self.folder, path.stem, WHOLE)
+            checkpoint.load(self.folder, path.stem, ALL_KINDS)
         checkpoint.load(self.folder, "best")
-        reached = checkpoint.load(self.folder, "last", WHOLE)[0]["step"]
+        reached = checkpoint.load(self.folder, "last", ALL_KINDS)[0]["step"]
         if reached < before:
-            raise Lost(f"step {before} was saved, and after it step {reached}")
+            raise Lost(f"the last checkpoint is of step {reached}, after one of step {before}")
         return reached
 
     def rows(self) -> list[dict]:
-        count = self.counted
         return [
-            row("kill -9 at a random moment of a run", count["kills"]),
-            row("of these, while a file was being written", count["in a file"]),
-            row("SIGTERM or SIGINT at a random moment", count["signals"]),
-            row("models read by others during training", count["read"]),
-            row("interrupted runs equal to the other one in every bit", count["compared"]),
+            row("kill -9 at a random moment", self.count["kills"]),
+            row("of these, while a file was being written", self.count["in a file"]),
+            row("SIGTERM or SIGINT at a random moment", self.count["signals"]),
+            row("checkpoints loaded by another process during training", self.count["loads"]),
+            row("interrupted runs bitwise equal to the uninterrupted run", self.count["equal"]),
         ]
 
 
 def compare(whole: Path, parts: Path) -> None:
+    """Both runs must have the same last checkpoint and the same losses."""
     records = [checkpoint.load(folder, "last")[0] for folder in (whole, parts)]
-    for kind in WHOLE:
-        digests = [record["files"][kind]["sha256"] for record in records]
-        if digests[0] != digests[1]:
-            raise Lost(f"the {kind} of step {records[0]['step']} are not those of the whole run")
+    for kind in ALL_KINDS:
+        digests = {record["files"][kind]["sha256"] for record in records}
+        if len(digests) > 1:
+            raise Lost(f"the {kind} of step {records[0]['step']} differ after interruptions")
     lines = [read_metrics(folder) for folder in (whole, parts)]
     losses = [[(line["step"], line["loss"]) for line in of if "loss" in line] for of in lines]
     if losses[0] != losses[1]:
-        raise Lost("the losses in metrics.jsonl are not those of the whole run")
-
-
-def said(folder: Path) -> str:
-    return folder.with_suffix(".txt").read_text()[-500:]
-
-
-# --- what tests do, done more often ---------------------------------------------------------------
-
-
-def killed_saves() -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        done = run("-m", "tests.gpt.runs.saving", folder)
-    counted = json.loads(done.stdout)
-    return row("kill -9 at every call of a save", counted["old"] + counted["new"])
-
-
-def fuzzed() -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.xml")
-        options = ["--hypothesis-profile=thousand", f"--junitxml={report}"]
-        run("-m", "pytest", "tests/test_fuzz.py", *options)
-        counted = dict(re.findall(r'<property name="(\w+)" value="(\d+)"', report.read_text()))
-    return [
-        row("strangers' files and records", int(counted["cases"])),
-        row("bytes in them", int(counted["bytes"])),
-    ]
-
-
-def run(*command) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise Lost(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return done
+        raise Lost("the losses in metrics.jsonl differ after interruptions")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
-"""Pictures of one card's figures: against the best peer, how far from the ceilings, by rungs."""
+"""The pictures of the README and the docs, drawn by matplotlib from measured results.
+
+`pictures` lists every picture as a function and its inputs. A digest of both is kept inside the
+SVG, which is how `--check` finds a picture that is out of date: the SVG text itself differs
+between versions of matplotlib.
+"""
 
 import hashlib
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from bench import workloads
-from bench.baselines import OURS
-from bench.report import targets
-from bench.report.tables import HEADLINES, rungs, times_best
+import matplotlib
+from matplotlib.figure import Figure
+
+from bench.recipes.exercises import STARTS
+from bench.report import walk_pictures
+from bench.report.tables import GPU_PICTURES, HEADLINES, gpu_stem, ours_of, peer_speedup, rows_of
+from bench.workloads import timed
 
 COLOURS = {  # Tol's bright
     "forward": "#4477aa",
@@ -17,45 +28,48 @@ COLOURS = {  # Tol's bright
 }
 
 
-def digest(result: dict) -> str:
-    """What a picture was drawn from; it stands inside the picture."""
-    figures = [result["card"], result["ceilings"], result["rows"], rungs(result)]
-    text = json.dumps(figures, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+class Picture(NamedTuple):
+    draw: Callable[..., Figure]
+    inputs: list[Any]  # JSON
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps([inspect.getsource(self.draw), self.inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_current(self, path: Path) -> bool:
+        return path.exists() and self.digest in path.read_text()
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "gpt-kernels"}):  # reproducible ids
+            self.draw(*self.inputs).savefig(path, metadata={"Date": None, "Source": self.digest})
 
 
-def paths(folder: Path, result: dict) -> dict[str, Path]:
-    stem = "-".join(result["card"]["name"].lower().split())
-    names = ("speedup", "ceiling", "ladder") if rungs(result) else ("speedup", "ceiling")
-    return {name: folder / f"{stem}-{name}.svg" for name in names}
+def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture]:
+    """File name -> picture, for everything that was measured, and for the walk."""
+    found = {name: Picture(*picture) for name, picture in walk_pictures.PICTURES.items()}
+    for result in results:
+        inputs = [result["gpu"]["name"], result["rows"]]
+        for kind, draw in zip(GPU_PICTURES, (speedup, fraction_of_peak), strict=True):
+            found[f"{gpu_stem(result)}-{kind}.svg"] = Picture(draw, inputs)
+    rows = {name: result["rows"] for name, result in recipes.items()}
+    if {"quickstart", "decode"} <= rows.keys():
+        found["two-cores.svg"] = Picture(two_cores, [rows["quickstart"][-1], rows["decode"]])
+    if "exercises-finetune" in rows:
+        found["finetune.svg"] = Picture(finetune, [rows["exercises-finetune"]])
+    return found
 
 
-def is_current(path: Path, result: dict) -> bool:
-    return path.exists() and digest(result) in path.read_text()
-
-
-def draw(folder: Path, result: dict) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "gpt-kernels"  # the same picture from the same figures
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, path in paths(folder, result).items():
-        figure = {"speedup": speedup, "ceiling": ceiling, "ladder": ladder}[name](result)
-        figure.savefig(path, metadata={"Date": None, "Source": digest(result)})
-
-
-def speedup(result: dict):
-    """Bars: how many times faster than the best peer, per operation and pass."""
-    from matplotlib.figure import Figure
-
+def speedup(gpu: str, rows: list[dict]) -> Figure:
+    """Bars: the speedup over the fastest peer, per operation and pass."""
     figure = Figure(figsize=(8, 0.5 * len(HEADLINES) + 1), layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / len(workloads.PASSES)
-    for index, direction in ((0, "forward"), (1, "backward"), (2, "both"), (1, workloads.STEP)):
+    height = 0.8 / len(timed.PASSES)
+    for index, direction in ((0, "forward"), (1, "backward"), (2, "both"), (1, timed.STEP)):
         for place, (_, case) in enumerate(HEADLINES):
-            best = times_best(targets.rows_of(result["rows"], case, direction))
-            if best is not None and direction in workloads.passes(case):
+            best = peer_speedup(rows_of(rows, case, direction))
+            if best is not None and direction in timed.passes(case):
                 y = place + height * (index - 1)
                 axes.barh(y, best[0], height, color=COLOURS[direction])
                 axes.text(best[0], y, f" {best[1]}", va="center", fontsize=6)
@@ -63,20 +77,19 @@ def speedup(result: dict):
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(HEADLINES)), [label for label, _ in HEADLINES])
     axes.invert_yaxis()
-    axes.margins(x=0.15)  # for the name behind the longest
-    axes.set_xlabel(f"times faster than the best peer (named), {result['card']['name']}")
+    axes.margins(x=0.15)  # for the name behind the longest bar
+    axes.set(title=f"Speedup of the Triton kernels, {gpu}")
+    axes.set_xlabel("time of the fastest peer (named) / time of the Triton kernel")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def ceiling(result: dict):
-    """Bars: the share of what this GPU does at best, copying or multiplying, over both passes."""
-    from matplotlib.figure import Figure
-
+def fraction_of_peak(gpu: str, rows: list[dict]) -> Figure:
+    """Bars: the fraction of the measured copy or matrix-product rate, over all passes."""
     shown = []
-    for case in workloads.CARD:
-        rows = targets.rows_of(result["rows"], case, workloads.passes(case)[-1])
-        shown += [row for row in rows if row["rival"] == OURS]
+    for case in timed.GPU:
+        row = ours_of(rows_of(rows, case, timed.passes(case)[-1]))
+        shown += [row] if row else []
     figure = Figure(figsize=(8, 0.22 * len(shown) + 1), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):
@@ -85,34 +98,52 @@ def ceiling(result: dict):
     names = [f"{row['operation']} {row['shape']}" for row in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    name = result["card"]["name"]
-    axes.set_xlabel(f"% of the measured ceiling, forward and backward or a step, {name}")
-    for label, colour in (("of a copy's bytes/s", "forward"), ("of a product's FLOP/s", "both")):
+    axes.set(xlim=(0, 100), title=f"Fraction of the measured peak, {gpu}")
+    axes.set_xlabel("% of peak, forward and backward or one optimizer step")
+    for label, colour in (("of copy bandwidth", "forward"), ("of matrix-product FLOP/s", "both")):
         axes.barh(0, 0, color=COLOURS[colour], label=label)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def ladder(result: dict):
-    """An operation each: the share of the ceiling that every rung of docs/ladder reaches."""
-    from matplotlib.figure import Figure
-
-    operations = list(dict.fromkeys(row["operation"] for row in rungs(result)))
-    figure = Figure(figsize=(4 * len(operations), 3), layout="constrained")
-    panels = figure.subplots(1, len(operations), squeeze=False)[0]
-    for axes, operation in zip(panels, operations, strict=True):
-        rows = [row for row in rungs(result) if row["operation"] == operation]
-        names = list(dict.fromkeys(row["rival"] for row in rows))
-        for row in rows:
-            y = names.index(row["rival"]) + (0.2 if row["pass"] == "both" else -0.2)
-            axes.barh(y, 100 * row["ceiling"], 0.4, color=COLOURS[row["pass"]])
-        for direction in dict.fromkeys(row["pass"] for row in rows):
-            axes.barh(0, 0, color=COLOURS[direction], label=direction)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+def two_cores(race: dict, decoders: list[dict]) -> Figure:
+    """Bars of the README: seconds to nanoGPT's loss, and tokens per second."""
+    lecture = [row for row in decoders if (row["model"], row["batch"]) == ("lecture", 1)]
+    slowest, fastest = (end(lecture, key=lambda row: row["tokens/s"]) for end in (min, max))
+    groups = {
+        f"Training time to nanoGPT's final loss, {race['nanoGPT final loss']} (s)": {
+            "nanoGPT's CPU recipe": race["nanoGPT, s"],
+            "make train": race["quickstart, s to that loss"],
+        },
+        "Generation, the lecture's model, batch 1 (tokens/s)": {
+            row["implementation"]: row["tokens/s"] for row in (slowest, fastest)
+        },
+    }
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    for axes, (title, bars) in zip(figure.subplots(len(groups)), groups.items(), strict=True):
+        drawn = axes.barh(list(bars), list(bars.values()), color=["#b9d3ea", "#4477aa"])
+        axes.bar_label(drawn, fmt="{:g}", padding=4)
         axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel(f"{operation} {rows[0]['shape']}, % of the ceiling", fontsize=7)
-        axes.legend(frameon=False, fontsize=7)
-    figure.suptitle(result["card"]["name"])
+        axes.margins(x=0.12)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def finetune(rows: list[dict]) -> Figure:
+    """Exercise 3: validation loss from scratch, and initialised from a run on another text.
+
+    The evaluation before the first step is left out: it would flatten the rest.
+    """
+    figure = Figure(figsize=(6.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] for row in rows[1:]]
+    for name, colour in zip(STARTS, ("#999999", "#4477aa"), strict=True):
+        losses = [float(row[name]) for row in rows[1:]]
+        axes.plot(steps, losses, "o-", color=colour, label=name, markersize=4)
+        axes.text(steps[-1], losses[-1] + 0.015, f"{losses[-1]:.2f}", ha="center")
+    axes.set(title="Validation loss on tiny shakespeare, mean of three seeds")
+    axes.set(xlabel="training step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Timing with clocks that stand still unless told, and the least work against PyTorch's count."""
+"""Timing with a fake clock, the minimal work against PyTorch's count, and `pytest bench` itself."""
 
 import json
 import os
@@ -9,70 +9,64 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import baselines, workloads
-from bench.baselines import Rival
-from bench.cases import Case, Sizes
-from bench.compare import Failed, Race, row
-from bench.results_file import REPOSITORY
-from bench.steps import TrainingStep
+from bench import baselines
+from bench.baselines import Baseline
+from bench.compare import Comparison, Failed, row
+from bench.results import REPOSITORY
 from bench.timer import (
-    LEAST_ROUNDS,
-    LONGEST_HEAD_START,
-    MOST_ROUNDS,
+    MAX_ROUNDS,
+    MAX_SLEEP,
+    MIN_ROUNDS,
     Ceilings,
-    HostStopwatch,
-    Replay,
+    HostTimer,
     Samples,
     Trial,
-    asleep_throughout,
-    head_start,
-    in_turns,
+    initial_sleep,
+    retry_with_longer_sleep,
     spread,
+    time_interleaved,
 )
+from bench.workloads import timed
+from bench.workloads.operations import Case, Sizes
+from bench.workloads.steps import TrainingStep
 from kernels import torch_ops, triton_ops
 from kernels.common import launch
 
 TINY = Sizes("tiny", B=2, T=6, C=8, H=2, V=11)
 CPU = torch.device("cpu")
+NORM = Case("layer_norm", TINY, "fp32")
 
 
-class Watch:
-    """Says what each trial takes, and remembers who was timed; the clock moves by a second."""
+class FakeTimer:
+    """Returns 1, 2, 3, ... seconds and advances its clock by one second per call."""
 
     def __init__(self):
-        self.timed, self.now, self.warm_ups = [], 0.0, iter([9.0] * 3 + [1.0, 3.0, 2.0] * 100)
+        self.timed, self.now, self.hosts = [], 0.0, iter([9.0] * 3 + [1.0, 3.0, 2.0] * 100)
 
     def host_seconds(self, trial):
-        return next(self.warm_ups)
+        return next(self.hosts)
 
     def __call__(self, trial, host):
-        self.timed.append((trial.call(), host))
+        self.timed.append(trial.call())
         self.now += 1.0
         return float(len(self.timed))
 
+    def run(self, seconds):
+        trials = {"a": Trial(lambda: "a"), "b": Trial(lambda: "b")}
+        return time_interleaved(trials, self, seconds, clock=lambda: self.now)
 
-def _trials():
-    return {"a": Trial(lambda: "a"), "b": Trial(lambda: "b")}
 
-
-def test_rivals_are_timed_in_turns():
-    watch = Watch()
-    samples = in_turns(_trials(), watch, seconds=100, clock=lambda: watch.now)
-    assert [name for name, _ in watch.timed] == ["a", "b"] * 50
+def test_trials_are_timed_in_turn():
+    timer = FakeTimer()
+    samples = timer.run(seconds=100)
+    assert timer.timed == ["a", "b"] * 50
     assert samples["a"].seconds == [float(n) for n in range(1, 101, 2)]
-    assert samples["b"].seconds == [float(n) for n in range(2, 101, 2)]
+    assert samples["a"].host == 2.0  # the median of 1, 3, 2; three warm-up calls do not count
 
 
-def test_timing_stops_with_the_seconds_but_not_before_the_least_rounds():
-    watch = Watch()
-    assert len(in_turns(_trials(), watch, 0, lambda: watch.now)["a"].seconds) == LEAST_ROUNDS
-    watch = Watch()
-    assert len(in_turns(_trials(), watch, 1e9, lambda: watch.now)["b"].seconds) == MOST_ROUNDS
-
-
-def test_the_host_time_is_a_median_after_the_first_calls():
-    samples = in_turns({"a": Trial(lambda: None)}, Watch(), 0, lambda: 0.0)
-    assert samples["a"].host == 2.0  # of 1, 3, 2; the first three calls, 9 s each, do not count
+def test_rounds_are_bounded():
+    assert len(FakeTimer().run(seconds=0)["a"].seconds) == MIN_ROUNDS
+    assert len(FakeTimer().run(seconds=1e9)["b"].seconds) == MAX_ROUNDS
 
 
 def test_spread_is_the_median_and_two_percentiles():
@@ -80,89 +74,70 @@ def test_spread_is_the_median_and_two_percentiles():
     assert spread([7.0]) == (7, 7, 7)
 
 
-def test_the_device_sleeps_longer_than_the_host_needs():
-    assert head_start(1e-3) > 1e-3
-    assert head_start(10.0) == LONGEST_HEAD_START
-
-
 @pytest.mark.parametrize(
-    ("host", "slept"),
+    ("host", "expected"),
     [(1e-4, [1e-3]), (3e-3, [1e-3, 2e-3, 4e-3]), (1.0, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 20e-3])],
 )
-def test_a_call_in_which_the_device_wakes_is_timed_again(host, slept):
-    """What the host takes beyond the sleep is no time of the device's, and is not returned."""
+def test_sleep_grows_until_the_host_is_ahead_of_the_device(host, expected):
     sleeps = []
 
-    def behind(sleep):
+    def after_sleep(sleep):
         sleeps.append(sleep)
         return 5e-6 + max(0.0, host - sleep), host > sleep
 
-    seconds = asleep_throughout(behind, 1e-3)
-    assert sleeps == pytest.approx(slept)
-    assert seconds == pytest.approx(5e-6 + max(0.0, host - LONGEST_HEAD_START))
+    seconds = retry_with_longer_sleep(after_sleep, 1e-3)
+    assert sleeps == pytest.approx(expected)
+    assert seconds == pytest.approx(5e-6 + max(0.0, host - MAX_SLEEP))
+    assert min(host, MAX_SLEEP) <= initial_sleep(host) <= MAX_SLEEP
 
 
-def test_the_floor_is_the_slower_of_copy_and_product():
+def test_floor_is_the_slower_of_copy_and_product():
     ceilings = Ceilings(copy_bytes_per_second=100.0, matmul_flops_per_second=1000.0)
-    assert ceilings.floor(200, 0) == 2
-    assert ceilings.floor(200, 5000) == 5
+    assert (ceilings.floor(200, 0), ceilings.floor(200, 5000)) == (2, 5)
 
 
-def test_replay_stands_still_unless_advanced():
-    clock = Replay()
-    before = clock()
-    assert clock() == before
-    clock.advance(0.25)
-    assert clock() - before == 0.25
-
-
-def test_the_host_stopwatch_does_not_time_what_comes_before():
+def test_host_timer_passes_the_result_of_before():
     order = []
     trial = Trial(call=lambda value: order.append(value), before=lambda: order.append("b") or "c")
-    assert HostStopwatch()(trial, 0.0) >= 0
+    assert HostTimer()(trial, 0.0) >= 0
     assert order == ["b", "c"]
 
 
-def test_a_row_holds_rates_and_the_share_of_the_ceiling():
-    case = Case("layer_norm", TINY, "fp32")
-    figures = row(case, "forward", "torch", Samples([2e-6], 1e-6), Ceilings(1e9, 1e12))
+def test_row_has_rates_and_the_share_of_the_ceiling():
+    result = row(NORM, "forward", "torch", Samples([2e-6], 1e-6), Ceilings(1e9, 1e12))
     moved = 2 * 2 * 6 * 8 * 4  # x read, y written
-    assert figures["gb_s"] == pytest.approx(moved / 2e-6 / 1e9, rel=1e-3)
-    assert figures["ceiling"] == pytest.approx(moved / 1e9 / 2e-6, rel=1e-3)
-    assert (figures["median_us"], figures["host_us"], figures["rounds"]) == (2, 1, 1)
-    assert "tflop_s" not in figures
+    assert result["gb_s"] == pytest.approx(moved / 2e-6 / 1e9, rel=1e-3)
+    assert result["ceiling"] == pytest.approx(moved / 1e9 / 2e-6, rel=1e-3)
+    assert (result["median_us"], result["host_us"], result["rounds"]) == (2, 1, 1)
+    assert "tflop_s" not in result
 
 
-def test_a_rival_that_fails_is_told_and_the_others_are_timed():
+def test_implementation_that_raises_does_not_stop_the_others():
     def fails(x, weight, bias):
         raise RuntimeError("no kernel\nfor this")
 
-    makers = {"fails": lambda: Rival(fails), "torch": lambda: Rival(torch_ops.layer_norm)}
-    race = Race(Case("layer_norm", TINY, "fp32"), makers, CPU, HostStopwatch())
-    for direction in workloads.PASSES:
-        result = race.run(direction)
+    makers = {"fails": lambda: Baseline(fails), "torch": lambda: Baseline(torch_ops.layer_norm)}
+    comparison = Comparison(NORM, makers, CPU, HostTimer())
+    for direction in timed.PASSES:
+        result = comparison.run(direction)
         assert result["fails"].reason == "RuntimeError: no kernel"
-        assert len(result["torch"].seconds) >= LEAST_ROUNDS
+        assert len(result["torch"].seconds) >= MIN_ROUNDS
 
 
-def test_a_rival_that_writes_into_its_inputs_gets_its_own():
+def test_implementation_that_writes_its_inputs_gets_a_copy():
     def writes(x, weight, bias):
         x.data.zero_()
         return x * weight + bias
 
-    race = Race(
-        Case("layer_norm", TINY, "fp32"),
-        {"writes": lambda: Rival(writes, own_inputs=True)},
-        CPU,
-        HostStopwatch(),
-    )
-    x = race.inputs[0].detach().clone()
-    assert not isinstance(race.run("both")["writes"], Failed)
-    assert torch.equal(race.inputs[0], x)
+    makers = {"writes": lambda: Baseline(writes, writes_inputs=True)}
+    comparison = Comparison(NORM, makers, CPU, HostTimer())
+    x = comparison.inputs[0].detach().clone()
+    assert not isinstance(comparison.run("both")["writes"], Failed)
+    assert torch.equal(comparison.inputs[0], x)
 
 
 @pytest.mark.parametrize("operation", ["attention", "attention_qkv", "feed_forward"])
-def test_flops_are_what_pytorch_counts(operation):
+def test_flops_are_those_that_pytorch_counts(operation):
     case = Case(operation, TINY, "fp32")
     inputs = case.inputs("meta")
     leaves = [one for one in inputs if isinstance(one, torch.Tensor)]
@@ -170,26 +145,25 @@ def test_flops_are_what_pytorch_counts(operation):
         out = case.call(torch_ops.OPS, inputs)
     with FlopCounterMode(display=False) as backward:
         torch.autograd.grad(out, leaves, torch.empty_like(out))
-    work = workloads.work(case)
-    # PyTorch counts the whole square, and four products where a backward without the stored
-    # weights needs five
-    square, again = (1, 1) if operation == "feed_forward" else (2, 5 / 4)
+    work = timed.work(case)
+    # PyTorch counts the whole square of attention, and four products where a backward pass that
+    # recomputes the weights needs five
+    square, products = (1, 1) if operation == "feed_forward" else (2, 5 / 4)
     assert square * work["forward"].flops == forward.get_total_flops()
-    assert square * work["backward"].flops == again * backward.get_total_flops()
+    assert square * work["backward"].flops == products * backward.get_total_flops()
 
 
-@pytest.mark.parametrize(
-    "case", workloads.CARD, ids=lambda case: f"{case.operation} {case.sizes.name}"
-)
-def test_every_case_for_the_card_has_work_a_shape_and_rivals(case):
-    assert all(work.bytes > 0 for work in workloads.work(case).values())
-    assert workloads.shape(case)
-    assert {baselines.OURS, "torch"} <= baselines.rivals(case, CPU).keys()
+def test_every_timed_case_has_work_implementations_and_a_distinct_shape():
+    for case in timed.GPU:
+        assert all(work.bytes > 0 for work in timed.work(case).values())
+        assert {baselines.OURS, "torch"} <= baselines.implementations(case, CPU).keys()
+    lines = [(case.operation, timed.shape(case), case.precision) for case in timed.GPU]
+    assert len(set(lines)) == len(lines)
 
 
 @pytest.mark.parametrize("preset", ["lecture", "gpt2"])
-def test_what_a_training_step_calls_is_timed_on_the_same_operands(preset):
-    """Every operation of the recorded step, at its shapes, dtypes, dropout and activation."""
+def test_operations_of_a_training_step_are_timed_on_the_same_operands(preset):
+    """At the shapes, dtypes, dropout and activation of the recorded step."""
     called = set()
 
     def noted(name, operation):
@@ -205,20 +179,20 @@ def test_what_a_training_step_calls_is_timed_on_the_same_operands(preset):
         TrainingStep(preset).run(triton_ops.OPS._replace(**noting), CPU)
     cases = {
         (case.operation, *_described(case.inputs("meta"), case.keywords("meta")))
-        for case in workloads.STEPS
+        for case in timed.TRAINING
     }
     assert len(called) == 6
     for operation, operands, options in called:
         assert any(
             (operation, options) == (name, given)
-            # a case may have a bias more
+            # a case may have one more bias
             and all(one in (None, other) for one, other in zip(operands, others, strict=True))
             for name, others, given in cases
         ), (operation, operands, options)
 
 
 def _described(operands, options):
-    """What decides how an operation is launched, besides what every step leaves as it is."""
+    """The operands and options that decide how an operation is launched."""
     operands = tuple(
         (tuple(one.shape), one.dtype) if isinstance(one, torch.Tensor) else one for one in operands
     )
@@ -227,30 +201,21 @@ def _described(operands, options):
     return operands, (*chosen.items(), ("dropout_p", options.get("dropout_p") or 0.0))
 
 
-def test_two_cases_never_share_a_line_of_a_table():
-    lines = [(case.operation, workloads.shape(case), case.precision) for case in workloads.CARD]
-    assert len(set(lines)) == len(lines)
-
-
-def test_rivals_that_cannot_run_on_a_cpu_say_why():
-    found = baselines.rivals(Case("attention", TINY), CPU)
+def test_implementations_that_need_a_gpu_have_a_reason_on_a_cpu():
+    found = baselines.implementations(Case("attention", TINY), CPU)
     assert all(isinstance(found[name], str) for name in (baselines.OURS, *baselines.SDPA))
     assert not isinstance(found["torch"], str)
 
 
-def test_the_spelled_out_rivals_compute_the_same():
-    for operation, spelled_out in baselines.SPELLED_OUT.items():
+def test_reference_implementations_compute_the_same():
+    for operation, reference in baselines.REFERENCES.items():
         case = Case(operation, TINY, "fp32")
-        inputs = [one.double() if _is_float(one) else one for one in case.inputs("cpu")]
+        inputs = [one if one is None else one.double() for one in case.inputs("cpu")]
         expected = case.call(torch_ops.OPS, inputs)
-        torch.testing.assert_close(spelled_out(*inputs), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(reference(*inputs), expected, rtol=1e-12, atol=1e-12)
 
 
-def _is_float(value):
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def test_pytest_bench_times_on_a_cpu_and_skips_the_rest_with_the_reason(tmp_path):
+def test_pytest_bench_times_on_a_cpu_and_skips_what_needs_a_gpu(tmp_path):
     file = tmp_path / "benchmark.json"
     command = [sys.executable, "-m", "pytest", "bench", "-rs", "--operation", "rms_norm"]
     run = subprocess.run(
@@ -261,11 +226,13 @@ def test_pytest_bench_times_on_a_cpu_and_skips_the_rest_with_the_reason(tmp_path
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "triton: " in run.stdout
-    rows = [one["extra_info"] for one in json.loads(file.read_text())["benchmarks"]]
-    assert {(one["rival"], one["pass"]) for one in rows} == {
-        (rival, direction) for rival in ("torch", "reference") for direction in workloads.PASSES
+    assert "triton: kernels are timed on CUDA GPUs only" in run.stdout
+    benchmarks = json.loads(file.read_text())["benchmarks"]
+    rows = [one["extra_info"] for one in benchmarks]
+    assert {(one["implementation"], one["pass"]) for one in rows} == {
+        (name, direction) for name in ("torch", "reference") for direction in timed.PASSES
     }
-    stats = json.loads(file.read_text())["benchmarks"][0]
-    assert stats["extra_info"]["median_us"] == pytest.approx(1e6 * stats["stats"]["median"], 1e-3)
-    assert "data" not in stats["stats"]  # no single samples
+    for one in benchmarks:  # pytest-benchmark reports the interleaved samples
+        measured = one["extra_info"]["median_us"]
+        assert measured == pytest.approx(1e6 * one["stats"]["median"], 1e-3)
+        assert "data" not in one["stats"]

@@ -1,8 +1,7 @@
-"""A GPU that is not there, for a rehearsal of `make prove`: its tensors lie on the CPU.
+"""A fake GPU for a rehearsal of `make prove`, whose tensors are on the CPU.
 
-`install` replaces what asks PyTorch for a GPU; what asks a tensor where it lies takes the CPU's
-way, and kernels are interpreted. Graphs are those of `tests/graphs.py`. `shrink` makes the work
-small.
+`install` replaces PyTorch's functions that access a GPU; kernels are interpreted. CUDA graphs are
+those of `tests/graphs.py`. `shrink` reduces the work.
 """
 
 import os
@@ -23,7 +22,7 @@ QUICK = "tests/rehearsal/test_sample.py"
 
 
 class _Event:
-    """Told by the host's clock; the device has never begun before all is enqueued."""
+    """Records the host's time; the device never starts before all is enqueued."""
 
     def __init__(self, **options):
         self.time = 0.0
@@ -41,7 +40,7 @@ class _Event:
         return max(1e-3, 1e3 * (end.time - self.time))
 
 
-class _OnTheCpu(TorchFunctionMode):
+class _OnCpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.Tensor.pin_memory, torch.Tensor.cuda):
             return args[0]
@@ -101,76 +100,75 @@ def install() -> None:
     torch.profiler.profile = lambda **options: profile()  # of the CPU
     torch.compile = lambda function, **options: function  # no compiler is needed
     launch._properties_of = torch.cuda.get_device_properties
-    for mode in (graphs.on_the_cpu(), _OnTheCpu()):
+    for mode in (graphs.on_the_cpu(), _OnCpu()):
         mode.__enter__()
         _kept.append(mode)
 
 
-_kept = []  # contexts that last as long as the process
+_kept = []  # contexts that stay entered
 
 
 def shrink() -> None:
-    """Models, operands and times that an interpreter has done with in seconds."""
+    """Reduce models, operands and times so that an interpreter needs seconds."""
     from dataclasses import replace
     from functools import partial
 
     import kernels
-    from bench import timer, training, workloads
-    from bench.cases import Sizes
-    from bench.prove import stages
-    from bench.prove.stages import loss, parity, profile, tune
+    from bench import timer, training
+    from bench.workloads import timed
+    from bench.workloads.operations import Sizes
     from gpt.config import presets
-    from gpt.data.batches import Data
+    from gpt.data.batches import TokenDataset
 
-    Data.source = property(lambda data: torch.device(data.device))
+    TokenDataset.source = property(lambda data: torch.device(data.device))
     sizes = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
     for name, config in presets.PRESETS.items():
-        model = replace(config.model, **sizes)
+        model = replace(config.model, **sizes, source_size=0)
         presets.PRESETS[name] = replace(config, model=model, batch_size=2)
     training.SIZES = {"lecture": {"batch_size": 2}}
-    training.WAYS = tuple(way for way in training.WAYS if way.step == "graph")
-    from bench.prove.stages import step
-
-    training.TOKENS, training.WARM_UP, training.GROUP, training.LEAST_GROUPS = 1000, 4, 1, 1
+    training.VARIANTS = tuple(one for one in training.VARIANTS if one.step == "graph")
+    training.TOKENS, training.WARM_UP, training.GROUP, training.MIN_GROUPS = 1000, 4, 1, 1
     timer.CACHE_BYTES, timer.COPY_ELEMENTS, timer.PRODUCT_SIZE = 2**10, 2**12, 2**6
-    timer.LEAST_ROUNDS, timer.MOST_ROUNDS = 2, 3
+    timer.MIN_ROUNDS, timer.MAX_ROUNDS = 2, 3
     tiny = Sizes("tiny", B=1, T=16, C=32, H=2, V=48)
-    workloads.CARD = tuple(
-        case._replace(sizes=tiny) for case in workloads.STEPS if case.operation == "layer_norm"
-    )[:1]
-    workloads.STEPS = workloads.CARD
+    norms = [case for case in timed.TRAINING if case.operation == "layer_norm"]
+    timed.GPU = timed.TRAINING = (norms[0]._replace(sizes=tiny),)
+
+    from bench.prove.stages import loss, parity, profile, step, tune
+
     profile.STEPS, profile.PARTS = 5, ("lecture",)
-    parity.TESTS = {part: (QUICK, share) for part, (_, share) in parity.TESTS.items()}
-    parity.FIRST, parity.WORKERS = parity.FIRST[:1], 0
-    step.MOST_SECONDS = 0.1
-    tune.STEPS, neighbours, asked_by = 1, tune.neighbours, tune.asked_by
-    tune.asked_by = lambda case, device: asked_by(case, device)[:1]
+    parity.TESTS, parity.WORKERS = (QUICK,), 0
+    step.MAX_SECONDS = 0.1
+    neighbours, tiles_used_by = tune.neighbours, tune.tiles_used_by
+    tune.tiles_used_by = lambda case, device: tiles_used_by(case, device)[:1]
     tune.neighbours = lambda tile: neighbours(tile)[:1]
-    loss.MARK = 10.0
+    loss.TARGET_LOSS = 10.0
     options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
     loss.RUNS = {
         "speedrun, seed 1": ["--preset=quickstart", "--kernels=torch", "--max-iters=2", *options]
     }
 
-    # one operation and AdamW by kernels; all by them would take minutes
-    whole = kernels.load
+    # only one operation and AdamW by our kernels; all of them would take minutes
+    load_all = kernels.load
 
     def load(name, device=None):
-        ops, by_pytorch = whole(name, device), whole("torch")
+        ops, by_pytorch = load_all(name, device), load_all("torch")
         if "triton" not in name:
             return by_pytorch._replace(adamw=partial(torch.optim.AdamW, fused=True))
         return by_pytorch._replace(layer_norm=ops.layer_norm, adamw=ops.adamw)
 
     kernels.load = load
 
-    begin = stages.Report.begin
+    from bench.prove import compile
 
-    def faulty(report, part):
-        begin(report, part)
-        fault = dict(one.split("=") for one in os.environ.get(FAULT, "").split(";") if one)
-        if fault.get(part) == "dies":
-            os._exit(7)
-        if fault.get(part) == "hangs":
-            time.sleep(3600)
+    for stage in (compile, step):
+        stage.work = partial(_work_or_fault, stage.work)
 
-    stages.Report.begin = faulty
+
+def _work_or_fault(work, part: str, seconds: float):
+    faults = dict(one.split("=") for one in os.environ.get(FAULT, "").split(";") if one)
+    if faults.get(part) == "dies":
+        os._exit(7)
+    if faults.get(part) == "hangs":
+        time.sleep(3600)
+    return work(part, seconds)

@@ -1,4 +1,4 @@
-"""What a rehearsal of `make prove` runs in the place of all tests."""
+"""The tests that a rehearsal of `make prove` runs instead of all."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.numerics import DEVICE
 
 
 @pytest.mark.parametrize("rows", range(1, 9))
-def test_layer_norm_is_that_of_torch(rows):
+def test_layer_norm_equals_torch(rows):
     x = torch.randn(rows, 24, device=DEVICE)
     weight, bias = torch.randn(2, 24, device=DEVICE)
     expected = torch.nn.functional.layer_norm(x, (24,), weight, bias)

@@ -1,4 +1,9 @@
-"""The tests of the model and of the kernels, compiled: they run interpreted without a GPU."""
+"""The tests of the kernels and of the model on the GPU, where kernels are compiled.
+
+This module is also the pytest plugin that records each outcome at once. After an illegal memory
+access the GPU refuses all further work, so the plugin then ends the process; pytest-xdist, if it is
+installed, starts another one with the next test and reports the guilty test as crashed.
+"""
 
 import importlib.util
 import json
@@ -6,83 +11,91 @@ import os
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
-from bench.prove.stages import ALONE, failed, outcomes, passed
-from bench.results_file import REPOSITORY
+from bench.prove.stage import Outcome, failed, no_time, passed
+from bench.results import REPOSITORY
 
-# part -> the tests, and which share of them
-TESTS = {
-    "tests/gpt": ("tests/gpt", None),  # CUDA graphs are of a model
-    "tests/kernels, a quarter": ("tests/kernels", "1/4"),
-    "tests/kernels, the rest": ("tests/kernels", "3/4"),
-}
-FIRST = ["tests/kernels, a quarter", "tests/gpt"]  # where there is not time for all
-WORKERS = 12  # they compile most of the time, each on one core
+TESTS = ("tests/kernels", "tests/gpt")
+WORKERS = 12  # processes, which mostly compile, each on one core
+NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others may be installed on a GPU machine
+OUTCOMES = "GPT_KERNELS_OUTCOMES"  # an environment variable, which xdist's workers inherit
+CONTEXT_LOST = 3  # exit code: after an illegal access the GPU refuses all further work
 
 
-def work(part: str, seconds: float) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "outcomes"
-        tests, share = TESTS[part]
-        ended = run(tests, share, file=file, seconds=seconds)
-        return judge(read(file), ended)
+def work(part: str, seconds: float) -> Outcome:
+    return run_tests(part, seconds=seconds)
 
 
-def run(tests: str, share: str | None, *options: str, file: Path, seconds: float) -> str | None:
-    """Run `tests`, or a share of them, with pytest's `options`; their outcomes go to `file`.
-
-    Returns None, or why not all of them have run.
-    """
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        tests,
-        "-p",
-        "bench.prove.stages.outcomes",
-        "--tb=short",
-    ]
-    command += options
-    command += ["-W", "default"]  # a library's deprecation there says nothing of our numbers
+def run_tests(*arguments: str, seconds: float) -> Outcome:
+    """Run pytest with `arguments` for at most `seconds`."""
+    command = [sys.executable, "-m", "pytest", *arguments, "-p", __name__, "--tb=short"]
+    command += ["-W", "default"]  # a library's deprecation is no failure here
     if importlib.util.find_spec("xdist"):
         command += ["-p", "xdist.plugin", "-n", str(min(WORKERS, os.cpu_count() or 1))]
-    environment = os.environ | ALONE | {outcomes.FILE: str(file)}
-    if share:
-        environment[outcomes.SHARE] = share
-    try:
-        code = subprocess.run(command, cwd=REPOSITORY, env=environment, timeout=seconds).returncode
-    except subprocess.TimeoutExpired:
-        return "the time was over before the last test"
-    return None if code in (0, 1) else f"pytest ended with {code}"  # 1: tests have failed
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outcomes"
+        environment = os.environ | NO_PLUGINS | {OUTCOMES: str(file)}
+        try:
+            code = subprocess.run(
+                command, cwd=REPOSITORY, env=environment, timeout=seconds
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        lines = file.read_text().splitlines() if file.exists() else []
+    return judge([tuple(json.loads(line)) for line in lines], code)
 
 
-def read(file: Path) -> list[tuple[str, str, str]]:
-    """(test, outcome, what it said) of every test that has run."""
-    return (
-        [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    )
-
-
-def judge(ran: list[tuple[str, str, str]], ended: str | None) -> dict:
+def judge(ran: list[tuple[str, str, str]], code: int | None) -> Outcome:
+    """ran: (test, outcome, traceback) of each test. code: pytest's, None if time ran out."""
     counts = Counter(outcome for _, outcome, _ in ran)
-    says = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    says = says or "no test has run"
-    lines = [f"{test}: {_last_line(text)}" for test, outcome, text in ran if outcome == "failed"]
+    message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    message = message or "no test was run"
+    lines = [f"{test}: {_error(text)}" for test, outcome, text in ran if outcome == "failed"]
     if lines:
-        return failed(says, lines=lines)
-    if ended or not counts["passed"]:
-        return failed(f"{says}; {ended}" if ended else says)
-    return passed(says)
+        return failed(message, lines=lines)
+    if code is None:
+        return no_time(f"{message} before the time was over")
+    if code != 0 or not counts["passed"]:
+        return failed(f"{message}; pytest ended with {code}")
+    return passed(message)
 
 
-def _last_line(text: str) -> str:
-    """What went wrong, of a traceback: the last line that pytest marks with an E."""
-    lines = text.strip().splitlines() or [""]
+def _error(traceback: str) -> str:
+    """The last line that pytest marks with an E."""
+    lines = traceback.strip().splitlines() or [""]
     marked = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
     return (marked or lines)[-1][:200]
 
 
 def parts() -> dict[str, float]:
     return dict.fromkeys(TESTS, 1)
+
+
+# --- the pytest plugin ----------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items):
+    """Shuffle the tests, always alike, so that those that run in time are of every file."""
+    items.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+
+
+def pytest_runtest_logreport(report):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # the controller receives the same report, and only it knows of crashes
+    if report.when == "call" or report.outcome != "passed":
+        with Path(os.environ[OUTCOMES]).open("a") as file:
+            file.write(json.dumps([report.nodeid, report.outcome, report.longreprtext]) + "\n")
+
+
+def pytest_runtest_teardown(item):
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"{item.nodeid} broke the CUDA context: {error}", flush=True)
+        os._exit(CONTEXT_LOST)

@@ -1,96 +1,85 @@
-"""A captured step of a preset: its losses against PyTorch's, and where a replay's time goes."""
+"""Captured training steps: their losses against PyTorch's, and the time of each kernel."""
 
 import gc
-import tempfile
-from pathlib import Path
 
 import torch
 
-from bench.prove.stages import Outcome, failed, parity, passed
-from bench.training import Way, a_step, a_text, configuration
-from gpt.training.step import Precision
+from bench.prove.stage import Outcome, failed, passed
+from bench.prove.stages.parity import run_tests
+from bench.training import Variant, configuration, make_step, random_data
+from gpt.training.precision import Precision
 
 GRAPHS = "CUDA graphs"
-GRAPH_TESTS = ("tests/gpt", None, "-k", "graph")
 PARTS = ("lecture", "gpt2", GRAPHS, "shakespeare-char")
-OURS, PYTORCH = Way("triton", step="graph"), Way("torch")
+OURS, PYTORCH = Variant("triton", step="graph"), Variant("torch")
 STEPS = 20
-BOUND = 0.01  # of the loss: random tokens have nothing to learn, and a wrong update shows at once
-MOST_LINES = 12
+BOUND = 0.01  # of the loss: random tokens cannot be learned, so a wrong update shows at once
+MAX_LINES = 12
 
 
 def work(part: str, seconds: float) -> Outcome:
-    return graph_tests(seconds) if part == GRAPHS else of_preset(part)
-
-
-def graph_tests(seconds: float) -> Outcome:
-    """The tests of steps, evaluation and decoding as CUDA graphs."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "outcomes"
-        ended = parity.run(*GRAPH_TESTS, file=file, seconds=seconds)
-        return parity.judge(parity.read(file), ended)
-
-
-def of_preset(preset: str) -> Outcome:
-    losses, step = followed(preset, OURS)
-    rows = replay(preset, step)
+    if part == GRAPHS:  # of steps, evaluation and decoding
+        return run_tests("tests/gpt", "-k", "graph", seconds=seconds)
+    losses, step = train(part, OURS)
+    rows = kernel_rows(part, profiled(step))
     del step
     gc.collect()
     torch.cuda.empty_cache()
-    expected, _ = followed(preset, PYTORCH)
-    apart = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
-    launches, busy = (sum(row[name] for row in rows) for name in ("launches", "microseconds"))
-    says = (
-        f"{STEPS} losses within {100 * apart:.2g}% of PyTorch's; a replay has {launches} nodes, "
-        f"which take {busy / 1e3:.2f} ms"
+    expected, _ = train(part, PYTORCH)
+    difference = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+    launches = sum(row["launches"] for row in rows)
+    microseconds = sum(row["microseconds"] for row in rows)
+    message = (
+        f"{STEPS} losses within {100 * difference:.2g}% of PyTorch's; a replay has {launches} "
+        f"nodes, which take {microseconds / 1e3:.2f} ms"
     )
-    if not apart <= BOUND:  # NaN is not either
-        return failed(says, figures=rows)
-    return passed(says, figures=rows, lines=[told(row) for row in rows[:MOST_LINES]])
+    if not difference <= BOUND:  # fails for NaN too
+        return failed(message, figures=rows)
+    return passed(message, figures=rows, lines=[summary(row) for row in rows[:MAX_LINES]])
 
 
-def followed(preset: str, way: Way):
-    """The losses of some steps without dropout, and the step."""
+def train(preset: str, variant: Variant):
+    """The losses of `STEPS` steps without dropout, and the step."""
     device = torch.device("cuda")
     config = configuration(preset, dropout=0.0)
-    text = torch.Generator(device).manual_seed(0)
-    data = a_text(config.model.vocab_size, device, text)
-    step, _ = a_step(config, way, data, Precision(device, torch.bfloat16), None)
+    generator = torch.Generator(device).manual_seed(0)
+    data = random_data(config.model.vocab_size, device, generator)
+    step, _ = make_step(config, variant, data, Precision(device, torch.bfloat16))
     return [step(number).item() for number in range(STEPS)], step
 
 
-def replay(preset: str, step) -> list[dict]:
-    """A row for each kernel of one replay, the longest first."""
+def profiled(step) -> list[tuple[str, float]]:
+    """(kernel, microseconds) of each launch of a step on the GPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step(STEPS)
         torch.cuda.synchronize()
-    events = [
+    return [
         (event.name, event.time_range.elapsed_us())
         for event in profile.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
     ]
-    return rows(preset, events)
 
 
-def rows(preset: str, events: list[tuple[str, float]]) -> list[dict]:
-    found: dict[str, list[float]] = {}
+def kernel_rows(preset: str, events: list[tuple[str, float]]) -> list[dict]:
+    """One row per kind of kernel, longest first. events: the result of `profiled`."""
+    times: dict[str, list[float]] = {}
     for name, microseconds in events:
-        found.setdefault(kind(name), []).append(microseconds)
-    busy = sum(microseconds for _, microseconds in events)
+        times.setdefault(kind(name), []).append(microseconds)
+    total = sum(microseconds for _, microseconds in events)
     return [
         {
             "preset": preset,
             "kernel": name,
-            "launches": len(times),
-            "microseconds": round(sum(times), 1),
-            "share": round(sum(times) / busy, 4),
+            "launches": len(of_kind),
+            "microseconds": round(sum(of_kind), 1),
+            "share": round(sum(of_kind) / total, 4),
         }
-        for name, times in sorted(found.items(), key=lambda item: -sum(item[1]))
+        for name, of_kind in sorted(times.items(), key=lambda item: -sum(item[1]))
     ]
 
 
 def kind(name: str) -> str:
-    """Our kernels by their names, all others by what they do."""
+    """The name of one of our kernels, or what another kernel does."""
     if name.endswith("_kernel") and "::" not in name:
         return name
     if any(word in name for word in ("nvjet", "gemm", "cublas", "cutlass")):
@@ -100,9 +89,9 @@ def kind(name: str) -> str:
     return "PyTorch's other kernels"
 
 
-def told(row: dict) -> str:
+def summary(row: dict) -> str:
     return (
-        f"{row['preset']}: {row['kernel']}, {row['launches']} times, "
+        f"{row['preset']}: {row['kernel']}, {row['launches']} launches, "
         f"{row['microseconds']:,.0f} µs, {100 * row['share']:.1f}%"
     )
 

@@ -1,37 +1,49 @@
-"""compute-sanitizer's tools over the smallest grids: bad accesses, races, reads of nothing."""
+"""compute-sanitizer over small grids: invalid accesses, races, reads of uninitialised memory.
 
+    python -m bench.prove.stages.sanitize      the program that compute-sanitizer runs
+
+The program runs every operation and step once with ragged sizes, and prints the names of our
+kernels.
+"""
+
+import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
 
-from bench.prove.stages import Outcome, failed, no_time, not_there, passed, sanitizer_workload
-from bench.results_file import REPOSITORY
+import torch
+
+import kernels
+from bench.ledger.compiled import name, record
+from bench.prove.stage import Outcome, failed, no_time, not_available, passed
+from bench.prove.stages.repeat import seeded, served_names
+from bench.results import REPOSITORY
+from bench.workloads.operations import CASES, UPDATES, Case, Sizes, Update
+from bench.workloads.steps import STEPS
+from kernels import torch_ops
+from kernels.common import launch
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
-PROGRAM = (sys.executable, "-m", "bench.prove.stages.sanitizer_workload")
-PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
-# every tensor its own allocation, or a write past one lands unseen in the next
+FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+# with caching, a write past the end of one tensor would land in another tensor and go unnoticed
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+RAGGED = Sizes("ragged", B=1, T=77, C=60, H=3, V=101)
+STEP_SIZES = {"rows": 1, "block_size": 77, "n_embd": 60, "n_head": 3, "vocab_size": 101}
+OURS = "our kernels:"
 
 
 def work(tool: str, seconds: float) -> Outcome:
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *PLACES))
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *FOLDERS))
     sanitizer = shutil.which("compute-sanitizer", path=path)
     if sanitizer is None:
-        return not_there("compute-sanitizer is not installed")
-    command = [sanitizer, "--tool", tool, "--print-limit", "200", *PROGRAM]
+        return not_available("compute-sanitizer is not installed")
+    command = [sanitizer, "--tool", tool, "--print-limit", "200", sys.executable, "-m", __name__]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | UNCACHED
     try:
-        run = subprocess.run(
-            command,
-            cwd=REPOSITORY,
-            env=os.environ | UNCACHED,
-            timeout=seconds,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        run = subprocess.run(command, cwd=REPOSITORY, env=environment, timeout=seconds, **pipes)
     except subprocess.TimeoutExpired:
         return no_time()
     print(run.stdout)
@@ -39,25 +51,50 @@ def work(tool: str, seconds: float) -> Outcome:
 
 
 def judge(output: str, code: int) -> Outcome:
-    """What the tool has found, told apart by whose kernels it was found in."""
+    """Failed if an error was found in one of our kernels; others' errors are only mentioned."""
     errors = [int(number) for number in re.findall(r"ERROR SUMMARY: (\d+) error", output)]
     errors += [int(number) for number in re.findall(r"RACECHECK SUMMARY: (\d+) hazard", output)]
-    ours = next(
-        (line for line in output.splitlines() if line.startswith(sanitizer_workload.OURS)), None
-    )
+    ours = next((line for line in output.splitlines() if line.startswith(OURS)), None)
     if not errors and "not supported" in output.lower():
-        return not_there("compute-sanitizer does not support this machine")
+        return not_available("compute-sanitizer does not support this machine")
     if not errors or ours is None:
         last = [line for line in output.splitlines() if line.strip()][-1:] or ["no output"]
         return failed(f"ended with {code}: {last[0]}")
-    kernels = set(ours.removeprefix(sanitizer_workload.OURS).split())
-    guilty = set(re.findall(r"\bat (?:void )?([\w:]+)", output))
-    found = sum(errors)
-    if found and (guilty & kernels or not guilty):
-        return failed(f"{found} errors in {', '.join(sorted(guilty & kernels)) or 'some kernel'}")
-    others = f"; {found} reports, all in kernels of others" if found else ""
-    return passed(f"{len(kernels)} kernels{others}")
+    names = set(ours.removeprefix(OURS).split())
+    reported = set(re.findall(r"\bat (?:void )?([\w:]+)", output))
+    count = sum(errors)
+    if count and (reported & names or not reported):
+        places = ", ".join(sorted(reported & names)) or "an unnamed kernel"
+        return failed(f"{count} errors in {places}")
+    others = f"; {count} reports, all in other kernels" if count else ""
+    return passed(f"{len(names)} kernels{others}")
+
+
+def main() -> None:
+    device = torch.device("cuda")
+    ops = kernels.load("triton", device)
+    for case in cases():
+        seeded(case, ops, device)()
+    for step in STEPS:
+        step.on(device, ops, **STEP_SIZES)
+    torch.cuda.synchronize()
+    architecture = launch.architecture(device)
+    recorded = [one for case in (*cases(), *STEPS) for one in record(case, architecture)]
+    print(OURS, *sorted({name(one.launch) for one in recorded}))
+
+
+def cases() -> list[Case | Update]:
+    found: list[Case | Update] = [Update(name, RAGGED) for name in served_names(UPDATES)]
+    for operation in served_names(CASES):
+        found.append(Case(operation, RAGGED))
+        if "dropout_p" in inspect.signature(getattr(torch_ops.OPS, operation)).parameters:
+            found.append(Case(operation, RAGGED, options={"dropout_p": 0.2}))
+    return [*found, Case("feed_forward", RAGGED, route=launch.GEMM)]
 
 
 def parts() -> dict[str, float]:
     return dict.fromkeys(TOOLS, 1)
+
+
+if __name__ == "__main__":
+    main()

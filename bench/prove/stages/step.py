@@ -1,30 +1,30 @@
-"""Whole training steps: every preset, by the reference, PyTorch, torch.compile and Triton.
+"""Whole training steps of every preset: by the reference, PyTorch, torch.compile and Triton.
 
-Set NANOGPT to the path of a checkout to have nanoGPT's own step in the same run.
+Set NANOGPT to the path of a checkout to time nanoGPT's own step in the same run.
 """
 
 import os
 
 import torch
 
-from bench.prove.stages import Outcome, not_there, passed
-from bench.training import SIZES, WAYS, measure, told, why_not
+from bench.prove.stage import Outcome, not_available, passed
+from bench.training import SIZES, VARIANTS, measure, summary, unavailable_reason
 
-SHARE = 0.5  # of a part's time spent timing; compiling and capturing need the rest
-MOST_SECONDS = 2.0
-PARTS = {f"{preset}: {way}": (preset, way) for way in WAYS for preset in SIZES}
-COMPILED = [part for part, (_, way) in PARTS.items() if way.compile]
+SHARE = 0.5  # of a part's time for timing; the rest is for compilation and capture
+MAX_SECONDS = 2.0
+PARTS = {f"{preset}: {variant}": (preset, variant) for variant in VARIANTS for preset in SIZES}
+COMPILED = [part for part, (_, variant) in PARTS.items() if variant.compile]
 UNCOMPILED = [part for part in PARTS if part not in COMPILED]
 
 
 def work(part: str, seconds: float) -> Outcome:
-    preset, way = PARTS[part]
+    preset, variant = PARTS[part]
     device, nanogpt = torch.device("cuda", 0), os.environ.get("NANOGPT")
-    reason = why_not(way, device, nanogpt)
+    reason = unavailable_reason(variant, device, nanogpt)
     if reason:
-        return not_there(reason)
-    row = measure(preset, way, device, min(MOST_SECONDS, SHARE * seconds), nanogpt)
-    return passed(told(row), figures=row, lines=[told(row)])
+        return not_available(reason)
+    row = measure(preset, variant, device, min(MAX_SECONDS, SHARE * seconds), nanogpt)
+    return passed(summary(row), figures=row, lines=[summary(row)])
 
 
 def parts() -> dict[str, float]:

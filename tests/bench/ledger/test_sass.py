@@ -1,14 +1,12 @@
-"""Reading machine code and Triton's IR, against listings whose meaning is known."""
+"""Parsing of machine code, PTX and Triton's IR, on listings with a known meaning."""
 
 import pytest
 import torch
 
-from bench.ledger import load_widths, loops, sass
-from bench.ledger.occupancy import resident_blocks
+from bench.ledger import load_widths, sass
 
 LISTING = """
 	.headerflags	@"EF_CUDA_SM90"
-_forward:
 .text._forward:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0010*/              @!P0 LDG.E.128 R4, desc[UR10][R12.64] ;
@@ -16,13 +14,9 @@ _forward:
         /*0030*/                   LDG.E.ENL2.256 R8, desc[UR10][R12.64+0x2] ;
 .L_x_1:
         /*0040*/                   LDGSTS.E.BYPASS.LTC128B.128 [R4], desc[UR8][R2.64] ;
-        /*0050*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
-        /*0060*/              @!P0 BRA `(.L_x_3) ;
-.L_x_2:
         /*0070*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], !UPT ;
         /*0080*/                   MUFU.EX2 R3, R3 ;
         /*0090*/                   MUFU.RCP R3, R3 ;
-        /*00a0*/                   LDSM.16.M88.4 R4, [R3] ;
         /*00b0*/                   REDUX.SUM UR4, R3 ;
         /*00c0*/               @P1 BRA `(.L_x_1) ;
         /*00d0*/                   STL [R1], R3 ;
@@ -35,85 +29,22 @@ _forward:
         /*0128*/                   ATOMG.E.EXCH.STRONG.GPU PT, RZ, [R2], R5 ;
         /*0130*/                   UTMALDG.2D [UR4], [UR6] ;
         /*0140*/                   EXIT ;
-.L_x_3:
-        /*0150*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
-        /*0160*/              @!P0 BRA `(.L_x_3) ;
-        /*0170*/                   BRA `(.L_x_2) ;
-.L_x_4:
-        /*0180*/                   BRA `(.L_x_4);
         /*0190*/                   NOP;
 """
 
 
-@pytest.fixture(scope="module")
-def code():
-    return sass.parse(LISTING)
-
-
-def test_every_instruction_is_read_with_its_guard_and_jump(code):
-    assert [i.address for i in code] == sorted([*range(0, 0x1A0, 0x10), 0xD8, 0x128])
-    assert code[1] == sass.Instruction(0x10, "LDG.E.128", "R4, desc[UR10][R12.64]", True)
-    jumps = {i.address: i.jump for i in code if i.jump is not None}
-    assert jumps == {0x60: 0x150, 0xC0: 0x40, 0x160: 0x150, 0x170: 0x70, 0x180: 0x180}
-
-
-def test_counts_mean_what_they_say(code):
+def test_instructions_are_counted_by_their_meaning():
+    code = sass.parse(LISTING)
+    assert code[1] == sass.Instruction("LDG.E.128", "R4, desc[UR10][R12.64]")
     assert sass.counts(code) == {
-        "instructions": 27,  # the NOP fills up the last line
-        "spills": 2,  # the store of a zero is none
-        "atomics": 1,  # RED: REDUX is a sum within a warp, the others drop what they read
+        "instructions": 20,  # NOP does not count
+        "spills": 2,  # storing RZ is not a spill
+        "atomics": 1,  # RED; REDUX sums within a warp, the others discard the old value
         "tensor": {"HGMMA": 1},
         "exp2": 1,
         "loads": {"32": 1, "16": 2, "2": 1, "tile": 1},
         "stores": {"8": 1, "4": 1},
     }
-
-
-def test_the_hot_loop_is_found_although_a_wait_jumps_back_into_it(code):
-    """The loop is 0x40 to 0xc0; not every turn goes through the wait behind the exit."""
-    loop = loops.hottest(code, "", 90, warps=4)
-    assert loop["is_loop"]
-    assert loop["instructions"] == 9
-    cycles = loop["cycles"]
-    assert cycles["tensor"] == 2 * 64 * 128 * 16 / 4096
-    assert cycles["exponential"] == 2 * 4 * 32 / 16  # two instructions, four warps
-    # 16 bytes per thread from global to shared memory, and as many from there to registers
-    assert cycles["memory"] == 2 * 4 * 32 * 16 / 128
-    assert cycles["issue"] == 9 * 4 / 4
-    assert loop["overlapped"] == 1  # no pipe is fuller than the tensor cores
-    assert loop["serial"] == round(64 / sum(cycles[pipe] for pipe in loops.PIPES), 3)
-
-
-def test_a_kernel_without_a_loop_is_counted_whole():
-    code = sass.parse(LISTING.replace("@P1 BRA `(.L_x_1)", "NOP"))
-    loop = loops.hottest(code, "", 90, warps=4)
-    assert not loop["is_loop"]
-    assert loop["instructions"] == 26
-
-
-@pytest.mark.parametrize(
-    ("architecture", "warps", "registers", "shared", "blocks"),
-    [  # NVIDIA's occupancy calculator
-        (80, 4, 32, 0, 16),
-        (86, 4, 32, 0, 12),  # 48 warps
-        (89, 1, 16, 0, 24),
-        (90, 8, 107, 49_152, 2),
-        (90, 8, 128, 0, 2),
-        (90, 8, 129, 0, 1),
-        (90, 4, 168, 0, 3),
-        (90, 4, 32, 232_448, 1),
-        (90, 4, 32, 232_449, 0),
-        (90, 4, 32, 115_712, 2),  # 228 KB between two, of which 1 KB each is the system's
-        (80, 32, 64, 0, 1),
-        (120, 8, 80, 0, 3),
-    ],
-)
-def test_resident_blocks(architecture, warps, registers, shared, blocks):
-    assert resident_blocks(architecture, warps, registers, shared) == blocks
-
-
-def test_tensor_memory_limits_resident_blocks():
-    assert resident_blocks(100, 4, 64, 0, tensor_memory=256) == 2
 
 
 TTIR = """
@@ -141,14 +72,14 @@ TTIR = """
 """
 
 
-def test_loads_are_traced_to_the_argument_and_the_line():
-    norm, helper = load_widths.Place("/x/norm.py", 6, 16), load_widths.Place("/x/helper.py", 1, 5)
+def test_loads_are_traced_to_their_argument_and_line():
+    norm, helper = "/x/norm.py:6:16", "/x/helper.py:1:5"
     assert load_widths.tiles_of(TTIR) == [
-        load_widths.Tile("w_ptr", 4, None),
+        load_widths.Tile("w_ptr", 4, ""),
         load_widths.Tile("x_ptr", 16 * 64 * 2, norm),
         load_widths.Tile("w_ptr", 64 * 4, helper),
         load_widths.Tile("x_ptr", 64 * 2, helper),
-        load_widths.Tile("q", 64 * 4, helper),  # chosen between pointers: no argument has this name
+        load_widths.Tile("q", 64 * 4, helper),  # a select between pointers is not traced
     ]
 
 
@@ -170,9 +101,8 @@ PTX = """
 """
 
 
-def test_widths_are_those_of_the_place_that_loads():
-    first, second = load_widths.Place("/x/norm.py", 6, 16), load_widths.Place("/x/norm.py", 8, 16)
-    assert load_widths.widths(PTX) == {first: [16, 16, 4], second: [2, 16]}
+def test_widths_belong_to_the_line_of_the_load():
+    assert load_widths.widths(PTX) == {"/x/norm.py:6:16": [16, 16, 4], "/x/norm.py:8:16": [2, 16]}
 
 
 @pytest.mark.parametrize(
@@ -183,18 +113,18 @@ def test_widths_are_those_of_the_place_that_loads():
         (torch.empty(1, 12, dtype=torch.float32), True),
         (torch.empty(4, 16, dtype=torch.bfloat16)[:, :8], True),
         (torch.empty(4, 16, dtype=torch.bfloat16)[:, 8:], True),
-        (torch.empty(4, 16, dtype=torch.bfloat16)[:, 1:9], False),  # begins at 2 bytes
+        (torch.empty(4, 16, dtype=torch.bfloat16)[:, 1:9], False),  # starts at 2 bytes
         (torch.empty(4, 20, dtype=torch.bfloat16)[:, :8], False),  # the second row, at 40
-        (torch.empty(8, 4, dtype=torch.float32).t(), True),  # columns are what lies together
+        (torch.empty(8, 4, dtype=torch.float32).t(), True),  # columns are contiguous
         (torch.empty(4, 8, dtype=torch.float32)[:, ::2], False),
     ],
 )
-def test_rows_are_wide_where_each_begins_and_ends_at_16_bytes(tensor, wide):
+def test_rows_are_wide_if_all_start_and_end_at_16_bytes(tensor, wide):
     assert load_widths.rows_are_wide(tensor) is wide
 
 
-def test_a_shared_place_is_narrow_only_if_its_widest_load_is():
-    """A helper is one place for all who call it: a load that may be narrow excuses it."""
+def test_line_of_a_helper_is_narrow_only_if_its_widest_load_is():
+    """A caller whose load may be narrow excuses the line that it shares with others."""
     ttir = TTIR.replace("#loc3 at #loc2", "#loc1 at #loc2")
     tensors = {"x_ptr": torch.empty(64, 64, dtype=torch.bfloat16), "w_ptr": torch.empty(64, 64)}
     assert load_widths.narrow(ttir, PTX, tensors, threads=32) == []
@@ -203,9 +133,8 @@ def test_a_shared_place_is_narrow_only_if_its_widest_load_is():
         "x_ptr at x/norm.py:6 by 4 bytes"
     ]
     assert load_widths.narrow(TTIR, PTX, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
-    assert (
-        load_widths.narrow(TTIR, PTX, tensors, threads=256) == []
-    )  # 2 KiB for 256 threads: 8 each
+    # 2 KiB are 8 bytes for each of 256 threads
+    assert load_widths.narrow(TTIR, PTX, tensors, threads=256) == []
 
 
 IN_FLIGHT = """
@@ -226,13 +155,13 @@ IN_FLIGHT = """
         ("LDS.128 R85, [R4]", 1),  # writes 85 to 88
         ("IMAD.WIDE R87, R4, R5, R6", 1),
         ("SHFL.BFLY PT, R91, R4, 0x1, 0x1f", 1),
-        ("MOV R96, R88", 0),  # what is read may be read
+        ("MOV R96, R88", 0),  # reads are allowed
         ("LDS.128 R84, [R88]", 0),
         ("STS.128 [R4], R88", 0),
         ("ISETP.GE.AND P0, PT, R88, R4, PT", 0),
     ],
 )
-def test_an_operand_of_a_product_in_flight_is_not_to_be_written(between, count):
+def test_writes_to_operands_of_products_in_flight_are_counted(between, count):
     code = sass.parse(IN_FLIGHT.format(between=between))
     assert len(code) == 6
     assert sass.overwritten(code) == count

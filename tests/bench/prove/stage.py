@@ -1,11 +1,11 @@
-"""A stage with something wrong in it, for the tests of `bench.prove`."""
+"""A stage with faulty parts, for the tests of `bench.prove`."""
 
 import os
 import subprocess
 import sys
 import time
 
-from bench.prove.stages import failed, passed
+from bench.prove.stage import failed, passed
 
 
 def work(part: str, seconds: float) -> dict:
@@ -18,7 +18,7 @@ def work(part: str, seconds: float) -> dict:
         time.sleep(60)
     if part == "differs":
         return failed("a bit differs")
-    return passed("as it should be", rows=[{"part": part}])
+    return passed("as expected", rows=[{"part": part}])
 
 
 def parts() -> dict[str, float]:

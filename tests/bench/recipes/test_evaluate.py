@@ -1,4 +1,4 @@
-"""bench.recipes.evaluate: bits per byte of a text and HellaSwag, spelled out; what it refuses."""
+"""Scores of a text and of HellaSwag against their definitions, in fp64 one token at a time."""
 
 import json
 import math
@@ -7,48 +7,49 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-import kernels
 from bench.recipes import evaluate
 from gpt.config.train import TrainConfig
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from gpt.exercises import hellaswag
-from gpt.models import layouts as weights
-from gpt.models.build import portable_state
 from gpt.models.packed import GPT
+from gpt.pretrained import export
 from gpt.runs import checkpoint
-from gpt.training.step import Precision
+from gpt.runs.portable_state import portable_state
+from gpt.training.precision import Precision
+from kernels.torch_ops import OPS
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 
 LETTERS = CharTokenizer(" abcdeé世")
-FP32 = Precision(torch.device("cpu"), torch.float32)
+CPU = torch.device("cpu")
+FP32 = Precision(CPU, torch.float32)
 TEXT = "a bé世d cab 世édé babe"
 CONTEXT, ENDINGS = "bad cab", ["deed", "é", "a bee bad", "bed a bed a bed"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run, as far as it can speak."""
+    """A run, as far as it is needed to load its model."""
     path = tmp_path_factory.mktemp("evaluate") / "run"
     save_run(path, replace(LECTURE, vocab_size=LETTERS.vocab_size), LETTERS)
     return path
 
 
 def save_run(path, config, tokenizer):
-    weights = portable_state(randomise(GPT(config, kernels.load("torch"))))
+    weights = portable_state(randomise(GPT(config, OPS)))
     record = {"step": 0, "train": asdict(TrainConfig(model=config))}
     path.mkdir()
     record["tokenizer"] = tokenizer.to_json()
     checkpoint.save(path, {"best": ("weights",)}, {"weights": weights}, record)
 
 
-def asked(folder, capsys, *options):
+def scores_of(folder, capsys, *options):
     capsys.readouterr()
     assert evaluate.main([str(folder), "--device=cpu", "--json", *options]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def log_probability(model, tokens, place):
-    """Of the token there, from those of the block before it, in fp64 and one at a time."""
+    """Of the token at `place`, given the block before it, in fp64."""
     before = torch.tensor(tokens[max(0, place - model.config.block_size) : place])
     with torch.no_grad():
         logits = model.double()(before[None])[0][0, -1].tolist()
@@ -56,30 +57,29 @@ def log_probability(model, tokens, place):
 
 
 @pytest.mark.parametrize("implementation", ["torch", "reference"])
-def test_a_text_costs_what_its_tokens_cost(folder, tmp_path, capsys, implementation):
+def test_the_loss_of_a_text_is_the_mean_over_its_tokens(folder, tmp_path, capsys, implementation):
     path = tmp_path / "text"
     path.write_text(TEXT, encoding="utf-8")
-    said = asked(folder, capsys, f"--text={path}", f"--kernels={implementation}")
-    config = evaluate.EvaluateConfig(str(folder), kernels="torch")
-    model, tokenizer = evaluate.open_model(config, torch.device("cpu"))
+    scores = scores_of(folder, capsys, f"--text={path}", f"--kernels={implementation}")
+    model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
     tokens, block = tokenizer.encode(TEXT).tolist(), model.config.block_size
     total = 0.0
     for place in range(1, len(tokens)):
         start = (place - 1) // block * block  # of its window
         total -= log_probability(model, tokens[start:], place - start)
     count = len(TEXT)
-    assert said["tokens"] == count == 20
-    assert said["bytes"] == count + 3 + 2 * 2 == len(TEXT.encode())  # three é, two 世
-    assert said["loss"] == pytest.approx(total / (count - 1), rel=1e-5)
-    assert said["perplexity"] == pytest.approx(math.exp(total / (count - 1)), rel=1e-4)
+    assert scores["tokens"] == count == 20
+    assert scores["bytes"] == count + 3 + 2 * 2 == len(TEXT.encode())  # three é, two 世
+    assert scores["loss"] == pytest.approx(total / (count - 1), rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(math.exp(total / (count - 1)), rel=1e-4)
     bits = total / (count - 1) / math.log(2)
-    assert said["bits_per_byte"] == pytest.approx(bits * count / said["bytes"], rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(bits * count / scores["bytes"], rel=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["torch", "reference"])
-def test_an_ending_s_score_is_the_sum_and_the_mean_of_its_tokens(folder, implementation):
-    config = evaluate.EvaluateConfig(str(folder), kernels=implementation)
-    model, tokenizer = evaluate.open_model(config, torch.device("cpu"))
+def test_the_score_of_an_ending_is_the_sum_and_the_mean_over_its_tokens(folder, implementation):
+    ops = OPS if implementation == "torch" else None
+    model, tokenizer = evaluate.open_model(str(folder), ops, CPU)
     scores = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32)
     block = model.config.block_size
     for ending, (total, mean) in zip(ENDINGS, scores.tolist(), strict=True):
@@ -98,22 +98,21 @@ def write_examples(path, *rows):
     return path
 
 
-def test_both_accuracies_are_shares_of_right_endings(folder, tmp_path, capsys):
-    config = evaluate.EvaluateConfig(str(folder))
-    model, tokenizer = evaluate.open_model(config, torch.device("cpu"))
+def test_both_accuracies_are_fractions_of_correct_endings(folder, tmp_path, capsys):
+    model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
     by_sum, by_mean = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32).argmax(0).tolist()
     assert by_sum != by_mean
     row = {"ind": 3, "ctx": CONTEXT, "endings": ENDINGS, "activity_label": "x"}
     rows = [row | {"label": label} for label in (by_sum, by_mean, str(by_mean), by_sum, by_mean)]
     path = write_examples(tmp_path / "val.jsonl", *rows)
-    found = asked(folder, capsys, f"--hellaswag={path}")
+    found = scores_of(folder, capsys, f"--hellaswag={path}")
     assert found["examples"] == 5
     assert (found["acc"], found["acc_norm"]) == pytest.approx((2 / 5, 3 / 5))
-    found = asked(folder, capsys, f"--hellaswag={path}", "--limit=1")
+    found = scores_of(folder, capsys, f"--hellaswag={path}", "--limit=1")
     assert (found["acc"], found["acc_norm"], found["examples"]) == (1.0, 0.0, 1)
 
 
-def test_both_at_once_in_words(folder, tmp_path, capsys):
+def test_both_are_printed_as_sentences(folder, tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text(TEXT, encoding="utf-8")
     path = write_examples(tmp_path / "val.jsonl", {"ctx": "a", "endings": ["b", "c"], "label": 0})
@@ -124,16 +123,13 @@ def test_both_at_once_in_words(folder, tmp_path, capsys):
     assert first.startswith(f"{text}: loss ")
     assert first.endswith("bits per byte (20 tokens, 27 bytes)")
     assert "acc_norm" in second
-    assert second.endswith("(1 examples)")
+    assert second.endswith(" 1 examples")
 
 
-def test_gpt2_s_weights_are_a_model_too(tmp_path, capsys):
+def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
     save_run(tmp_path / "run", CONFIGS["gpt2"], CharTokenizer("abcdefghijk"))
-    assert weights.main(["export", str(tmp_path / "run"), str(tmp_path / "gpt2")]) == 0
-    models = [
-        evaluate.open_model(evaluate.EvaluateConfig(str(tmp_path / name)), torch.device("cpu"))
-        for name in ("run", "gpt2")
-    ]
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "gpt2")]) == 0
+    models = [evaluate.open_model(str(tmp_path / name), OPS, CPU) for name in ("run", "gpt2")]
     assert isinstance(models[1][1], GPT2Tokenizer)
     tokens = draw_tokens(2, 8)
     with torch.no_grad():
@@ -142,34 +138,34 @@ def test_gpt2_s_weights_are_a_model_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
+    [([], "there is nothing to evaluate"), (["--text=a", "--limit=-1"], "--limit is -1")],
+)
+def test_a_wrong_option_is_an_error(folder, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main([str(folder), *options])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
     [
-        ([], "say what to evaluate with"),
-        (["--text=missing"], "missing cannot be read"),
-        (["--text=unknown"], "the character 'Z' is not in this model's vocabulary"),
-        (["--text=short"], "the text has 1 tokens"),
-        (["--hellaswag=short"], "short: line 1 is no example of HellaSwag"),
-        (["--hellaswag=label"], "label: line 2 is no example of HellaSwag"),
-        (["--hellaswag=empty"], "empty has no examples"),
-        (["--text=letters", "--limit=-1"], "--limit must be at least 0"),
+        (["--text=missing"], "missing"),
+        (["--text=unknown"], "'Z'"),
+        (["--text=short"], "1 tokens"),
+        (["--hellaswag=label"], "label: line 2"),
+        (["--hellaswag=empty"], "empty"),
         (["--text=letters", "--kernels=other"], "kernels"),
     ],
 )
-def test_what_is_refused(folder, tmp_path, monkeypatch, capsys, options, sentence):
+def test_a_wrong_file_is_an_error(folder, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     for name, content in {"unknown": "aZ", "short": "a", "empty": "\n", "letters": "abc"}.items():
         (tmp_path / name).write_text(content)
     row = {"ctx": "a", "endings": ["b", "c"], "label": 0}
     write_examples(tmp_path / "label", row, row | {"label": 2})
     assert evaluate.main([str(folder), "--device=cpu", *options]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("bench.recipes.evaluate: ")
-    assert sentence in said
-    assert said.count("\n") == 1
-
-
-def test_a_model_that_is_not_there_is_refused(tmp_path, capsys):
-    (tmp_path / "text").write_text("abc")
-    arguments = [str(tmp_path / "none"), f"--text={tmp_path / 'text'}", "--device=cpu"]
-    assert evaluate.main(arguments) == 2
-    assert "no such run or file" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert printed.startswith("bench.recipes.evaluate: ")
+    assert message in printed
+    assert printed.count("\n") == 1

@@ -1,4 +1,4 @@
-"""bench.recipes.reinforce: a run of a task becomes another run, and what is refused leaves nothing."""
+"""A run of a task is reinforced into another run; an error leaves no folder behind."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 import sample
 from bench.recipes import reinforce
-from gpt.runs.run_state import load_model
+from gpt.generation.load import load_model
 from kernels.torch_ops import OPS
 from tests.runs import run, tensor_files
 
@@ -24,15 +24,15 @@ def supervised(tmp_path_factory):
 
 
 @pytest.mark.parametrize("implementation", ["torch", "reference"])
-def test_a_run_becomes_another_that_speaks_and_begins_others(
+def test_the_new_run_can_be_sampled_and_initialised_from(
     supervised, tmp_path, capsys, implementation
 ):
     new, options = tmp_path / "new", [*SHORT, f"--kernels={implementation}"]
     capsys.readouterr()
     assert reinforce.main([str(supervised), f"--out-dir={new}", *options]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"addition-1: \S+% of 15 held-out problems are right", said[0])
-    assert re.fullmatch(r"after 3 steps, \d+ s: \S+%", said[1])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"addition-1: \S+% of 15 held-out problems answered correctly", lines[0])
+    assert re.fullmatch(r"after 3 steps, \d+ s: \S+%", lines[1])
     record = json.loads((new / "best.json").read_text())
     assert record["reinforce"]["steps"] == record["step"] == 3
     assert 0 <= record["reinforce"]["accuracy"] <= 1
@@ -42,10 +42,10 @@ def test_a_run_becomes_another_that_speaks_and_begins_others(
     assert sample.main([f"--out-dir={new}", "--device=cpu", "--start=3+4="]) == 0
     assert capsys.readouterr().out.startswith("3+4=")
     options = [*TINY, f"--init-from={new}", "--max-iters=1", "--eval-interval=1"]
-    assert run(tmp_path / "on", *options, preset="addition") == 0
+    assert run(tmp_path / "tuned", *options, preset="addition") == 0
 
 
-def test_the_same_seed_is_the_same_run(supervised, tmp_path):
+def test_the_seed_determines_the_run(supervised, tmp_path):
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         arguments = [str(supervised), f"--out-dir={tmp_path / name}", f"--seed={seed}", *SHORT]
         assert reinforce.main(arguments) == 0
@@ -54,40 +54,38 @@ def test_the_same_seed_is_the_same_run(supervised, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        (["--steps=0"], "--steps must be at least 1"),
-        (["--group=1"], "--group must be at least 2"),
-        (["--learning-rate=-1"], "--learning-rate must be a number of at least 0"),
-        (["--kernels=other"], "kernels"),
+        (["--steps=0"], "--steps is 0; it must be at least 1"),
+        (["--group=1"], "--group is 1; it must be at least 2"),
+        (["--learning-rate=-1"], "--learning-rate is -1.0; it must be at least 0"),
+        (["--kl=nan"], "--kl is nan; it must be at least 0"),
         (["--nonsense"], "nonsense"),
     ],
 )
-def test_wrong_options(supervised, tmp_path, capsys, options, sentence):
-    assert reinforce.main([str(supervised), f"--out-dir={tmp_path / 'new'}", *options]) == 2
-    refused(capsys, sentence)
+def test_a_wrong_option_is_an_error(supervised, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        reinforce.main([str(supervised), f"--out-dir={tmp_path / 'new'}", *options])
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_wrong_runs(supervised, tmp_path, capsys):
-    new = f"--out-dir={tmp_path / 'new'}"
-    assert reinforce.main([]) == 2
-    refused(capsys, "RUN --out-dir NEW")
-    assert reinforce.main([str(tmp_path / "none"), new]) == 2
-    refused(capsys, "is there a run")
-    assert reinforce.main([str(supervised), f"--out-dir={supervised}"]) == 2
-    refused(capsys, "supervised is there already; give another --out-dir")
-    (tmp_path / "file").write_text("")
-    assert reinforce.main([str(supervised), f"--out-dir={tmp_path / 'file'}"]) == 2
-    refused(capsys, "file cannot be made: File exists")
+def test_a_wrong_run_is_an_error(supervised, tmp_path, capsys):
     assert run(tmp_path / "prose", "--max-iters=1") == 0
-    assert reinforce.main([str(tmp_path / "prose"), new, "--device=cpu"]) == 2
-    refused(capsys, "no task's: no reward is known")
+    (tmp_path / "file").write_text("")
+    for source, folder, message in (
+        (tmp_path / "none", "new", "is there a run"),
+        (supervised, "supervised", "supervised is not empty; give a new folder"),
+        (supervised, "file", "file cannot be created: File exists"),
+        (tmp_path / "prose", "new", "which is not a task with answers"),
+        (supervised, "new", "kernels"),
+    ):
+        out = supervised if folder == "supervised" else tmp_path / folder
+        kernels = ["--kernels=other"] if message == "kernels" else []
+        arguments = [str(source), f"--out-dir={out}", "--device=cpu", *kernels]
+        assert reinforce.main(arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("bench.recipes.reinforce: ")
+        assert message in printed
+        assert printed.count("\n") == 1
     assert not (tmp_path / "new").exists()
-
-
-def refused(capsys, sentence):
-    said = capsys.readouterr().err
-    assert said.startswith("bench.recipes.reinforce: ")
-    assert sentence in said
-    assert said.count("\n") == 1

@@ -1,7 +1,7 @@
-"""Kernels whose figures are known from their text, compiled for the tests of the ledger.
+"""Kernels with known properties, compiled for the tests of the ledger.
 
-`python -m tests.bench.samples FILE` writes their rows. It is run as a process of its own, because
-nothing is compiled in a process where kernels are interpreted.
+`python -m tests.bench.ledger.samples FILE` writes their rows. It is a process of its own, because
+tests run where kernels are interpreted and not compiled.
 """
 
 import json
@@ -19,7 +19,6 @@ SAMPLES = {
     "80": ("product", "deep product"),
     "90": (),  # all
     "100": ("product",),
-    "gfx942": ("wide", "product"),
 }
 ROWS, LENGTH = 64, 1024  # a row of bf16 is 2 KiB: 16 bytes for each of 128 threads
 M, N, K, DEPTH = 128, 64, 64, 512
@@ -71,7 +70,7 @@ def _calls() -> dict:
     x, y, total = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH), _meta(1, dtype=torch.float32)
     shifted = _meta(ROWS * LENGTH + 1)[1:].view(ROWS, LENGTH)
     ragged = _meta(ROWS, LENGTH + 1)
-    many, few = _meta(2**16, dtype=torch.float32), _meta(LENGTH, dtype=torch.float32)
+    many = _meta(2**16, dtype=torch.float32)
 
     def product(dtype, **options):
         a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
@@ -85,7 +84,6 @@ def _calls() -> dict:
         "forgetful": (_copy_forgetful, (x, y, LENGTH), dict(BLOCK=LENGTH)),
         "atomic": (_sum, (x, total, LENGTH), dict(BLOCK=LENGTH)),
         "spilling": (_exponentials, (many, many, 2**16), dict(BLOCK=2**15)),
-        "exponentials": (_exponentials, (many, few, 2**16), dict(BLOCK=LENGTH)),
         "product": product(torch.bfloat16, num_stages=2),
         "deep product": product(torch.bfloat16, num_stages=6),
         "fp32 product": product(torch.float32, M=16, N=16, K=16),
@@ -96,13 +94,13 @@ def main(file: str) -> None:
     found = {}
     calls = _calls()
     for architecture, names in SAMPLES.items():
-        target = compiled.parse_target(architecture)
         for name in names or calls:
             kernel, arguments, options = calls[name]
-            with record(target.cards[0]) as launches:
+            targets = compiled.architectures(architecture)
+            with record(targets[0]) as launches:
                 launch(kernel, (ROWS,), *arguments, **options)
-            launched = [compiled.Launched(name, card, launches[0]) for card in target.cards]
-            (found[f"{name} {architecture}"],) = compiled.rows(launched, target)
+            recorded = [compiled.Recorded(name, target, launches[0]) for target in targets]
+            (found[f"{name} {architecture}"],) = compiled.rows(recorded, architecture)
     Path(file).write_text(json.dumps(found))
 
 

@@ -1,8 +1,9 @@
-"""Measured figures as JSON: a file per card and date, which `make prove` writes.
+"""Result files: measurements as JSON, one file per GPU and date, written by `make prove`.
 
-{"schema": 1, "card": {...}, "date": "2026-11-21", "ceilings": {...}, "stages": {name: {...}},
-"rows": [{...}]}: every stage and row says with which commit it was measured, and when. A row is
-what `bench.compare.row` makes.
+{"schema": 2, "gpu": {...}, "date": "2026-11-21", "ceilings": {...}, "stages": {name: {...}},
+"rows": [{...}]}. Every stage and row has the commit and date of its measurement. A row is the
+result of `bench.compare.row`. Programs of `bench.recipes` write {"schema": 2, "table": the name of
+their table in the README, "date": ..., "machine": ..., "commit": ..., "rows": [{...}]}.
 """
 
 import json
@@ -13,14 +14,16 @@ from pathlib import Path
 import numpy
 import torch
 
-SCHEMA = 1
+from gpt.files import write_whole
+
+SCHEMA = 2
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
-KEY = ("operation", "shape", "precision", "pass", "rival")  # what tells one row from another
+KEY = ("operation", "shape", "precision", "pass", "implementation")  # identifies a row
 
 
-def card() -> dict:
-    """The card that is there, and the versions that run on it."""
+def gpu() -> dict:
+    """The current GPU and the versions of the software."""
     import triton
 
     properties = torch.cuda.get_device_properties(0)
@@ -47,12 +50,12 @@ def _driver() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, "+" behind it where files differ from it, or "unknown"."""
+    """The commit of this checkout, followed by "+" if files differ from it, or "unknown"."""
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"  # a copy of the files alone: name the commit with --commit
+        return "unknown"  # a copy without .git: pass --commit
 
 
 def _git(*arguments: str) -> str:
@@ -61,60 +64,51 @@ def _git(*arguments: str) -> str:
     return run.stdout.strip()
 
 
-def file_name(card_name: str, date: str) -> str:
+def file_name(gpu_name: str, date: str) -> str:
     """nvidia-h200-2026-11-21.json"""
-    return f"{'-'.join(card_name.lower().split())}-{date}.json"
+    return f"{'-'.join(gpu_name.lower().split())}-{date}.json"
 
 
 def read(path: Path) -> dict:
     result = json.loads(path.read_text())
-    if result.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{path} has schema {result.get('schema')}, this program reads {SCHEMA}: measure again"
-        )
+    schema = result.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema} instead of {SCHEMA}: measure again")
     return result
 
 
 def write(path: Path, result: dict) -> None:
-    """JSON with one row of figures on a line, so that a difference can be read."""
+    """Write JSON with one row per line, so that a changed row is a changed line of the diff."""
     rows = ",\n".join(json.dumps(row) for row in result["rows"])
     rest = {key: value for key, value in result.items() if key != "rows"}
     text = json.dumps(rest, indent=1).removesuffix("\n}")
-    write_whole(path, f'{text},\n "rows": [\n{rows}\n]}}\n')
+    write_whole(path, f'{text},\n "rows": [\n{rows}\n]}}\n'.encode())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is always there as a whole: the earlier one, or this one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+def merge(earlier: dict, later: dict) -> dict:
+    """Both results; `later` replaces what it has measured again.
 
-
-def add(earlier: dict, later: dict) -> dict:
-    """Both runs: what `later` has measured again replaces the earlier.
-
-    If the card or a version has changed in between, the earlier run counts no more.
+    If the GPU or a version has changed, the earlier result is dropped.
     """
-    if earlier["card"] != later["card"]:
+    if earlier["gpu"] != later["gpu"]:
         return later
     rows = {tuple(row[key] for key in KEY): row for row in (*earlier["rows"], *later["rows"])}
     stages = earlier["stages"] | later["stages"]
     return later | {"stages": stages, "rows": list(rows.values())}
 
 
-def of_every_card(folder: Path = RESULTS) -> list[dict]:
-    """Each card's results in one, what was measured last counting; sorted by the card's name."""
+def by_gpu(folder: Path = RESULTS) -> list[dict]:
+    """The merged results of each GPU, sorted by its name."""
     found: dict[str, dict] = {}
     for result in _oldest_first(folder):
-        if "card" in result:
-            name = result["card"]["name"]
-            found[name] = add(found[name], result) if name in found else result
+        if "gpu" in result:
+            name = result["gpu"]["name"]
+            found[name] = merge(found[name], result) if name in found else result
     return [found[name] for name in sorted(found)]
 
 
-def of_programs(folder: Path = RESULTS) -> dict[str, dict]:
-    """What other programs have measured, the newest of each: {"schema": 1, "table": the name of
-    its table in the README, "date": ..., "machine": ..., "commit": ..., "rows": [{...}]}."""
+def by_table(folder: Path = RESULTS) -> dict[str, dict]:
+    """The newest result of each program of `bench.recipes`, by the name of its table."""
     return {result["table"]: result for result in _oldest_first(folder) if "table" in result}
 
 

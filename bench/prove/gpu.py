@@ -1,0 +1,22 @@
+"""Identifies the GPU and measures its ceilings, to which all results are compared."""
+
+import torch
+
+from bench import results
+from bench.prove.stage import Outcome, passed
+from bench.timer import DeviceTimer, measure_ceilings
+
+
+def work(part: str, seconds: float) -> Outcome:
+    device = torch.device("cuda")
+    ceilings = measure_ceilings(device, DeviceTimer(device))
+    copy, matmul = ceilings.copy_bytes_per_second, ceilings.matmul_flops_per_second
+    return passed(
+        f"copies {copy / 1e12:.2f} TB/s, multiplies {matmul / 1e12:.0f} TFLOP/s in bf16",
+        gpu=results.gpu(),
+        ceilings=ceilings._asdict(),
+    )
+
+
+def parts() -> dict[str, float]:
+    return {"gpu": 1}

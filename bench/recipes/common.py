@@ -1,0 +1,75 @@
+"""What the recipes share: options, running train.py, and the JSON file of a table."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import kernels
+from bench import results
+from gpt import UserError
+from gpt.runs.metrics import read_metrics
+
+
+def parser(doc: str, **options) -> argparse.ArgumentParser:
+    """A parser with --json; the first line of `doc` is its description."""
+    made = argparse.ArgumentParser(description=doc.partition("\n")[0], **options)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table to it")
+    return made
+
+
+def write(table: str, rows: list[dict], path: Path | None = None, machine: str = "") -> None:
+    """Write the result file of a table, by default bench/results/TABLE-DATE.json."""
+    today = date.today().isoformat()
+    head = {"schema": results.SCHEMA, "table": table, "date": today, "commit": results.commit()}
+    path = path or results.RESULTS / f"{table}-{today}.json"
+    results.write(path, {**head, "machine": machine or describe_machine(), "rows": rows})
+
+
+def describe_machine() -> str:
+    """The processor, the number of threads if it is set, and the versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    processor = names[0] if names else platform.processor()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    threads = f"{threads} thread{'s' * (threads != '1')} on " if threads else ""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{threads}{os.cpu_count()} cores of {processor}, {versions}"
+
+
+def run_script(*arguments) -> None:
+    """Run `python ARGUMENTS` in the repository, or exit with its code and the end of its errors."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=results.REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arguments[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def show(row: dict) -> dict:
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def evaluations(folder: Path) -> list[dict]:
+    """The lines of a run's metrics that have a validation loss."""
+    return [line for line in read_metrics(folder) if "val_loss" in line]
+
+
+def exit_code(recipe: str, run: Callable[[], None]) -> int:
+    """Run a recipe; print an error of the user's as one line. Returns the exit code."""
+    try:
+        run()
+    except (UserError, kernels.Unavailable) as error:
+        print(f"bench.recipes.{recipe}: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+    return 0

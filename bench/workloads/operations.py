@@ -1,0 +1,295 @@
+"""The operations that the ledger compiles and the benchmarks time, at their sizes and dtypes.
+
+Letters: B batch, T time, C channels, H heads, D = C / H, F = 4 C, V vocabulary. `inputs` draws
+random operands on any device. On "meta" they have shapes only, which is enough to record launches
+for an architecture that is not present.
+"""
+
+import contextlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from kernels.common import launch
+
+
+class Precision(NamedTuple):
+    """The dtypes of a training step."""
+
+    wide: torch.dtype  # parameters
+    narrow: torch.dtype  # operands and results of matrix products
+    stream: torch.dtype  # the residual stream
+
+
+PRECISIONS = {
+    "bf16": Precision(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "fp16": Precision(torch.float16, torch.float16, torch.float16),
+    "fp32": Precision(torch.float32, torch.float32, torch.float32),
+    "autocast": Precision(torch.float32, torch.bfloat16, torch.float32),  # PyTorch's
+    "training": Precision(torch.float32, torch.bfloat16, torch.bfloat16),  # gpt/models/packed.py
+}
+
+
+class Sizes(NamedTuple):
+    name: str
+    B: int
+    T: int
+    C: int
+    H: int
+    V: int
+
+
+LECTURE = Sizes("lecture", B=64, T=256, C=384, H=6, V=65)
+GPT2 = Sizes("gpt2", B=16, T=1024, C=768, H=12, V=50304)
+GPT2_XL = Sizes("gpt2-xl", B=4, T=1024, C=1600, H=25, V=50304)
+WIDE_HEADS = Sizes("wide-heads", B=4, T=2048, C=2048, H=16, V=50304)
+
+
+class Case(NamedTuple):
+    """A differentiable operation."""
+
+    operation: str  # a name of kernels.Ops
+    sizes: Sizes
+    precision: str = "bf16"  # a name of PRECISIONS
+    options: dict[str, Any] = {}  # noqa: RUF012 (never written)
+    route: launch.Route | None = None  # of the feed-forward; None: as in `launch.ROUTES`
+
+    def __str__(self):
+        route = f" by {' '.join(self.route)}" if self.route else ""
+        return _describe(self) + route
+
+    def inputs(self, device) -> tuple:
+        """Random operands of the operation; those that have a gradient require it."""
+        return _inputs(self.operation, self.sizes, PRECISIONS[self.precision], device)
+
+    def keywords(self, device) -> dict[str, Any]:
+        """The options as keyword arguments of the operation, tensors included."""
+        options = dict(self.options)
+        if options.pop("x_bias", False):
+            options["x_bias"] = torch.zeros(self.sizes.C, device=device).requires_grad_()
+        if options.pop("angles", False):
+            T, D = self.sizes.T, self.sizes.C // self.sizes.H
+            options["cos"], options["sin"] = torch.ones(2, T, D, device=device)
+        return options
+
+    def autocast(self, device):
+        """The context of the forward pass: autocast if parameters are wider than the stream."""
+        wide, narrow, stream = PRECISIONS[self.precision]
+        if wide == stream:
+            return contextlib.nullcontext()
+        kind = torch.device(device).type
+        return torch.autocast("cpu" if kind == "meta" else kind, narrow)
+
+    def call(self, ops, inputs, options=None):
+        device = inputs[0].device
+        options = self.keywords(device) if options is None else options
+        with launch.routed(self.route), self.autocast(device):
+            return getattr(ops, self.operation)(*inputs, **options)
+
+    def run(self, ops, device) -> list[torch.Tensor]:
+        """Run forward and backward; return outputs and gradients."""
+        inputs, options = self.inputs(device), self.keywords(device)
+        operands = [one for one in (*inputs, *options.values()) if isinstance(one, torch.Tensor)]
+        leaves = [one for one in operands if one.requires_grad]
+        outputs = self.call(ops, inputs, options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        upstream = [  # not randn_like: the same numbers whatever the strides of the output are
+            torch.randn(one.shape, dtype=one.dtype, device=one.device) for one in outputs
+        ]
+        return [*(one.detach() for one in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
+
+
+class Update(NamedTuple):
+    """A step of an optimizer: over GPT-2's parameters, or by default over one weight and bias.
+
+    With "autocast" as in a captured training step: gradients belong to 16-bit copies.
+    """
+
+    operation: str  # a name of kernels.Ops
+    sizes: Sizes
+    precision: str = "fp32"  # a name of PRECISIONS
+    n_layer: int = 0  # of GPT-2
+
+    def __str__(self):
+        return f"{self.operation} {self.sizes.name} {self.precision}"
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        _, _, T, C, _, V = self.sizes
+        if not self.n_layer:
+            return [(C, 4 * C), (C,)]
+        norm = [(C,), (C,)]
+        attention = [(3 * C, C), (3 * C,), (C, C), (C,)]
+        feed_forward = [(4 * C, C), (4 * C,), (C, 4 * C), (C,)]
+        block = [*norm, *attention, *norm, *feed_forward]
+        return [(V, C), (T, C), *self.n_layer * block, *norm]
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(math.prod, self.shapes()))
+
+    def inputs(self, device) -> tuple:
+        """Random parameters with gradients."""
+        leaf, dtype = _leaf(device), PRECISIONS[self.precision].wide
+        parameters = tuple(torch.nn.Parameter(leaf(shape, dtype)) for shape in self.shapes())
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        return parameters
+
+    def run(self, ops, device) -> list[torch.Tensor]:
+        """Clip the gradients; return their norm and the updated parameters."""
+        parameters = self.inputs(device)
+        optimizer = getattr(ops, self.operation)(parameters)
+        wide, narrow, _ = PRECISIONS[self.precision]
+        if wide != narrow:
+            copies = [one.detach().to(narrow).requires_grad_() for one in parameters]
+            for parameter, copy in zip(parameters, copies, strict=True):
+                parameter.grad, copy.grad = None, parameter.grad.to(narrow)
+            optimizer.follow(dict(zip(parameters, copies, strict=True)))
+        norm = optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        return [norm, *(parameter.detach() for parameter in parameters)]
+
+
+class Token(NamedTuple):
+    """An operation of a decode step, for one token of each of B rows; without gradients."""
+
+    operation: str  # a name of kernels.Ops
+    sizes: Sizes
+    precision: str = "bf16"  # a name of PRECISIONS
+    options: dict[str, Any] = {}  # noqa: RUF012 (never written)
+
+    def __str__(self):
+        return _describe(self)
+
+    @torch.no_grad()
+    def run(self, ops, device) -> list[torch.Tensor]:
+        dtype = PRECISIONS[self.precision].narrow
+        inputs, options = _token_inputs(self.operation, self.sizes, dtype, device, **self.options)
+        return [getattr(ops, self.operation)(*inputs, **options)]
+
+
+def _describe(case: Case | Token) -> str:
+    options = "".join(f" {name}={value}" for name, value in case.options.items())
+    return f"{case.operation} {case.sizes.name} {case.precision}{options}"
+
+
+def _leaf(device):
+    def leaf(shape, dtype, scale=1.0):
+        return (scale * torch.randn(shape, dtype=dtype, device=device)).requires_grad_()
+
+    return leaf
+
+
+def _inputs(operation: str, sizes: Sizes, precision: Precision, device) -> tuple:
+    name, B, T, C, H, V = sizes
+    wide, narrow, stream = precision
+    leaf = _leaf(device)
+
+    def tokens():
+        return torch.randint(V, (B, T), device=device)
+
+    match operation:
+        case "layer_norm":
+            return leaf((B, T, C), stream), leaf((C,), wide), leaf((C,), wide)
+        case "rms_norm":  # of the queries in a packed projection (B, T, 3C), without a weight
+            return leaf((B, T, 3 * H, C // H), narrow)[:, :, :H], None
+        case "add_layer_norm":
+            residual, branch = leaf((B, T, C), stream), leaf((B, T, C), narrow)
+            return residual, branch, leaf((C,), wide), leaf((C,), wide)
+        case "attention":
+            return tuple(leaf((B, H, T, C // H), narrow) for _ in range(3))
+        case "attention_qkv":
+            return leaf((B, T, 3 * C), narrow), H
+        case "feed_forward":  # weights are scaled so that activations have a variance near 1
+            w1, b1 = leaf((4 * C, C), narrow, C**-0.5), leaf((4 * C,), narrow)
+            w2, b2 = leaf((C, 4 * C), narrow, (4 * C) ** -0.5), leaf((C,), narrow)
+            return leaf((B, T, C), narrow), w1, b1, w2, b2
+        case "cross_entropy":
+            return leaf((B, T, V), narrow), tokens()
+        case "linear_cross_entropy":  # the lecture's head has a bias, GPT-2's has none
+            has_bias = precision is PRECISIONS["training"] and name == LECTURE.name
+            bias = leaf((V,), wide) if has_bias else None
+            return leaf((B, T, C), narrow), leaf((V, C), wide, C**-0.5), bias, tokens()
+        case "embedding":
+            return tokens(), leaf((V, C), wide), leaf((T, C), wide)
+    raise KeyError(operation)
+
+
+def _token_inputs(operation, sizes, dtype, device, int8=False, **options) -> tuple[tuple, dict]:
+    _, B, T, C, H, V = sizes
+    leaf = _leaf(device)
+    match operation:
+        case "decode_linear":  # the first product of the feed-forward: norm, bias and activation
+            weight = leaf((4 * C, C), dtype, C**-0.5)
+            if int8:
+                weight = weight.to(torch.int8)
+                options["scale"] = leaf((4 * C,), torch.float32)
+            if "norm" in options:
+                options["norm_weight"] = leaf((C,), dtype)
+            return (leaf((B, C), dtype), weight, leaf((4 * C,), dtype)), options
+        case "decode_attention":
+            cache, position = leaf((2, B, H, T, C // H), dtype), torch.full((B,), T - 1)
+            return (leaf((B, 3 * C), dtype), cache, position.to(device)), options
+        case "sample_token":
+            return (leaf((B, V), dtype),), options
+    raise KeyError(operation)
+
+
+_DROPOUT = {"dropout_p": 0.2}
+
+CASES = (
+    Case("layer_norm", LECTURE),
+    Case("layer_norm", LECTURE, "fp32"),
+    Case("layer_norm", GPT2),
+    Case("layer_norm", GPT2, "fp16"),
+    Case("layer_norm", GPT2, "autocast"),
+    Case("layer_norm", GPT2_XL),
+    Case("add_layer_norm", LECTURE, "autocast", {"x_bias": True} | _DROPOUT),
+    Case("add_layer_norm", GPT2),
+    Case("add_layer_norm", GPT2, "autocast"),
+    Case("add_layer_norm", GPT2_XL, "bf16", _DROPOUT),
+    Case("rms_norm", LECTURE),
+    Case("rms_norm", GPT2),
+    Case("attention", GPT2),
+    Case("attention", GPT2, "fp16", {"causal": False}),
+    Case("attention", GPT2, "fp32"),
+    Case("attention", WIDE_HEADS),
+    Case("attention", GPT2, "bf16", {"window": 256} | _DROPOUT),
+    Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
+    Case("attention_qkv", GPT2),
+    Case("attention_qkv", LECTURE, "bf16", {"qk_norm": True, "angles": True} | _DROPOUT),
+    Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT),
+    Case("feed_forward", LECTURE, "bf16", {"activation": "relu"} | _DROPOUT, launch.GEMM),
+    Case("feed_forward", LECTURE, "fp32", {"activation": "relu_squared"}),
+    Case("feed_forward", LECTURE, "bf16", {"activation": "relu_squared"}, launch.GEMM),
+    Case("feed_forward", GPT2),
+    Case("feed_forward", GPT2, "bf16", route=launch.GEMM),
+    Case("feed_forward", GPT2, "fp32", route=launch.GEMM),
+    Case("feed_forward", GPT2, "bf16", {"activation": "gelu_tanh"}),
+    Case("feed_forward", GPT2, "fp16", {"activation": "gelu_tanh"}, launch.GEMM),
+    Case("cross_entropy", LECTURE),
+    Case("cross_entropy", GPT2),
+    Case("cross_entropy", GPT2, "fp32"),
+    Case("linear_cross_entropy", GPT2),
+    Case("embedding", GPT2, "autocast"),
+)
+
+UPDATES = (
+    Update("adamw", GPT2),
+    Update("adamw", GPT2, "bf16"),
+    Update("adamw", GPT2, "autocast"),
+)
+
+ONE = GPT2._replace(name="gpt2 one token", B=1)
+
+TOKENS = (
+    Token("decode_linear", ONE, "bf16", {"norm": "layer_norm", "activation": "gelu_tanh"}),
+    Token("decode_linear", ONE, "bf16", {"int8": True}),
+    Token("decode_linear", ONE, "fp32"),
+    Token("decode_attention", ONE),
+    Token("decode_attention", ONE, "fp32", {"qk_norm": True}),
+    Token("decode_attention", ONE, "bf16", {"window": 256}),
+    Token("sample_token", ONE, "bf16", {"top_k": 40}),
+    Token("sample_token", ONE, "fp32", {"temperature": 0.0}),
+)

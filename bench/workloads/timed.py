@@ -1,0 +1,209 @@
+"""The workloads that the benchmarks time, and the minimal work of each.
+
+Work counts each input read once and each result written once, in bytes, and floating-point
+operations; causal attention counts half of its square, whatever a kernel computes of the rest.
+`GPU` is in the order of measurement, most important first, because time may run out.
+
+Letters: B batch, T time, C channels, H heads, V vocabulary.
+"""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.workloads.operations import (
+    GPT2,
+    GPT2_XL,
+    LECTURE,
+    PRECISIONS,
+    WIDE_HEADS,
+    Case,
+    Sizes,
+    Update,
+)
+
+PASSES = ("forward", "backward", "both")
+# some implementations compute the gradient in the forward pass, so only "both" is comparable
+GRADIENT_IN_FORWARD = ("cross_entropy", "linear_cross_entropy")
+STEP = "step"  # the only pass of an optimizer
+
+
+class Work(NamedTuple):
+    bytes: float
+    flops: float = 0.0
+
+
+class ModuleCase(NamedTuple):
+    """A module of `gpt/` with its parameters. Has the interface of `Case`."""
+
+    operation: str  # a class of both gpt.models.reference and gpt.models.packed
+    sizes: Sizes
+    precision: str = "bf16"
+    config: dict[str, Any] = {}  # noqa: RUF012 (never written)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def keywords(self, device) -> dict[str, Any]:
+        return {}
+
+    def autocast(self, device):
+        return contextlib.nullcontext()
+
+    def inputs(self, device) -> tuple:
+        dtype = PRECISIONS[self.precision].narrow
+        _, B, T, C, *_ = self.sizes
+        return (torch.randn(B, T, C, dtype=dtype, device=device, requires_grad=True),)
+
+
+GPT2_32K = GPT2._replace(name="gpt2-32k", B=32)
+GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
+GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
+GPT2_8K = GPT2._replace(name="gpt2-8k", B=2, T=8192)
+GPT2_16K = GPT2._replace(name="gpt2-16k", B=1, T=16384)
+GPT2_XL_16K = GPT2_XL._replace(name="gpt2-xl-16k", B=16)
+NANO = Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's CPU recipe
+
+LECTURE_DROPOUT = {"dropout_p": 0.2}
+GPT2_DROPOUT = {"dropout_p": 0.1}
+
+# the operations of a training step of `lecture` and `gpt2`, the most expensive first
+TRAINING = (
+    Case("attention_qkv", LECTURE, "training", LECTURE_DROPOUT),
+    Case("attention_qkv", GPT2_32K, "training"),
+    Case("feed_forward", LECTURE, "training", {"activation": "relu"}),
+    Case("feed_forward", GPT2_32K, "training", {"activation": "gelu"}),
+    Case("linear_cross_entropy", LECTURE, "training"),
+    Case("linear_cross_entropy", GPT2_32K, "training"),
+    Case("add_layer_norm", LECTURE, "training", {"x_bias": True} | LECTURE_DROPOUT),
+    Case("add_layer_norm", GPT2_32K, "training"),
+    Case("embedding", LECTURE, "training"),
+    Case("embedding", GPT2_32K, "training"),
+    Case("layer_norm", LECTURE, "training"),
+    Case("layer_norm", GPT2_32K, "training"),
+)
+
+GPU = (
+    *TRAINING,
+    Case("layer_norm", GPT2_64K),
+    Case("add_layer_norm", GPT2_64K),
+    Case("attention", GPT2),
+    Case("attention", GPT2_4K),
+    Case("attention", GPT2_16K),
+    Case("attention", LECTURE, options=LECTURE_DROPOUT),
+    Case("cross_entropy", GPT2),
+    Case("linear_cross_entropy", GPT2),
+    Case("feed_forward", GPT2_64K, options={"activation": "gelu"}),
+    Case("embedding", GPT2_64K),
+    Update("adamw", GPT2, n_layer=12),  # 124 M parameters
+    ModuleCase("Block", LECTURE, config={"dropout": 0.2}),
+    ModuleCase("Block", GPT2, config={"activation": "gelu", "qkv_bias": True}),
+    Case("attention", GPT2, options=GPT2_DROPOUT),
+    Case("attention", WIDE_HEADS),
+    Case("attention_qkv", LECTURE, options=LECTURE_DROPOUT),
+    Case("attention_qkv", GPT2),
+    Case("rms_norm", GPT2),
+    Case("layer_norm", LECTURE),
+    Case("add_layer_norm", LECTURE, options=LECTURE_DROPOUT),
+    Case("feed_forward", LECTURE, options={"activation": "relu"}),
+    Case("linear_cross_entropy", GPT2_64K),
+    Case("attention", GPT2_8K),
+    Case("cross_entropy", LECTURE),
+    Case("linear_cross_entropy", LECTURE),
+    Case("embedding", LECTURE),
+    Case("layer_norm", GPT2_XL_16K),
+    Case("attention", LECTURE),
+)
+
+CPU = (
+    Case("layer_norm", NANO, "fp32"),
+    Case("add_layer_norm", NANO, "fp32"),
+    Case("rms_norm", NANO, "fp32"),
+    Case("attention", NANO, "fp32"),
+    Case("attention_qkv", NANO, "fp32"),
+    Case("feed_forward", NANO, "fp32"),
+    Case("cross_entropy", NANO, "fp32"),
+    Case("linear_cross_entropy", NANO, "fp32"),
+    Case("embedding", NANO, "fp32"),
+    ModuleCase("Block", NANO, "fp32"),
+    Update("adamw", NANO, n_layer=4),
+)
+
+
+def cases(device: torch.device) -> tuple:
+    return GPU if device.type == "cuda" else CPU
+
+
+def passes(case) -> tuple[str, ...]:
+    """The passes for which implementations of the case are comparable."""
+    if isinstance(case, Update):
+        return (STEP,)
+    return PASSES[-1:] if case.operation in GRADIENT_IN_FORWARD else PASSES
+
+
+def shape(case) -> str:
+    """The shape of a case and its options, as tables print them."""
+    if isinstance(case, Update):
+        return f"{case.parameters / 1e6:.1f} M parameters"
+    _, B, T, C, H, V = case.sizes
+    D, rows = C // H, B * T
+    text = {
+        "layer_norm": f"{rows:,} x {C:,}",
+        "add_layer_norm": f"{rows:,} x {C:,}",
+        "rms_norm": f"{rows:,} x {H} x {D}",
+        "attention": f"({B}, {H}, {T:,}, {D})",
+        "attention_qkv": f"({B}, {T:,}, 3 x {H} x {D})",
+        "feed_forward": f"{rows:,} x {C:,} x {4 * C:,}",
+        "cross_entropy": f"{rows:,} x {V:,}",
+        "linear_cross_entropy": f"{rows:,} x {C:,} x {V:,}",
+        "embedding": f"({B}, {T:,}) of {V:,} x {C:,}",
+    }.get(case.operation, f"({B}, {T:,}, {C:,})")
+    words = case.config if isinstance(case, ModuleCase) else case.options
+    if "activation" in words:
+        text += f" {words['activation']}"
+    dropout = words.get("dropout") or words.get("dropout_p")
+    return text + (f", dropout {dropout}" if dropout else "")
+
+
+def work(case) -> dict[str, Work]:
+    """The minimal work of each pass."""
+    if isinstance(case, Update):  # parameter and two moments read and written, gradient read
+        return {STEP: Work(7 * case.parameters * PRECISIONS[case.precision].wide.itemsize)}
+    _, B, T, C, _, V = case.sizes
+    rows, n, table = B * T, B * T * C, V * C
+    weights, block = 8 * C * C, 12 * C * C  # of the feed-forward, of a block
+    gradients = 4 if case.options.get("dropout_p") else 3  # with dropout dx and dresidual differ
+    attention = 4 * rows * T * C / 2  # 4 B H T^2 D, the causal half
+    projections, feed_forward, head = 8 * n * C, 16 * n * C, 2 * n * V
+    # elements read and written by forward and backward, and floating-point operations of both
+    forward, backward, forward_flops, backward_flops = {
+        "layer_norm": (2 * n, 3 * n, 0, 0),  # x; y | x, dy; dx
+        "rms_norm": (2 * n, 3 * n, 0, 0),
+        # residual, x; sum, y | sum, dsum, dy; dx
+        "add_layer_norm": (4 * n, (1 + gradients) * n, 0, 0),
+        # q, k, v; out | q, k, v, out, dout; dq, dk, dv
+        "attention": (4 * n, 8 * n, attention, 2.5 * attention),
+        "attention_qkv": (4 * n, 8 * n, attention, 2.5 * attention),
+        "feed_forward": (2 * n + weights, 3 * n + 2 * weights, feed_forward, 2 * feed_forward),
+        "cross_entropy": (rows * V, 2 * rows * V, 0, 0),
+        "linear_cross_entropy": (n + table, 2 * n + 2 * table, head, 2 * head),
+        "embedding": (2 * n, n + table + T * C, 0, 0),
+        "Block": (
+            2 * n + block,
+            3 * n + 2 * block,
+            attention + projections + feed_forward,
+            2.5 * attention + 2 * (projections + feed_forward),
+        ),
+    }[case.operation]
+    both = forward + backward
+    if case.operation == "cross_entropy":  # having read the logits, write their gradient at once
+        both = backward
+    wide, narrow, _ = PRECISIONS[case.precision]
+    size = (wide if case.operation == "embedding" else narrow).itemsize
+    return {
+        "forward": Work(size * forward, forward_flops),
+        "backward": Work(size * backward, backward_flops),
+        "both": Work(size * both, forward_flops + backward_flops),
+    }
