@@ -1,5 +1,5 @@
-"""The language model: the lecture's modules, the fast model, data, optimizers, generation."""
+"""The language model: configs, data, models, training, runs and generation."""
 
 
 class UserError(ValueError):
-    """A user's mistake: one sentence that says what is wrong and what to do about it."""
+    """A mistake of the user: one sentence that says what is wrong and what to do."""

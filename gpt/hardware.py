@@ -1,7 +1,9 @@
-"""What the machine is: its device, the dtype it is best at, and how many FLOPs it can do."""
+"""The machine: its devices, their dtypes, FLOP/s and memory."""
 
 import functools
 import os
+import resource
+import sys
 import time
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from gpt import UserError
 from gpt.config.model import ModelConfig
 
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendor's data sheets.
+# dense bf16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets; the first match counts
 PEAK_FLOPS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -27,32 +29,33 @@ PEAK_FLOPS = {
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; auto is cuda, then mps, then cpu."""
+    """The device that --device names; auto: cuda, else mps, else cpu."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    known = "use cuda, cuda:N, cpu or mps"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name} is no device; choose cuda, cuda:N, cpu or mps") from None
+        raise UserError(f"--device {name} is unknown; {known}") from None
     if device.type not in ("cuda", "cpu", "mps"):
-        raise UserError(f"--device {name} is not supported; choose cuda, cuda:N, cpu or mps")
+        raise UserError(f"--device {name} is not supported; {known}")
     if device.type == "cuda":
-        count = torch.cuda.device_count()
+        count, index = torch.cuda.device_count(), device.index or 0
         if count == 0:
-            raise UserError(f"--device {name}: PyTorch sees no CUDA card here; use --device cpu")
-        if (device.index or 0) >= count:
-            raise UserError(f"--device {name}: there are only {count} cards, cuda:0 ...")
-        torch.cuda.set_device(device.index or 0)  # where streams, graphs and generators are made
-        return torch.device("cuda", device.index or 0)
+            raise UserError(f"--device {name}: PyTorch finds no CUDA GPU; use --device cpu")
+        if index >= count:
+            raise UserError(f"--device {name}: the last of {count} GPUs is cuda:{count - 1}")
+        torch.cuda.set_device(index)  # streams, graphs and generators use the current device
+        return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+        raise UserError("--device mps: PyTorch finds no Apple GPU; use --device cpu")
     return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: that of `--dtype`; auto is the fastest that trains safely."""
+    """The dtype of matrix products that --dtype names; auto: the fastest that trains safely."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -64,6 +67,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
+    """The model of a GPU, or the type of another device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return device.type
@@ -71,21 +75,18 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def peak_flops(device: torch.device) -> float | None:
-    """The bf16 peak of a CUDA card: tabled or, of a card that is not, measured now; of others None.
-
-    A utilisation is a share of it.
-    """
+    """The bf16 FLOP/s of a CUDA GPU from PEAK_FLOPS, else measured; None for other devices."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    tabled = next((peak for card, peak in PEAK_FLOPS.items() if card in name), None)
-    return tabled or product_rate(device)
+    known = next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
+    return known or product_rate(device)
 
 
 def product_rate(device: torch.device, size: int = 8192, products: int = 10) -> float:
-    """FLOP/s of large bf16 matrix products."""
+    """The measured FLOP/s of large bf16 matrix products."""
     a, b = torch.randn(2, size, size, device=device).bfloat16()
-    out = a @ b  # the first one loads the kernel
+    out = a @ b  # load the kernel
     synchronise(device)
     began = time.perf_counter()
     for _ in range(products):
@@ -95,9 +96,9 @@ def product_rate(device: torch.device, size: int = 8192, products: int = 10) -> 
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """Forward and backward FLOPs of one token (PaLM, appendix B): 6 N + 12 L C T.
+    """FLOPs of one token forward and backward (PaLM, appendix B): 6 N + 12 L C T.
 
-    With a window, T are the tokens that it holds.
+    N excludes learned positions; T is the window if there is one.
     """
     positions = config.block_size * config.n_embd if config.position == "learned" else 0
     seen = min(config.window or config.block_size, config.block_size)
@@ -106,28 +107,25 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
 
 
 def physical_memory() -> int:
-    """Of this machine, in bytes."""
+    """Bytes of main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch has asked a card, or this machine, for more than there is."""
+    """Whether PyTorch raised `error` because GPU or main memory was exhausted."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The largest memory in bytes so far: of the card, or of this process on a CPU."""
+    """Bytes: the peak of PyTorch's GPU memory, or of the memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024  # Linux counts in KiB
+    return size if sys.platform == "darwin" else size * 1024  # Linux reports KiB
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,18 +1,18 @@
-"""The same tests run compiled on a GPU and, where there is none, in Triton's interpreter."""
+"""The tests run compiled kernels on a GPU; without one they use Triton's interpreter."""
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the interpreter's products are small
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its products in the interpreter are small
 
 import hypothesis
 import pytest
 import torch
 
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-    del os.environ[name]  # a pytest that a test starts is no worker of ours
+    del os.environ[name]  # a pytest started by a test is not an xdist worker
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: before any import
+    os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported: their decorators read it
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -26,20 +26,20 @@ hypothesis.settings.load_profile("kernels")
 
 @pytest.fixture(autouse=True)
 def without_tf32():
-    """A run in 16 bits allows TF32 for the whole process, and with it for the tests behind it."""
+    """Undo the TF32 that a 16-bit run allows for the whole process."""
     yield
     torch.set_float32_matmul_precision("highest")
 
 
 def pytest_configure(config):
-    # the interpreter is NumPy: an overflow or 0/0 that a GPU would compute silently is a warning
+    # the interpreter uses NumPy, which warns of overflow and 0/0 where a GPU computes silently
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
-    # triton 3.6 lets NumPy before 2.4 take an array of one element for a number, and is told so
+    # Triton 3.6 converts arrays of one element to numbers, which NumPy has deprecated
     numbers = "ignore:Conversion of an array:DeprecationWarning:triton.runtime.interpreter"
     config.addinivalue_line("filterwarnings", numbers)
 
 
 def pytest_report_header():
     if torch.cuda.is_available():
-        return f"kernels: compiled, on {torch.cuda.get_device_name()}"
-    return "kernels: interpreted, on the CPU (no GPU here)"
+        return f"kernels: compiled on {torch.cuda.get_device_name()}"
+    return "kernels: interpreted on the CPU (no GPU)"

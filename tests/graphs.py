@@ -1,9 +1,9 @@
-"""A stand-in for CUDA graphs on a CPU, so that the host's part of them is tested everywhere.
+"""A stand-in for CUDA graphs on a CPU, so that code that uses graphs is tested everywhere.
 
-A capture notes every PyTorch operation and Triton launch with the tensors that they touch, and
-undoes what they did, for a capture computes nothing. A replay does the same again in the same
-memory. What a capture refuses is refused: to read a value on the host, to compute with numbers
-that come from there, or a result whose size depends on values.
+A capture records every PyTorch operation and Triton launch with its tensors, then restores the
+tensors, because a capture computes nothing. A replay repeats the operations on the same memory.
+What a real capture rejects raises an error: reading a value on the host, using numbers that come
+from the host, and results whose size depends on values.
 """
 
 import contextlib
@@ -18,38 +18,36 @@ from triton.runtime.interpreter import InterpretedFunction
 from kernels.optimizer.multi_tensor import Sent
 
 aten = torch.ops.aten
-REFUSED = {
-    aten._local_scalar_dense.default: "reads a value on the host",
-    aten.nonzero.default: "has a size that depends on values",
-    aten.masked_select.default: "has a size that depends on values",
-    aten._unique2.default: "has a size that depends on values",
-}
+REJECTED = {aten._local_scalar_dense.default: "reads a value on the host"} | dict.fromkeys(
+    (aten.nonzero.default, aten.masked_select.default, aten._unique2.default),
+    "has a size that depends on values",
+)
 
 
 class Graph:
-    """In the place of `torch.cuda.CUDAGraph`."""
+    """Replaces `torch.cuda.CUDAGraph`."""
 
     def __init__(self):
-        self.entries = []  # what to do at a replay, in order
+        self.entries = []  # the functions that a replay calls, in order
 
     @torch.no_grad()
     def replay(self) -> None:
-        for again in self.entries:
-            again()
+        for entry in self.entries:
+            entry()
 
 
-class _Noting(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):
     def __init__(self, entries):
         super().__init__()
         self.entries = entries
-        self.host = {}  # tensors that were made of Python's numbers, by their storage
+        self.host = {}  # tensors created from Python numbers, by storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in REFUSED:
-            raise RuntimeError(f"a graph cannot be captured: {func} {REFUSED[func]}")
-        if func is not aten.fill_.Tensor:  # of a number, which a launch takes along
-            self.refuse_host_data(func, (args, kwargs))
+        if func in REJECTED:
+            raise RuntimeError(f"a graph cannot be captured: {func} {REJECTED[func]}")
+        if func is not aten.fill_.Tensor:  # passes its number as a kernel argument
+            self.reject_host_data(func, (args, kwargs))
         out = func(*args, **kwargs)
         if func is aten.lift_fresh.default:
             self.host[out.untyped_storage().data_ptr()] = out
@@ -57,18 +55,18 @@ class _Noting(TorchDispatchMode):
         aliases = [one.alias_info for one in schema.returns if one.alias_info is not None]
         if any(one.alias_info and one.alias_info.is_write for one in schema.arguments):
             self.entries.append(lambda: func(*args, **kwargs))
-        elif not aliases and "empty" not in schema.name:  # a view is there already
+        elif not aliases and "empty" not in schema.name:  # views need no replay
             self.entries.append(lambda: _copy(out, func(*args, **kwargs)))
         return out
 
-    def refuse_host_data(self, what, operands) -> None:
+    def reject_host_data(self, what, operands) -> None:
         for one in _pytree.tree_leaves(operands):
             if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() in self.host:
                 raise RuntimeError(f"a graph cannot be captured: {what} brings host data along")
 
 
 def _copy(targets, sources) -> None:
-    """The results of a replay, into the memory of the capture's."""
+    """Copy the results of a replay to the memory of the captured results."""
     pairs = zip(_pytree.tree_leaves(targets), _pytree.tree_leaves(sources), strict=True)
     for target, source in pairs:
         if isinstance(target, torch.Tensor):
@@ -79,22 +77,22 @@ def _copy(targets, sources) -> None:
 def _capture(graph: Graph):
     run = InterpretedFunction.run
 
-    def noted(kernel, *arguments, **options):
-        noting.refuse_host_data(kernel.fn.__name__, arguments)
+    def recorded(kernel, *arguments, **options):
+        recorder.reject_host_data(kernel.fn.__name__, arguments)
         with _disable_current_modes():
             run(kernel, *arguments, **options)
         graph.entries.append(lambda: run(kernel, *arguments, **options))
 
-    noting = _Noting(graph.entries)
+    recorder = _Recorder(graph.entries)
     capturing = mock.patch.object(Sent, "_is_capturing", return_value=True)
-    launching = mock.patch.object(InterpretedFunction, "run", noted)
-    with _undone(), noting, capturing, launching:
+    launching = mock.patch.object(InterpretedFunction, "run", recorded)
+    with _undone(), recorder, capturing, launching:
         yield
 
 
 @contextlib.contextmanager
 def _undone():
-    """Give every tensor that is there its numbers back; and the generator its state, if it ends."""
+    """Restore every existing tensor; and the generator, unless an exception is raised."""
     live = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in live}
     before = [(storage, storage.clone()) for storage in storages.values()]
@@ -107,21 +105,16 @@ def _undone():
             storage.copy_(numbers)
 
 
-class _Stream:
-    def wait_stream(self, other) -> None:
-        pass
-
-
 class Device:
-    """What a capture changes besides memory, and a failed one leaves changed, as on a GPU."""
+    """The state other than memory that a capture changes, and a failed capture leaves changed."""
 
     def __init__(self):
-        self.stream = self.default_stream = _Stream()
+        self.stream = self.default_stream = mock.Mock()
         self.is_generator_captured = False
 
     @contextlib.contextmanager
     def capture(self, graph: Graph):
-        before, self.stream = self.stream, _Stream()
+        before, self.stream = self.stream, mock.Mock()
         self.is_generator_captured = True
         try:
             with _capture(graph):
@@ -130,10 +123,10 @@ class Device:
             raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
         self.stream, self.is_generator_captured = before, False
 
-    def set_stream(self, stream: _Stream) -> None:
+    def set_stream(self, stream) -> None:
         self.stream = stream
 
-    # of the default generator
+    # methods of the default generator
     def clone_state(self) -> "Device":
         return Device()
 
@@ -148,12 +141,12 @@ class Device:
 
 @contextlib.contextmanager
 def on_the_cpu():
-    """Have `torch.cuda.graph` capture here; gives the device that stands for a GPU."""
+    """Make `torch.cuda.graph` capture on the CPU; yields the device that replaces the GPU."""
     device = Device()
     replacements = {
         "CUDAGraph": Graph,
         "graph": device.capture,
-        "Stream": _Stream,
+        "Stream": mock.Mock,
         "current_stream": lambda: device.stream,
         "set_stream": device.set_stream,
         "stream": lambda stream: contextlib.nullcontext(),

@@ -1,5 +1,6 @@
-"""Small runs of train.py for the tests: its `main` in this process, and what it left behind."""
+"""Small runs of train.py in this process, and helpers to read and modify the files of a run."""
 
+import hashlib
 import json
 import random
 import string
@@ -10,11 +11,11 @@ import train
 SIZES = ["--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=4"]
 CPU = ["--device=cpu", "--dtype=float32"]
 SHORT = ["--max-iters=4", "--eval-interval=2", "--log-interval=1", "--sample=0"]
-CLOCK = ("seconds", "milliseconds")  # in the metrics, and never twice the same
+TIMES = ("seconds", "milliseconds")  # metrics that differ between equal runs
 
 
 def write_text(folder, length=400):
-    """A text of letters in no order but the same one on every machine."""
+    """Write a text of random characters, the same on every machine."""
     path = Path(folder) / "text"
     letters = random.Random(1).choices(string.ascii_lowercase[:10] + " \n", k=length)
     path.write_text("".join(letters))
@@ -22,7 +23,7 @@ def write_text(folder, length=400):
 
 
 def run(folder, *options, preset="shakespeare-char"):
-    """train.py over a small text with small sizes, on the CPU; later options win."""
+    """Run train.py on a small text with small sizes on the CPU. Later options take precedence."""
     if "--resume" not in options:
         data = write_text(Path(folder).parent)
         options = [f"--preset={preset}", f"--data={data}", *SIZES, *CPU, *SHORT, *options]
@@ -30,12 +31,16 @@ def run(folder, *options, preset="shakespeare-char"):
 
 
 def metrics(folder):
-    """The lines of a run without the clock's."""
+    """The lines of metrics.jsonl without the times."""
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [
-        {name: value for name, value in json.loads(line).items() if name not in CLOCK}
+        {name: value for name, value in json.loads(line).items() if name not in TIMES}
         for line in lines
     ]
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
 
 
 def record(folder, name="last"):
@@ -43,5 +48,23 @@ def record(folder, name="last"):
 
 
 def tensor_files(folder, name="last"):
-    """Kind -> sha256 of what a checkpoint holds: equal for equal bits."""
+    """The sha256 of each tensor file of a checkpoint, by kind: equal if the tensors are equal."""
     return {kind: file["sha256"] for kind, file in record(folder, name)["files"].items()}
+
+
+def sign(path, content):
+    """Write `content` to a checkpoint's JSON file with a valid sha256."""
+    content.pop("sha256", None)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": digest}))
+
+
+def sign_tensors(tensor_path):
+    """Update the sha256 of a modified tensor file in every checkpoint that refers to it."""
+    digest = hashlib.sha256(tensor_path.read_bytes()).hexdigest()
+    for path in tensor_path.parent.glob("*.json"):
+        content = json.loads(path.read_text())
+        for file in content.get("files", {}).values():
+            if file["name"] == tensor_path.name:
+                file["sha256"] = digest
+                sign(path, content)

@@ -1,49 +1,71 @@
-"""What a model is: its sizes and switches."""
+"""The architecture of a model: its sizes and switches."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-NORM_EPS = 1e-5  # PyTorch's LayerNorm default, GPT-2's too
+from gpt import UserError
+from gpt.config.base import Config, option
+
+NORM_EPS = 1e-5  # the default of PyTorch's LayerNorm, and GPT-2's
 ROPE_BASE = 10_000.0  # Su et al. 2021
-IGNORE_INDEX = -1  # targets that do not count, as in nanoGPT and llm.c
+IGNORE_INDEX = -1  # the target of positions that the loss skips, as in nanoGPT and llm.c
+MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """What a model is; nothing here says how it is trained or which kernels compute it."""
+class ModelConfig(Config):
+    """The architecture alone: not how the model is trained, nor which kernels compute it."""
 
-    vocab_size: int = 0  # 0: as many as the tokenizer has; more is padding
-    block_size: int = 256  # the longest context, in tokens
-    n_layer: int = 6
-    n_head: int = 6
-    n_kv_head: int = 0  # heads of keys and values, each for a group of heads; 0: as many
-    n_embd: int = 384
-    dropout: float = 0.0  # on attention weights, after the projection, after the feed-forward
-    embedding_dropout: float = 0.0  # on the sum of the embeddings: GPT-2 has it, the lecture not
-    bias: bool = True  # in LayerNorm, the projection and the feed-forward
-    qkv_bias: bool = False  # in key, query and value: GPT-2 has it, the lecture not
-    head_bias: bool = True  # in lm_head: the lecture has it, GPT-2 not
-    tied_head: bool = False  # lm_head shares the token embedding's weight
-    activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu"] = "relu"
-    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
-    position: Literal["learned", "rope"] = "learned"
-    qk_norm: bool = False  # RMS-normalise each query and key
-    window: int = 0  # a token sees itself and the window - 1 before it; 0: all
-    source_size: int = 0  # of the context so many tokens go to an encoder; 0: there is none
-    logit_softcap: float = 0.0  # logits bent into (-cap, cap), as in Gemma 2; 0 is off
-    projection_init: Literal["normal", "scaled", "zero"] = "normal"  # back into the residual stream
+    vocab_size: int = option(0, "number of tokens, padding included; 0: the tokenizer's")
+    block_size: int = option(256, "context length in tokens", at_least=1)
+    n_layer: int = option(6, "number of blocks", at_least=1, below=MOST_LAYERS + 1)
+    n_head: int = option(6, "number of query heads", at_least=1)
+    n_kv_head: int = option(0, "number of key and value heads; 0: the same as n_head")
+    n_embd: int = option(384, "number of channels", at_least=1)
+    dropout: float = option(0.0, "dropout of attention weights and sublayer outputs", below=1)
+    embedding_dropout: float = option(0.0, "dropout of the embeddings, as in GPT-2", below=1)
+    bias: bool = option(True, "biases in LayerNorm, the projection and the feed-forward")
+    qkv_bias: bool = option(False, "biases in query, key and value, as in GPT-2")
+    head_bias: bool = option(True, "a bias in lm_head, as in the lecture")
+    tied_head: bool = option(False, "lm_head shares the weight of the token embedding")
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu"] = option(
+        "relu", "non-linearity of the feed-forward"
+    )
+    norm: Literal["layer_norm", "rms_norm"] = option("layer_norm", "normalisation")
+    position: Literal["learned", "rope"] = option("learned", "how positions are encoded")
+    qk_norm: bool = option(False, "RMS-normalise every query and key")
+    window: int = option(0, "attend to this many tokens, the current one included; 0: to all")
+    source_size: int = option(0, "tokens of the context that an encoder reads; 0: no encoder")
+    logit_softcap: float = option(0.0, "squash logits into (-cap, cap), as in Gemma 2; 0: off")
+    projection_init: Literal["normal", "scaled", "zero"] = option(
+        "normal", "initialisation of the projections into the residual stream"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_embd % self.n_head:
+            raise UserError(f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}")
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}")
+        if self.source_size >= self.block_size:
+            raise UserError(
+                f"--source-size {self.source_size} must be less than --block-size {self.block_size}"
+            )
+        if self.position == "rope" and self.n_embd // self.n_head % 2:
+            raise UserError("--position rope needs an even head size, n_embd / n_head")
 
     @property
     def head_counts(self) -> tuple[int, int, int]:
-        """Heads of queries, of keys and of values."""
+        """The numbers of query, key and value heads."""
         kv_heads = self.n_kv_head or self.n_head
         return self.n_head, kv_heads, kv_heads
 
     @property
     def feed_forward_widths(self) -> tuple[int, int]:
-        """How many channels go into the non-linearity and come out of it.
+        """The numbers of channels that enter and leave the activation.
 
-        swiglu takes two for one, so it has two thirds of the width, and about as many weights.
+        swiglu halves its input, so it gets two thirds of the width and about the same number of
+        weights as the other activations.
         """
         if self.activation == "swiglu":
             out = max(8, self.n_embd * 8 // 3 // 8 * 8)

@@ -7,24 +7,20 @@ from gpt.config.train import TrainConfig
 
 _LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))
 
-_LECTURE_SMALL = TrainConfig(  # the video's numbers on the road there, before it scales up
+_LECTURE_SMALL = TrainConfig(  # the numbers of the video before it scales up
     preset="lecture-small",
     model=ModelConfig(block_size=8, n_layer=3, n_head=4, n_embd=32),
     learning_rate=1e-3,
     batch_size=32,
 )
 
+_NANOGPT_MODEL = ModelConfig(
+    bias=False, head_bias=False, tied_head=True, activation="gelu", projection_init="scaled"
+)
+
 _SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
     preset="shakespeare-char",
-    model=ModelConfig(
-        dropout=0.2,
-        embedding_dropout=0.2,
-        bias=False,
-        head_bias=False,
-        tied_head=True,
-        activation="gelu",
-        projection_init="scaled",
-    ),
+    model=replace(_NANOGPT_MODEL, dropout=0.2, embedding_dropout=0.2),
     data="shakespeare",
     learning_rate=1e-3,
     min_lr=1e-4,
@@ -37,52 +33,16 @@ _SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
     eval_interval=250,
 )
 
-_SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few steps as can be
+_GPT2 = replace(  # nanoGPT, train.py: 12 sequences x 40 passes, half a million tokens per step
     _SHAKESPEARE_CHAR,
-    preset="speedrun",
-    model=ModelConfig(
-        dropout=0.2,
-        bias=False,
-        head_bias=False,
-        activation="relu_squared",
-        position="rope",
-        qk_norm=True,
-        projection_init="zero",
-    ),
-    optimizer="muon",
-    learning_rate=3e-3,
-    min_lr=0.0,
-    warmup_iters=20,
-    beta2=0.95,
-    grad_clip=0.0,
-    weight_decay=0.0,
-    max_iters=1200,
-    eval_interval=100,
-)
-
-_GPT2 = TrainConfig(  # nanoGPT, train.py: 12 sequences x 40 passes, half a million tokens a step
     preset="gpt2",
-    model=ModelConfig(
-        block_size=1024,
-        n_layer=12,
-        n_head=12,
-        n_embd=768,
-        bias=False,
-        head_bias=False,
-        tied_head=True,
-        activation="gelu",
-        projection_init="scaled",
-    ),
+    model=replace(_NANOGPT_MODEL, block_size=1024, n_layer=12, n_head=12, n_embd=768),
     data="data/openwebtext",
     tokenizer="gpt2",
     learning_rate=6e-4,
     min_lr=6e-5,
-    decay_lr=True,
     warmup_iters=2000,
     beta2=0.95,
-    weight_decay=0.1,
-    decay_all=False,
-    grad_clip=1.0,
     batch_size=12,
     gradient_accumulation_steps=40,
     max_iters=600_000,
@@ -95,23 +55,35 @@ def _larger_gpt2(name: str, n_layer: int, n_head: int, n_embd: int) -> TrainConf
     return replace(_GPT2, preset=name, model=model)
 
 
-_QUICKSTART = TrainConfig(  # two CPU cores, under a minute; with what papers since have found
+_MODERN_MODEL = ModelConfig(  # what papers have found since GPT-2
+    bias=False,
+    head_bias=False,
+    activation="relu_squared",
+    position="rope",
+    qk_norm=True,
+    projection_init="zero",
+)
+
+_SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few steps as possible
+    _SHAKESPEARE_CHAR,
+    preset="speedrun",
+    model=replace(_MODERN_MODEL, dropout=0.2),
+    optimizer="muon",
+    learning_rate=3e-3,
+    min_lr=0.0,
+    warmup_iters=20,
+    beta2=0.95,
+    grad_clip=0.0,
+    weight_decay=0.0,
+    max_iters=1200,
+    eval_interval=100,
+)
+
+_QUICKSTART = TrainConfig(  # under a minute on two CPU cores
     preset="quickstart",
-    model=ModelConfig(
-        block_size=64,
-        n_layer=3,
-        n_head=2,
-        n_embd=128,
-        bias=False,
-        head_bias=False,
-        activation="relu_squared",
-        position="rope",
-        qk_norm=True,
-        projection_init="zero",
-    ),
+    model=replace(_MODERN_MODEL, block_size=64, n_layer=3, n_head=2, n_embd=128),
     optimizer="muon",
     learning_rate=6e-3,
-    muon_learning_rate=0.02,
     weight_decay=0.0,
     decay_all=False,
     beta2=0.95,
@@ -123,15 +95,15 @@ _QUICKSTART = TrainConfig(  # two CPU cores, under a minute; with what papers si
     sample=500,
 )
 
-_ADDITION = replace(  # the lecture's exercise 2: 3 digits in a minute on two CPU cores
+_ADDITION = replace(  # the lecture's exercise 2: three digits in a minute on two CPU cores
     _QUICKSTART,
     preset="addition",
     model=replace(
         _QUICKSTART.model,
         block_size=12,
         n_layer=2,
-        position="learned",  # a digit's place says what it is worth
-        projection_init="normal",  # from zero, two layers stay blind to the last digits
+        position="learned",  # the position of a digit gives its weight
+        projection_init="normal",  # with zero, two layers never learn the last digits
     ),
     data="addition-3",
     batch_size=128,
@@ -149,7 +121,7 @@ _CALCULATOR = replace(  # + - * and / with a scratchpad
     eval_interval=500,
 )
 
-_DATES = replace(  # an encoder reads the source, the decoder looks it up
+_DATES = replace(  # an encoder reads the source, the decoder attends to it
     _ADDITION,
     preset="dates",
     model=replace(_ADDITION.model, block_size=43, source_size=32, n_layer=2, n_head=4),
@@ -173,3 +145,5 @@ PRESETS = {
     "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),
     "gpt2-xl": _larger_gpt2("gpt2-xl", 48, 25, 1600),
 }
+
+DEFAULT_PRESETS = {"cuda": "lecture", "cpu": "quickstart"}  # without --preset

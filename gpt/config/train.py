@@ -1,70 +1,96 @@
-"""A training run: its options and their defaults."""
+"""The options of a training run and their defaults."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gpt import UserError
+from gpt.config.base import SEEDS, Config, option
 from gpt.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """A training run. The names are nanoGPT's where nanoGPT has one."""
 
-    preset: str = "lecture"  # the set of defaults that the other options change
+    preset: str = option("lecture", "the defaults of all other options (gpt/config/presets.py)")
     model: ModelConfig = field(default_factory=ModelConfig)
 
-    # data
-    data: str = "auto"  # shakespeare, python-docs, a text file, or a folder with train.bin, val.bin
-    data_dir: str = "data"  # where downloaded or prepared data is looked for first
-    tokenizer: Literal["char", "byte", "gpt2"] = "char"  # of text; token files bring their own
-
-    # what computes it
-    kernels: str = "auto"  # a table of kernels.load, or reference: the lecture's own modules
-    lecture: str = (
-        ""  # train a step of the lecture's road (gpt/models/lecture.py) instead: bigram, ...
+    data: str = option(
+        "auto",
+        "shakespeare, python-docs, a text file, a folder with train.bin and val.bin, addition-3, "
+        "calculator or dates; auto: shakespeare, or python-docs without a network",
+        section="data",
     )
-    device: str = "auto"  # cuda, cuda:1, cpu, mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False  # torch.compile the model, whatever the step is
-    # graph: all of a step as one CUDA graph; compile: eager, with the model compiled
-    step: Literal["auto", "eager", "compile", "graph"] = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # of ranks; fsdp: each has a share of the model
-    activation_checkpointing: bool = False  # keep a block's input alone, and compute it again
-    seed: int = 1337
+    data_dir: str = option("data", "folder that is searched for downloaded and prepared data")
+    tokenizer: Literal["char", "byte", "gpt2"] = option("char", "for text; token files have theirs")
 
-    # the optimizer
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, AdamW the rest
-    learning_rate: float = 3e-4
-    muon_learning_rate: float = 0.02
-    weight_decay: float = 0.01
-    decay_all: bool = True  # False: weight decay for matrices alone, as GPT-2 and nanoGPT do
-    beta1: float = 0.9
-    beta2: float = 0.999
-    grad_clip: float = 0.0  # largest norm of all gradients together; 0 is off
-    decay_lr: bool = False  # warm up, then a cosine down to min_lr
-    warmup_iters: int = 0
-    lr_decay_iters: int = 0  # where the cosine ends; 0 is max_iters
-    min_lr: float = 0.0  # where it ends, as a learning rate
+    kernels: str = option(
+        "auto",
+        "auto, reference (the lecture's modules), or an argument of kernels.load, such as torch",
+        section="computation",
+    )
+    lecture: str = option("", "train a stage of the lecture (gpt/models/lecture.py), e.g. bigram")
+    device: str = option("auto", "cuda, cuda:1, cpu or mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "dtype of matrix products; auto: the fastest that trains safely"
+    )
+    compile: bool = option(False, "torch.compile the model, whatever --step is")
+    step: Literal["auto", "eager", "compile", "graph"] = option(
+        "auto", "graph: the step as one CUDA graph; compile: eager steps of the compiled model"
+    )
+    parallel: Literal["ddp", "fsdp"] = option("ddp", "fsdp: shard the model over the ranks")
+    activation_checkpointing: bool = option(False, "recompute blocks in the backward pass")
+    seed: int = option(1337, "seed of weights, batches and dropout", below=SEEDS)
 
-    # the loop
-    batch_size: int = 64  # sequences in one forward pass
-    tokens_per_step: int = 0  # in all, over accumulated passes; 0 is batch_size * block_size
-    gradient_accumulation_steps: int = 0  # the same, given as a number of passes
-    max_iters: int = 5000
-    eval_interval: int = 500
-    eval_iters: int = 0  # 0: the whole validation split; else so many random batches, as nanoGPT
-    eval_only: bool = False
-    log_interval: int = 10
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", section="optimizer"
+    )
+    learning_rate: float = option(3e-4, "AdamW's learning rate")
+    muon_learning_rate: float = option(0.02, "Muon's learning rate")
+    weight_decay: float = option(0.01, "decoupled weight decay")
+    decay_all: bool = option(True, "decay all weights; otherwise matrices only, as in GPT-2")
+    beta1: float = option(0.9, "AdamW's decay rate of the first moment", below=1)
+    beta2: float = option(0.999, "AdamW's decay rate of the second moment", below=1)
+    grad_clip: float = option(0.0, "largest norm of all gradients together; 0: off")
+    decay_lr: bool = option(False, "warm up, then decay to min_lr along a cosine")
+    warmup_iters: int = option(0, "steps of linear warm-up")
+    lr_decay_iters: int = option(0, "step at which the cosine ends; 0: max_iters")
+    min_lr: float = option(0.0, "learning rate at the end of the cosine")
 
-    # the run
-    out_dir: str = "out"  # an earlier run in it is kept under another name
-    init_from: str = "scratch"  # resume, or weights: a run, gpt2[-medium|-large|-xl], a file
-    resume: bool = False  # go on from the last checkpoint in out_dir
-    keep: int = 0  # so many older checkpoints stay beside the last and the best
-    nan: Literal["stop", "skip"] = "stop"  # a step whose loss or gradients are not finite
-    log: Literal["none", "tensorboard", "wandb"] = "none"  # besides metrics.jsonl and loss.png
-    profile: bool = False  # trace.json of a few steps, and the kernels that cost most
-    sample: int = 0  # characters to print when the run is over
+    batch_size: int = option(64, "sequences in a forward pass", at_least=1, section="loop")
+    tokens_per_step: int = option(0, "tokens of a step over all passes; 0: those of one pass")
+    gradient_accumulation_steps: int = option(0, "forward passes of a step; 0: see tokens_per_step")
+    max_iters: int = option(5000, "number of training steps")
+    eval_interval: int = option(500, "steps between evaluations", at_least=1)
+    eval_iters: int = option(0, "batches of an evaluation; 0: the whole validation split")
+    eval_only: bool = option(False, "evaluate once and exit")
+    log_interval: int = option(10, "steps between lines of metrics", at_least=1)
+
+    out_dir: str = option(
+        "out", "folder of the run; an earlier run in it is renamed", section="run"
+    )
+    init_from: str = option("scratch", "scratch, resume, a run, gpt2[-medium|-large|-xl] or a file")
+    resume: bool = option(False, "continue from the last checkpoint in out_dir")
+    keep: int = option(0, "number of older checkpoints to keep")
+    nan: Literal["stop", "skip"] = option("stop", "what to do if loss or gradients are not finite")
+    log: Literal["none", "tensorboard", "wandb"] = option("none", "an additional logger")
+    profile: bool = option(False, "write trace.json of a few steps and print the slowest kernels")
+    sample: int = option(0, "number of tokens to generate after training")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay_lr and self.learning_rate == 0:
+            raise UserError("--learning-rate is 0; it must be above 0 with --decay-lr")
+        if not self.out_dir:
+            raise UserError("--out-dir is empty; name a folder for the run")
+        if self.parallel == "fsdp":
+            for name, is_given in (
+                ("--optimizer muon", self.optimizer == "muon"),  # a shard is not a matrix
+                ("--compile", self.compiles_model),
+                ("--lecture", bool(self.lecture)),
+            ):
+                if is_given:
+                    raise UserError(f"--parallel fsdp does not support {name}; use --parallel ddp")
 
     @property
     def compiles_model(self) -> bool:

@@ -1,61 +1,67 @@
-"""Tokens of a text collection that no memory holds, as train.bin and val.bin for `--data`.
+"""Turn a text collection of any size into token files, train.bin and val.bin, for `--data`.
 
     python -m gpt.data.prepare openwebtext
     python -m gpt.data.prepare HuggingFaceFW/fineweb-edu --subset sample-10BT --out-dir data/fineweb
     python -m gpt.data.prepare notes.txt more/*.jsonl --tokenizer byte --out-dir data/mine
 
-The files are nanoGPT's: uint16, no header, every document followed by the end-of-text token; the
-tokenizer stands beside them in meta.json. Documents are read one after the other, tokenised by all
-cores, and written at once, so that memory does not grow with the collection. A document goes to the
-validation split whenever that has less than its fraction of the tokens so far: both splits are of
-the whole collection, and the same every time. The folder appears when it is complete.
+The files have nanoGPT's format: uint16 without a header, an end-of-text token after every document;
+meta.json describes the tokenizer. Documents are streamed, tokenised by all cores and written at
+once, so that memory does not grow with the collection. A document goes to the validation split
+whenever that holds less than its share of the tokens so far: both splits cover the collection, and
+they are the same every time. The folder appears when it is complete.
 """
 
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from gpt import UserError
+from gpt.config.base import Config, option
 from gpt.config.cli import parse
 from gpt.data.tokenizers import Tokenizer, for_text
-from gpt.runs.checkpoint import write_json
+from gpt.files import write_json
 
-KNOWN = {  # name -> the data set on the hub, and its subset
+KNOWN = {  # name -> data set on the hub, subset
     "openwebtext": ("Skylion007/openwebtext", ""),
     "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
 }
-END = {"gpt2": [50256], "byte": list(b"\n\n")}  # what follows a document
-AT_ONCE = 512  # pieces that are tokenised together
+END = {"gpt2": [50256], "byte": list(b"\n\n")}  # after a document
+AT_ONCE = 512  # pieces per batch of the thread pool
 PIECE = 1 << 16  # characters of a text file
-# GPT-2's pattern ends a token before the last white space of a run that a word follows
+# GPT-2's pattern always ends a token before the last white space in front of a word
 CUT = re.compile(r".*(?=[ \n]\w)", re.DOTALL)
 
-Piece = tuple[str, bool]  # some text, and whether its document ends there
+Piece = tuple[str, bool]  # some text, and whether the document ends with it
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Config):
     """What to prepare, and where."""
 
-    # openwebtext, fineweb, a data set of the Hugging Face hub, or .txt, .jsonl and .parquet files
-    sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    out_dir: str = ""  # a new folder; data/ and the name of the source unless told
-    subset: str = ""  # of a data set on the hub that has several
-    column: str = "text"  # where the text is, of a data set, .jsonl and .parquet
-    tokenizer: Literal["gpt2", "byte"] = "gpt2"
-    val_fraction: float = 0.0005  # of the tokens, as nanoGPT has it for OpenWebText
-    max_tokens: int = 0  # stop at so many; 0: take all
+    sources: tuple[str, ...] = option(
+        (),
+        "openwebtext, fineweb, a data set of the Hugging Face hub, or .txt, .jsonl and .parquet "
+        "files",
+        positional=True,
+    )
+    out_dir: str = option("", "a new folder; empty: data/ and the name of the source")
+    subset: str = option("", "subset of a data set on the hub")
+    column: str = option("text", "column of the text in a data set, .jsonl or .parquet file")
+    tokenizer: Literal["gpt2", "byte"] = option("gpt2", "tokenizer")
+    val_fraction: float = option(
+        0.0005, "share of the tokens in the validation split, as in nanoGPT", below=1
+    )
+    max_tokens: int = option(0, "stop at this many tokens; 0: take all")
 
 
 def main(arguments: list[str]) -> int:
@@ -65,58 +71,57 @@ def main(arguments: list[str]) -> int:
         print(f"gpt.data.prepare: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ngpt.prepare: stopped; nothing was kept", file=sys.stderr)
+        print("\ngpt.data.prepare: stopped; nothing was written", file=sys.stderr)
         return 130
     return 0
 
 
-def load_dataset(path: str, **options):
-    """Hugging Face's function of that name, or `UserError`."""
+def load_dataset(path: str, **options: Any) -> Iterable[dict]:
+    """`datasets.load_dataset`; UserError if the library or the data set is not available."""
     try:
         import datasets
     except ImportError:
         raise UserError(
-            f"{path} is read by Hugging Face's library; pip install datasets, "
-            "or give .txt and .jsonl files"
+            f"{path} needs Hugging Face's datasets library: pip install datasets, or give .txt or "
+            ".jsonl files"
         ) from None
     try:
         return datasets.load_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such subset, a script
         reason = str(error).partition("\n")[0]
-        raise UserError(f"the data set {path} is not to be had: {reason}") from None
+        raise UserError(f"the data set {path} is not available: {reason}") from None
 
 
-def prepare(config: PrepareConfig, load_dataset: Callable = load_dataset) -> None:
-    """Write the folder that `config` describes."""
+def prepare(config: PrepareConfig) -> None:
+    """Write the folder of token files that `config` describes."""
     if not config.sources:
-        raise UserError("name what to prepare: openwebtext, a data set of the hub, or files")
-    if not 0.0 < config.val_fraction < 1.0:
-        raise UserError("--val-fraction must be above 0 and below 1")
+        raise UserError("there is nothing to prepare; name openwebtext, a data set, or files")
+    if not config.val_fraction:
+        raise UserError("--val-fraction is 0; it must be above 0")
     folder = Path(config.out_dir or Path("data") / Path(config.sources[0]).stem)
     tokenizer = for_text(config.tokenizer, "")
-    tokenizer.encode("")  # fetches its table now
+    tokenizer.encode("")  # download its table now
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is there already; remove it or give another --out-dir")
+            raise UserError(f"{folder} already exists; remove it or choose another --out-dir")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
         ) as temporary:
             unfinished = Path(temporary, "tokens")
             unfinished.mkdir()
-            pieces = read(config, load_dataset)
-            train, val = write(pieces, tokenizer, unfinished, config)
+            train, val = write(read(config), tokenizer, unfinished, config)
             write_json(unfinished / "meta.json", tokenizer.to_json())
             unfinished.rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} could not be made: {error.strerror or error}") from None
-    print(f"{train:,} tokens to train on and {val:,} to validate with; use --data {folder}")
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+    print(f"{train:,} training tokens and {val:,} validation tokens; use --data {folder}")
 
 
 def write(
     pieces: Iterable[Piece], tokenizer: Tokenizer, folder: Path, config: PrepareConfig
 ) -> tuple[int, int]:
-    """Tokenise into train.bin and val.bin; how many tokens each has."""
+    """Tokenise into train.bin and val.bin; returns the number of tokens in each."""
     train, val = 0, 0
     limit = config.max_tokens or None
     with (
@@ -126,24 +131,24 @@ def write(
     ):
         for tokens in tokenise(pieces, tokenizer):
             if val < config.val_fraction * (train + val):
-                val_file.write(tokens)
+                val_file.write(tokens.data)
                 val += len(tokens)
             else:
-                train_file.write(tokens)
+                train_file.write(tokens.data)
                 train += len(tokens)
             bar.update(len(tokens))
             if limit and train + val >= limit:
                 break
     if not val:
         raise UserError(
-            "that is one document, and two are the least that have a validation split; "
-            "train.py takes a text file as it is: --data FILE"
+            "the sources have fewer than two documents, too few for a validation split; to train "
+            "on a single text file, use train.py --data FILE"
         )
     return train, val
 
 
 def tokenise(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each piece in turn, (N,) little-endian uint16."""
+    """Yield the tokens of each piece, (N,) little-endian uint16."""
     end = END[tokenizer.to_json()["kind"]]
 
     def tokens_of(piece: Piece) -> np.ndarray:
@@ -151,40 +156,41 @@ def tokenise(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarr
         return np.append(tokenizer.encode(text), end if ends else []).astype("<u2")
 
     pieces = iter(pieces)
-    with ThreadPoolExecutor() as pool:  # tiktoken lets the other threads run
+    with ThreadPoolExecutor() as pool:  # tiktoken releases the GIL
         while batch := list(islice(pieces, AT_ONCE)):
             yield from pool.map(tokens_of, batch)
 
 
-def read(config: PrepareConfig, load_dataset: Callable) -> Iterator[Piece]:
-    """The documents of all sources; those of text files in pieces."""
+def read(config: PrepareConfig) -> Iterator[Piece]:
+    """Yield the documents of all sources; a text file is one document in many pieces."""
     for source in config.sources:
         path = Path(source)
         if path.suffix in (".txt", ".jsonl", ".parquet") and not path.is_file():
-            raise UserError(f"{path} is no file")
+            raise UserError(f"{path} is not a file")
         if path.suffix == ".txt":
             yield from _text(path)
             continue
+        rows: Iterable[dict]
         if path.suffix == ".jsonl":
             rows = _json_lines(path)
         elif path.suffix == ".parquet":
             rows = load_dataset("parquet", data_files=source, split="train", streaming=True)
         else:
             name, subset = KNOWN.get(source, (source, ""))
-            subset = config.subset or subset or None
-            rows = load_dataset(name, name=subset, split="train", streaming=True)
+            subset = config.subset or subset
+            rows = load_dataset(name, name=subset or None, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
             text = row.get(config.column)
             if not isinstance(text, str):
                 raise UserError(
-                    f"{source}: document {number} has no text as {config.column!r}; it has "
-                    f"{', '.join(row)}, of which --column chooses"
+                    f"{source}: document {number} has no text in column {config.column!r}; choose "
+                    f"--column from {', '.join(row)}"
                 )
             yield text, True
 
 
 def _text(path: Path) -> Iterator[Piece]:
-    """A text file as one document, cut where a token ends anyway."""
+    """Yield a text file in pieces, cut where a token always ends."""
     try:
         with path.open(encoding="utf-8") as file:
             rest = ""

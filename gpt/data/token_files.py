@@ -1,33 +1,41 @@
-"""Token files: a folder with train.bin and val.bin, of nanoGPT's form or of llm.c's, and a meta.
+"""Token files: a folder with train.bin, val.bin and meta.*, as nanoGPT or llm.c write them.
 
-A stranger's folder can be damaged but not dangerous: sizes and token numbers are checked before
-anything is computed, and nothing that it holds is run.
+A folder from a stranger may be damaged or hostile: sizes, token numbers and the opcodes of a pickle
+are checked before anything is computed or unpickled.
 """
 
 import json
+import pickle
+import pickletools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from gpt import UserError
-from gpt.data.plain_pickle import read_plain_pickle
 from gpt.data.tokenizers import GPT2Tokenizer, Tokenizer, from_json
 
 MAGIC = 20240520  # llm.c and modded-nanogpt: 256 int32 first, (MAGIC, version, tokens, ...)
 HEADER_BYTES = 256 * 4
 CHECKED_AT_ONCE = 1 << 24  # tokens
+LARGEST_META = 1 << 24  # bytes; nanoGPT's meta.pkl has a few KiB
+# opcodes that build dicts of texts and integers, and nothing that is called or hashed recursively
+PLAIN = {"PROTO", "FRAME", "EMPTY_DICT", "MARK", "SETITEM", "SETITEMS", "STOP", "MEMOIZE"}
+PLAIN |= {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BININT", "BININT1", "BININT2", "LONG1"}
+PLAIN |= {"SHORT_BINUNICODE", "BINUNICODE"}
 
 
 def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenizer]:
-    """Training tokens and validation tokens, both (N,) uint16 over a mapped file; the tokenizer."""
+    """Training and validation tokens, (N,) uint16 over memory-mapped files, and the tokenizer."""
     tokenizer = _tokenizer(folder)
     train, val = (_tokens(folder / f"{split}.bin", tokenizer) for split in ("train", "val"))
     return train, val, tokenizer
 
 
 def _tokens(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
-    """uint16 tokens, little-endian, behind llm.c's header or none."""
+    """Little-endian uint16 tokens, with llm.c's header or without one."""
     if not path.is_file():
         raise UserError(f"{path} is missing; a data folder holds train.bin and val.bin")
     try:
@@ -36,10 +44,12 @@ def _tokens(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
         skip, count = 0, size // 2
         if len(header) == 3 and header[0] == MAGIC:
             if header[1] != 1:
-                raise UserError(f"{path} has token-file version {header[1]}; this reads version 1")
+                raise UserError(
+                    f"{path} has token-file version {header[1]}; only version 1 is supported"
+                )
             skip, count = HEADER_BYTES, int(header[2])
         if size != skip + 2 * count or count < 2:
-            raise UserError(f"{path} has {size} bytes, which is no whole number of uint16 tokens")
+            raise UserError(f"{path} has {size} bytes, which is not a whole number of tokens")
         tokens = np.memmap(path, dtype="<u2", mode="c", offset=skip, shape=(count,))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -54,7 +64,7 @@ def _tokens(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer beside the token files: meta.json, nanoGPT's meta.pkl, or GPT-2's."""
+    """The tokenizer of meta.json or of nanoGPT's meta.pkl; without either, GPT-2's."""
     if (folder / "meta.json").is_file():
         return from_json(_parse(folder / "meta.json", json.loads))
     path = folder / "meta.pkl"
@@ -62,16 +72,36 @@ def _tokenizer(folder: Path) -> Tokenizer:
         return GPT2Tokenizer()
     meta = _parse(path, read_plain_pickle)
     table = meta.get("itos") if isinstance(meta, dict) else None  # {0: "\n", 1: " ", ...}
-    characters = [table.get(i) for i in range(len(table))] if isinstance(table, dict) else [None]
-    if not all(isinstance(character, str) for character in characters):
+    entries = [table.get(i) for i in range(len(table))] if isinstance(table, dict) else [None]
+    characters = [each for each in entries if isinstance(each, str) and len(each) == 1]
+    if len(characters) < len(entries):
         raise UserError(f"{path} has no character table as nanoGPT writes it")
     return from_json({"kind": "char", "characters": "".join(characters)})
 
 
-def _parse(path: Path, parse):
+def _parse(path: Path, parse: Callable[[bytes], Any]) -> Any:
     try:
+        if path.stat().st_size > LARGEST_META:
+            raise UserError(f"{path} cannot be read: it is larger than {LARGEST_META >> 20} MiB")
         return parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def read_plain_pickle(content: bytes) -> Any:
+    """Unpickle dicts of texts and integers; ValueError for any other pickle.
+
+    `find_class` cannot make this safe: a pickle of nested tuples overflows the C stack when it is
+    hashed, and a memo index can ask for gigabytes. So all opcodes are checked first.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name not in PLAIN:
+            raise ValueError("it holds more than dicts, texts and integers")
+        if opcode.name == "LONG_BINPUT" and argument is not None and argument > len(content):
+            raise ValueError("its memo is larger than the file")
+    try:
+        return pickle.loads(content)
+    except (pickle.UnpicklingError, EOFError, ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(f"it is not a complete pickle ({error})") from None

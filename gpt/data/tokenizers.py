@@ -1,12 +1,13 @@
 """Text to tokens and back: the lecture's characters, bytes, and GPT-2's byte-pair encoding.
 
-Every tokenizer has `vocab_size`, `encode(text) -> int64 array (N,)`, `decode(tokens) -> text`,
-`stream()` for tokens that come one at a time, and `to_json()`; `from_json` makes it again.
+Every tokenizer has `vocab_size`, `encode(text) -> (N,) int64`, `decode(tokens) -> text`, `stream()`
+for a decoder of tokens that arrive one at a time, and `to_json()` for `from_json`.
 """
 
 import codecs
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class CharTokenizer:
 
     @classmethod
     def of(cls, text: str) -> "CharTokenizer":
-        """The tokenizer of all characters that occur in `text`."""
+        """The tokenizer of the characters that occur in `text`."""
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
@@ -60,7 +61,9 @@ class ByteTokenizer:
         return bytes(tokens).decode("utf-8", "replace")
 
     def stream(self) -> Callable[[int], str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
+        decoder = codecs.getincrementaldecoder("utf-8")(
+            "replace"
+        )  # holds back an incomplete character
         return lambda token: decoder.decode(bytes([token]))
 
     def to_json(self) -> dict:
@@ -68,23 +71,23 @@ class ByteTokenizer:
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, by tiktoken, which fetches its table when it is first used."""
+    """GPT-2's byte-pair encoding by tiktoken, which downloads its table on first use."""
 
     vocab_size = 50257
 
     @cached_property
-    def _encoding(self):
+    def _encoding(self) -> Any:
         try:
             import tiktoken
 
             return tiktoken.get_encoding("gpt2")
         except ImportError:
             reason = "tiktoken is not installed"
-        except OSError as error:  # those of requests are OSErrors
+        except OSError as error:  # the exceptions of requests are OSErrors
             reason = f"its table could not be downloaded: {type(error).__name__}"
         raise UserError(
-            f"GPT-2's tokenizer is not to be had ({reason}); pip install tiktoken with a network, "
-            "or choose --tokenizer char or --tokenizer byte"
+            f"GPT-2's tokenizer is not available ({reason}); pip install tiktoken and connect to a "
+            "network, or use --tokenizer char or --tokenizer byte"
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -105,26 +108,25 @@ Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer
 
 
 def for_text(kind: str, text: str) -> Tokenizer:
-    """The tokenizer that the option `--tokenizer` names, for this text."""
+    """The tokenizer for a text that --tokenizer names: char, byte or gpt2."""
     if kind == "char":
         return CharTokenizer.of(text)
     return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
 
 
-def from_json(record: dict) -> Tokenizer:
-    """The tokenizer that `to_json` wrote; `UserError` if the record is none."""
-    kind = record.get("kind") if isinstance(record, dict) else None
+def from_json(record: object) -> Tokenizer:
+    """The tokenizer that `to_json` described; UserError if `record` does not describe one."""
+    record = record if isinstance(record, dict) else {}
+    kind = record.get("kind")
     if kind == "char":
         characters = record.get("characters")
         if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
-            raise UserError("the tokenizer's characters must be a sorted text without repetition")
+            raise UserError("the tokenizer's characters must be sorted and distinct")
         if not characters or any("\ud800" <= c <= "\udfff" for c in characters):
-            raise UserError(
-                "the tokenizer's characters must be some, and none half of a surrogate pair"
-            )
+            raise UserError("the tokenizer's characters are empty or contain surrogates")
         return CharTokenizer(characters)
     if kind == "byte":
         return ByteTokenizer()
     if kind == "gpt2":
         return GPT2Tokenizer()
-    raise UserError(f"the tokenizer {kind!r} is unknown; this version has char, byte and gpt2")
+    raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")

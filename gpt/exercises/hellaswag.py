@@ -1,11 +1,11 @@
-"""HellaSwag (Zellers et al. 2019): of four endings, which one goes on with the context?
+"""HellaSwag (Zellers et al. 2019): which of four endings continues the context?
 
-    acc        the ending of the largest sum of log p(token | what stands before it)
+    acc        the ending with the largest sum of log p(token | the tokens before it) is right
     acc_norm   the same with the mean over its tokens, which does not favour short endings
 
-The file is the published one, hellaswag_val.jsonl: an object with `ctx`, `endings` and `label` in a
-line. A blank stands between context and ending, as GPT-2's tokens want it. The names and both
-scores are those of llm.c, whose mean is over tokens as here, while others divide by characters.
+The file is the published one, hellaswag_val.jsonl, each line an object with `ctx`, `endings` and
+`label`. A space separates context and ending, as GPT-2's tokenizer expects. Both scores and their
+names are those of llm.c, whose mean is over tokens; other evaluations divide by characters.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -21,11 +22,12 @@ from gpt import UserError
 from gpt.config.model import IGNORE_INDEX
 from gpt.data.corpus import read_text
 from gpt.data.tokenizers import Tokenizer
-from gpt.training.step import Precision
+from gpt.models.build import Model
+from gpt.training.precision import Precision
 
 
 class Example(NamedTuple):
-    """A context, its endings, and which of them is right."""
+    """A context, its endings, and the index of the right one."""
 
     context: str
     endings: list[str]
@@ -33,7 +35,7 @@ class Example(NamedTuple):
 
 
 def examples(path: Path, limit: int = 0) -> list[Example]:
-    """Those of the file, or the first `limit`; `UserError` where a line is none."""
+    """Read the examples of a file, at most `limit`; raises UserError for a malformed line."""
     lines = read_text(path).split("\n")
     found = [_example(line, f"{path}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
@@ -50,27 +52,31 @@ def _example(line: str, where: str) -> Example:
     except (ValueError, TypeError, KeyError, RecursionError):
         good = False
     if not good:
-        raise UserError(f"{where} is no example of HellaSwag: an object of ctx, endings and label")
+        raise UserError(
+            f"{where} is not a HellaSwag example, an object with ctx, endings and label"
+        )
     return Example(context, endings, label)
 
 
 def accuracy(
-    model: nn.Module, tokenizer: Tokenizer, asked: list[Example], precision: Precision
+    model: Model, tokenizer: Tokenizer, tasks: list[Example], precision: Precision
 ) -> dict[str, float]:
-    """Both shares of `asked` whose likeliest ending is the right one."""
+    """The fractions of `tasks` whose best-scoring ending is the right one."""
     right = torch.zeros(2)
-    for context, endings, label in tqdm(asked, unit="example", disable=None):
+    for context, endings, label in tqdm(tasks, unit="example", disable=None):
         scores = score(model, tokenizer, context, endings, precision)  # (endings, 2)
         right += scores.argmax(0).cpu() == label
-    acc, acc_norm = (right / len(asked)).tolist()
+    acc, acc_norm = (right / len(tasks)).tolist()
     return {"acc": acc, "acc_norm": acc_norm}
 
 
 @torch.no_grad()
-def score(model, tokenizer: Tokenizer, context: str, endings: list[str], precision: Precision):
+def score(
+    model: Model, tokenizer: Tokenizer, context: str, endings: list[str], precision: Precision
+) -> Tensor:
     """The sum and the mean of the log-probabilities of each ending's tokens: (endings, 2).
 
-    What is longer than the block and one token is cropped on the left: the context first.
+    A row longer than the block size plus one token is cropped on the left.
     """
     x, y = (each.to(precision.device) for each in rows(model, tokenizer, context, endings))
     with precision.autocast():
@@ -80,8 +86,10 @@ def score(model, tokenizer: Tokenizer, context: str, endings: list[str], precisi
     return torch.stack((total, total / (y != IGNORE_INDEX).sum(1)), dim=1)
 
 
-def rows(model, tokenizer: Tokenizer, context: str, endings: list[str]):
-    """x and y (endings, T), filled up on the right, where no earlier token looks."""
+def rows(
+    model: Model, tokenizer: Tokenizer, context: str, endings: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Tokens x and targets y, (endings, T), padded on the right, which no earlier token sees."""
     before = torch.from_numpy(tokenizer.encode(context))
     lines, targets = [], []
     for ending in endings:

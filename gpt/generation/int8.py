@@ -1,19 +1,19 @@
-"""Weights as bytes: int8, symmetric, one scale for each output channel.
+"""int8 weights: symmetric, with one scale for each output channel.
 
     scale[n] = max over k of |w[n, k]| / 127        int8[n, k] = round(w[n, k] / scale[n])
 
-and scale * int8 stands for w, off by at most half a step, scale / 2. Every matrix becomes bytes:
-those of the blocks, the head and the token table, a channel of which is a token. Norms, biases and
-positions stay as they are, and so do activations: what is saved is memory, and the time to read it.
+scale * int8 stands for w, with an error of at most scale / 2. Every matrix is quantized: those of
+the blocks, the head, and the token table, whose channels are tokens. Norms, biases, positions and
+activations keep their dtype, so what is saved is memory and the time to read it.
 """
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 
 from gpt import UserError
 from gpt.models import reference
 from gpt.models.packed import GPT
+from gpt.models.residual import IntoStream, Linear
 
 LEVELS = 127  # on either side of zero
 
@@ -21,10 +21,10 @@ State = dict[str, torch.Tensor]
 
 
 class Quantized(nn.Module):
-    """A linear layer or an embedding with an int8 weight (N, K) and its scale (N,), always fp32.
+    """A linear layer or an embedding with an int8 weight (N, K) and an fp32 scale (N,).
 
-    `weight` is what they stand for, computed whenever it is asked for; a single token is computed
-    from the bytes (`gpt/generation/kv_cache.py`).
+    Whole contexts are computed with `weight`, which is dequantized each time it is read; a decode
+    step reads the bytes themselves (`decode_linear`).
     """
 
     def __init__(self, module: nn.Linear | nn.Embedding):
@@ -36,15 +36,18 @@ class Quantized(nn.Module):
         self.int8 = nn.Parameter(steps.round().to(torch.int8), requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = getattr(module, "bias", None)
-        self.adds_bias = getattr(module, "adds_bias", True)  # or leaves it to the residual stream
         self.dtype = module.weight.dtype  # of the computation
 
     @property
     def weight(self) -> torch.Tensor:
         return (self.int8 * self.scale[:, None]).to(self.dtype)
 
+    @property
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.int8, self.scale
+
     def _apply(self, function, recurse=True):
-        """`model.to(dtype)`, but for the scale."""
+        """`model.to(dtype)`, except that the scale stays in fp32."""
         scale = self.scale.data
         super()._apply(function, recurse)
         self.dtype = function(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
@@ -53,40 +56,48 @@ class Quantized(nn.Module):
 
 
 class QuantizedLinear(Quantized):
-    def forward(self, x):
-        return F.linear(x, self.weight, self.bias if self.adds_bias else None)
+    forward = Linear.forward
+
+
+class QuantizedIntoStream(Quantized):
+    forward = IntoStream.forward
 
 
 class QuantizedEmbedding(Quantized):
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return (self.int8[tokens] * self.scale[tokens][..., None]).to(self.dtype)
 
 
 def quantize(model: GPT) -> None:
-    """Make bytes of the model's matrices, in place."""
+    """Replace the model's matrices by int8 ones, in place."""
     for module in list(model.blocks.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, QuantizedLinear(child))
-    model.token_embedding_table = table = QuantizedEmbedding(model.token_embedding_table)
-    model.lm_head = QuantizedLinear(model.lm_head)
+                kind = QuantizedIntoStream if isinstance(child, IntoStream) else QuantizedLinear
+                setattr(module, name, kind(child))
+    table, head = QuantizedEmbedding(model.token_embedding_table), QuantizedLinear(model.lm_head)
     if model.config.tied_head:
-        model.lm_head.int8, model.lm_head.scale = table.int8, table.scale
+        head.int8, head.scale = table.int8, table.scale
+    model.token_embedding_table, model.lm_head = table, head  # type: ignore[assignment]
 
 
 def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, Quantized) for module in model.modules())
 
 
-def adopt(model: nn.Module, state: State) -> State:
-    """Make `model` ready for the weights of `state`, and these for it, where they are bytes."""
+def match_quantization(model: nn.Module, state: State) -> State:
+    """Make `model` and int8 weights fit each other, and return the weights to load.
+
+    A packed GPT is quantized; for the reference the weights are dequantized. A state without int8
+    weights is returned unchanged.
+    """
     if not any(name.endswith(".int8") for name in state):
         return state
     if isinstance(model, GPT):
         quantize(model)
         return state
     if not isinstance(model, reference.GPT):
-        raise UserError("int8 weights are those of a GPT, and this run trained a step of the road")
+        raise UserError("the weights are int8, which a stage of the lecture does not support")
     return {
         name.replace(".int8", ".weight"): _dequantized(name, tensor, state)
         for name, tensor in state.items()
@@ -99,5 +110,5 @@ def _dequantized(name: str, tensor: torch.Tensor, state: State) -> torch.Tensor:
         return tensor
     scale = state.get(name.replace(".int8", ".scale"))
     if scale is None or scale.shape != tensor.shape[:1]:
-        raise UserError(f"weights: {name} has no scale of its own; the checkpoint is damaged")
+        raise UserError(f"weights: {name} has no matching scale; the checkpoint is damaged")
     return tensor * scale[:, None]

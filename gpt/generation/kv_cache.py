@@ -1,33 +1,38 @@
-"""A GPT that keeps the keys and values of earlier tokens: what is new costs one token, not T.
+"""Keys and values of earlier tokens, so that a new token costs one token's work and not T tokens'.
 
-`fill` computes a context at once and keeps its keys and values; `step` takes the next token of each
-row, one operation for each matrix; `extend` takes some of a row at once. All compute what
-`gpt/models/packed.py` does on the whole context: at position t of every layer, key and value depend on the
-tokens 0 ... t alone.
+All three ways to add tokens run the model's own `Block.forward` with a cache, and give what the
+model gives for the whole context: at position t of every layer, key and value depend on the tokens
+0 ... t alone.
 
-They depend on *all* of these, which is why a cache cannot roll. When the context moves on and its
-first token falls out, learned positions shift by one for every token; with rotary positions the
-first layer's keys could stay, but from the second layer on they are made of values that have seen
-the token which is gone. What equals the cropped context is a new `fill`, and nothing else does.
+    prefill           whole contexts of some rows at once, without logits
+    decode_one_token  the next token of each row, one operation for each matrix
+    extend            several tokens of the only row, for speculation
 
-Letters: B rows, T time, C channels, H heads, Hkv heads of keys and values, D head size,
-V vocabulary.
+A cache cannot roll. When the context moves on and its first token drops out, learned positions
+shift by one for every token; with rotary positions the keys of the first layer could stay, but from
+the second layer on they are computed from values that have seen the dropped token. Only another
+`prefill` equals the cropped context.
+
+Letters: B rows, T time, C channels, H heads, Hkv heads of keys and values, D head size, L layers,
+V vocabulary, K new tokens.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn import functional as F
 
-from gpt.config.model import NORM_EPS
-from gpt.generation.int8 import Quantized
-from gpt.models.packed import GPT, gate
-from gpt.models.residual import Residual, total
+from gpt.models.layers import Block, LayerCache, MultiHeadAttention
+from gpt.models.packed import GPT
+from gpt.models.residual import total
 
 
 class CachedGPT:
-    """`model` and B rows of text of any lengths, all state on the device, no size ever changing.
+    """`model` and B rows of text of any lengths. All state is on the device and never resized.
 
-    Row b has position[b] tokens behind it, kept at 0 ... position[b] - 1 of its cache. What lies
-    beyond is not seen by any query before it is written.
+    Row b has position[b] tokens so far, kept at 0 ... position[b] - 1 of its cache. Whatever is
+    beyond is overwritten before any query sees it.
     """
 
     def __init__(self, model: GPT, rows: int):
@@ -38,91 +43,94 @@ class CachedGPT:
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # (B,)
 
-    def fill(self, rows, tokens, lengths) -> None:
-        """Let rows (R,) begin anew with the first lengths (R,) of tokens (R, T).
+    def prefill(self, rows, tokens: torch.Tensor, lengths) -> None:
+        """Restart the given R rows with the first lengths (R,) of tokens (R, T).
 
-        Shorter contexts are filled up on the right, where no earlier token looks.
+        Shorter contexts are padded on the right, which no earlier token sees.
         """
         self.position[rows] = lengths
-        T = tokens.shape[1]
-        if T == 0:
+        if tokens.shape[1] == 0:
             return
-        blocks = self.model.blocks
+        *blocks, last = cast(list[Block], list(self.model.blocks))
+        layers = [Prefill(cache, rows) for cache in self.cache]
         x = self.model.embed(tokens)  # (R, T, C)
-        for block, cache in zip(blocks, self.cache, strict=True):
-            qkv = block.sa.qkv(block.ln1(x))  # (R, T, (H + 2 Hkv) D)
-            _, k, v = block.sa.position_queries_and_keys(qkv)  # (R, Hkv, T, D)
-            cache[0, rows, :, :T], cache[1, rows, :, :T] = k, v
-            if block is not blocks[-1]:  # whose output would only make logits
-                x, y = block.ln2.add(Residual(x, block.sa.attend(qkv), block.sa.proj.bias, 0.0))
-                x = total(Residual(x, block.ffwd(y), block.ffwd.down.bias, 0.0))
+        for block, layer in zip(blocks, layers, strict=False):
+            x = total(block(x, layer))
+        # the rest of the last block would only make logits
+        layers[-1].keep(last.sa, last.sa.qkv(last.ln1(x)))
 
-    def step(self, token) -> torch.Tensor:
-        """The logits (B, V) that follow token (B,), which becomes part of the rows."""
-
-        def attend(sa, qkv, cache):
-            options = {"qk_norm": sa.qk_norm, "eps": NORM_EPS, "window": sa.window}
-            options |= sa.angles
-            return self.model.ops.decode_attention(qkv, cache, self.position, **options)
-
-        logits = self._next(token, self.position, attend)
+    def decode_one_token(self, token: torch.Tensor) -> torch.Tensor:
+        """Append token (B,) to the rows, and return the logits (B, V) of the next one."""
+        layers = [OneToken(cache, self.position) for cache in self.cache]
+        logits, _ = self.model(token, cache=NewTokens(self.position, layers))
         self.position += 1
         return logits
 
-    def extend(self, tokens) -> torch.Tensor:
-        """The logits (K, V) that follow each of tokens (K,), which become part of the only row.
+    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (K,) to the only row, and return the logits (K, V) of what follows each.
 
-        Every weight is read once, where K steps would read it K times. The host looks at the
-        position, so this is nothing for a CUDA graph.
+        Every weight is read once, where decoding one token at a time would read it K times. The
+        host reads the position, so this cannot be captured in a CUDA graph.
         """
         start = int(self.position)
         place = torch.arange(start + len(tokens), device=tokens.device)
-        seen = place <= place[start:, None]  # (K, T)
+        new = place[start:]  # (K,)
+        seen = place <= new[:, None]  # (K, T)
         if window := self.model.config.window:
-            seen &= place > place[start:, None] - window
-
-        def attend(sa, qkv, cache):
-            q, k, v = sa.position_queries_and_keys(qkv[None], start)  # (1, H, K, D)
-            keys, values = cache[:, :, :, : len(place)]
-            keys[:, :, start:], values[:, :, start:] = k, v
-            grouped = q.shape[1] != keys.shape[1]
-            out = F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=seen, enable_gqa=grouped
-            )
-            return out[0].transpose(0, 1).flatten(1)  # (K, C)
-
-        logits = self._next(tokens, place[start:], attend)
+            seen &= place > new[:, None] - window
+        layers = [Extension(cache, start, seen) for cache in self.cache]
+        logits, _ = self.model(tokens, cache=NewTokens(new, layers))
         self.position += len(tokens)
         return logits
 
-    def _next(self, tokens, position, attend) -> torch.Tensor:
-        """Logits (R, V) of R tokens at their positions, one operation for each matrix."""
-        model = self.model
-        x = model.token_embedding_table(tokens)  # (R, C)
-        if model.config.position == "learned":
-            x = x + model.position_embedding_table(position)
-        for block, cache in zip(model.blocks, self.cache, strict=True):
-            sa, ffwd = block.sa, block.ffwd
-            heads = attend(sa, self._linear(sa.qkv, x, block.ln1), cache)  # (R, C)
-            x = self._linear(sa.proj, heads, residual=x)  # (R, C)
-            if ffwd.activation == "swiglu":
-                hidden = gate(self._linear(ffwd.up, x, block.ln2))
-            else:
-                hidden = self._linear(ffwd.up, x, block.ln2, activation=ffwd.activation)  # (R, 4C)
-            x = self._linear(ffwd.down, hidden, residual=x)  # (R, C)
-        return model.cap(self._linear(model.lm_head, x, model.ln_f))
 
-    def _linear(self, linear, x, norm=None, **options):
-        """residual + activation(linear(norm(x))) of one token, as one operation."""
-        if norm is not None:
-            options |= {
-                "norm": norm.kind,
-                "norm_weight": norm.weight,
-                "norm_bias": norm.bias,
-                "eps": NORM_EPS,
-            }
-        if isinstance(linear, Quantized):
-            weight, options["scale"] = linear.int8, linear.scale
-        else:
-            weight = linear.weight
-        return self.model.ops.decode_linear(x, weight, linear.bias, **options)
+class NewTokens(NamedTuple):
+    """What `GPT.forward` takes as its cache."""
+
+    position: torch.Tensor  # (R,) of the tokens that are decoded
+    layers: Sequence[LayerCache]
+
+
+class Prefill(NamedTuple):
+    """One layer's cache while whole contexts are computed: they see only themselves."""
+
+    cache: torch.Tensor  # (2, B, Hkv, block_size, D)
+    rows: Sequence[int] | torch.Tensor  # (R,)
+
+    def attend(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> torch.Tensor:
+        self.keep(attention, qkv)
+        return attention.attend(qkv)
+
+    def keep(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> None:
+        T = qkv.shape[1]
+        _, k, v = attention.split_heads(qkv)  # (R, Hkv, T, D)
+        self.cache[0, self.rows, :, :T], self.cache[1, self.rows, :, :T] = k, v
+
+
+class OneToken(NamedTuple):
+    """One layer's cache while the next token of each row is decoded."""
+
+    cache: torch.Tensor  # (2, B, Hkv, block_size, D)
+    position: torch.Tensor  # (B,)
+
+    def attend(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> torch.Tensor:
+        options = {"window": attention.window, **attention.qk_options}
+        return attention.ops.decode_attention(qkv, self.cache, self.position, **options)
+
+
+class Extension(NamedTuple):
+    """One layer's cache while several tokens of the only row are decoded."""
+
+    cache: torch.Tensor  # (2, 1, Hkv, block_size, D)
+    start: int  # position of the first new token
+    seen: torch.Tensor  # (K, T) which tokens each new one sees
+
+    def attend(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = attention.split_heads(qkv[None], self.start)  # (1, H, K, D)
+        keys, values = self.cache[:, :, :, : self.seen.shape[1]]
+        keys[:, :, self.start :], values[:, :, self.start :] = k, v
+        grouped = q.shape[1] != keys.shape[1]
+        out = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=self.seen, enable_gqa=grouped
+        )
+        return out[0].transpose(0, 1).flatten(1)  # (K, C)

@@ -1,133 +1,131 @@
-"""Guess some tokens, and let the model judge them all at once: the same text, for less reading.
+"""Speculative decoding: guess some tokens, and let the model judge them all in one pass.
 
-To make a token all weights are read, whatever is computed with them. Of guesses x_1 ... x_k one
-pass tells p_1 ... p_k+1, what the model would draw each next token from. A guess x_i, drawn from
-q_i, is kept with probability min(1, p_i(x_i) / q_i(x_i)). The first that is not kept is replaced by
-a draw from max(p_i - q_i, 0), normalised, and the rest is dropped; when all are kept, p_k+1 gives
-one token more. What comes out is distributed as p, whatever q is (Leviathan, Kalman and Matias
-2023; Chen et al. 2023); with temperature 0 it is the likeliest token each time.
+Decoding a token reads every weight, however little is computed with them. Given guesses
+x_1 ... x_k, one pass gives p_1 ... p_k+1, the distributions of the next token at each place. A
+guess x_i, sampled from q_i, is kept with probability min(1, p_i(x_i) / q_i(x_i)). The first one
+that is rejected is replaced by a sample from max(p_i - q_i, 0), normalised, and those after it are
+dropped; if all are kept, one more token is sampled from p_k+1. The result has the distribution p,
+whatever q is (Leviathan, Kalman and Matias 2023; Chen et al. 2023); at temperature 0 it is the
+greedy text.
 
 Guesses come from a smaller model (`Draft`) or from the text itself (`Lookup`). They end where the
-crop moves, since beyond it the context is another: with slide = 1 there are none past the block.
-
-Does it pay? Where a pass over five tokens costs little more than one over a single token, and the
-guesses are good. On a core of an AMD EPYC in fp32 it costs three to four times as much with the
-lecture's model, so only text that repeats itself gains: `Lookup` found 3.8 tokens a pass in the
-likeliest text of a quickstart's model, and 1.1 in text drawn at temperature 0.8. On a card, whose
-`generate` is one graph for a token without a wait, this has a wait in every round: not measured.
+context moves: with slide = 1 there are none once the text is longer than the block.
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from gpt.generation.generate import distribution, window_start
+from gpt.generation.generate import window_start
 from gpt.generation.kv_cache import CachedGPT
+from gpt.generation.sampling import Sampling
 from gpt.models.packed import GPT
 
-AHEAD = 4  # guesses for one pass; a fifth is seldom reached
+AHEAD = 4  # guesses for one pass; a fifth is rarely kept
 
-Rule = Callable[[torch.Tensor], torch.Tensor]  # logits (R, V) -> probabilities (R, V)
-# (text, most) -> up to so many guesses for what follows, and what they were drawn from, (k, V)
-Guess = Callable[[list[int], int], tuple[list[int], torch.Tensor]]
+# the guesses for what follows, and the distributions (k, V) that they were sampled from
+Guesses = tuple[list[int], Tensor]
+Guess = Callable[[list[int], int], Guesses]  # of a text, and of how many tokens at most
 
 
 @torch.no_grad()
 def speculate(
     model: GPT,
-    prompt: torch.Tensor,  # (T,)
+    prompt: Tensor,  # (T,)
     max_new_tokens: int,
     guess: Guess,
-    rule: Rule,
+    sampling: Sampling,
     *,
     slide: int = 1,
     generator: torch.Generator | None = None,
-) -> Iterator[torch.Tensor]:
-    """Yield the tokens of one row, (1,) int64, as `generate` does with the same rule."""
+) -> Iterator[Tensor]:
+    """Yield the tokens of one row, shape (1,), int64, with the distribution of `generate`."""
     follower, text = Follower(model, slide), prompt.tolist()
     end = len(text) + max_new_tokens
     while len(text) < end:
         most = min(AHEAD, follower.room(len(text)), end - len(text) - 1)
         guesses, q = guess(text, most)
-        p = rule(follower.logits(text + guesses, len(guesses) + 1))
+        p = sampling.probabilities(follower.logits(text + guesses, len(guesses) + 1))
         made = judge(guesses, q, p, generator)
         text += made
         yield from torch.tensor(made)[:, None]
 
 
-def judge(guesses: list[int], q, p, generator=None) -> list[int]:
-    """The guesses that are kept, and one token more: q (k, V), p (k + 1, V)."""
+def judge(
+    guesses: list[int],
+    q: Tensor,  # (k, V)
+    p: Tensor,  # (k + 1, V)
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Return the guesses that are kept and the token that the model adds to them."""
     chances = torch.rand(len(guesses), generator=generator, device=p.device)
     for i, token in enumerate(guesses):
         if not chances[i] * q[i, token] < p[i, token]:
             left = (p[i] - q[i]).clamp(min=0)
-            left = left if left.any() else p[i]  # rounding alone has told p from q
+            left = left if left.any() else p[i]  # p and q differ by rounding alone
             return [*guesses[:i], int(torch.multinomial(left, 1, generator=generator))]
     return [*guesses, int(torch.multinomial(p[-1], 1, generator=generator))]
 
 
-def rule_of(vocab_size: int, temperature: float, top_k: int, top_p: float) -> Rule:
-    def rule(logits):
-        return distribution(logits[:, :vocab_size].float(), temperature, top_k, top_p)
-
-    return rule
-
-
 class Follower:
-    """A model and the cache of one text, of which the end may be taken back."""
+    """A model with the cache of one text, whose last tokens can be taken back."""
 
     def __init__(self, model: GPT, slide: int):
         self.device = model.ln_f.weight.device
-        self.begin = partial(window_start, block_size=model.config.block_size, slide=slide)
+        self.start_of = partial(window_start, block_size=model.config.block_size, slide=slide)
         self.block_size, self.cached = model.config.block_size, CachedGPT(model.eval(), 1)
-        self.start, self.kept = 0, []  # of the crop in the cache, and its tokens
+        self.start = 0  # of the context in the cache
+        self.kept: list[int] = []  # its tokens
 
     def room(self, length: int) -> int:
-        """How many tokens may follow a text of this length until its crop moves."""
-        return self.begin(length) + self.block_size - length
+        """How many tokens can follow a text of this length before its context moves."""
+        return self.start_of(length) + self.block_size - length
 
-    def logits(self, text: list[int], last: int) -> torch.Tensor:
-        """What follows each of the last tokens of the text, (last, V); they see one crop."""
-        start = self.begin(len(text))
-        crop = text[start:]
-        before = len(crop) - last
-        both = zip(self.kept, crop[:before], strict=False)
-        same = next((i for i, (a, b) in enumerate(both) if a != b), min(len(self.kept), before))
-        tokens = torch.tensor(crop, device=self.device)
+    def logits(self, text: list[int], last: int) -> Tensor:
+        """The logits (last, V) of what follows each of the last tokens of the text."""
+        start = self.start_of(len(text))
+        context = text[start:]
+        before = len(context) - last
+        pairs = zip(self.kept, context[:before], strict=False)
+        most = min(len(self.kept), before)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), most)
+        tokens = torch.tensor(context, device=self.device)
         if start != self.start or not same:
             same = before
-            self.cached.fill([0], tokens[None, :before], same)
+            self.cached.prefill([0], tokens[None, :before], same)
         self.cached.position.fill_(same)
-        self.start, self.kept = start, crop
+        self.start, self.kept = start, context
         return self.cached.extend(tokens[same:])[-last:]
 
 
 class Draft:
-    """Guesses of a smaller model with the same tokens, drawn by the same rule."""
+    """Guesses from a smaller model with the same tokens, sampled by the same rule."""
 
-    def __init__(self, model: GPT, rule: Rule, generator: torch.Generator | None = None):
+    def __init__(self, model: GPT, sampling: Sampling, generator: torch.Generator | None = None):
         self.follower = Follower(model, slide=max(1, model.config.block_size // 4))
-        self.rule, self.generator = rule, generator
+        self.sampling, self.generator = sampling, generator
 
-    def __call__(self, text: list[int], most: int) -> tuple[list[int], torch.Tensor | None]:
-        guesses, q = [], []
+    def __call__(self, text: list[int], most: int) -> Guesses:
+        guesses: list[int] = []
+        q: list[Tensor] = []  # (V,) each
         for _ in range(most):
-            q.append(self.rule(self.follower.logits(text + guesses, 1))[0])  # (V,)
+            q.append(self.sampling.probabilities(self.follower.logits(text + guesses, 1))[0])
             guesses.append(int(torch.multinomial(q[-1], 1, generator=self.generator)))
-        return guesses, torch.stack(q) if q else None
+        return guesses, torch.stack(q) if q else torch.empty(0)
 
 
 class Lookup:
-    """Guesses what came next where the text's last tokens stood before; for one text."""
+    """Guesses that repeat what followed the last tokens earlier in the text; for one text only."""
 
     def __init__(self, vocab_size: int, device: torch.device, lengths=(12, 6, 3)):
         self.vocab_size, self.device, self.lengths = vocab_size, device, lengths
-        self.after: dict[tuple, int] = {}  # some tokens -> where they last ended
+        self.after: dict[tuple, int] = {}  # some tokens -> the position after their last occurrence
         self.read = 0
 
-    def __call__(self, text: list[int], most: int) -> tuple[list[int], torch.Tensor | None]:
+    def __call__(self, text: list[int], most: int) -> Guesses:
         for end in range(self.read, len(text)):
             for length in self.lengths:
                 if length <= end:
@@ -136,6 +134,5 @@ class Lookup:
         found = (self.after.get(tuple(text[-length:])) for length in self.lengths)
         place = next((place for place in found if place is not None), len(text))
         guesses = text[place : place + most]
-        return guesses, F.one_hot(
-            torch.tensor(guesses, dtype=torch.int64, device=self.device), self.vocab_size
-        ).float()
+        tokens = torch.tensor(guesses, dtype=torch.int64, device=self.device)
+        return guesses, F.one_hot(tokens, self.vocab_size).float()

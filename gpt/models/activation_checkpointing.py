@@ -1,10 +1,12 @@
 """Activation checkpointing (Chen et al. 2016): a third more computation, a fraction of the memory.
 
-Of each block its input alone is kept, and backward computes the block again. (The input is two
-tensors, the residual stream and the branch still to be added to it; of the reference it is one.)
-Dropout must fall on the same elements twice, so the generators are set back to where they were; the
-gradients are those of a model that keeps everything, bit for bit.
+Only the input of each block is kept, and the backward pass computes the block again. For the packed
+GPT the input is two tensors, the residual stream and the branch that is not yet added to it.
+Dropout must drop the same elements both times, so the state of the generators is restored; the
+gradients equal those without checkpointing in every bit.
 """
+
+from typing import Any
 
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
@@ -14,24 +16,26 @@ from gpt.config.model import ModelConfig
 
 
 class Recomputed(nn.Sequential):
-    """The same blocks under the same names; in training, each is computed again in backward."""
+    """Blocks under unchanged names, each of which is recomputed in the backward pass."""
 
-    def __init__(self, blocks: nn.Sequential, draws: bool):
+    def __init__(self, blocks: nn.Sequential, has_dropout: bool):
         super().__init__(*blocks)
-        self.draws = draws  # random numbers: where none are, no state needs to be kept
+        self.has_dropout = has_dropout  # else no generator state needs to be kept
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.draws)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.has_dropout)
         return x
 
 
 def recompute_blocks(model: nn.Module, config: ModelConfig) -> None:
-    """Let `model` keep the inputs of its blocks alone."""
-    if not isinstance(getattr(model, "blocks", None), nn.Sequential):
+    """Make `model` keep only the inputs of its blocks; raises UserError if it has no blocks."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential):
         raise UserError(
-            "--activation-checkpointing needs a model of blocks alone, which this is not"
+            "--activation-checkpointing supports only a plain sequence of blocks, which this model "
+            "does not have; remove it"
         )
-    model.blocks = Recomputed(model.blocks, draws=config.dropout > 0)
+    model.blocks = Recomputed(blocks, has_dropout=config.dropout > 0)

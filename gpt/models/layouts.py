@@ -1,14 +1,13 @@
-"""Weights of one model as weights of another: lecture <-> packed, both ways, bit-equal.
+"""Convert weights between the lecture's layout and the packed one, bit for bit.
 
-The lecture keeps key, query and value of each head apart; the packed model keeps one matrix with
-rows [query | key | value], each the heads side by side. A key that heads share stands there once,
-and in the lecture's under the name of each. Everything else is a change of name. A state dict that
-is not one of the config's model is refused before anything is made of it.
+The lecture has separate key, query and value matrices for each head; the packed model has one
+matrix with rows [query | key | value], each with all heads one below the other. A key that several
+heads share is stored once there, and under the name of each head in the lecture's layout.
+Everything else is a change of name. A state dict that does not fit the config is rejected first.
 """
 
 import re
-import sys
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 
@@ -25,7 +24,7 @@ State = dict[str, torch.Tensor]
 
 
 def packed_from_lecture(lecture: State, config: ModelConfig) -> State:
-    """The state dict of `gpt.models.packed.GPT` from that of `gpt.models.reference.GPT` or the lecture's file."""
+    """The state dict of `packed.GPT` from that of `reference.GPT` or of the lecture's file."""
     lecture = _without_masks(lecture)
     with torch.device("meta"):
         check_layout(_without_masks(reference.GPT(config).state_dict()), lecture)
@@ -46,7 +45,7 @@ def packed_from_lecture(lecture: State, config: ModelConfig) -> State:
 
 
 def lecture_from_packed(packed: State, config: ModelConfig) -> State:
-    """The state dict of `gpt.models.reference.GPT`, the causal masks included, from the packed one."""
+    """The state dict of `reference.GPT`, causal masks included, from that of `packed.GPT`."""
     with torch.device("meta"):
         check_layout(GPT(config, ops=None).state_dict(), packed)
     lecture: State = {}
@@ -68,14 +67,14 @@ def lecture_from_packed(packed: State, config: ModelConfig) -> State:
 
 
 def check_layout(expected: State, state: State) -> None:
-    """Refuse a state dict whose names or shapes are not those of `expected`."""
-    hint = "the config must be that of the model which was saved"
+    """Raise UserError for a state dict whose names or shapes are not those of `expected`."""
+    hint = "the config must be that of the saved model"
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"weights: {name!r} is missing from the state dict; {hint}")
         if state[name].shape != tensor.shape:
             raise UserError(
-                f"weights: {name!r} has shape {tuple(state[name].shape)} where the model has "
+                f"weights: {name!r} has shape {tuple(state[name].shape)}, and the model expects "
                 f"{tuple(tensor.shape)}; {hint}"
             )
     for name in state:
@@ -84,31 +83,11 @@ def check_layout(expected: State, state: State) -> None:
 
 
 def _without_masks(state: State) -> State:
-    """Without the buffers `tril`: a constant of the lecture's Head, not a weight."""
+    """Drop the buffers `tril`, which are constants of the lecture's Head and not weights."""
     return {name: tensor for name, tensor in state.items() if not name.endswith(".tril")}
 
 
-def _rename(name: str, pairs) -> str:
+def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
         name = name.replace(old, new)
     return name
-
-
-def main(arguments: list[str]) -> int:
-    """python -m gpt.models.layouts export RUN FOLDER: the run's best model for `transformers`."""
-    from gpt.pretrained.gpt2 import export
-
-    if len(arguments) != 3 or arguments[0] != "export":
-        print(main.__doc__, file=sys.stderr)
-        return 2
-    try:
-        export(Path(arguments[1]), Path(arguments[2]))
-    except (UserError, OSError) as error:
-        print(f"gpt.models.layouts: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {arguments[2]}: GPT2LMHeadModel.from_pretrained({arguments[2]!r})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

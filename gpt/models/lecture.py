@@ -1,10 +1,11 @@
-"""The road to the GPT of `gpt/models/reference.py`: the steps of the video, each a model that trains.
+"""The stages of the lecture, from a bigram model to the GPT of `gpt/models/reference.py`.
 
-Read from top to bottom beside "Let's build GPT: from scratch, in code, spelled out"; the times in
-square brackets are its chapters. `python train.py --lecture STEP` trains a step of `STEPS`, the
-table at the end. Every step turns tokens into logits for the next token; what changes is how a
-token hears of the tokens before it. Of the config only the sizes count here, every switch stays
-where the video has it, and weights are drawn by PyTorch's defaults, as they were in the video.
+Read this file from top to bottom while you watch "Let's build GPT: from scratch, in code, spelled
+out"; the times in square brackets are chapters of the video. Every stage is a model that trains:
+`python train.py --lecture NAME` takes a name from `STAGES`, the table at the end. Each one turns
+tokens into logits for the next token. What changes is how a token learns about the tokens before
+it. Only the sizes in the config have an effect here: every switch is set as in the video, and
+weights are initialised by PyTorch's defaults, as they were there.
 
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
@@ -21,10 +22,11 @@ from gpt.models.reference import GPT, Block, FeedForward, Head, LayerNorm, Multi
 
 
 class LanguageModel(nn.Module):
-    """What the steps share: tokens (B, T) -> logits (B, T, V), and the loss against targets.
+    """What all stages share: tokens (B, T) -> logits (B, T, V), and the loss against targets.
 
-    The loss is the negative log likelihood of the next token. A model that knows nothing gives
-    each of 65 characters 1/65, and -ln(1/65) = 4.17; a fresh one is a little worse than that.
+    The loss is the negative log likelihood of the next token. A model that knows nothing gives each
+    of 65 characters a probability of 1/65, for a loss of -ln(1/65) = 4.17; a freshly initialised
+    model is a little worse than that.
     """
 
     def __init__(self, config: ModelConfig):
@@ -37,8 +39,8 @@ class LanguageModel(nn.Module):
             n_embd=config.n_embd,
         )
 
-    def initialise(self):
-        """Draw all weights from the global generator, as a fresh model does."""
+    def initialise(self) -> None:
+        """Draw all weights anew from the global generator."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.reset_parameters()
@@ -56,9 +58,10 @@ class LanguageModel(nn.Module):
 
 
 class BigramLanguageModel(LanguageModel):
-    """[00:22:11] The simplest baseline: the next token from the identity of this one alone.
+    """[00:22:11] The simplest baseline: predict the next token from the current one alone.
 
-    The tokens are not talking to each other: row i of the table is what follows token i.
+    The tokens do not talk to each other yet: row i of the table has the logits of what follows
+    token i.
     """
 
     def __init__(self, config: ModelConfig):
@@ -71,11 +74,12 @@ class BigramLanguageModel(LanguageModel):
 
 
 class EmbeddingLanguageModel(LanguageModel):
-    """[00:58:26, 01:00:18] One level of indirection: tokens as vectors, a layer, a head.
+    """[00:58:26, 01:00:18] One level of indirection: token vectors, a layer, a language model head.
 
-    A token is embedded by what it is and by where it stands, and logits are read off at the end.
-    In between is room for a layer (B, T, C) -> (B, T, C): every step from here on is one. The
-    video builds versions 1 to 3 on random vectors before it has this model to put them in.
+    A token is embedded by its identity and by its position, and the head turns the result into
+    logits. In between there is room for one layer (B, T, C) -> (B, T, C), and every stage from
+    here on is such a layer. The video tries versions 1 to 3 on random vectors before it has this
+    model to put them in.
     """
 
     def __init__(self, config: ModelConfig, make_layer: Callable[[ModelConfig], nn.Module]):
@@ -98,15 +102,15 @@ class EmbeddingLanguageModel(LanguageModel):
 
 
 class AverageWithLoops(nn.Module):
-    """[00:42:13] Version 1: a token becomes the average of itself and all tokens before it.
+    """[00:42:13] Version 1: each token becomes the average of itself and all tokens before it.
 
-    The weakest way to hear of the past, and very lossy: how the tokens were arranged is gone. It
-    must be the past only, because the future is what the model has to predict.
+    This is the weakest form of communication, and very lossy: the order of the tokens is gone. It
+    may only look at the past, because the future is what the model has to predict.
     """
 
     def forward(self, x):
         B, T, C = x.shape
-        xbow = []  # "bow" is bag of words: an average knows what was there, not in which order
+        xbow = []  # "bow" means bag of words: an average knows which words, but not their order
         for sequence in x:  # (T, C)
             for t in range(T):
                 xprev = sequence[: t + 1]  # (t+1, C)
@@ -117,7 +121,7 @@ class AverageWithLoops(nn.Module):
 class AverageWithMatrix(nn.Module):
     """[00:47:11, 00:51:54] Version 2: the trick, a matrix product as a weighted aggregation.
 
-    Row t of `wei` says how much of each token goes into token t: for T = 3
+    Row t of `wei` holds the weight of each token in the average for token t. For T = 3:
 
         1    0    0
         1/2  1/2  0
@@ -132,11 +136,11 @@ class AverageWithMatrix(nn.Module):
 
 
 class AverageWithSoftmax(nn.Module):
-    """[00:54:42] Version 3: the same matrix as a softmax of affinities that are all zero.
+    """[00:54:42] Version 3: the same matrix, as the softmax of affinities that are all zero.
 
-    Zeros say that all tokens of the past are equally interesting. Minus infinity says that tokens
-    from the future cannot communicate: exp(-inf) = 0. The softmax makes each row sum to one. From
-    here it is a small step to affinities that depend on the tokens themselves.
+    Zero means that all tokens of the past are equally interesting. Minus infinity means that tokens
+    of the future cannot communicate, since exp(-inf) = 0. The softmax makes each row sum to one.
+    From here it is a small step to affinities that depend on the tokens themselves.
     """
 
     def forward(self, x):
@@ -149,11 +153,11 @@ class AverageWithSoftmax(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """[01:02:00] Version 4, the crux: each token says for itself which of the past it wants.
+    """[01:02:00] Version 4, the crux: each token decides for itself which tokens matter to it.
 
-    Every token emits a query (what am I looking for?) and a key (what do I contain?). Where they
-    align the dot product is large, and that token's value comes through: x is private to the
-    token, and the value is what it communicates if it is found interesting.
+    Every token emits a query (what am I looking for?) and a key (what do I contain?). If a query
+    and a key align, their dot product is large, and the token with that key passes on its value. x
+    is private to a token; the value is what it communicates to those that find it interesting.
     """
 
     def __init__(self, config: ModelConfig):
@@ -174,34 +178,35 @@ class SelfAttention(nn.Module):
         return wei @ v  # (B, T, T) @ (B, T, C) -> (B, T, C)
 
 
-# Six notes on attention, before it goes on:
-# 1 [01:11:38] It is communication: nodes of a directed graph, each with a vector, and each takes
-#   a weighted sum over the nodes that point at it. Here token t hears of the tokens 0 .. t.
-# 2 [01:12:46] It has no notion of space: it works on a set of vectors. That is why tokens need a
-#   position embedding.
+# Six notes on attention:
+# 1 [01:11:38] Attention is communication. The nodes of a directed graph have a vector each, and
+#   each node takes a weighted sum over the nodes that point to it. Here the tokens 0 .. t point to
+#   token t.
+# 2 [01:12:46] Attention has no notion of space: it works on a set of vectors. That is why tokens
+#   need a position embedding.
 # 3 [01:13:40] The examples of a batch never talk to each other.
-# 4 [01:14:14] This is a decoder block, by the triangular mask. Delete the mask and all tokens talk
-#   to all: an encoder block.
+# 4 [01:14:14] The triangular mask makes this a decoder block. Delete the mask, so that all tokens
+#   talk to each other, and it is an encoder block.
 # 5 [01:15:39] It is self-attention because keys and values come from the same x as the queries. In
 #   cross-attention they come from elsewhere.
-# 6 [01:16:56] "Scaled" attention multiplies `wei` by 1/sqrt(head size). For q and k of variance 1
-#   the variance of `wei` is then 1 too, and the softmax of a fresh model stays diffuse instead of
-#   choosing a single token. `Head` in reference.py does so.
+# 6 [01:16:56] "Scaled" attention multiplies `wei` by 1/sqrt(head size). If q and k have variance 1,
+#   then so has `wei`, and the softmax of a fresh model stays diffuse instead of picking a single
+#   token. `Head` in reference.py does this.
 
 
 # ---- Building the transformer --------------------------------------------------------------
 
 
 def one_head(config: ModelConfig) -> nn.Module:
-    """[01:19:11] A single head of self-attention, as wide as the model, in the network."""
+    """[01:19:11] A single head of self-attention, as wide as the model."""
     return Head(replace(config, n_head=1))
 
 
 class HeadsSideBySide(nn.Module):
-    """[01:21:59] Several heads in parallel, each narrower, their outputs side by side.
+    """[01:21:59] Several narrower heads in parallel, with their outputs side by side.
 
-    Tokens have many things to talk about (find the vowels, the consonants, what stands where), so
-    it helps to have several independent channels of communication.
+    Tokens have a lot to talk about (where are the vowels, where are the consonants?), so it helps
+    to have several independent channels of communication.
     """
 
     def __init__(self, config: ModelConfig):
@@ -213,9 +218,9 @@ class HeadsSideBySide(nn.Module):
 
 
 def heads_and_feed_forward(config: ModelConfig) -> nn.Module:
-    """[01:24:25] Communication, then computation, by each token on its own.
+    """[01:24:25] Communication, followed by computation, which each token does on its own.
 
-    So far the tokens looked at each other but had no time to think about what they had found.
+    Until now the tokens looked at each other but had no time to think about what they found.
     """
     return nn.Sequential(
         HeadsSideBySide(config), nn.Linear(config.n_embd, config.n_embd), nn.ReLU()
@@ -225,10 +230,10 @@ def heads_and_feed_forward(config: ModelConfig) -> nn.Module:
 class ResidualBlock(nn.Module):
     """[01:26:48] Communication and computation fork off from x and are added back to it.
 
-    Deep networks are hard to optimise. Addition hands its gradient to both branches alike, so the
-    gradient has a free way from the loss down to the input past all blocks, and the blocks come
-    in over time. The projections lead back into the way. As in the paper, the feed-forward is
-    four times wider inside.
+    Deep networks are hard to optimise. Addition passes its gradient to both branches unchanged, so
+    there is a gradient highway from the loss to the input past all blocks, which contribute more
+    and more during training. The projections lead back onto that highway. As in the paper, the
+    inner layer of the feed-forward is four times as wide.
     """
 
     def __init__(self, config: ModelConfig):
@@ -247,26 +252,29 @@ def residual_blocks(config: ModelConfig) -> nn.Module:
 
 
 def normalised_blocks(config: ModelConfig) -> nn.Module:
-    """[01:32:51] LayerNorm: each token's channels to mean 0 and variance 1, then gain and bias.
+    """[01:32:51] LayerNorm: scale each token's channels to mean 0 and variance 1.
 
-    BatchNorm does that to the columns, over the batch; LayerNorm does it to the rows. So there are
-    no running averages, and training and test do the same. It stands before each transformation
-    (the paper had it after; today it is before) and once more at the end.
+    BatchNorm normalises the columns, over the batch; LayerNorm normalises the rows. So it needs no
+    running averages, and training and testing are the same. A learned gain and bias follow. The
+    norm comes before each transformation (in the paper it came after), and once more at the end.
     """
     return nn.Sequential(*[Block(config) for _ in range(config.n_layer)], LayerNorm(config))
 
 
-# [01:37:49] Scaling up: n_layer and n_head as numbers to choose, and dropout against overfitting,
-# at the end of every branch and on the affinities. In each step it shuts off a random part of the
-# network, so that an ensemble of sub-networks is trained. That model is `GPT` in reference.py; its
-# weights start smaller, as in the lecture's published file, which mended that after the video.
+# [01:37:49] Scaling up: n_layer and n_head become options, and dropout, at the end of every branch
+# and on the affinities, counters overfitting. In each training step it turns off a random part of
+# the network, which trains an ensemble of sub-networks. That model is `GPT` in reference.py; its
+# weights start smaller, as in the file that the lecture published, which was corrected after the
+# video.
 
 
-def _with_layer(make_layer) -> Callable[[ModelConfig], nn.Module]:
+def _with_layer(
+    make_layer: Callable[[ModelConfig], nn.Module],
+) -> Callable[[ModelConfig], LanguageModel]:
     return lambda config: EmbeddingLanguageModel(config, make_layer)
 
 
-STEPS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+STAGES: dict[str, Callable[[ModelConfig], LanguageModel | GPT]] = {
     "bigram": BigramLanguageModel,
     "average-loops": _with_layer(lambda config: AverageWithLoops()),
     "average-matrix": _with_layer(lambda config: AverageWithMatrix()),

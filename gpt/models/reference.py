@@ -1,11 +1,11 @@
 """The lecture, spelled out: Head, MultiHeadAttention, FeedForward, Block and GPT in plain PyTorch.
 
-This file is the truth that the kernels are held against. It follows "Let's build GPT: from
-scratch, in code, spelled out" line by line and keeps its parameter names, so a `state_dict`
-saved by the lecture's own `gpt.py` loads as it is and gives the same bits. What papers since
-have changed (RoPE, QK norm, RMSNorm, a tied head, other activations, heads that share keys and
-values, a sliding window) is spelled out beside it, and so are the encoder and the cross-attention
-of the lecture's notes, each behind a switch of `ModelConfig` that is off in the lecture's preset.
+This file is the reference that the kernels are tested against. It follows "Let's build GPT: from
+scratch, in code, spelled out" line by line and keeps its parameter names, so that a `state_dict`
+saved by the lecture's own `gpt.py` loads unchanged and gives the same bits. Later papers' changes
+(RoPE, QK norm, RMSNorm, a tied head, other activations, heads that share keys and values, a sliding
+window) are spelled out in the same way, and so are the encoder and the cross-attention of the
+lecture's notes. Each has a switch in `ModelConfig` that is off in the lecture's preset.
 
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
@@ -26,14 +26,14 @@ class SquaredReLU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """silu(a) * b, where x is a and b side by side (Shazeer 2020)."""
+    """silu(a) * b, where a and b are the halves of x (Shazeer 2020)."""
 
     def forward(self, x):
         a, b = x.chunk(2, dim=-1)
         return F.silu(a) * b
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,  # x Phi(x), by erf
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # GPT-2's approximation
@@ -74,7 +74,7 @@ def root_mean_square_normalise(x):
 
 
 def rotate(x):
-    """Rotary position embedding (Su et al. 2021) of (B, T, D): channel i turns with i + D/2."""
+    """Rotary position embedding (Su et al. 2021) of (B, T, D): rotate channels i and i + D/2."""
     T, D = x.shape[-2:]
     frequency = ROPE_BASE ** (-torch.arange(0, D, 2, device=x.device).float() / D)  # (D/2,)
     angle = torch.arange(T, device=x.device).float()[:, None] * frequency  # (T, D/2)
@@ -84,12 +84,12 @@ def rotate(x):
 
 
 class Head(nn.Module):
-    """One head of self-attention, or of cross-attention where there is a source."""
+    """One head of self-attention, or of cross-attention if it is given a source."""
 
     def __init__(self, config: ModelConfig, causal=True):
         super().__init__()
         self.config = config
-        self.causal = causal  # a decoder's; in an encoder all tokens see each other
+        self.causal = causal  # in a decoder; in an encoder all tokens see each other
         head_size = config.n_embd // config.n_head
         self.key = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
         self.query = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
@@ -110,7 +110,7 @@ class Head(nn.Module):
         wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
         if self.causal:
             seen = self.tril[:T, :T]
-            if self.config.window:  # nothing further back (Jiang et al. 2023, Mistral)
+            if self.config.window:  # hide tokens further back (Jiang et al. 2023, Mistral)
                 seen = seen.triu(1 - self.config.window)
             wei = wei.masked_fill(seen == 0, float("-inf"))  # (B, T, T)
         wei = F.softmax(wei, dim=-1)  # (B, T, T)
@@ -121,13 +121,13 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Heads of self-attention in parallel, side by side in the channels, then mixed."""
+    """Several heads in parallel, with their outputs side by side, then mixed by a projection."""
 
     def __init__(self, config: ModelConfig, causal=True):
         super().__init__()
         self.heads = nn.ModuleList([Head(config, causal) for _ in range(config.n_head)])
         group = config.n_head // config.head_counts[1]
-        for h, head in enumerate(self.heads):  # a group has one key (Ainslie et al. 2023)
+        for h, head in enumerate(self.heads):  # a group shares one key (Ainslie et al. 2023)
             first = self.heads[h - h % group]
             head.key, head.value = first.key, first.value
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -139,7 +139,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A linear layer up to four times the width, a non-linearity, and back down."""
+    """A linear layer to four times the width, a non-linearity, and a linear layer back."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -172,7 +172,7 @@ class Block(nn.Module):
 
 
 class DecoderBlock(Block):
-    """The same with cross-attention between: communication with a source too."""
+    """A block with cross-attention in the middle: communication with a source as well."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -199,7 +199,7 @@ class GPT(nn.Module):
     """The lecture's GPTLanguageModel.
 
     tokens (B, T) int64, targets (B, T) int64 or None -> logits (B, T, V), loss () or None.
-    Targets equal to -1 are not counted.
+    Targets equal to -1 are ignored.
     """
 
     def __init__(self, config: ModelConfig):
@@ -216,9 +216,9 @@ class GPT(nn.Module):
             self.lm_head.weight = self.token_embedding_table.weight
         self.initialise()
 
-    def initialise(self):
+    def initialise(self) -> None:
         """Draw all weights from the global generator, in the lecture's order."""
-        for module in self.modules():  # as `apply` goes, but only once to what heads share
+        for module in self.modules():  # in the order of `apply`, but shared modules only once
             self._init_weights(module)
         for name, weight in self.blocks.named_parameters():
             if name.endswith(("proj.weight", "net.2.weight")):  # back into the residual stream

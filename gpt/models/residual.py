@@ -1,47 +1,91 @@
-"""The residual stream between two blocks: what is there, and the branch still to be added to it.
+"""The residual stream between two layers, and the work that a layer leaves to the next one.
 
-A block of the lecture ends with `x + dropout(linear(...))`, and the next one begins with a norm of
-that sum. Where x, the linear layer's product and its bias are handed on apart, one operation adds,
-drops and normalises (`add_layer_norm` of `kernels.Ops`).
+The lecture writes x = x + dropout(linear(h)), and begins the next line with norm(x). The kernels
+join these operations differently, so a module may return unfinished work in place of a tensor:
+
+    (B, T, C)  whole contexts: `Residual` is a sum that the next norm computes (`add_layer_norm`)
+    (R, C)     decoding, one token per row: `Product` is a linear layer that the next sum computes,
+               `Normalised` a norm that the next linear layer computes (both by `decode_linear`)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from gpt.config.model import NORM_EPS
+
+
+class Product(NamedTuple):
+    """linear(x), bias included, not yet computed."""
+
+    x: torch.Tensor  # (R, K)
+    linear: nn.Module
+
 
 class Residual(NamedTuple):
-    """x + dropout(branch + bias), not yet added."""
+    """x + dropout(branch + bias), not yet added; or x + branch where the branch is a `Product`."""
 
-    x: torch.Tensor  # (B, T, C)
-    branch: torch.Tensor  # (B, T, C)
+    x: torch.Tensor  # (B, T, C) or (R, C)
+    branch: torch.Tensor | Product
     bias: torch.Tensor | None  # (C,)
     dropout_p: float
 
 
+class Normalised(NamedTuple):
+    """norm(x), not yet computed."""
+
+    x: torch.Tensor  # (R, C)
+    norm: nn.Module
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes the norm before it, and an activation, while decoding."""
+
+    def forward(self, x: torch.Tensor | Normalised, activation: str | None = None) -> torch.Tensor:
+        if isinstance(x, Normalised):
+            return decode_linear(x.norm.ops, x.x, self, norm=x.norm, activation=activation)
+        return F.linear(x, self.weight, self.bias)
+
+    @property
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight as it is kept in memory, and the scale of each row if it is int8."""
+        return self.weight, None
+
+
+class IntoStream(Linear):
+    """A linear layer back into the residual stream, which leaves its bias to be added there."""
+
+    adds_bias = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | Product:  # type: ignore[override]
+        return Product(x, self) if x.dim() == 2 else F.linear(x, self.weight)
+
+
+def decode_linear(ops, x, linear, *, norm=None, activation=None, residual=None) -> torch.Tensor:
+    """residual + activation(linear(norm(x))) for one token of each row, as one operation."""
+    weight, scale = linear.stored
+    options: dict[str, Any] = {"scale": scale, "activation": activation, "residual": residual}
+    if norm is not None:
+        options |= {"norm": norm.kind, "norm_weight": norm.weight, "norm_bias": norm.bias}
+        options["eps"] = NORM_EPS
+    return ops.decode_linear(x, weight, linear.bias, **options)
+
+
 def total(stream: torch.Tensor | Residual) -> torch.Tensor:
-    """The residual stream as one tensor (B, T, C)."""
+    """The residual stream of whole contexts as one tensor (B, T, C)."""
     if isinstance(stream, torch.Tensor):
         return stream
     x, branch, bias, dropout_p = stream
+    assert isinstance(branch, torch.Tensor)  # the next norm adds a `Product`
     if bias is not None:
         branch = branch + bias.to(branch.dtype)
     return x + F.dropout(branch, dropout_p)
 
 
-class IntoStream(nn.Linear):
-    """A linear layer back into the residual stream, which leaves its bias to be added there."""
-
-    adds_bias = False
-
-    def forward(self, x):
-        return F.linear(x, self.weight)
-
-
 class Total(nn.Module):
     """`total` as a module, to end a row of blocks with."""
 
-    def forward(self, stream):
+    def forward(self, stream: torch.Tensor | Residual) -> torch.Tensor:
         return total(stream)

@@ -1,24 +1,24 @@
-"""GPT-2's weights as `transformers` keeps them <-> this model's, both ways, bit-equal.
+"""Convert GPT-2's weights between the layout of `transformers` and the packed one, bit for bit.
 
-Their Conv1D has the transpose of a Linear's weight; query, key and value are one matrix there too,
-in the same order. Everything else is a change of name.
+The Conv1D of `transformers` has the transpose of a Linear's weight; query, key and value are one
+matrix there too, in the same order. Everything else is a change of name.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt import UserError
-from gpt.config.cli import model_config_from_json
+from gpt import UserError, files
 from gpt.config.model import NORM_EPS, ModelConfig
-from gpt.models import packed
 from gpt.models.layouts import State, check_layout
+from gpt.models.packed import GPT
 from gpt.runs import checkpoint
 
-NAMES = {  # theirs -> ours, inside a block or outside
+NAMES = {  # theirs -> ours, inside a block and outside
     "wte": "token_embedding_table",
     "wpe": "position_embedding_table",
     "ln_f": "ln_f",
@@ -30,31 +30,40 @@ NAMES = {  # theirs -> ours, inside a block or outside
     "mlp.c_proj": "ffwd.down",
 }
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-ACTIVATIONS["relu"] = "relu"
+ACTIVATIONS: dict[str, Any] = {  # theirs -> ours
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks, in old files
 
 
-def config_from_gpt2(record: dict, source) -> ModelConfig:
-    """The model that a config.json of `transformers` describes."""
-    asked = {
+def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
+    """The config for a config.json of `transformers`; raises UserError if it is not a GPT-2.
+
+    source: where `record` comes from, for error messages.
+    """
+    required = {
         "model_type": "gpt2",
         "layer_norm_epsilon": NORM_EPS,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
     }
-    for name, value in asked.items():
+    for name, value in required.items():
         if record.get(name, value) != value:
-            raise UserError(f"{source} is no GPT-2 of this kind: its {name} is {record[name]!r}")
+            raise UserError(
+                f"{source} is not supported: its {name} is {record[name]!r}, not {value!r}"
+            )
     activation = ACTIVATIONS.get(record.get("activation_function", "gelu_new"))
     try:
         C, width = record["n_embd"], record.get("n_inner") or 4 * record["n_embd"]
         sizes = {name: record[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
         sizes["block_size"] = record["n_positions"]
     except KeyError as name:
-        raise UserError(f"{source} is no GPT-2: its config.json has no {name}") from None
+        raise UserError(f"{source} is not a GPT-2: its config.json has no {name}") from None
     if activation is None or width != 4 * C:
-        raise UserError(f"{source} has a feed-forward that this model has not")
+        raise UserError(f"{source} has a feed-forward with an unsupported activation or width")
     return ModelConfig(
         **sizes,
         qkv_bias=True,
@@ -66,7 +75,7 @@ def config_from_gpt2(record: dict, source) -> ModelConfig:
 
 
 def packed_from_gpt2(path: Path, config: ModelConfig) -> State:
-    """The weights of `gpt.models.packed.GPT` from a safetensors file, head and table kept once if tied."""
+    """The weights of `packed.GPT` from a safetensors file; a tied head is left out."""
     try:
         theirs = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -83,19 +92,23 @@ def packed_from_gpt2(path: Path, config: ModelConfig) -> State:
 
 
 def export(run: Path, folder: Path, name: str = "best") -> None:
-    """Write a run's model as a folder that `transformers` loads as GPT2LMHeadModel."""
+    """Export the model of a run as a folder that `transformers` loads as GPT2LMHeadModel.
+
+    Raises UserError if GPT-2 lacks a feature of the model.
+    """
     record, tensors = checkpoint.load(run, name)
-    config = model_config_from_json(record["train"]["model"], run / f"{name}.json")
+    config = ModelConfig.from_dict(record["train"]["model"], run / f"{name}.json")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
     for switch in ("qk_norm", "head_bias", "logit_softcap", "n_kv_head", "window", "source_size"):
         if getattr(config, switch):
-            raise UserError(f"GPT-2 has no {switch}, and the run in {run} has")
+            raise UserError(f"GPT-2 has no {switch}, which the run in {run} uses")
     if (config.norm, config.position) != ("layer_norm", "learned"):
         raise UserError(
-            f"GPT-2 has layer_norm and learned positions, which the run in {run} has not"
+            f"GPT-2 has no {config.norm} with {config.position} positions, which the run in {run} "
+            "uses"
         )
     if config.activation not in names:
-        raise UserError(f"GPT-2 has no {config.activation}, and the run in {run} has")
+        raise UserError(f"GPT-2 has no {config.activation}, which the run in {run} uses")
     described = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -115,13 +128,13 @@ def export(run: Path, folder: Path, name: str = "best") -> None:
         "dtype": "float32",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "config.json", described)
+    files.write_json(folder / "config.json", described)
     theirs = gpt2_from_packed(tensors["weights"], config)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def gpt2_from_packed(ours: State, config: ModelConfig) -> State:
-    """Their state dict; a bias that this model has not is one of zeros there."""
+    """The state dict of `transformers`; a bias that the model lacks is zero there."""
     check_layout(_expected(config), ours)
     theirs: State = {}
     for name, tensor in ours.items():
@@ -149,7 +162,7 @@ def _theirs(name: str) -> str:
 
 def _expected(config: ModelConfig) -> State:
     with torch.device("meta"):
-        state = packed.GPT(config, ops=None).state_dict()
+        state = GPT(config, ops=None).state_dict()
     if config.tied_head:
         del state["lm_head.weight"]
     return state

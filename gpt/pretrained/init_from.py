@@ -1,7 +1,7 @@
-"""Weights to begin with: of a run, of GPT-2, of a Hugging Face folder, of the lecture's own file.
+"""Pretrained weights: from a run, GPT-2, a Hugging Face folder, or the lecture's own file.
 
-`--init-from` names one of them. The model is theirs; the data may be another: of characters, those
-that both know keep what was learned of them, and the others begin anew.
+`--init-from` names one of them. The model is theirs, but the data may be different: characters that
+both vocabularies have keep their weights, and the others start with fresh ones.
 """
 
 import re
@@ -9,56 +9,58 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn as nn
 
-from gpt import UserError
-from gpt.config.cli import model_config_from_json
+from gpt import UserError, files
 from gpt.config.model import ModelConfig
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
-from gpt.models.build import load_portable_state, portable_state
+from gpt.models.build import Model
 from gpt.models.layouts import State, packed_from_lecture
 from gpt.pretrained.gpt2 import config_from_gpt2, packed_from_gpt2
 from gpt.runs import checkpoint
+from gpt.runs.portable_state import load_portable_state, portable_state
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row for each token
+TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row per token
 
 
 class Source(NamedTuple):
-    """Where a model begins."""
+    """A pretrained model, with its weights not yet read."""
 
     config: ModelConfig
-    tokenizer: Tokenizer | None  # None: the lecture's file has its weights alone
+    tokenizer: Tokenizer | None  # None for the lecture's file, which has only weights
     weights: Callable[[], State]  # under the names of the packed model
 
 
 def open_source(name: str) -> Source:
-    """What `--init-from` names, its weights not yet read."""
+    """Find what `--init-from` names; raises UserError if there is nothing of that name."""
     path = Path(name)
     if name in HUB:
         path = _download(name)
     if (path / "best.json").is_file():
-        return _of_run(path)
+        return _from_run(path)
     if (path / "model.safetensors").is_file():
-        config = config_from_gpt2(checkpoint.read_json(path / "config.json"), path)
+        config = config_from_gpt2(files.read_json(path / "config.json"), path)
         tensors = path / "model.safetensors"
         return Source(config, GPT2Tokenizer(), lambda: packed_from_gpt2(tensors, config))
     if path.is_file():
-        return _of_lecture(path)
+        return _from_lecture(path)
     raise UserError(
         f"--init-from {name}: no such run or file; give the folder of a run, {', '.join(HUB)}, "
-        "a folder that transformers has saved, or a state dict of the lecture's model"
+        "a folder saved by transformers, or a state dict of the lecture's model"
     )
 
 
-def begin(model: nn.Module, name: str, tokenizer: Tokenizer) -> str:
-    """Set the model's weights to those that `name` has; what became of the vocabulary, in words."""
+def initialise_from(name: str, model: Model, tokenizer: Tokenizer) -> str:
+    """Load the weights that `name` has into `model`.
+
+    Returns a line to print, which counts the tokens that kept their weights.
+    """
     source = open_source(name)
     own, given = portable_state(model), source.weights()
-    kept, tokens = _tokens_of_both(source.tokenizer, tokenizer, source.config.vocab_size)
+    kept, tokens = _shared_tokens(source.tokenizer, tokenizer, source.config.vocab_size)
     for table in TABLES:
         if table in own and table in given:
             rows = own[table].clone()
@@ -69,11 +71,11 @@ def begin(model: nn.Module, name: str, tokenizer: Tokenizer) -> str:
         given[positions] = given[positions][: model.config.block_size]
     load_portable_state(model, given)
     fresh = tokenizer.vocab_size - len(kept)
-    return f"begun from {name}: {len(kept)} tokens as they were, {fresh} new"
+    return f"initialised from {name}: {len(kept)} tokens kept their weights, {fresh} are new"
 
 
-def _tokens_of_both(old: Tokenizer | None, new: Tokenizer, size: int):
-    """The new tokenizer's tokens that the old one has, and which those are there."""
+def _shared_tokens(old: Tokenizer | None, new: Tokenizer, size: int) -> tuple[list[int], list[int]]:
+    """The tokens that both tokenizers have, numbered by the new one and by the old one."""
     if isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer):
         places = {character: token for token, character in enumerate(old.characters)}
         both = [(token, places[c]) for token, c in enumerate(new.characters) if c in places]
@@ -81,20 +83,20 @@ def _tokens_of_both(old: Tokenizer | None, new: Tokenizer, size: int):
     alike = new.vocab_size == size if old is None else old.to_json() == new.to_json()
     if not alike:
         raise UserError(
-            "the data's tokens are not those of --init-from's model; choose the same --tokenizer"
+            "the data's tokenizer is not that of --init-from's model; choose the same --tokenizer"
         )
     tokens = list(range(new.vocab_size))
     return tokens, tokens
 
 
-def _of_run(folder: Path) -> Source:
+def _from_run(folder: Path) -> Source:
     record, tensors = checkpoint.load(folder, "best")
-    config = model_config_from_json(record["train"]["model"], folder / "best.json")
+    config = ModelConfig.from_dict(record["train"]["model"], folder / "best.json")
     return Source(config, from_json(record["tokenizer"]), lambda: tensors["weights"])
 
 
-def _of_lecture(path: Path) -> Source:
-    """A state dict that `torch.save` wrote; only tensors are read, nothing that it holds is run."""
+def _from_lecture(path: Path) -> Source:
+    """A state dict written by `torch.save`; only tensors are read, and no code in it is run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         vocab_size, n_embd = state["token_embedding_table.weight"].shape
@@ -102,7 +104,7 @@ def _of_lecture(path: Path) -> Source:
         names = [re.match(r"blocks\.(\d+)\.sa\.heads\.(\d+)\.", name) for name in state]
         layers, heads = zip(*(map(int, match.groups()) for match in names if match), strict=True)
     except (UnpicklingError, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError):
-        raise UserError(f"--init-from {path} is no state dict of the lecture's model") from None
+        raise UserError(f"--init-from {path} is not a state dict of the lecture's model") from None
     sizes = {"n_layer": max(layers) + 1, "n_head": max(heads) + 1, "n_embd": n_embd}
     config = ModelConfig(vocab_size=vocab_size, block_size=block_size, **sizes)
     return Source(config, None, lambda: packed_from_lecture(state, config))
@@ -116,18 +118,18 @@ def _download(name: str) -> Path:
         raise UserError(
             f"--init-from {name} needs huggingface_hub: pip install huggingface_hub"
         ) from None
-    files = ["config.json", "model.safetensors"]
+    wanted = ["config.json", "model.safetensors"]
     try:
-        return Path(snapshot_download(f"openai-community/{name}", allow_patterns=files))
+        return Path(snapshot_download(f"openai-community/{name}", allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"--init-from {name} could not be downloaded ({type(error).__name__}); with a network "
-            "once, or give a folder with its config.json and model.safetensors"
+            f"--init-from {name} could not be downloaded ({type(error).__name__}); connect to the "
+            "internet, or give a folder with its config.json and model.safetensors"
         ) from None
 
 
-def defaults_of(name: str) -> dict:
-    """The options that `--init-from` sets: its model, with as many tokens as the data has."""
+def defaults_of(name: str) -> dict[str, Any]:
+    """The options that `--init-from` sets: its model, but with the vocabulary of the data."""
     source = open_source(name)
     kind = source.tokenizer.to_json()["kind"] if source.tokenizer else "char"
     return {"model": replace(source.config, vocab_size=0), "tokenizer": kind}

@@ -1,69 +1,34 @@
-"""What a run leaves in its folder: config.json, metrics.jsonl, loss.png, summary.json."""
+"""The metrics of a run: metrics.jsonl, summary.json, loss.png, and TensorBoard or W&B."""
 
 import contextlib
-import fcntl
 import json
 import math
-import os
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gpt import UserError
-from gpt.config.train import TrainConfig
-from gpt.runs.checkpoint import remove_partial, write_json, write_whole
+from gpt.files import write_json, write_whole
+
+Write = Callable[[dict, int], None]  # values, step
 
 
-def open_folder(folder: Path, resume: bool):
-    """Make `folder` ready for a run and lock it; the lock is held as long as the result lives.
+class MetricsLog:
+    """Appends a run's metrics to metrics.jsonl, and to the tracker that `--log` names."""
 
-    A folder that holds another run is kept as folder.1, folder.2, ... unless it is resumed.
-    Returns the lock and the new place of the earlier run, or None.
-    """
-    moved = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder)
-        if not resume and (folder / "config.json").exists():
-            numbers = (number for number in range(1, 1_000_000))
-            moved = next(p for n in numbers if not (p := Path(f"{folder}.{n}")).exists())
-            folder.rename(moved)
-            folder.mkdir()
-            lock = Lock(folder)
-        remove_partial(folder)
-    except OSError as error:
-        raise UserError(f"--out-dir {folder} cannot be used: {error.strerror}") from None
-    return lock, moved
-
-
-class Lock:
-    """A folder that this process alone works in, as long as the lock lives."""
-
-    def __init__(self, folder: Path):
-        self._file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another train.py is at work in {folder}; wait for it or give another --out-dir"
-            ) from None
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            os.close(self._file)
-
-
-class Record:
-    """The open record of one run. `log` appends to metrics.jsonl, and to `--log`'s other place."""
-
-    def __init__(self, folder: Path, config: TrainConfig, resume_at: int | None = None):
-        """`resume_at` keeps the lines of an earlier part of the run, up to that step."""
+    def __init__(
+        self,
+        folder: Path,
+        config: dict,  # of the run, as plain JSON; written to config.json
+        tracker: str = "none",  # tensorboard, wandb
+        resume_at: int | None = None,  # keep the lines of the resumed run up to this step
+    ):
         self.folder, path = folder, folder / "metrics.jsonl"
-        self._also = _other_log(config)
+        self._track = _tracker(tracker, folder, config)
         earlier = [] if resume_at is None else read_metrics(folder)
-        with _one_sentence(folder):
-            lines = [_line(metric) for metric in earlier if metric["step"] <= resume_at]
+        with _as_user_error(folder):
+            lines = [_line(metric) for metric in earlier if metric["step"] <= (resume_at or 0)]
             write_whole(path, b"".join(lines))
-            write_json(folder / "config.json", asdict(config))
+            write_json(folder / "config.json", config)
             self._file = path.open("ab", buffering=0)
 
     def __enter__(self):
@@ -73,26 +38,26 @@ class Record:
         self._file.close()
 
     def log(self, **values) -> None:
-        """One line: `step`, with `loss` for a training step or `val_loss` for an evaluation.
+        """Append a line: `step`, with `loss` for a training step or `val_loss` for an evaluation.
 
-        A `sample` of text stays in the file; the other place is for figures.
+        A `sample` of text is written to the file only, not to the tracker.
         """
         line = _line(values)
-        with _one_sentence(self.folder):
-            if self._file.write(line) < len(line):  # what did not fit is an error of the next call
+        with _as_user_error(self.folder):
+            if self._file.write(line) < len(line):  # a full disk; the next write raises
                 self._file.write(b"\n")
         step = values["step"]
-        self._also({n: value for n, value in values.items() if n not in ("step", "sample")}, step)
+        self._track({n: value for n, value in values.items() if n not in ("step", "sample")}, step)
 
     def finish(self, summary: dict) -> None:
-        """Write summary.json and the picture of the losses."""
-        with _one_sentence(self.folder):
+        """Write summary.json and loss.png."""
+        with _as_user_error(self.folder):
             write_json(self.folder / "summary.json", summary)
-            draw_losses(read_metrics(self.folder), self.folder / "loss.png")
+            plot_losses(read_metrics(self.folder), self.folder / "loss.png")
 
 
-class NoRecord(contextlib.nullcontext):
-    """What every rank but the main one writes."""
+class NoMetricsLog(contextlib.nullcontext):
+    """The log of all ranks but the main one."""
 
     def log(self, **values) -> None:
         pass
@@ -102,11 +67,11 @@ class NoRecord(contextlib.nullcontext):
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; one that was cut off by a crash is left out."""
+    """The lines of a run's metrics.jsonl; lines that a crash has cut off are skipped."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    with _one_sentence(folder):
+    with _as_user_error(folder):
         lines = path.read_bytes().splitlines()
     metrics = []
     for line in lines:
@@ -116,7 +81,7 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def _line(values: dict) -> bytes:
-    """One line of json, where a loss that is no number is null."""
+    """One line of JSON, in which a loss that is not finite is null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -125,18 +90,18 @@ def _line(values: dict) -> bytes:
 
 
 @contextlib.contextmanager
-def _one_sentence(folder: Path):
+def _as_user_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"the record of the run in {folder} cannot be kept ({error.strerror or error}); "
-            "its last checkpoint is whole, go on from it with --resume when that is mended"
+            f"the metrics of the run in {folder} cannot be written ({error.strerror or error}); "
+            "its last checkpoint is intact: solve this and continue with --resume"
         ) from None
 
 
-def draw_losses(metrics: list[dict], path: Path) -> None:
-    """The training and validation loss over the steps, as a picture."""
+def plot_losses(metrics: list[dict], path: Path) -> None:
+    """Plot training loss, validation loss and a task's accuracy over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -149,36 +114,37 @@ def draw_losses(metrics: list[dict], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    shares = [(line["step"], line["accuracy"]) for line in metrics if "accuracy" in line]
-    if shares:  # a task's
-        share = axes.twinx()
-        share.plot(*zip(*shares, strict=True), "s--", color="tab:green", markersize=4)
-        share.set(ylabel="answered without a mistake (green)", ylim=(0, 1.02))
+    accuracy = [(line["step"], line["accuracy"]) for line in metrics if "accuracy" in line]
+    if accuracy:
+        right = axes.twinx()
+        right.plot(*zip(*accuracy, strict=True), "s--", color="tab:green", markersize=4)
+        right.set(ylabel="accuracy (green)", ylim=(0, 1.02))
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def _other_log(config: TrainConfig):
-    """A function (values, step) that writes to TensorBoard or Weights & Biases."""
-    if config.log == "tensorboard":
+def _tracker(name: str, folder: Path, config: dict) -> Write:
+    if name == "tensorboard":
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("--log tensorboard needs it: pip install tensorboard") from None
-        writer = SummaryWriter(config.out_dir)
+            raise UserError(
+                "--log tensorboard needs TensorBoard: pip install tensorboard"
+            ) from None
+        writer = SummaryWriter(str(folder))
 
-        def write(values, step):
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+        def write(values: dict, step: int) -> None:
+            for key, value in values.items():
+                writer.add_scalar(key, value, step)
             writer.flush()
 
         return write
-    if config.log == "wandb":
+    if name == "wandb":
         try:
             import wandb
         except ImportError:
-            raise UserError("--log wandb needs it: pip install wandb") from None
-        run = wandb.init(project="gpt-kernels", dir=config.out_dir, config=asdict(config))
+            raise UserError("--log wandb needs Weights & Biases: pip install wandb") from None
+        run = wandb.init(project="gpt-kernels", dir=str(folder), config=config)
         return lambda values, step: run.log(values, step=step)
     return lambda values, step: None

@@ -1,28 +1,29 @@
-"""`--profile`: a trace of a few steps in the run's folder, and the kernels that cost them most."""
+"""`--profile`: a trace of a few steps in the run's folder, and a table of the costliest kernels."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, schedule
 
-WAIT = 6  # steps; then all kernels are loaded, and the CUDA graph is captured
-WARM_UP = 1  # step, that the profiler itself needs
-STEPS = 3
+WAIT = 6  # steps until all kernels are loaded and the CUDA graph is captured
+WARM_UP = 1  # a step that the profiler itself needs
+STEPS = 3  # that are recorded
 NEEDED = WAIT + WARM_UP + STEPS
-COSTLIEST = 10
+COSTLIEST = 10  # kernels in the table
 
 
 class Profiler:
-    """A context; `step` ends each of its steps. Once there were enough, it reports."""
+    """A context in which `step` ends every training step. After NEEDED of them it reports."""
 
-    def __init__(self, wanted: bool, folder: Path, device: torch.device):
-        self.folder, self.on_card = folder, device.type == "cuda"
+    def __init__(self, enabled: bool, folder: Path, device: torch.device):
+        self.folder, self.on_gpu = folder, device.type == "cuda"
         self._profile, self._reported = None, False
-        if wanted:
+        if enabled:
             self._profile = torch.profiler.profile(
                 activities=[
                     ProfilerActivity.CPU,
-                    *([ProfilerActivity.CUDA] if self.on_card else []),
+                    *([ProfilerActivity.CUDA] if self.on_gpu else []),
                 ],
                 schedule=schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1),
                 on_trace_ready=self._report,
@@ -37,7 +38,7 @@ class Profiler:
         if self._profile:
             self._profile.stop()
             if not self._reported:
-                print(f"--profile takes {NEEDED} steps, and there were fewer")
+                print(f"--profile needs {NEEDED} steps, but the run had fewer")
 
     def step(self) -> None:
         if self._profile:
@@ -49,26 +50,25 @@ class Profiler:
         self._reported = True
         path = self.folder / "trace.json"
         profile.export_chrome_trace(str(path))
-        costs = kernel_costs(profile.events(), self.on_card)
-        whole = sum(microseconds for microseconds, _ in costs.values())
-        print(f"{1e-3 * whole / STEPS:.2f} ms of kernels in a step; ui.perfetto.dev opens {path}")
-        costliest = sorted(costs, key=costs.get, reverse=True)[:COSTLIEST]
-        for name in costliest:
+        costs = kernel_costs(profile.events(), self.on_gpu)
+        total = sum(microseconds for microseconds, _ in costs.values())
+        print(f"{1e-3 * total / STEPS:.2f} ms of kernels per step; open {path} in ui.perfetto.dev")
+        for name in sorted(costs, key=lambda name: costs[name], reverse=True)[:COSTLIEST]:
             microseconds, count = costs[name]
             print(
-                f"{100 * microseconds / whole:5.1f}% {1e-3 * microseconds / STEPS:9.3f} ms "
+                f"{100 * microseconds / total:5.1f}% {1e-3 * microseconds / STEPS:9.3f} ms "
                 f"{count / STEPS:6.0f} x {name[:100]}"
             )
 
 
-def kernel_costs(events, on_card: bool) -> dict[str, tuple[float, int]]:
-    """Name -> microseconds and number of launches; on a CPU a kernel is an operation's own time."""
+def kernel_costs(events: Iterable, on_gpu: bool) -> dict[str, tuple[float, int]]:
+    """Name -> (microseconds, launches); on a CPU a kernel is an operation without its children."""
     costs: dict[str, tuple[float, int]] = {}
-    device = torch.autograd.DeviceType.CUDA if on_card else torch.autograd.DeviceType.CPU
+    device = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     for event in events:
         if event.device_type != device or event.name.startswith("ProfilerStep"):
             continue
-        spent = event.self_device_time_total if on_card else event.self_cpu_time_total
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         microseconds, count = costs.get(event.name, (0.0, 0))
         costs[event.name] = (microseconds + spent, count + 1)
     return costs

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM as a wish to stop, which training grants at the end of its step."""
+"""SIGINT (Ctrl-C) and SIGTERM: training stops after the current step and saves."""
 
 import os
 import signal
@@ -6,30 +6,30 @@ import time
 
 from gpt.training import distributed
 
-NOTE = b"\nstopping when this step is over and saved; once more stops at once\n"
-ECHO = 1.0  # seconds in which ranks hear one signal twice: of the group's sender and of torchrun
+NOTE = b"\nstopping after this step, which is saved; interrupt again to stop at once\n"
+ECHO = 1.0  # seconds: a rank may get one signal twice, from the process group and from torchrun
 
 
 class StopSignals:
-    """Inside its context the first signal sets `asked` to its name; a second ends the process."""
+    """In this context the first signal sets `received` to its name; a second ends the process."""
 
     def __enter__(self):
-        self.asked, self._echo_until = "", 0.0
+        self.received, self._echo_until = "", 0.0
         numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
-    def _ask(self, number, frame) -> None:
-        if self.asked and time.monotonic() < self._echo_until:
+    def _receive(self, number, frame) -> None:
+        if self.received and time.monotonic() < self._echo_until:
             return
-        if self.asked or distributed.world() == 1:
-            for each in self._before:  # before the note: who reads it may signal again
+        if self.received or distributed.world_size() == 1:
+            for each in self._before:  # before the note: whoever reads it may signal again
                 signal.signal(each, signal.SIG_DFL)
-        if self.asked:
+        if self.received:
             os.kill(os.getpid(), number)
-        self.asked = signal.Signals(number).name
+        self.received = signal.Signals(number).name
         self._echo_until = time.monotonic() + ECHO
-        os.write(2, NOTE)  # print may be at work itself when a signal comes
+        os.write(2, NOTE)  # not print, which may be running when the signal arrives
 
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():

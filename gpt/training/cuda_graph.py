@@ -1,24 +1,76 @@
-"""CUDA graphs: many launches, captured once and replayed as one."""
+"""CUDA graphs: many kernel launches, captured once and replayed as one."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from gpt import hardware
 
+WARM_UP = 3  # eager calls before a capture: they load every kernel and allocate every buffer
+
 Result = TypeVar("Result")
 
 
 class CaptureError(RuntimeError):
-    """A function could not be captured; eager work can go on."""
+    """A function could not be captured. It can still be called eagerly."""
+
+
+class GraphedFunction(Generic[Result]):
+    """`function` as a CUDA graph: eager for `warm_up` calls, then captured, then replayed.
+
+    The function takes no arguments and must do the same work at every call: what changes lies in
+    tensors at fixed addresses. Each replay overwrites the tensors that the call before returned.
+    `on_failure(error)` is called if the capture fails; if it returns, all calls are eager.
+    `before` is called before the capture and before every replay: it writes what the host knows
+    to the device.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Result],
+        on_failure: Callable[[CaptureError], None],
+        warm_up: int = WARM_UP,
+        before: Callable[[], None] = lambda: None,
+    ):
+        self.function, self.on_failure, self.before = function, on_failure, before
+        self.warm_up_left = warm_up
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.is_eager = self.is_capturing = False
+        self.result: Result
+
+    def __call__(self) -> Result:
+        if self.warm_up_left > 0:
+            self.warm_up_left -= 1
+            return on_side_stream(self.function)
+        if self.graph is None and not self.is_eager:
+            self._capture()
+        if self.graph is None:
+            return self.function()
+        self.before()
+        self.graph.replay()
+        return self.result
+
+    def _capture(self) -> None:
+        self.before()
+        self.is_capturing = True
+        try:
+            self.graph, self.result = capture(self.function)
+        except CaptureError as error:
+            self.is_eager = True
+            self.on_failure(error)
+        finally:
+            self.is_capturing = False
+
+    def release(self) -> None:
+        """Free the graph and its memory; later calls are eager."""
+        self.graph, self.is_eager = None, True
+        if hasattr(self, "result"):
+            del self.result
 
 
 def on_side_stream(function: Callable[[], Result]) -> Result:
-    """Call `function` on a stream other than the default one, as a capture does.
-
-    Before a capture this loads every kernel and lets the allocator see every size.
-    """
+    """Call `function` on a stream other than the default one, as a capture does."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -28,10 +80,10 @@ def on_side_stream(function: Callable[[], Result]) -> Result:
 
 
 def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Capture `function()`; returns the graph, and the result that each replay rewrites.
+    """Capture `function()`. Return the graph, and the result that each replay overwrites.
 
-    Raises CaptureError, or what says that memory is short; the current stream and the default
-    generator are then as they were before.
+    Raises CaptureError, or the error of an allocation that failed. The current stream and the
+    default generator are then restored.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     state = torch.cuda.get_rng_state()
@@ -40,10 +92,10 @@ def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Resul
             result = function()
     except RuntimeError as error:
         _failed.append(graph)
-        torch.cuda.set_stream(stream)  # `torch.cuda.graph` leaves its own after such an error
+        torch.cuda.set_stream(stream)  # `torch.cuda.graph` does not restore it after an error
         _restore_generator(state)
-        cause = error.__context__ or error  # ending a capture that failed raises a second time
-        if hardware.out_of_memory(cause):
+        cause = error.__context__ or error  # ending a failed capture raises a second error
+        if isinstance(cause, RuntimeError) and hardware.out_of_memory(cause):
             raise cause from None
         reason = str(cause).strip().partition("\n")[0]
         raise CaptureError(f"{type(cause).__name__}: {reason}") from error

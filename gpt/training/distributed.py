@@ -1,6 +1,6 @@
-"""Several processes, one card each, as `torchrun` starts them: who I am, what all know together.
+"""Several processes, one GPU each, as `torchrun` starts them: process group, collectives, sharding.
 
-Without torchrun there is one rank, and everything here does nothing.
+Without torchrun there is one rank, and every function here is the identity or a constant.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import gc
 import inspect
 import io
 import os
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,36 +18,36 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt import UserError
 from gpt.models import residual
 
-# FSDP and its tensors are imported where they are needed: a second that one rank alone has not to
-# wait for
+# FSDP and DTensor are imported where they are used: that takes a second, which a single rank saves.
+
+# --- the process group ------------------------------------------------------------------------
 
 
-def join(device_name: str) -> str:
-    """Join the other ranks, if there are any; the name of this rank's device.
+def init_process_group(device_name: str) -> str:
+    """Join the process group if torchrun started this process; return this rank's device name.
 
-    torchrun tells by RANK, LOCAL_RANK and WORLD_SIZE. NCCL exchanges what is on cards, gloo what is
-    on CPUs.
+    torchrun sets RANK, LOCAL_RANK and WORLD_SIZE. GPUs communicate by NCCL, CPUs by Gloo.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device_name
-    on_cards = device_name.startswith("cuda") or (
+    on_gpus = device_name.startswith("cuda") or (
         device_name == "auto" and torch.cuda.is_available()
     )
-    local = int(os.environ["LOCAL_RANK"])
-    if on_cards:
-        if local >= torch.cuda.device_count():
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if on_gpus:
+        if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"torchrun started {local + 1} ranks or more on this machine, which has "
-                f"{torch.cuda.device_count()} cards; give --nproc_per_node as many as there are"
+                f"torchrun started at least {local_rank + 1} ranks on this machine, which has "
+                f"{torch.cuda.device_count()} GPUs; set --nproc_per_node to the number of GPUs"
             )
-        torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cards else "gloo")
-    return f"cuda:{local}" if on_cards else "cpu"
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    return f"cuda:{local_rank}" if on_gpus else "cpu"
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     if dist.is_initialized():
-        gc.collect()  # what is in shards holds on to the group, and must not outlive it
+        gc.collect()  # shards refer to the group and must not outlive it
         dist.destroy_process_group()
 
 
@@ -54,33 +55,24 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
-    """How many ranks there are."""
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this rank is the one that prints and writes."""
+    """Whether this is rank 0, which prints and writes files."""
     return rank() == 0
 
 
-def main_speaks():
-    """A context in which the lines of all ranks but one go nowhere."""
+def print_on_main_only() -> contextlib.AbstractContextManager:
+    """A context in which the other ranks' prints are discarded."""
     return contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO())
 
 
-def wait() -> None:
-    """Until all ranks have come here."""
-    if dist.is_initialized():
-        dist.barrier()
+# --- collectives ------------------------------------------------------------------------------
 
 
-def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean over all ranks."""
-    return total(value) / world()
-
-
-def total(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks."""
     if dist.is_initialized():
         value = value.clone()
@@ -88,52 +80,61 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def total_on(device: torch.device, value: torch.Tensor) -> list[float]:
-    """The sums over all ranks of numbers that lie on the CPU; `device` is where ranks talk."""
-    return total(value.to(device)).tolist() if dist.is_initialized() else value.tolist()
+def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean over all ranks."""
+    return all_reduce_sum(value) / world_size()
+
+
+def sum_on(device: torch.device, value: torch.Tensor) -> list[float]:
+    """The sums over all ranks of numbers on the CPU, reduced on `device`."""
+    return all_reduce_sum(value.to(device)).tolist() if dist.is_initialized() else value.tolist()
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is so on any rank."""
-    return total(torch.tensor(float(flag))).item() > 0
+    """Whether `flag` is true on any rank."""
+    return all_reduce_sum(torch.tensor(float(flag))).item() > 0
 
 
-def gather(value: torch.Tensor) -> list[torch.Tensor]:
-    """The values of all ranks, in their order; a tensor on the CPU."""
+def all_gather(value: torch.Tensor) -> list[torch.Tensor]:
+    """The values of all ranks, in rank order; each is a tensor on the CPU."""
     if not dist.is_initialized():
         return [value]
-    values: list = [None] * world()
+    values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def parallel(model: nn.Module) -> nn.Module:
-    """The model whose gradients are means over all ranks."""
+# --- models on several ranks ------------------------------------------------------------------
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """The model with gradients averaged over all ranks (DDP). A sharded model is returned as is."""
     if not dist.is_initialized() or _is_sharded(model):
         return model
     # buffers are constants, and a rank that evaluates must not wait for the others to send them
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    # gradients as views: none is copied, and where they lie does not change
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
+    # gradients as views of the buckets: none is copied, and their addresses do not change
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 
 
 def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move each rank's share of every weight to its device; a block is whole while it computes.
+    """Shard every weight over all ranks by FSDP2; a block is gathered while it computes.
 
-    By FSDP2. Optimizers are made after this: weights, gradients and their state are then DTensors
-    in fp32. Weights are gathered in `dtype`, that of matrix products; gradients are summed in fp32.
+    Make the optimizers afterwards: weights, gradients and optimizer state are then DTensors in
+    fp32. Weights are gathered in `dtype`, that of matrix products; gradients are reduced in fp32.
     """
     if dist.is_initialized():
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        mesh = init_device_mesh(device.type, (world(),))
+        mesh = init_device_mesh(device.type, (world_size(),))
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for block in model.blocks:
-            # a bias that is added in the next block would be gone by then
+        for block in cast(nn.Sequential, model.blocks):
+            # a bias that is added in the next block would already have been freed there
             block.register_forward_hook(lambda block, inputs, stream: residual.total(stream))
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -146,8 +147,8 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def without_exchange(model: nn.Module):
-    """For the passes of a step before the last: gradients stay with their rank."""
+def no_sync(model: Any):  # a DistributedDataParallel or an FSDPModule
+    """A context for all passes of a step but the last: gradients are not exchanged."""
     if not dist.is_initialized():
         yield
     elif _is_sharded(model):
@@ -159,12 +160,10 @@ def without_exchange(model: nn.Module):
             yield
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On every rank all of a tensor, the shards of which lie with the ranks."""
-    return tensor.full_tensor() if _is_share(tensor) else tensor
+# --- shards and whole tensors -----------------------------------------------------------------
 
 
-def _is_share(tensor: torch.Tensor) -> bool:
+def is_shard(tensor: torch.Tensor) -> bool:
     if not dist.is_initialized():
         return False
     from torch.distributed.tensor import DTensor
@@ -172,19 +171,25 @@ def _is_share(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole_on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same, one after the other, in the memory of the main rank's host; elsewhere as meta."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a sharded tensor, on every rank."""
+    return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
+
+
+def full_on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gather sharded tensors one after the other into rank 0's host memory; on meta elsewhere."""
     place = "cpu" if is_main() else "meta"
     return {
-        name: whole(tensor).to(place) if _is_share(tensor) else tensor
+        name: full_tensor(tensor).to(place) if is_shard(tensor) else tensor
         for name, tensor in tensors.items()
     }
 
 
-def shared_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
-    """A tensor that every rank has, as shards where `pattern` is."""
-    if not _is_share(pattern):
+def shard_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+    """Shard a tensor that every rank has in the way `pattern` is sharded, if it is."""
+    if not is_shard(pattern):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
+    mesh, placements = cast(Any, pattern).device_mesh, cast(Any, pattern).placements
+    return distribute_tensor(tensor.to(pattern.device), mesh, placements)

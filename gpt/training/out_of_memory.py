@@ -1,52 +1,78 @@
-"""When a batch is more than memory holds: the largest part of it that fits, found by trying."""
+"""When a batch does not fit in memory: find the largest part of it that does."""
 
 import gc
-from dataclasses import replace
 
 import torch
 
 from gpt import UserError, hardware
-from gpt.data.batches import Data
 from gpt.training import distributed
-from gpt.training.step import Precision, Step, passes_per_step
+from gpt.training.gradients import BatchPlan, Gradients
+from gpt.training.precision import Precision
+from gpt.training.step import EagerStep
 
-OTHERWISE = "give a smaller model or --block-size, or --activation-checkpointing"
 
+def take_step(step: EagerStep, number: int) -> torch.Tensor:
+    """Take step `number` and return its loss ().
 
-def take(step: Step, number: int, data: Data) -> torch.Tensor:
-    """The loss () of step `number`; `UserError` with a batch that would fit if memory does not."""
+    If memory runs out, raises UserError with a batch size that fits. The weights stay as they are.
+    """
     try:
         return step(number)
     except RuntimeError as error:
-        if not hardware.out_of_memory(error) or distributed.world() > 1:
-            raise  # the ranks cannot try together what one of them has not begun
-    # not inside `except`, where the error keeps alive what it was raised among
-    config, passes = step.config, passes_per_step(step.config)
-    smaller = [rows for rows in range(config.batch_size - 1, 0, -1) if not config.batch_size % rows]
-    step.graph = None  # and what it holds
+        if not hardware.out_of_memory(error) or distributed.world_size() > 1:
+            raise  # ranks cannot try smaller batches together when only one of them has failed
+    # outside `except`, since the error keeps alive the tensors of the frames it was raised in
+    step.release()
+    plan = step.gradients.plan
+    smaller = (rows for rows in range(plan.batch_size - 1, 0, -1) if not plan.batch_size % rows)
     for rows in smaller:
-        if _fits(step, replace(config, batch_size=rows, tokens_per_step=0), number, data):
+        if _fits(step.gradients, rows, number):
             raise UserError(
-                f"there is not memory enough for --batch-size {config.batch_size}; --batch-size "
-                f"{rows} --gradient-accumulation-steps {passes * config.batch_size // rows} fits, "
-                "and trains the same model"
+                f"--batch-size {plan.batch_size} does not fit in memory; use --batch-size {rows} "
+                f"--gradient-accumulation-steps {plan.passes * plan.batch_size // rows}, which "
+                "trains the same model"
             )
-    raise UserError(f"there is not memory enough for a single sequence; {OTHERWISE}")
+    raise UserError(
+        "not even one sequence fits in memory; use a smaller model or --block-size, or "
+        "--activation-checkpointing"
+    )
 
 
-def _fits(step: Step, config, number: int, data: Data) -> bool:
-    """Whether an eager step of one pass has room; the weights that it makes are of no use."""
-    for optimizer in step.optimizers:
-        optimizer.zero_grad(set_to_none=True)
+def _fits(gradients: Gradients, rows: int, number: int) -> bool:
+    """Whether one pass over `rows` sequences, and the optimizers' state, fit in memory."""
+    precision, plan = gradients.precision, gradients.plan
+    gradients.clear()
     gc.collect()
-    if step.precision.device.type == "cuda":
+    if precision.device.type == "cuda":
         torch.cuda.empty_cache()
-    config = replace(config, gradient_accumulation_steps=1, nan="skip")
-    precision = Precision(step.precision.device, step.precision.dtype)  # a scaler of its own
+    trial = Gradients(
+        gradients.model,
+        gradients.optimizers,
+        gradients.data,
+        BatchPlan(rows, plan.block_size, seed=plan.seed),
+        Precision(precision.device, precision.dtype),  # with a loss scaler of its own
+        gradients.grad_clip,
+    )
     try:
-        Step(step.model, step.optimizers, data, config, precision)(number)
+        reserved = _state_to_come(gradients)
+        trial(number)
+        del reserved
     except RuntimeError as error:
         if not hardware.out_of_memory(error):
             raise
         return False
+    finally:
+        trial.clear()
     return True
+
+
+def _state_to_come(gradients: Gradients) -> list[torch.Tensor]:
+    """Room for the state that the optimizers allocate in their first update: two moments each."""
+    return [
+        torch.empty_like(parameter)
+        for optimizer in gradients.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if not optimizer.state.get(parameter)
+        for _ in range(2)
+    ]

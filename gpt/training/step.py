@@ -1,321 +1,178 @@
-"""One training step: forward, backward, clipping, update; and the same as one CUDA graph."""
+"""One training step: gradients, then the update; eagerly or as one CUDA graph."""
 
-import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
 
-from gpt import UserError
-from gpt.config.train import TrainConfig
-from gpt.data.batches import Data
 from gpt.training import distributed
-from gpt.training.cuda_graph import CaptureError, capture, on_side_stream
-from gpt.training.optimizers import learning_rate_scale, set_learning_rates
-
-WARM_UP = 3  # eager steps before a capture: every kernel loaded, every buffer allocated
-
-
-class Precision:
-    """In which dtype matrix products run; weights and optimizer state stay fp32."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
-        # fp16 has no room for small gradients: the loss is scaled up, and the gradients down again
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        # fp32 is for parity; beside 16 bits the few products left in fp32 may be TF32
-        torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
-
-    def autocast(self):
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+from gpt.training.cuda_graph import CaptureError, GraphedFunction
+from gpt.training.gradients import Gradients
+from gpt.training.non_finite import NonFiniteMonitor, NonFinitePolicy
+from gpt.training.schedule import Schedule, set_learning_rates
 
 
-class Step:
-    """Calling it with a step number trains the model by that step and returns the loss ().
+class EagerStep:
+    """Call it with the number of a step: it trains the model by that step and returns the loss ().
 
-    Step s of a run sees rows s*R to (s+1)*R - 1 of the data, R = passes * ranks * batch_size: N
-    ranks see together what one would see with N times the batch.
+    The host reads the loss of every step and decides whether to update.
     """
 
-    def __init__(self, model: nn.Module, optimizers, data: Data, config: TrainConfig, precision):
-        self.model, self.optimizers, self.data = model, optimizers, data
-        self.config, self.precision = config, precision
-        self.weights = list(model.parameters())  # a walk through all modules, once
-        self.passes = passes_per_step(config)
-        self.rows = self.passes * distributed.world() * config.batch_size  # in a step
-        self.skipped = 0  # steps, by --nan skip
-        # an optimizer that clips as it updates, where it has all weights
-        alone = len(optimizers) == 1 and hasattr(optimizers[0], "clip_grad_norm")
-        self.fused = optimizers[0] if alone else None
+    def __init__(self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy):
+        self.gradients, self.schedule, self.policy = gradients, schedule, policy
+        self.optimizers = gradients.optimizers
 
     def __call__(self, step: int) -> torch.Tensor:
-        set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
-        loss, bad = self.backward(step)
-        if self.is_good(step, loss, bad):
-            self.update()
-        self.precision.scaler.update()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        set_learning_rates(self.optimizers, self.schedule(step))
+        scaler = self.gradients.precision.scaler
+        loss, bad = self.gradients(step)
+        if self._is_finite(step, loss.item(), bool(bad.item())):  # waits for the device
+            for optimizer in self.optimizers:
+                scaler.step(optimizer)
+        scaler.update()
+        self.gradients.clear()
         return loss
 
-    def is_good(self, step: int, loss: torch.Tensor, bad: torch.Tensor) -> bool:
-        """Whether the step may change the weights; waits for the device."""
-        bad, loss = bad.item(), loss.item()
+    def _is_finite(self, step: int, loss: float, bad: bool) -> bool:
         if not distributed.any_rank(bad or not math.isfinite(loss)):
             return True
-        if self.precision.scaler.is_enabled() and math.isfinite(loss):
-            return False  # the scale was too large, and will be smaller
-        self.refuse_or_skip(step, loss, bad)
+        if self.gradients.precision.scaler.is_enabled() and math.isfinite(loss):
+            return False  # the loss scale was too large; the scaler will lower it
+        self.policy.handle(step, loss, bad)
         return False
 
-    def refuse_or_skip(self, step: int, loss: float, bad: float, count: int = 1) -> None:
-        """What `--nan` asks for after `count` steps that were not finite, `step` the last."""
-        what = (
-            f"step {step}: the loss is {loss:.4g} and the gradients are "
-            f"{'not finite' if bad else 'finite'}, "
-            f"with rows {step * self.rows} to {(step + 1) * self.rows - 1}"
-        )
-        if self.config.nan == "stop":
-            raise UserError(
-                f"{what}; the weights were not changed, and the last checkpoint in "
-                f"{self.config.out_dir} is good: go on from it with --resume and a lower "
-                "--learning-rate, or with --nan skip"
-            )
-        self.skipped += count
-        print(f"{what}; skipped, as {self.skipped} in all", flush=True)
-
     def check(self) -> None:
-        """Before a checkpoint: raise or count what the device has left unsaid."""
+        """Before a checkpoint: raise NonFiniteError, or count what was skipped, if not done yet."""
 
-    def backward(self, step) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss (), and whether a gradient is not finite: 0. or 1., (); gradients are clipped.
-
-        `step` is a number, or a tensor () on the device.
-        """
-        config, scaler = self.config, self.precision.scaler
-        total = 0.0
-        for index in range(self.passes):
-            batch = (step * self.passes + index) * distributed.world() + distributed.rank()
-            x, y = self.data.batch(
-                config.seed, batch * config.batch_size, config.batch_size, config.model.block_size
-            )
-            is_last = index == self.passes - 1
-            with contextlib.nullcontext() if is_last else distributed.without_exchange(self.model):
-                with self.precision.autocast():
-                    loss = self.loss(x, y)
-                if self.passes > 1:
-                    loss = loss / self.passes
-                scaler.scale(loss).backward()
-            total = total + loss.detach()
-        for optimizer in self.optimizers:
-            scaler.unscale_(optimizer)
-        return total, self.clip()
-
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.model(x, y)[1]
-
-    def clip(self) -> torch.Tensor:
-        """Clip the gradients where that is asked for; 1. if one of them is not finite, else 0."""
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        plain = self.precision.device.type == "cpu" and self.config.parallel == "ddp"
-        if self.fused is not None:  # the update scales the gradients as it reads them
-            norm = self.fused.clip_grad_norm(self.config.grad_clip or math.inf)
-        elif plain and not self.config.grad_clip:  # a sixth of the time that a norm takes there
-            bad = torch.zeros(())
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, bad, torch.ones(()))
-            return bad
-        else:
-            norm = distributed.whole(nn.utils.get_total_norm(gradients))
-            if self.config.grad_clip:
-                nn.utils.clip_grads_with_norm_(self.weights, self.config.grad_clip, norm)
-        return (~norm.isfinite()).float()
-
-    def update(self) -> None:
-        for optimizer in self.optimizers:
-            self.precision.scaler.step(optimizer)
+    def release(self) -> None:
+        """Free all memory that the step holds besides the model and the optimizers."""
+        self.gradients.clear()
 
 
-class DeviceStep(Step):
-    """The same where a card computes: the host does not wait for it, and runs ahead.
+class DeviceStep(EagerStep):
+    """The same without waiting for the device: the host runs ahead of it.
 
-    A step that is not finite is left out on the device, where the optimizers read `found_inf`; the
-    host hears of it when it waits for a loss anyway.
+    The optimizers leave out an update that is not finite, by `found_inf`; the host finds out in
+    `check`, every `check_interval` steps, when it reads a loss anyway.
     """
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        device = self.precision.device
+    def __init__(
+        self,
+        gradients: Gradients,
+        schedule: Schedule,
+        policy: NonFinitePolicy,
+        check_interval: int = 1,
+    ):
+        super().__init__(gradients, schedule, policy)
+        device = gradients.precision.device
+        self.check_interval = check_interval
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the step
-        # how many steps were not finite; of the last its number, loss, and whether gradients were
-        self.unsaid = torch.zeros(4, dtype=torch.float64, device=device)
-        self.found_inf = torch.zeros((), device=device)
+        self.monitor = NonFiniteMonitor(device, policy.stops)
         for optimizer in self.optimizers:
-            optimizer.found_inf = self.found_inf
+            optimizer.found_inf = self.monitor.found_inf  # type: ignore[attr-defined]
 
     def __call__(self, step: int) -> torch.Tensor:
-        set_learning_rates(self.optimizers, learning_rate_scale(step, self.config))
+        set_learning_rates(self.optimizers, self.schedule(step))
         self.number.fill_(step)
         loss = self.take(step)
-        if (step + 1) % self.config.log_interval == 0:
+        if (step + 1) % self.check_interval == 0:
             self.check()
         return loss
 
-    def take(self, step) -> torch.Tensor:
-        loss, bad = self.backward(step)
-        self.guard(loss, bad)
-        self.update()
+    def take(self, step: int) -> torch.Tensor:
+        return self.run(step)
+
+    def run(self, step: int | torch.Tensor) -> torch.Tensor:
+        """Gradients and update of a step, given as a number or as a tensor () on the device."""
+        loss, bad = self.gradients(step)
+        self.monitor.update(self.number, loss, bad)
+        for optimizer in self.optimizers:
+            self.gradients.precision.scaler.step(optimizer)
         self.clear()
         return loss
 
     def clear(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
-    def guard(self, loss: torch.Tensor, bad: torch.Tensor) -> None:
-        """Have the update left out, and counted, where loss or gradients are not finite.
-
-        With `--nan stop` so is every update after it, and the weights wait for `check` as they are.
-        """
-        stopped = (self.unsaid[0] > 0) & (self.config.nan == "stop")
-        now = distributed.total(bad + ~loss.isfinite()) > 0  # on any rank
-        self.found_inf.copy_(now | stopped)
-        said = torch.stack([self.unsaid[0] + 1, self.number, loss, bad])
-        self.unsaid.copy_(torch.where(now & ~stopped, said, self.unsaid))
+        self.gradients.clear()
 
     def check(self) -> None:
-        count, step, loss, bad = self.unsaid.tolist()  # waits for the device
-        if count:
-            self.unsaid.zero_()
-            self.refuse_or_skip(int(step), loss, bad, int(count))
+        bad = self.monitor.read()
+        if bad.number:
+            self.policy.handle(bad.step, bad.loss, bad.bad_gradients, bad.number)
 
 
 class GraphStep(DeviceStep):
-    """The same step as one CUDA graph: launched whole, however many kernels it has.
+    """The same as one CUDA graph: one launch, however many kernels a step has.
 
-    Everything that changes from step to step lies on the device: the step's number, from which the
-    batch follows, learning rates, and the state of the generator that dropout draws seeds from.
-    Gradients are made by the capture, in the graph's own memory, so that each replay writes them
-    anew: none is filled with zeros, and none is added to.
+    Everything that changes from step to step lies on the device: the number of the step, from which
+    the batch follows, the learning rates, and the state of the generator that dropout draws its
+    seeds from. The capture makes the gradients in the graph's own memory and each replay writes
+    them anew: none is filled with zeros, and none is accumulated into.
 
-    The blocks' linear layers compute with copies of their weights in 16 bits, which the optimizer
-    rewrites in its own pass: nothing is cast, and nothing is rounded otherwise than by autocast.
+    The linear layers of the blocks compute with 16-bit copies of their weights, which the optimizer
+    rewrites as it updates: nothing is cast, and the rounding is that of autocast.
     """
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.graph, self.taken, self.is_eager = None, 0, False
-        self.keeps_gradients = False  # those of the capture lie where its replays write them
-        self.copies = self.copies_in_16_bits()
-        if self.copies:
-            weights = dict(self.model.named_parameters())
-            self.fused.follow({weights[name]: copy for name, copy in self.copies.items()})
+    def __init__(
+        self,
+        gradients: Gradients,
+        schedule: Schedule,
+        policy: NonFinitePolicy,
+        check_interval: int = 1,
+        *,
+        copies_weights: bool = True,  # False if blocks are compiled or recomputed in backward
+        on_failure: Callable[[CaptureError], None] | None = None,
+    ):
+        super().__init__(gradients, schedule, policy, check_interval)
+        self.on_failure = on_failure or _print_failure
+        self.graphed = GraphedFunction(
+            lambda: self.run(self.number), self._on_failure, before=self._send
+        )
+        copies = weight_copies(gradients) if copies_weights else {}
+        if copies:
+            weights = dict(gradients.model.named_parameters())
+            follow = {weights[name]: copy for name, copy in copies.items()}
+            gradients.clipping_optimizer.follow(follow)  # type: ignore[union-attr]
+            gradients.copies = copies
 
-    def copies_in_16_bits(self) -> dict[str, torch.Tensor]:
-        """By name, where the optimizer can follow copies and one pass makes the gradients."""
-        config, dtype = self.config, self.precision.dtype
-        several = self.passes > 1  # gradients in 16 bits are not to be added up
-        if config.activation_checkpointing or config.compiles_model or several:
-            return {}
-        if dtype == torch.float32 or not hasattr(self.fused, "follow"):
-            return {}
-        return {
-            f"{name}.{key}": weight.detach().to(dtype).requires_grad_()
-            for name, module in self.model.named_modules()
-            if name.startswith("blocks.") and isinstance(module, nn.Linear)
-            for key, weight in module.named_parameters(recurse=False)
-            if key == "weight" or getattr(module, "adds_bias", True)
-        }
+    def take(self, step: int) -> torch.Tensor:
+        return self.graphed().clone()  # the next replay overwrites it
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(self.model, self.copies, (x, y))[1]
+    def clear(self) -> None:
+        if not self.graphed.is_capturing:  # the replays write the gradients of the capture anew
+            super().clear()
 
-    def take(self, step) -> torch.Tensor:
-        if self.taken < WARM_UP:
-            self.taken += 1
-            return on_side_stream(self.eager)
-        if self.graph is None and not self.is_eager:
-            self.capture()
-        if self.is_eager:
-            return self.eager()
-        self.send()
-        self.graph.replay()
-        return self.loss.clone()  # the next replay writes over it
+    def release(self) -> None:
+        self.graphed.release()
+        super().release()
 
-    def eager(self) -> torch.Tensor:
-        return super().take(self.number)
-
-    def capture(self) -> None:
-        """Make the graph, or with `--step auto` go on without one where that is not possible."""
-        self.send()
-        self.keeps_gradients = True
-        try:
-            self.graph, self.loss = capture(self.eager)
-        except CaptureError as error:
-            if self.config.step == "graph":
-                raise UserError(
-                    f"--step graph: the step cannot be captured ({error}); use --step eager"
-                ) from None
-            print(f"the step cannot be captured as a CUDA graph ({error}); steps are eager")
-            self.is_eager, self.keeps_gradients = True, False
-            self.clear()
-
-    def send(self) -> None:
-        """Bring learning rates and addresses of a fused AdamW to the device."""
+    def _send(self) -> None:
+        """Write the learning rates, and the addresses of the gradients, to the device."""
         for optimizer in self.optimizers:
             if hasattr(optimizer, "send"):
                 optimizer.send()
 
-    def clear(self) -> None:
-        if not self.keeps_gradients:
-            super().clear()
-            for copy in self.copies.values():
-                copy.grad = None
+    def _on_failure(self, error: CaptureError) -> None:
+        self.gradients.clear()
+        self.on_failure(error)
 
 
-def choose_step(config: TrainConfig, precision: Precision, data: Data) -> tuple[type[Step], str]:
-    """The kind of step that `--step` means here, and the reason in a few words."""
-    mode, reason = config.step, None
-    # fused optimizers on a GPU can leave the decision about a bad step to the device
-    waits = precision.device.type != "cuda" or precision.scaler.is_enabled()
-    eager = Step if waits else DeviceStep
-    if mode == "compile":
-        return eager, "eager, the model by torch.compile"
-    if precision.device.type != "cuda":
-        reason = f"the device is {precision.device.type}"
-    elif precision.scaler.is_enabled():
-        reason = "the fp16 scaler waits for the device"
-    elif data.source != precision.device:
-        reason = "the data is too large for the card"
-    elif distributed.world() > 1:
-        reason = "ranks exchange gradients"
-    elif config.activation_checkpointing and config.model.dropout:
-        reason = "dropout in blocks that are computed again sets generators back"
-    if mode == "graph" and reason:
-        raise UserError(f"--step graph cannot be had: {reason}; use --step eager")
-    if mode == "graph" or (mode == "auto" and reason is None):
-        return GraphStep, "one CUDA graph"
-    return eager, f"eager, {reason}" if mode == "auto" else "eager"
+def _print_failure(error: CaptureError) -> None:
+    print(f"the training step cannot be captured as a CUDA graph ({error}); it runs eagerly")
 
 
-def passes_per_step(config: TrainConfig) -> int:
-    """How many forward and backward passes are accumulated into one step."""
-    tokens, passes = config.tokens_per_step, config.gradient_accumulation_steps
-    if tokens and passes:
-        raise UserError("give --tokens-per-step or --gradient-accumulation-steps, not both")
-    if not tokens:
-        return passes or 1
-    tokens_per_pass = distributed.world() * config.batch_size * config.model.block_size
-    if tokens % tokens_per_pass:
-        raise UserError(
-            f"--tokens-per-step {tokens} is no multiple of the {tokens_per_pass} tokens of one "
-            "pass (--batch-size times --block-size, on every rank)"
-        )
-    return tokens // tokens_per_pass
+def weight_copies(gradients: Gradients) -> dict[str, torch.Tensor]:
+    """16-bit copies of the blocks' weights by name, if the optimizer can keep them up to date.
 
-
-def tokens_per_step(config: TrainConfig) -> int:
-    """Of all passes on all ranks."""
-    tokens_per_pass = distributed.world() * config.batch_size * config.model.block_size
-    return passes_per_step(config) * tokens_per_pass
+    There are none when several passes are accumulated: gradients in 16 bits must not be summed.
+    """
+    dtype, optimizer = gradients.precision.dtype, gradients.clipping_optimizer
+    if gradients.plan.passes > 1 or dtype == torch.float32 or not hasattr(optimizer, "follow"):
+        return {}
+    return {
+        f"{name}.{key}": weight.detach().to(dtype).requires_grad_()
+        for name, module in gradients.model.named_modules()
+        if name.startswith("blocks.") and isinstance(module, nn.Linear)
+        for key, weight in module.named_parameters(recurse=False)
+        if key == "weight" or getattr(module, "adds_bias", True)
+    }

@@ -1,13 +1,13 @@
-"""Every command that the README or a page shows can be typed: options parse, files are there.
+"""The commands and links in the README and the docs are valid.
 
-Those that train, sample and report are run too, one after the other, at the size of a toy.
+The commands that train, sample and report run in the order of the pages, with a tiny model.
 """
 
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -15,8 +15,7 @@ import pytest
 import sample
 import train
 from bench.report import __main__ as report
-from bench.results_file import REPOSITORY
-from gpt.config.cli import parse, parse_run
+from bench.results import REPOSITORY
 from tests.runs import CPU, SIZES
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
@@ -25,150 +24,93 @@ SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`]*`", re.MULTILINE | re.DOTALL)
 TEXT = "ROMEO: what is it that you say?\n" * 40
-PLACEHOLDER = re.compile(r"^[A-Z_]+$|PATH|FILE")  # for the reader to fill in
+PLACEHOLDER = re.compile(r"^[A-Z_]+$|PATH|FILE|^my\.txt$")  # for the reader to fill in
 
 
-class Command(NamedTuple):
-    page: str
-    words: tuple[str, ...]
-
-    @property
-    def line(self) -> str:
-        return " ".join(self.words)
-
-
-def commands() -> list[Command]:
-    """Each once, without what it sets in the environment."""
-    found = {}
-    for page in PAGES:
-        for block in SHELL.findall(page.read_text()):
-            for line in block.replace("\\\n", " ").splitlines():
-                for part in line.split("&&"):
-                    words = shlex.split(part, comments=True)
-                    while words and re.match(r"^[A-Z_]+=", words[0]):
-                        words.pop(0)
-                    if words:
-                        command = Command(str(page.relative_to(REPOSITORY)), tuple(words))
-                        found.setdefault(command.line, command)
-    return list(found.values())
+def commands() -> list[tuple[str, ...]]:
+    """The words of each distinct command, without environment variables."""
+    found = []
+    for block in (block for page in PAGES for block in SHELL.findall(page.read_text())):
+        for part in re.split(r"\n|&&", block.replace("\\\n", " ")):
+            words = shlex.split(part, comments=True)
+            while words and re.match(r"^[A-Z_]+=", words[0]):
+                words.pop(0)
+            if words:
+                found.append(tuple(words))
+    return list(dict.fromkeys(found))
 
 
 COMMANDS = commands()
 
 
-def links(page) -> list[str]:
-    """Where the page's text leads; what stands in code is no link."""
-    return LINK.findall(CODE.sub("", page.read_text()))
-
-
-def by(*beginning):
-    return [one for one in COMMANDS if one.words[: len(beginning)] == beginning]
-
-
-def line(command):
-    return command.line
-
-
-def options(command):
-    """Those that start with dashes, without their values."""
-    return [word.partition("=")[0] for word in command.words[2:] if word.startswith("--")]
-
-
-def test_every_command_is_of_a_kind_that_is_tested():
-    kinds = (
-        *(by("python", "train.py"), by("python", "sample.py"), by("python", "-m")),
-        *(by("make"), by("pytest"), by("pip"), by("cp"), by("torchrun")),
-        [one for one in by("python") if one.words[1].startswith("docs/")],
-    )
-    assert sorted(one for kind in kinds for one in kind) == sorted(COMMANDS)
+def test_every_command_is_of_a_tested_kind():
+    kinds = r"python (train\.py|sample\.py|-m|docs/)|make |pytest|pip |cp |torchrun "
+    assert [one for one in map(" ".join, COMMANDS) if not re.match(kinds, one)] == []
     assert len(COMMANDS) > 15
 
 
-@pytest.mark.parametrize("command", [*by("python", "train.py"), *by("torchrun")], ids=line)
-def test_options_of_train_parse(command):
-    given = command.words[command.words.index("train.py") + 1 :]
-    given = [word for word in given if word != "--resume"]  # its run is not here
-    assert parse_run(given, "quickstart", lambda name: {})
-
-
-@pytest.mark.parametrize("command", by("python", "sample.py"), ids=line)
-def test_options_of_sample_parse(command):
-    assert sample.check(parse(sample.SampleConfig, sample.SampleConfig(), command.words[2:], ""))
-
-
-@pytest.mark.parametrize("command", by("python", "-m"), ids=line)
-def test_a_module_knows_the_options(command, capsys):
-    module = importlib.import_module(command.words[2])
-    with mock.patch("sys.argv", [command.words[2], "--help"]), pytest.raises(SystemExit) as end:
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[1:2] == ("-m",)], ids=" ".join)
+def test_modules_have_the_options(command, capsys):
+    name = command[2]
+    is_package = importlib.util.find_spec(name).submodule_search_locations is not None
+    module = importlib.import_module(f"{name}.__main__" if is_package else name)
+    with mock.patch("sys.argv", [name, "--help"]), pytest.raises(SystemExit) as exit_:
         module.main(["--help"])
-    assert end.value.code == 0
-    told = capsys.readouterr().out
-    assert [option for option in options(command) if option not in told] == []
+    assert exit_.value.code == 0
+    help_ = capsys.readouterr().out
+    options = [word.partition("=")[0] for word in command[3:] if word.startswith("--")]
+    assert [option for option in options if option not in help_] == []
 
 
-@pytest.mark.parametrize("command", by("make"), ids=line)
-def test_make_has_the_target(command):
-    assert re.search(rf"^{command.words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+def test_files_targets_and_extras_exist():
+    setup = (REPOSITORY / "setup.py").read_text()
+    targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert {command[1] for command in COMMANDS if command[0] == "make"} <= set(targets)
+    for word in (word for command in COMMANDS for word in command[1:]):
+        if extra := re.fullmatch(r"\.\[(\w+)\]", word):
+            assert f'"{extra.group(1)}": [' in setup
+        is_path = word.startswith(("docs/", "tests/", "bench/")) or word.endswith((".py", ".txt"))
+        if is_path and not PLACEHOLDER.search(word):
+            assert (REPOSITORY / word).exists(), word
 
 
-@pytest.mark.parametrize("command", by("pip"), ids=line)
-def test_pip_finds_what_it_installs(command):
-    extra = re.search(r"\[(\w+)\]", command.line).group(1)
-    assert f'"{extra}": [' in (REPOSITORY / "setup.py").read_text()
-
-
-@pytest.mark.parametrize("command", [*by("pytest"), *by("python"), *by("pip"), *by("cp")], ids=line)
-def test_files_are_there(command):
-    for word in command.words[1:]:
-        path = word.partition("::")[0]
-        named = path.startswith(("docs/", "tests/", "bench/")) or path.endswith((".py", ".txt"))
-        if named and not PLACEHOLDER.search(path) and path != "my.txt":
-            assert (REPOSITORY / path).exists()
-
-
-def test_the_commands_of_training_and_sampling_run(tmp_path, monkeypatch, capsys):
-    """In the order of the pages, in one folder, as somebody would who types them all."""
+def test_training_and_sampling_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my.txt").write_text(TEXT)
     reported = []
-    toy = [*SIZES, *CPU, "--max-iters=2", "--eval-interval=2", "--sample=4"]
+    tiny = [*SIZES, *CPU, "--max-iters=2", "--eval-interval=2", "--sample=4"]
     for command in COMMANDS:
-        given = list(command.words[2:])
-        if command.words[:2] == ("python", "train.py"):
-            given += toy if "--data" in given or "--resume" in given else [*toy, "--data=my.txt"]
-            assert train.main(given) == 0, command.line
-        elif command.words[:2] == ("python", "sample.py"):
-            given += ["--device=cpu", "--max-new-tokens=4"]
-            assert sample.main(given) == 0, command.line
-            assert capsys.readouterr().out.count("ROMEO:") == given.count("ROMEO:")
-        elif command.words[1:3] == ("-m", "bench.report") and len(given) > 1:
-            assert report.main(given[1:]) == 0, command.line
-            reported += given[1:]
+        options = list(command[2:])
+        if command[:2] == ("python", "train.py"):
+            has_data = "--data" in options or "--resume" in options
+            options += tiny if has_data else [*tiny, "--data=my.txt"]
+            assert train.main(options) == 0, command
+        elif command[:2] == ("python", "sample.py"):
+            options += ["--device=cpu", "--max-new-tokens=4"]
+            assert sample.main(options) == 0, command
+            assert capsys.readouterr().out.count("ROMEO:") == options.count("ROMEO:")
+        elif command[1:3] == ("-m", "bench.report") and len(options) > 1:
+            assert report.main(options[1:]) == 0, command
+            reported += options[1:]
     assert Path("mine", "summary.json").exists()
     assert len(list(Path().glob("*/report.html"))) == len(reported) > 0  # a later run moves `out`
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_links_lead_to_files(page):
-    for link in links(page):
-        if not re.match(r"https?:|#", link):
-            assert (page.parent / link.partition("#")[0]).exists(), link
+def test_links_lead_to_files_and_headings(page):
+    for link in LINK.findall(CODE.sub("", page.read_text())):
+        path, _, anchor = link.partition("#")
+        if not re.match(r"https?:", link):
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                slugs = [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
+                assert anchor in slugs, link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_anchors_are_headings(page):
-    for link in links(page):
-        path, hash_, anchor = link.partition("#")
-        if hash_ and not path.startswith("http"):
-            text = ((page.parent / path) if path else page).read_text()
-            titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert anchor in slugs, link
-
-
-def test_every_page_is_in_the_index():
+def test_the_index_lists_every_page():
     index = (REPOSITORY / "docs" / "README.md").read_text()
-    for path in (REPOSITORY / "docs").glob("*.*"):
-        if path.name != "README.md":
-            assert f"]({path.name})" in index
     assert "](ladder/README.md)" in index
+    for path in (REPOSITORY / "docs").glob("*.*"):
+        assert path.name == "README.md" or f"]({path.name})" in index

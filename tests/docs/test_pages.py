@@ -1,28 +1,28 @@
-"""The Python of the pages about the operations runs, top to bottom, as it stands there."""
+"""The Python examples in the docs run as they are, and the files that pages name exist."""
 
 import re
 
 import pytest
 import torch
 
-from bench.results_file import REPOSITORY
+from bench.results import REPOSITORY
 from kernels import Ops
 from kernels.norms.layer_norm import WIDEST
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GENERATION = {"decode_linear", "decode_attention", "sample_token"}
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was():
-    """A page may choose a dtype and a seed for itself."""
+def _restore_default_dtype():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("page", ["library.md", "maths.md"])
-def test_a_page_runs(page):
+def test_examples_run(page):
     blocks = BLOCK.findall((DOCS / page).read_text())
     assert blocks
     names = {}
@@ -30,13 +30,33 @@ def test_a_page_runs(page):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
 
 
-def test_every_operation_has_a_row_and_a_promise():
-    limits, promise = (DOCS / "library.md").read_text().split("## The promise")
-    without = {"decode_linear", "decode_attention", "sample_token"}  # they are for generating alone
+def test_every_operation_has_limits_and_an_error_bound():
+    limits, guarantees = (DOCS / "library.md").read_text().split("## Guarantees")
+    assert f"C up to {WIDEST:,}" in limits
     for operation in Ops._fields:
         assert f"`{operation}`" in limits
-        assert (f"`{operation}`" in promise) == (operation not in without)
+        assert (f"`{operation}`" in guarantees) == (operation not in GENERATION)
 
 
-def test_the_widest_row_is_what_the_page_says():
-    assert f"C up to {WIDEST:,}" in (DOCS / "library.md").read_text()
+def test_files_that_the_pages_name_exist():
+    for page in [REPOSITORY / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+        for name in re.findall(
+            r"`((?:[a-z0-9_]+/|test_)[a-z0-9_/]+\.(?:py|json))`", page.read_text()
+        ):
+            assert (REPOSITORY / name).exists() or (REPOSITORY / "tests" / name).exists(), name
+
+
+def test_files_on_the_map_of_the_readme_exist():
+    tree = (REPOSITORY / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    top, folders = "", [""]
+    for line in tree.strip().splitlines():
+        if names := re.match(r"\w+/", line):
+            top = names[0]
+            folders = [top]
+        elif names := re.match(r"  ((?:\w+/ +)+)", line):
+            folders = [top + name for name in names[1].split()]
+        elif re.match(r"  \w", line):
+            folders = [top]
+        assert all((REPOSITORY / folder).is_dir() for folder in folders), line
+        for name in re.findall(r"\w+\.(?:py|json)", line):
+            assert any((REPOSITORY / folder / name).exists() for folder in folders), name

@@ -1,4 +1,4 @@
-"""Small models for the tests: one config for each switch, and a few combinations."""
+"""Small models for the tests: a config for each switch, and a few combinations."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ CONFIGS = {
     ),
 }
 
-ENCODERS = {  # with an encoder beside the decoder
+ENCODERS = {  # models with an encoder and a decoder
     "encoder": replace(LECTURE, source_size=3),
     "grouped encoder": replace(LECTURE, source_size=3, n_head=4, n_kv_head=2, window=3),
     "modern encoder": replace(
@@ -68,7 +68,7 @@ ENCODERS = {  # with an encoder beside the decoder
 
 @torch.no_grad()
 def randomise(model, seed=0):
-    """Weights so large that every term of the equations shows in the logits, biases included."""
+    """Draw weights, biases included, so large that every term affects the logits."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
@@ -76,4 +76,5 @@ def randomise(model, seed=0):
 
 
 def draw_tokens(B, T, seed=0, vocab_size=LECTURE.vocab_size):
+    """Random tokens (B, T) int64."""
     return torch.randint(vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))

@@ -1,81 +1,10 @@
 """One-line mistakes in `kernels/optimizer/adamw.py`, and what each would break."""
 
 MUTATIONS = [
-    (
-        "step = tl.load(step_ptr) + 1",
-        "step = tl.load(step_ptr)",
-        "the first step has no bias correction",
-    ),
-    (
-        "tl.store(coefficients_ptr, 1 - lr * decay)",
-        "tl.store(coefficients_ptr, 1 - decay)",
-        "decay is not scaled by lr",
-    ),
-    (
-        "tl.sqrt(1 - tl.exp2(t * tl.log2(beta2)))",
-        "tl.sqrt((1 - tl.exp2(t * tl.log2(beta2)).to(tl.float32)).to(tl.float64))",
-        "coefficients are made in fp32",
-    ),
-    ("hyper_ptr += tl.load(groups_ptr + tensor) * 5", "hyper_ptr += 0", "all groups are the first"),
-    (
-        "coefficients_ptr += tensor * 7\n    _update",
-        "_update",
-        "all tensors have the first one's coefficients",
-    ),
-    ("g *= tl.load(factor_ptr).to(ACC)", "g *= 1.0", "nothing is clipped"),
-    (
-        "v = keep2 * tl.load(v_ptr + at, mask=inside) + blend2 * g * g",
-        "v = keep2 * tl.load(v_ptr + at, mask=inside) + blend2 * g",
-        "v is no square",
-    ),
-    ("m += blend1 * (g - m)", "m += blend1 * g", "m does not decay"),
-    ("tl.sqrt(v) / root + eps", "tl.sqrt(v / root + eps)", "eps is inside the root"),
-    (
-        "tl.load(p_ptr + at, mask=inside) * keep",
-        "tl.load(p_ptr + at, mask=inside)",
-        "no weight decay",
-    ),
-    ("if copy_ptr is not None:", "if False:", "a parameter of 16 bits does not follow its master"),
-    (
-        "whole + tl.arange(0, VECTOR), length, ACC,",
-        "whole + tl.arange(0, VECTOR), whole, ACC,",
-        "what is left of a tensor is not updated",
-    ),
-    (
-        "total += tl.sum(g * g, 0) + tl.sum(g_rest * g_rest, 0)",
-        "total += tl.sum(g * g, 0)",
-        "what is left of a tensor is not in the norm",
-    ),
-    ("tl.where(factor > 1, 1.0, factor)", "factor", "small gradients are scaled up"),
-    (
-        "tl.where(factor > 1, 1.0, factor)",
-        "tl.where(factor < 1, factor, 1.0)",
-        "a norm that is NaN clips nothing",
-    ),
-    (
-        "        self._factor = None\n        return loss",
-        "        return loss",
-        "clipping is for ever",
-    ),
-    (
-        "self._tensors = None  # to be made anew",
-        "self._tensors = getattr(self, '_tensors', None)",
-        "a group that is added is not updated",
-    ),
-    (
-        "if self.addresses.send(rows):",
-        "if self.addresses.tensor is None and self.addresses.send(rows):",
-        "moved tensors are written where they were",
-    ),
+    ("        self._factor = None\n        return loss", "        return loss", "clipping affects later steps"),
+    ("self._tables = None  # rebuilt by the next `send`", "pass", "a group that is added is not updated"),
+    ("if self.addresses.send(rows):", "if self.addresses.tensor is None and self.addresses.send(rows):", "moved tensors are written where they were"),
     ("row[:-1])", "row[:0])", "tensors that are not aligned are taken as if they were"),
-    (
-        'torch.float32 if key == "step" else _wide(parameter.dtype)',
-        "parameter.dtype",
-        "state of 16 bits comes back rounded",
-    ),
-    (
-        "if not gradient.is_contiguous():",
-        "if False:",
-        "a gradient of other strides is taken as if dense",
-    ),
+    ("torch.float32 if key == \"step\" else accumulator(parameter.dtype)", "parameter.dtype", "state of 16 bits comes back rounded"),
+    ("if not gradient.is_contiguous():", "if False:", "a gradient of other strides is taken as if dense"),
 ]

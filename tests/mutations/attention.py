@@ -4,6 +4,8 @@ TESTS = [
     "tests/kernels/attention/test_attention_window.py",
     "tests/kernels/attention/test_attention_dropout.py",
     "tests/kernels/attention/test_attention.py",
+    "tests/kernels/attention/test_attention_qkv.py",
+    "tests/kernels/test_contract.py",
 ]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "a row does not see itself"),
@@ -29,7 +31,7 @@ MUTATIONS = [
     ("x if x.stride(-1) == 1 else x.contiguous()", "x", "strided channels are read as if dense"),
     ("if constants[\"THRESHOLD\"] == 0:\n        return None", "if False:\n        return None", "the generator is asked for nothing"),
     ("return x.new_empty((B, T, H, D)).transpose(1, 2)", "return x.new_empty(x.shape)", "joining the heads is a copy"),
-    ("accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32", "accumulator = q.dtype", "lse is rounded to 16 bits"),
+    ("dtype=accumulator(q.dtype)", "dtype=q.dtype", "lse is rounded to 16 bits"),
     ("row[:, None] - key[None, :] < WINDOW", "row[:, None] - key[None, :] <= WINDOW", "a row sees a key too many"),
     ("row[:, None] - key[None, :] < WINDOW", "row[:, None] - key[None, :] < WINDOW - 1", "a row sees a key too few"),
     ("tl.maximum(first_row - WINDOW + 1, 0) // N * N", "tl.maximum(first_row - WINDOW + 1 - N, 0) // N * N", "a tile before the window is visited"),

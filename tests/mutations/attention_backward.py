@@ -4,6 +4,8 @@ TESTS = [
     "tests/kernels/attention/test_attention_window.py",
     "tests/kernels/attention/test_attention_dropout.py",
     "tests/kernels/attention/test_attention.py",
+    "tests/kernels/attention/test_attention_qkv.py",
+    "tests/kernels/test_contract.py",
 ]
 MUTATIONS = [
     ("seen &= row[:, None] >= key[None, :]", "seen &= row[:, None] > key[None, :]", "dQ lacks the diagonal"),

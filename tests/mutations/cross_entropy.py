@@ -1,5 +1,7 @@
 """One-line mistakes in `kernels/losses/cross_entropy.py`, and what each would break."""
 
+TESTS = ["tests/kernels/losses/test_cross_entropy.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("middle = (begin + VECTOR - 1) //", "middle = begin //", "the middle begins before the row"),
     ("tl.maximum(V - before, 0) // VECTOR", "V // VECTOR", "the middle runs past the row"),

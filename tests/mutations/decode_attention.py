@@ -1,5 +1,7 @@
 """One-line mistakes in `kernels/decoding/decode_attention.py`, and what each would break."""
 
+TESTS = ["tests/kernels/decoding/test_decode_attention.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("qkv_ptr += (batch * (H + 2 * HKV) + head) * D", "qkv_ptr += (batch * H + head) * D", "rows read the row before"),
     ("v_ptr = k_ptr + tl.cast(B, tl.int64) * HKV * T * D", "v_ptr = k_ptr + tl.cast(1, tl.int64) * HKV * T * D", "values are keys of another row"),

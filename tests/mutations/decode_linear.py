@@ -1,9 +1,11 @@
 """One-line mistakes in `kernels/decoding/decode_linear.py`, and what each would break."""
 
+TESTS = ["tests/kernels/decoding/test_decode_linear.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("at = feature.to(tl.int64)[:, None] * K", "at = feature.to(tl.int64)[:, None] * COLUMNS", "rows of the weight begin elsewhere"),
     ("inside = (feature < N)[:, None] & (column < K)[None, :]", "inside = (feature < N)[:, None] & (column < COLUMNS)[None, :]", "a row runs on into the next"),
-    ("- 1)  # the last one again and again", ")  # the last one again and again", "a row past the last is read and written"),
+    ("- 1)  # repeats the last row", ")  # repeats the last row", "a row past the last is read and written"),
     ("x - tl.sum(x, 0) / K, 0)", "x - tl.sum(x, 0) / COLUMNS, 0)", "the mean counts the padding"),
     ("x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)", "x = x - tl.sum(x, 0) / K", "the padding counts in the variance"),
     ('if NORM == "layer_norm":', "if NORM is not None:", "RMSNorm subtracts the mean"),
@@ -16,5 +18,5 @@ MUTATIONS = [
     ("tl.program_id(0) * FEATURES +", "tl.program_id(0) +", "programs overlap"),
     ("tl.program_id(1) * ROWS + r", "r", "rows past the eighth are left out"),
     ("B > MOST_ROWS and weight.dtype != torch.int8", "B > MOST_ROWS", "int8 weights are written out in 16 bits"),
-    ("for tensor in (x, weight, scale, bias, norm_weight, norm_bias, residual)", "for tensor in (x, weight, scale, bias, norm_weight, norm_bias, None)", "no residual"),
+    ("operands = (x, weight, scale, bias, norm_weight, norm_bias, residual)", "operands = (x, weight, scale, bias, norm_weight, norm_bias, None)", "no residual"),
 ]

@@ -1,5 +1,7 @@
 """One-line mistakes in `kernels/embedding.py`, and what each would break."""
 
+TESTS = ["tests/kernels/test_embedding.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("known = (token >= 0) & (token < V)", "known = token == token", "a wrong token is looked up"),
     ('other=float("nan")', "other=0.0", "a wrong token goes unnoticed"),
@@ -33,5 +35,5 @@ MUTATIONS = [
         "return gradient[0].to(dtype) if shares > 1 else",
         "one share alone",
     ),
-    ("wide if shares > 1 else dtype", "dtype", "partial sums are rounded to bf16"),
+    ("accumulator(dtype) if shares > 1 else dtype", "dtype", "partial sums are rounded to bf16"),
 ]

@@ -1,5 +1,7 @@
 """One-line mistakes in `kernels/matmul/feed_forward.py`, and what each would break."""
 
+TESTS = ["tests/kernels/matmul/test_feed_forward.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("tl.where(keep, x * SCALE, 0.0)", "tl.where(keep, x, 0.0)", "what is kept is not scaled"),
     ("STREAM, row, first_column", "0, row, first_column", "backward replays another mask"),
@@ -27,10 +29,9 @@ MUTATIONS = [
     ("dpre, sums = _gradient(dz,", "dpre, sums = _gradient(dy,", "dpre counts what was dropped"),
     ("    if seed is None:\n        return x\n", "", "seedless dropout is launched"),
     ("if threshold_and_scale(dropout_p)[0] == 0:", "if False:", "a seed is drawn for nothing"),
-    ("torch.randint(2**63 - 1, ()", "torch.zeros(()", "every call drops the same"),
-    ("operand.dtype != torch.float64:", "True:", "autocast takes fp64"),
-    ("    if casts and", "    if False and", "autocast is ignored"),
-    ("return operand.contiguous()", "return operand", "strides are ignored"),
+    ("seed = new_seed(x.device)", "seed = 0 * new_seed(x.device)", "every call drops the same"),
+    ("autocast_dtype(operand) or ", "", "autocast is ignored"),
+    (".dtype).contiguous()", ".dtype)", "strides are ignored"),
     ("if activation not in ACTIVATIONS:", "if False:", "an unknown activation is some other"),
     ("if len(set(dtypes.values())) > 1 or", "if", "dtypes may differ"),
     ("if any(shapes[name] != fitting[name] for name in shapes):", "if False:", "any shapes"),

@@ -11,13 +11,13 @@ MUTATIONS = [
     (
         "tl.program_id(0), tiles, tl.num_programs(0)",
         "tl.program_id(0), tiles, tiles",
-        "one tile each",
+        "a program visits one tile",
     ),
     ("place % across * BLOCK_N", "place // across * BLOCK_N", "tiles of the diagonal alone"),
     (
         "for k in range(0, K, BLOCK_K):",
         "for k in range(0, K - BLOCK_K + 1, BLOCK_K):",
-        "K's last step",
+        "the last step of K is left out",
     ),
     ("reshape(BLOCK_M, 2, HALF).permute(0, 2, 1)", "reshape(BLOCK_M, HALF, 2)", "columns in turns"),
     ("value = halves[half]", "value = halves[0]", "the left half twice"),
@@ -25,12 +25,12 @@ MUTATIONS = [
     (
         "value += tl.load(bias_ptr + columns",
         "value += tl.load(bias_ptr + tl.arange(0, HALF)",
-        "bias",
+        "every tile adds the first biases",
     ),
     (
         "value = activate(x.to(ACC), ACTIVATION)",
         "value = activate(value, ACTIVATION)",
-        "x not rounded",
+        "f is applied before x is rounded",
     ),
     ("STREAM, rows, first, THRESHOLD", "0, rows, first, THRESHOLD", "another stream"),
     (
@@ -52,18 +52,18 @@ MUTATIONS = [
         "(rows <= M)[:, None] & (columns < N)",
         "a row too many",
     ),
-    ("(rows < M)[:, None] & (columns < N)", "(rows < M)[:, None] & (columns <= N)", "a column"),
+    ("(rows < M)[:, None] & (columns < N)", "(rows < M)[:, None] & (columns <= N)", "writes past the last column"),
     ("if activation in FROM_HIDDEN else torch", "if True else torch", "GELU' is taken of hidden"),
     (
         '"gemm_narrow" if epilogue == "dropout"',
         '"gemm_wide" if epilogue == "dropout"',
-        "another tile",
+        "dropout uses the wide tile",
     ),
-    (">= DESCRIBED_FROM and all(", ">= 0 and all(", "descriptors on cards that have none"),
+    (">= DESCRIBED_FROM and all(", ">= 0 and all(", "descriptors on GPUs without them"),
     ("x.element_size() == 2\n        and ", "", "descriptors of tiles that do not fit"),
     ("and x.shape[1] * 2 % DESCRIBED_BYTES == 0", "", "descriptors of unaligned rows"),
     ("and x.storage_offset() * 2 % DESCRIBED_BYTES == 0", "", "descriptors of unaligned tensors"),
-    ("programs = min(programs, _processors(a.device))", "pass", "a program per tile"),
+    ("programs = min(programs, _persistent_programs(a.device))", "pass", "a program per tile"),
     (
         "context = contextvars.copy_context()",
         "context = contextvars.Context()",
@@ -72,6 +72,6 @@ MUTATIONS = [
     (
         "context.run(triton.set_allocator, _allocate)",
         "triton.set_allocator(_allocate)",
-        "ours stays",
+        "the allocator of the caller is replaced",
     ),
 ]

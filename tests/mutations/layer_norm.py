@@ -38,11 +38,6 @@ MUTATIONS = [
     ("            dbias += dy", "            dbias += dx", "dbias is the sum of dx"),
     ("            x -= tl.load(mean_ptr + row", "            x += tl.load(mean_ptr + row", "x + mean"),
     ("column, dx, inside)", "column, dx, column < C)", "dx is written past the last row"),
-    (
-        "    complete_shares(dy, x, mean, rstd, shares)\n",
-        "    pass\n",
-        "shares of wide rows are never computed",
-    ),
     ("(weight is not None) + (bias is not None)", "(weight is not None) + 1", "a bias for all"),
     (
         "1 <= x.shape[-1] <= WIDEST",

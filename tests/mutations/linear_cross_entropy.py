@@ -1,5 +1,7 @@
 """One-line mistakes in `kernels/losses/linear_cross_entropy.py`, and what each would break."""
 
+TESTS = ["tests/kernels/losses/test_linear_cross_entropy.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("at = slice(start, start + rows)", "at = slice(start, start + 128)", "rows are left out"),
     ("if b is None:", "if True:", "the bias is not added"),
@@ -21,11 +23,7 @@ MUTATIONS = [
     ("return losses.sum() / count", "return losses.mean()", "ignored targets count"),
     ("factor = tl.load(dloss_ptr).to(ACC) /", "factor = 1.0 /", "dloss is ignored"),
     ("/ tl.load(count_ptr).to(ACC)", "", "the gradient is of the sum"),
-    (
-        'wide = {"dtype": torch.promote_types(dtype, torch.float32)',
-        'wide = {"dtype": dtype',
-        "dW is added up in bf16",
-    ),
+    ('wide = {"dtype": accumulator(dtype)', 'wide = {"dtype": dtype', "dW is added up in bf16"),
     (
         "rows = launch.cdiv(N, launch.cdiv(N, most)) if N else 1",
         "rows = launch.cdiv(N, most)",

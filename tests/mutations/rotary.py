@@ -1,5 +1,7 @@
 """One-line mistakes in `kernels/attention/rotary.py`, and what each would break."""
 
+TESTS = ["tests/kernels/attention/test_rotary.py", "tests/kernels/test_contract.py"]
+
 MUTATIONS = [
     ("a * cos_a + b * sin_a, b * cos_b + a * sin_b", "a * cos_a + b * sin_b, b * cos_b + a * sin_a", "halves take each other's sines"),
     ("da * cos_a + db * sin_b, db * cos_b + da * sin_a", "da * cos_a + db * sin_a, db * cos_b + da * sin_b", "backward turns as forward does"),

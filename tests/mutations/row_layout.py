@@ -6,9 +6,9 @@ MUTATIONS = [
     ("x if x.stride(2) == 1 else x.contiguous()", "x", "columns with gaps are read without them"),
     ("all(size % vector == 0 for size in (C, *strides))", "C % vector == 0", "strides lose bytes"),
     ("len(x) == 1 or x.stride(0) == inner * x.stride(1)", "True", "a transposed batch is read flat"),
-    ("first.to(tl.int64) * inner_stride * UNIT + row", "first.to(tl.int64) * inner_stride + row", "U"),
-    ("at = ptr + (row // inner).to(tl.int64)", "at = ptr + (row % inner).to(tl.int64)", "outer"),
-    ("at += (row % inner).to(tl.int64)", "at += (row // inner).to(tl.int64)", "inner"),
+    ("first.to(tl.int64) * inner_stride * UNIT + row", "first.to(tl.int64) * inner_stride + row", "the unit is ignored"),
+    ("at = ptr + (row // inner).to(tl.int64)", "at = ptr + (row % inner).to(tl.int64)", "the outer index is wrong"),
+    ("at += (row % inner).to(tl.int64)", "at += (row // inner).to(tl.int64)", "the inner index is wrong"),
     ("        row += first\n", "        row += 0\n", "every program reads the first rows"),
     (
         "return ptr + first.to(tl.int64) * C + tl.arange(0, ROWS)[:, None] * C",
@@ -16,6 +16,4 @@ MUTATIONS = [
         "packed rows overlap",
     ),
     ("columns = max(8, next_power_of_2(C))", "columns = max(8, C)", "no power of two"),
-    ("return torch.promote_types(x.dtype, torch.float32)", "return x.dtype", "bf16 statistics"),
-    ("return tl.float64 if x.dtype == torch.float64 else", "return tl.float32 if x.dtype else", "64"),
 ]

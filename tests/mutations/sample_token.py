@@ -2,7 +2,7 @@
 
 MUTATIONS = [
     ("logits_ptr += row.to(tl.int64) * stride", "logits_ptr += row.to(tl.int64) * V", "a padded vocabulary shifts the rows"),
-    ("likeliest = tl.maximum(likeliest, z)", "likeliest = z", "the maximum is that of the last tile"),
+    ("largest = tl.maximum(largest, z)", "largest = z", "the maximum is that of the last tile"),
     ("noisy = z if GREEDY else", "noisy = z if True else", "no noise"),
     ("better = (noisy > best) & (z > pivot)", "better = noisy > best", "what is out is found again, for ever"),
     ("better = (noisy > best) &", "better = (noisy >= best) &", "a tie goes to the last token"),

@@ -1,20 +1,12 @@
-"""One-line mistakes in what `gpt/training/step.py` does about numbers gone bad, and what each would break."""
+"""One-line mutations of `gpt/training/step.py`, and what each would break."""
 
 FILE = "gpt/training/step.py"
 TESTS = ["tests/gpt/training/test_not_finite.py"]
 MUTATIONS = [
-    ("        if self.is_good(step, loss, bad):\n", "        if self.is_good(step, loss, bad) or True:\n", "a NaN goes into the weights"),
-    ("ranks.any_rank(bad or not math.isfinite(loss))", "ranks.any_rank(not math.isfinite(loss))", "gradients that are not finite go into the weights"),
-    ("ranks.any_rank(bad or not math.isfinite(loss))", "(bad or not math.isfinite(loss))", "ranks disagree about a step"),
-    ("self.skipped += count", "self.skipped += 1", "skipped steps are miscounted"),
-    ("optimizer.found_inf = self.found_inf", "pass", "a graph's optimizers hear of nothing"),
-    ("        self.guard(loss, bad)\n", "", "an update on a card is not guarded"),
-    ("ranks.total(bad + ~loss.isfinite()) > 0", "bad + ~loss.isfinite() > 0", "ranks that run ahead disagree about a step"),
-    ("return (~norm.isfinite()).float()", "return norm.isnan().float()", "infinite gradients are clipped to nothing and taken"),
-    ("self.found_inf.copy_(now | stopped)", "self.found_inf.copy_(now)", "a graph goes on training after the step that stops it"),
-    ("self.found_inf.copy_(now | stopped)", "self.found_inf.copy_(stopped)", "the bad step itself is taken"),
-    ("torch.where(now & ~stopped, said, self.unsaid)", "torch.where(now, said, self.unsaid)", "the step that is named is not the first"),
-    ("& (self.config.nan == \"stop\")", "& True", "--nan skip skips everything after one bad step"),
-    ("if (step + 1) % self.config.log_interval == 0:", "if False:", "the host never asks"),
-    ("            self.unsaid.zero_()\n", "", "a skipped step counts at every line"),
+    ("if self._is_finite(step, loss.item(), bool(bad.item())):", "if self._is_finite(step, loss.item(), bool(bad.item())) or True:", "a NaN goes into the weights"),
+    ("distributed.any_rank(bad or not math.isfinite(loss))", "distributed.any_rank(not math.isfinite(loss))", "gradients that are not finite go into the weights"),
+    ("distributed.any_rank(bad or not math.isfinite(loss))", "(bad or not math.isfinite(loss))", "ranks disagree about a step"),
+    ("optimizer.found_inf = self.monitor.found_inf", "pass", "the optimizers of a device step take every update"),
+    ("        self.monitor.update(self.number, loss, bad)\n", "", "the update of a device step is not guarded"),
+    ("if (step + 1) % self.check_interval == 0:", "if False:", "the host never checks"),
 ]

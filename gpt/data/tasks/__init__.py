@@ -1,0 +1,22 @@
+"""Tasks: data of problems and answers, generated as they are needed."""
+
+import re
+
+from gpt.data.dataset import Task
+from gpt.data.tasks.arithmetic import DIGITS, ArithmeticTask
+from gpt.data.tasks.dates import DatePairs
+from gpt.data.tasks.written import addition, result, with_work
+
+
+def is_task(name: str) -> bool:
+    """Whether `--data` names a task: addition-1 to -8, calculator, calculator-direct or dates."""
+    return re.fullmatch(r"addition-[1-8]|calculator(-direct)?|dates", name) is not None
+
+
+def open_task(name: str) -> Task:
+    """The task of that name, which `is_task` accepts."""
+    if name == "dates":
+        return DatePairs()
+    if name.startswith("addition"):
+        return ArithmeticTask(name, {"+": int(name[-1])}, addition)
+    return ArithmeticTask(name, DIGITS, result if name.endswith("direct") else with_work)

@@ -1,11 +1,11 @@
-"""Dates as people write them -> ISO 8601: data of pairs, for a model with an encoder.
+"""Dates as people write them -> ISO 8601: pairs for a model with an encoder.
 
     Thursday, 5 March 1987          =1987-03-05
     the 5th of March 1987           =1987-03-05
 
-A row of a batch is the source, filled up with line breaks to SOURCE characters, then `=`, the
-answer and a line break; the loss counts the answer. Of all days from 1900 to 2099 one in ten is
-held out, however it is written: training never shows it.
+A row of a batch is the source, padded with line breaks to SOURCE characters, then `=`, the answer
+and a line break; only the answer counts in the loss. The days are those of 1900 to 2099; one in ten
+is held out for validation in every format.
 """
 
 import functools
@@ -17,14 +17,14 @@ import torch
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.data.batches import random_integers, scramble
-from gpt.data.tokenizers import CharTokenizer
-from gpt.training.evaluation import answered
+from gpt.data.dataset import Batch, Row
+from gpt.data.tokenizers import CharTokenizer, Tokenizer
 
 FIRST, DAYS = date(1900, 1, 1), 73_049  # to the end of 2099
 MONTHS = ["January", "February", "March", "April", "May", "June"]
 MONTHS += ["July", "August", "September", "October", "November", "December"]
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-WAYS = (
+FORMATS = (
     "{month} {day}, {year}",
     "{day} {month} {year}",
     "{short} {day} {year}",
@@ -34,69 +34,70 @@ WAYS = (
 )
 SOURCE = 32  # the longest has 31 characters
 ANSWER = len("1987-03-05\n")
-BLOCK = SOURCE + ANSWER  # what the model is given of a row: all but the last character
-HELD_OUT = 10  # one day in so many
-PROBLEMS = 10_000  # in an evaluation
+BLOCK = SOURCE + ANSWER  # the model's context: a row without its last character
+HELD_OUT = 10  # one day in ten
+PROBLEMS = 10_000  # in the validation split
 LETTERS = "".join([*MONTHS, *WEEKDAYS, "the of st nd rd"])
 TOKENIZER = CharTokenizer("".join(sorted({*"\n =,-0123456789", *LETTERS})))
 END = "\n"
 
 
-class Dates:
-    """What `gpt.data.batches.Data` offers of a text, of dates."""
+class DatePairs:
+    """Dates and their ISO 8601 form; implements `gpt.data.dataset.Task`."""
 
-    name, tokenizer = "dates", TOKENIZER
+    name = "dates"
+    tokenizer: Tokenizer = TOKENIZER
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self.source = self.device = torch.device(device)  # where batches are made
-        self.lines = all_lines().to(device)  # (DAYS * len(WAYS), BLOCK + 1)
-        day = torch.arange(len(self.lines), device=device) // len(WAYS)
-        held_out = scramble(day, seed=0) % HELD_OUT == 0
-        self.training = (~held_out).nonzero()[:, 0]  # rows of the table
-        held_out = held_out.nonzero()[:, 0]
+        self.device: torch.device | str = device
+        self.source = torch.device(device)
+        self.lines = all_lines().to(device)  # (DAYS * len(FORMATS), BLOCK + 1) uint8
+        day = torch.arange(len(self.lines), device=device) // len(FORMATS)
+        is_held_out = scramble(day, seed=0) % HELD_OUT == 0
+        self.training = (~is_held_out).nonzero()[:, 0]  # rows of `lines`
+        held_out = is_held_out.nonzero()[:, 0]
         self.held_out = held_out[scramble(held_out, seed=1).argsort()[:PROBLEMS]]
 
-    def to(self, device: torch.device | str) -> "Dates":
-        return Dates(device)
+    def to(self, device: torch.device | str) -> "DatePairs":
+        return DatePairs(device)
 
-    def batch(self, seed: int, first_row, rows: int, block_size: int, split: str = "train"):
-        """Rows `first_row` ... of the endless table that `seed` names: x and y, (rows, block)."""
+    def batch(
+        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+    ) -> Batch:
+        """Random dates; see `gpt.data.dataset.Dataset.batch`."""
         table = self.training if split == "train" else self.held_out
         chosen = random_integers(seed, first_row, rows, len(table), self.device)
-        return self._rows(table[chosen], block_size)
+        return self._rows(table[chosen])
 
-    def validation(self, block_size: int):
-        """Every held-out problem of an evaluation, as x and y (N, block_size)."""
-        return self._rows(self.held_out, block_size)
+    def validation(self, block_size: int) -> Batch:
+        return self._rows(self.held_out)
 
     def check_model(self, config: ModelConfig) -> None:
         if config.block_size != BLOCK or config.source_size not in (0, SOURCE):
             raise UserError(
-                f"dates need --block-size {BLOCK}, and --source-size {SOURCE} for an encoder or 0 "
-                "for none"
+                f"dates need --block-size {BLOCK}, and --source-size {SOURCE} with an encoder or 0 "
+                "without one"
             )
 
-    def scores(self, model, block_size: int, precision) -> dict[str, float]:
-        """The share of held-out dates that are read without a mistake."""
-        rows = self.validation(block_size)
-        right = answered(model, *rows, TOKENIZER.vocab_size, precision)
+    def accuracy(self, right: torch.Tensor) -> dict[str, float]:
+        """The share of right (N,) bool."""
         return {"accuracy": right.double().mean().item()}
 
     def prompt(self, text: str) -> str:
-        """The date that a person has typed, as the model knows it; or `UserError`."""
+        """A typed date, padded as a source, with `=`; or UserError."""
         text = text.strip().removesuffix("=").strip()
         unknown = sorted(set(text) - set(TOKENIZER.characters))
         if unknown or not 0 < len(text) <= SOURCE:
             raise UserError(
-                f"the model of dates reads a date of at most {SOURCE} characters, such as "
-                f"'5 March 1987', not {text!r}"
+                f"{text!r} is not a date that the model can read; give at most {SOURCE} "
+                "characters, such as '5 March 1987'"
             )
         return text.ljust(SOURCE, END) + "="
 
     def answer(self, written: str) -> str:
         return written
 
-    def _rows(self, rows, block_size: int):
+    def _rows(self, rows: torch.Tensor) -> Batch:
         line = self.lines[rows].long()  # (rows, BLOCK + 1)
         y = line[:, 1:].clone()
         y[:, :SOURCE] = IGNORE_INDEX
@@ -105,21 +106,21 @@ class Dates:
 
 @functools.cache
 def all_lines() -> torch.Tensor:
-    """Every day in every way, one below the other, as bytes."""
+    """Every day in every format, as tokens (DAYS * len(FORMATS), BLOCK + 1) uint8."""
     lines = "".join(line for day in range(DAYS) for line in lines_of(FIRST + timedelta(day)))
     tokens = torch.from_numpy(TOKENIZER.encode(lines).astype(np.uint8))
-    return tokens.view(DAYS * len(WAYS), BLOCK + 1)
+    return tokens.view(DAYS * len(FORMATS), BLOCK + 1)
 
 
 def lines_of(day: date) -> list[str]:
-    """Whole rows: the day in every way, and what it is in ISO 8601."""
+    """Whole rows: the day in every format, padded, and its ISO 8601 form."""
     month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
     parts = {"day": day.day, "th": suffix(day.day), "year": day.year, "weekday": weekday}
     parts |= {"month": month, "short": month[:3]}
     answer = f"={day.isoformat()}{END}"
-    return [way.format(**parts).ljust(SOURCE, END) + answer for way in WAYS]
+    return [form.format(**parts).ljust(SOURCE, END) + answer for form in FORMATS]
 
 
 def suffix(day: int) -> str:
-    """Of an ordinal number."""
+    """The suffix of an ordinal number: 1 -> st."""
     return "th" if day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")

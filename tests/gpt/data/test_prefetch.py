@@ -1,4 +1,4 @@
-"""Batches that a thread has ready are those of the direct path, bit for bit."""
+"""Batches read ahead by a thread equal those of the direct path, bit for bit."""
 
 import threading
 
@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from gpt.data import prefetch
-from gpt.data.batches import Data
+from gpt.data.batches import TokenDataset
 from gpt.data.prefetch import Prefetched
 from gpt.data.tokenizers import ByteTokenizer
-from gpt.training import distributed
-from gpt.training.step import Step
-from tests.gpt.training.test_step import CONFIG, after, make_step
 from tests.numerics import DEVICE
 
 
@@ -20,7 +17,7 @@ def mapped(folder, length=5000):
     tokens = np.random.default_rng(0).integers(0, 60_000, length).astype("<u2")
     tokens.tofile(folder / "train.bin")
     train = torch.from_numpy(np.memmap(folder / "train.bin", dtype="<u2", mode="c"))
-    return Data("text", train.view(torch.int16), train[:500], ByteTokenizer(), DEVICE)
+    return TokenDataset("text", train.view(torch.int16), train[:500], ByteTokenizer(), DEVICE)
 
 
 def threads():
@@ -34,8 +31,9 @@ def assert_same(batches, data, *arguments):
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_batches_are_those_of_the_direct_path(tmp_path, monkeypatch, world):
-    monkeypatch.setattr(distributed, "world", lambda: world)
+def test_consecutive_batches_are_gathered_once_and_equal_the_direct_path(
+    tmp_path, monkeypatch, world
+):
     data, gathered = mapped(tmp_path), []
     gather = prefetch.gather
 
@@ -44,23 +42,23 @@ def test_batches_are_those_of_the_direct_path(tmp_path, monkeypatch, world):
         return gather(tokens, seed, first_row, *sizes)
 
     monkeypatch.setattr(prefetch, "gather", watched)
-    with Prefetched(data) as batches:
+    with Prefetched(data, world) as batches:
         for number in range(30):
             assert_same(batches, data, 7, (2 + number * world) * 4, 4, 16)
     assert gathered[:30] == [(2 + number * world) * 4 for number in range(30)]  # each once
 
 
-def test_whoever_asks_for_others_gets_them(tmp_path):
+def test_other_batches_are_read_on_demand(tmp_path):
     data = mapped(tmp_path)
     with Prefetched(data) as batches:
-        for arguments in [(7, 0, 4, 16), (7, 4, 4, 16), (7, 80, 4, 16), (7, 84, 4, 16)]:
-            assert_same(batches, data, *arguments)
+        for first_row in (0, 4, 80, 84):
+            assert_same(batches, data, 7, first_row, 4, 16)
         assert_same(batches, data, 7, 0, 4, 16, "val")
         for arguments in [(7, 88, 4, 16), (8, 92, 4, 16), (8, 96, 2, 8)]:
             assert_same(batches, data, *arguments)
 
 
-def test_a_batch_that_is_given_stays_as_it_is(tmp_path):
+def test_a_returned_batch_is_never_overwritten(tmp_path):
     data = mapped(tmp_path)
     with Prefetched(data) as batches:
         given = [batches.batch(7, 4 * number, 4, 16)[0] for number in range(3 * prefetch.AHEAD)]
@@ -68,44 +66,22 @@ def test_a_batch_that_is_given_stays_as_it_is(tmp_path):
             assert torch.equal(x, data.batch(7, 4 * number, 4, 16)[0])
 
 
-def test_the_thread_ends_with_the_context(tmp_path):
-    assert threads() == []
-    with Prefetched(mapped(tmp_path)) as batches:
-        batches.batch(7, 0, 4, 16)
-        assert len(threads()) == 1
-    assert threads() == []
-    with pytest.raises(IndexError), Prefetched(mapped(tmp_path)) as batches:
-        batches.batch(7, 0, 4, 100_000)
-    assert threads() == []
-
-
-def test_an_error_of_the_thread_is_raised_where_its_batch_is_asked_for(tmp_path):
+def test_the_thread_ends_with_the_context_and_raises_in_batch(tmp_path):
     data = mapped(tmp_path)
+    assert threads() == []
     with Prefetched(data) as batches:
         with pytest.raises(IndexError, match="out of bounds"):
-            batches.batch(7, 0, 4, 100_000)  # no file has a block as large
+            batches.batch(7, 0, 4, 100_000)  # the file is shorter than the block
         assert_same(batches, data, 7, 0, 4, 16)
+        assert len(threads()) == 1
     assert threads() == []
-
-
-def test_steps_on_it_are_the_steps(tmp_path):
-    step = make_step(CONFIG)
-    losses, weights = after(step)
-    other = make_step(CONFIG)
-    with Prefetched(other.data) as batches:
-        config, precision = other.config, other.precision
-        step = Step(other.model, other.optimizers, batches, config, precision)
-        again, same_weights = after(step)
-    assert torch.equal(losses, again)
-    for weight, same in zip(weights, same_weights, strict=True):
-        assert torch.equal(weight, same)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned buffers are for a GPU")
-def test_a_card_s_buffers_are_pinned_and_wait_for_its_copies(tmp_path):
+def test_buffers_are_pinned_and_wait_for_the_copies_of_the_gpu(tmp_path):
     data = mapped(tmp_path)
     with Prefetched(data) as batches:
-        torch.cuda._sleep(100_000_000)  # copies come late
+        torch.cuda._sleep(100_000_000)  # delays the copies
         given = [batches.batch(7, 4 * number, 4, 16)[0] for number in range(3 * prefetch.AHEAD)]
         assert batches._coming[0][1].result().chunk.is_pinned()
     for number, x in enumerate(given):

@@ -1,4 +1,4 @@
-"""Rewards are for right results alone, the loss is that of its equation, and answers get better."""
+"""Rewards for right results only, the loss of the equation, and answers that improve."""
 
 import math
 from dataclasses import replace
@@ -10,15 +10,16 @@ import kernels
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.config.presets import PRESETS
-from gpt.data.tasks.arithmetic import CODES, END, TOKENIZER, open_task
+from gpt.data.tasks import open_task
+from gpt.data.tasks.written import CODES, END, TOKENIZER
 from gpt.exercises import reinforce as reinforcement
 from gpt.exercises.reinforce import (
     ReinforceConfig,
     accuracy,
-    draw_answers,
     policy_loss,
     reinforce,
     rewards,
+    sample_answers,
 )
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
@@ -36,11 +37,11 @@ def make(block_size, n_embd=16, n_layer=1, kind=GPT):
 
 
 @pytest.mark.parametrize("kind", [GPT, Reference])
-def test_answers_are_drawn_behind_their_problems_and_count_to_their_end(kind):
+def test_answers_follow_their_problems_and_count_up_to_their_end(kind):
     x, y = CALCULATOR.batch(1, 0, 24, 35)
     model = randomise(make(35, kind=kind)).eval()
     generator = torch.Generator().manual_seed(0)
-    lines, counted = draw_answers(model, CALCULATOR, x, y, 1.0, generator)
+    lines, counted = sample_answers(model, CALCULATOR, x, y, 1.0, generator)
     assert lines.shape == counted.shape == (24, 36)
     assert lines.max() < TOKENIZER.vocab_size
     lengths, ended = set(), 0
@@ -58,15 +59,15 @@ def test_answers_are_drawn_behind_their_problems_and_count_to_their_end(kind):
     assert ended
 
 
-def test_the_likeliest_answers_are_those_of_the_model():
+def test_answers_at_temperature_zero_are_greedy():
     x, y = ADDITION.validation(7)
     model = randomise(make(7)).eval()
-    lines, counted = draw_answers(model, ADDITION, x, y, 0.0)
-    likeliest = model(lines[:, :-1])[0][..., : TOKENIZER.vocab_size].argmax(-1)
-    assert torch.equal(lines[:, 1:][counted[:, 1:]], likeliest[counted[:, 1:]])
+    lines, counted = sample_answers(model, ADDITION, x, y, 0.0)
+    greedy = model(lines[:, :-1])[0][..., : TOKENIZER.vocab_size].argmax(-1)
+    assert torch.equal(lines[:, 1:][counted[:, 1:]], greedy[counted[:, 1:]])
 
 
-def test_a_reward_is_for_the_result_whatever_the_scratchpad_says():
+def test_the_reward_depends_on_the_result_and_not_on_the_scratchpad():
     y = CALCULATOR.batch(1, 0, 1, 35)[1]
     right = TOKENIZER.decode(y[0][y[0] != IGNORE_INDEX].tolist())
     result = right.partition("]")[2]
@@ -74,7 +75,7 @@ def test_a_reward_is_for_the_result_whatever_the_scratchpad_says():
         right: 1.0,
         f"[12,34]{result}": 1.0,
         result: 1.0,
-        result.rstrip("\n"): 0.0,  # it does not end
+        result.rstrip("\n"): 0.0,  # without an end
         f"[12,34]0{result}": 0.0,
         "[12,34]1\n": 0.0,
         "\n": 0.0,
@@ -85,17 +86,17 @@ def test_a_reward_is_for_the_result_whatever_the_scratchpad_says():
         assert rewards(CALCULATOR, line[None], counted, y).tolist() == [expected], answer
 
 
-def test_the_loss_is_that_of_the_equation():
+def test_the_loss_equals_its_equation():
     config = ReinforceConfig(group=3, kl=0.5)
-    model, beginning = randomise(make(7)).double(), randomise(make(7), seed=1).double()
+    model, initial = randomise(make(7)).double(), randomise(make(7), seed=1).double()
     generator = torch.Generator().manual_seed(2)
     lines = torch.randint(TOKENIZER.vocab_size, (6, 8), generator=generator)
     counted = torch.rand((6, 8), generator=generator) > 0.4
     counted[:, 0] = False
     reward = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    loss = policy_loss(model, beginning, ADDITION, lines, counted, reward, config)
+    loss = policy_loss(model, initial, ADDITION, lines, counted, reward, config)
     tables = [
-        m(lines[:, :-1])[0][..., : TOKENIZER.vocab_size].exp().tolist() for m in (model, beginning)
+        m(lines[:, :-1])[0][..., : TOKENIZER.vocab_size].exp().tolist() for m in (model, initial)
     ]
     advantages = [2 / 3, -1 / 3, -1 / 3, 1 / 3, 1 / 3, -2 / 3]
     total = 0.0
@@ -110,7 +111,7 @@ def test_the_loss_is_that_of_the_equation():
 
 
 class Adds(torch.nn.Module):
-    """Is sure of the right sum where a <= b, and forgets to end the others."""
+    """Gives the right sum if a <= b, and does not end the other answers."""
 
     config = PRESETS["addition"].model
 
@@ -123,7 +124,7 @@ class Adds(torch.nn.Module):
         return logits[:, 1 : x.shape[1] + 1], None
 
 
-def test_accuracy_is_the_share_of_held_out_problems_with_the_right_result():
+def test_accuracy_is_the_fraction_of_held_out_problems_solved():
     _, a, b = ADDITION.held_out
     share, problems = accuracy(Adds(), ADDITION)
     assert problems == len(a)
@@ -132,7 +133,7 @@ def test_accuracy_is_the_share_of_held_out_problems_with_the_right_result():
 
 
 def supervised(steps=120):
-    """A model that knows something."""
+    """A model that solves some problems."""
     torch.manual_seed(0)
     sizes = {"vocab_size": TOKENIZER.vocab_size, "block_size": 7, "n_layer": 1, "n_embd": 32}
     config = replace(PRESETS["addition"].model, **sizes)
@@ -147,20 +148,20 @@ def supervised(steps=120):
     return model
 
 
-def test_a_model_that_knows_something_learns_from_its_rewards():
-    model, heard = supervised(), []
+def test_a_model_that_solves_some_problems_improves():
+    model, reported = supervised(), []
     config = ReinforceConfig(steps=40, problems=32, learning_rate=3e-3)
-    reinforce(model, ADDITION, OPS.adamw, config, heard.append)
-    assert len(heard) == 40
-    errors = [1 - sum(some) / 10 for some in (heard[:10], heard[-10:])]
+    reinforce(model, ADDITION, OPS.adamw, config, reported.append)
+    assert len(reported) == 40
+    errors = [1 - sum(some) / 10 for some in (reported[:10], reported[-10:])]
     assert errors[1] < 0.7 * errors[0]
     assert not model.training
 
 
-def test_a_loss_that_is_not_finite_stops_it(monkeypatch):
+def test_a_loss_that_is_not_finite_stops_training(monkeypatch):
     def loss(model, *_):
         return model.lm_head.weight.sum() * float("nan")
 
     monkeypatch.setattr(reinforcement, "policy_loss", loss)
-    with pytest.raises(UserError, match="step 0: the loss is nan; choose a lower --learning-rate"):
+    with pytest.raises(UserError, match="step 0: the loss is nan; use a lower --learning-rate"):
         reinforce(supervised(100), ADDITION, OPS.adamw, ReinforceConfig(), lambda reward: None)

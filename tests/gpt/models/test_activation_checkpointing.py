@@ -1,4 +1,4 @@
-"""Activation checkpointing changes the memory that a step takes, and no bit of what it computes."""
+"""Activation checkpointing changes the memory of a training step, and no bit of its result."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import kernels
 from gpt import UserError
 from gpt.models.activation_checkpointing import recompute_blocks
 from gpt.models.build import build
-from gpt.models.lecture import STEPS
+from gpt.models.lecture import STAGES
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
 from tests.numerics import DEVICE
 from tests.runs import metrics, run, tensor_files
@@ -29,7 +29,7 @@ def make(config, implementation, recompute):
 
 
 def two_passes(model):
-    """The losses of two passes and the gradients of both together."""
+    """The losses of two passes, and the sums of their gradients."""
     torch.manual_seed(2)
     tokens = draw_tokens(2, 9).to(DEVICE)
     losses = []
@@ -48,7 +48,7 @@ def two_passes(model):
         ("torch", LECTURE),
     ],
 )
-def test_losses_and_gradients_are_the_same_in_every_bit(implementation, config):
+def test_losses_and_gradients_are_equal_in_every_bit(implementation, config):
     losses, gradients = two_passes(make(config, implementation, recompute=False))
     assert (losses[0] != losses[1]) == (config.dropout > 0)  # another mask in each pass
     again, others = two_passes(make(config, implementation, recompute=True))
@@ -58,7 +58,7 @@ def test_losses_and_gradients_are_the_same_in_every_bit(implementation, config):
 
 
 def kept_bytes(model):
-    """What autograd keeps between forward and backward."""
+    """The bytes that autograd keeps between forward and backward."""
     sizes = {}
 
     def keep(tensor):
@@ -73,31 +73,31 @@ def kept_bytes(model):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "torch"])
-def test_of_a_block_its_input_alone_is_kept(implementation):
+def test_only_the_inputs_of_blocks_are_kept(implementation):
     sizes = {}
     for layers in (2, 6):
         config = replace(DROPPING, n_layer=layers)
         sizes[layers] = [kept_bytes(make(config, implementation, again)) for again in (False, True)]
     all_of_it, inputs = (sizes[6][again] - sizes[2][again] for again in (0, 1))
     assert all_of_it > 4 * 10 * 8 * 8 * 32 * 4  # ten activations of (B, T, C) in each block
-    tensors = 1 if implementation == "reference" else 2  # the stream, and what is to be added
+    tensors = 1 if implementation == "reference" else 2  # the stream, and the branch to add
     assert inputs <= 4 * tensors * 8 * 8 * 32 * 4
 
 
-def test_weights_keep_their_names_and_evaluation_its_bits():
+def test_names_of_weights_and_evaluation_are_unchanged():
     model, other = (make(DROPPING, "torch", recompute) for recompute in (False, True))
     assert list(model.state_dict()) == list(other.state_dict())
     tokens = draw_tokens(2, 8).to(DEVICE)
     assert torch.equal(model.eval()(tokens)[0], other.eval()(tokens)[0])
 
 
-def test_a_model_without_blocks_is_refused():
-    with pytest.raises(UserError, match="needs a model of blocks"):
-        recompute_blocks(STEPS["bigram"](LECTURE), LECTURE)
+def test_a_model_without_blocks_is_rejected():
+    with pytest.raises(UserError, match="supports only a plain sequence of blocks"):
+        recompute_blocks(STAGES["bigram"](LECTURE), LECTURE)
 
 
 @pytest.mark.parametrize("options", [[], ["--dtype=bfloat16", "--tokens-per-step=96"]])
-def test_a_run_is_the_same_run(tmp_path, options):
+def test_a_run_has_the_same_metrics_and_tensors(tmp_path, options):
     for name, option in (("one", "--no-"), ("other", "--")):
         checkpointing = f"{option}activation-checkpointing"
         assert run(tmp_path / name, "--dropout=0.2", checkpointing, *options) == 0

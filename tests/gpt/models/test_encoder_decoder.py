@@ -1,4 +1,4 @@
-"""The encoder and the cross-attention are PyTorch's own, and each part sees what it may."""
+"""The encoder and the cross-attention equal PyTorch's layers, and masks hide what they should."""
 
 from dataclasses import replace
 
@@ -7,17 +7,16 @@ import torch
 import torch.nn as nn
 
 from gpt import UserError
-from gpt.config.model import NORM_EPS, ModelConfig
-from gpt.models import build, reference
-from gpt.models.layouts import packed_from_lecture
+from gpt.config.model import NORM_EPS
+from gpt.models import reference
 from tests.gpt.configs import ENCODERS, LECTURE, draw_tokens, randomise
 
-S, T = 3, 7  # of the source, and in all
+S, T = 3, 7  # the source, and source and text
 CONFIG = replace(LECTURE, source_size=S, qkv_bias=True)
 
 
 def torch_layer(kind, block):
-    """PyTorch's layer with the weights of the lecture's block."""
+    """PyTorch's layer with the weights of a block of the reference."""
     C, H = CONFIG.n_embd, CONFIG.n_head
     options = {"dropout": 0.0, "activation": "relu", "batch_first": True, "norm_first": True}
     layer = kind(C, H, 4 * C, layer_norm_eps=NORM_EPS, **options).double()
@@ -39,10 +38,10 @@ def torch_layer(kind, block):
             theirs.load_state_dict(ours.state_dict())
         layer.linear1.load_state_dict(block.ffwd.net[0].state_dict())
         layer.linear2.load_state_dict(block.ffwd.net[2].state_dict())
-    return layer.train()  # in evaluation PyTorch takes another way
+    return layer.train()  # in evaluation PyTorch uses other kernels
 
 
-def test_the_reference_is_pytorch_s_transformer():
+def test_the_reference_equals_pytorch_s_transformer():
     model = randomise(reference.GPT(CONFIG)).double()
     tokens = draw_tokens(2, T)
     place = torch.arange(T)
@@ -61,7 +60,7 @@ def test_the_reference_is_pytorch_s_transformer():
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_source_is_seen_whole_and_a_text_up_to_its_token(name):
+def test_the_source_is_visible_to_all_and_the_text_is_causal(name):
     model = randomise(reference.GPT(ENCODERS[name]))
     tokens = draw_tokens(2, T)
     before, _ = model(tokens)
@@ -73,39 +72,18 @@ def test_a_source_is_seen_whole_and_a_text_up_to_its_token(name):
         assert differs.tolist() == [t < S or place >= t for place in range(T)]
 
 
-def test_the_source_alone_has_rotary_positions_of_its_own():
+def test_cross_attention_has_no_rotary_positions():
     config = ENCODERS["modern encoder"]
     model = randomise(reference.GPT(config)).double()
     x = torch.randn(1, T, config.n_embd, dtype=torch.float64)
     source = torch.randn(1, S, config.n_embd, dtype=torch.float64)
     cross = model.blocks.decoder[0].ca
-    # no positions in cross-attention: the order of the source does not matter
+    # so the order of the source does not matter
     assert torch.allclose(cross(x, source), cross(x, source.flip(1)), atol=1e-12)
     assert not torch.allclose(cross(x, source), cross(x, source * 2), atol=1e-3)
 
 
-def test_parameters_are_those_of_both_sides():
-    C, H, L = CONFIG.n_embd, CONFIG.n_head, CONFIG.n_layer
-    with torch.device("meta"):
-        plain, both = (reference.GPT(replace(CONFIG, source_size=size)) for size in (0, S))
-    counts = [sum(weight.numel() for weight in model.parameters()) for model in (plain, both)]
-    attention = 3 * (C * C + C) + C * C + C
-    block = attention + 4 * C * C + 4 * C + 4 * C * C + C + 2 * 2 * C
-    assert counts[1] - counts[0] == L * block + 2 * C + L * (attention + 2 * C)
-    assert H * both.blocks.decoder[0].ca.heads[0].key.out_features == C
-
-
 @pytest.mark.parametrize("size", [-1, 8, 9])
-def test_a_source_leaves_room_for_a_text(size):
-    with pytest.raises(UserError, match="--source-size must be at least 0 and less than"):
-        build.build(replace(CONFIG, source_size=size), None)
-
-
-def test_a_state_dict_without_an_encoder_is_refused():
-    plain = reference.GPT(replace(CONFIG, source_size=0)).state_dict()
-    with pytest.raises(UserError, match="is missing from the state dict"):
-        packed_from_lecture(plain, CONFIG)
-
-
-def test_an_encoder_is_off_by_default():
-    assert ModelConfig().source_size == 0
+def test_a_source_without_room_for_a_text_is_rejected(size):
+    with pytest.raises(UserError, match=f"--source-size (is )?{size}"):
+        replace(CONFIG, source_size=size)

@@ -1,4 +1,4 @@
-"""gpt/models/layouts.py: every weight arrives where it belongs, bit for bit, and strangers are refused."""
+"""Weights keep their bits in both conversions, and a state dict of another model is rejected."""
 
 import re
 from dataclasses import replace
@@ -19,7 +19,7 @@ def lecture_state(config=LECTURE):
     return randomise(reference.GPT(config)).state_dict()
 
 
-def fused_state(config=LECTURE):
+def packed_state(config=LECTURE):
     return randomise(packed.GPT(config, kernels.load("torch"))).state_dict()
 
 
@@ -32,7 +32,7 @@ def assert_equal(state, other):
 @pytest.mark.parametrize("name", EVERY)
 def test_round_trips_are_bit_equal(name):
     config = EVERY[name]
-    lecture, ours = lecture_state(config), fused_state(config)
+    lecture, ours = lecture_state(config), packed_state(config)
     there = packed_from_lecture(lecture, config)
     back = lecture_from_packed(ours, config)
     assert there.keys() == ours.keys()
@@ -41,7 +41,7 @@ def test_round_trips_are_bit_equal(name):
     assert_equal(packed_from_lecture(back, config), ours)
 
 
-def test_the_names_of_the_lecture():
+def test_names_are_those_of_the_lecture():
     expected = {
         "token_embedding_table.weight",
         "position_embedding_table.weight",
@@ -56,14 +56,14 @@ def test_the_names_of_the_lecture():
             expected.add(f"{head}.tril")
         for module in ("sa.proj", "ffwd.net.0", "ffwd.net.2", "ln1", "ln2"):
             expected |= {f"{block}.{module}.weight", f"{block}.{module}.bias"}
-    lecture = lecture_from_packed(fused_state(), LECTURE)
+    lecture = lecture_from_packed(packed_state(), LECTURE)
     assert lecture.keys() == expected
     for name, tensor in lecture.items():
         if name.endswith(".tril"):
             assert tensor.tolist() == [[float(s <= t) for s in range(8)] for t in range(8)]
 
 
-def test_where_each_head_lies_in_the_packed_matrix():
+def test_rows_of_the_packed_matrix():
     config = replace(LECTURE, qkv_bias=True)
     lecture = lecture_state(config)
     ours = packed_from_lecture(lecture, config)
@@ -102,32 +102,16 @@ def test_heads_of_a_group_share_keys_and_values():
         ),
         (
             lambda state: state.update({"lm_head.weight": torch.ones(32, 11)}),
-            "'lm_head.weight' has shape (32, 11) where the model has (11, 32)",
+            "'lm_head.weight' has shape (32, 11), and the model expects (11, 32)",
         ),
         (lambda state: state.clear(), "'token_embedding_table.weight' is missing"),
     ],
 )
-def test_a_foreign_state_dict_is_refused_by_its_first_name(convert, spoil, message):
-    state = lecture_state() if convert is packed_from_lecture else fused_state()
+def test_a_state_dict_of_another_model_is_rejected(convert, spoil, message):
+    state = lecture_state() if convert is packed_from_lecture else packed_state()
     spoil(state)
     with pytest.raises(UserError, match=re.escape(message)):
         convert(state, LECTURE)
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (replace(LECTURE, n_head=4), "blocks.0.sa.heads.0.key.weight"),
-        (replace(LECTURE, n_layer=3), "blocks.2.sa.heads.0.key.weight"),
-        (replace(LECTURE, vocab_size=12), "token_embedding_table.weight"),
-        (replace(LECTURE, block_size=9), "position_embedding_table.weight"),
-        (replace(LECTURE, bias=False), "blocks.0.sa.proj.bias"),
-        (replace(LECTURE, position="rope"), "position_embedding_table.weight"),
-    ],
-)
-def test_a_config_of_another_model_is_refused(config, name):
-    with pytest.raises(UserError, match=f"'{name}'"):
-        packed_from_lecture(lecture_state(), config)
 
 
 def test_conversion_draws_no_random_numbers():

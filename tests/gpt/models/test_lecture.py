@@ -1,4 +1,4 @@
-"""The road of gpt/models/lecture.py: versions 1 to 3 are one average, and every step trains."""
+"""The stages of the lecture: versions 1 to 3 are the same average, and every stage trains."""
 
 import copy
 import math
@@ -8,14 +8,14 @@ import torch
 
 from gpt.config.model import ModelConfig
 from gpt.models.lecture import (
-    STEPS,
+    STAGES,
     AverageWithLoops,
     AverageWithMatrix,
     AverageWithSoftmax,
     SelfAttention,
     one_head,
 )
-from gpt.models.reference import GPT, Block
+from gpt.models.reference import Block
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
 
 VIDEO = ModelConfig(vocab_size=65, block_size=8, n_layer=3, n_head=4, n_embd=32)
@@ -27,9 +27,9 @@ def draw(*shape):
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
-def build(step, config=VIDEO, seed=0):
+def build(stage, config=VIDEO, seed=0):
     torch.manual_seed(seed)
-    return STEPS[step](config)
+    return STAGES[stage](config)
 
 
 @pytest.mark.parametrize("average", [AverageWithLoops, AverageWithMatrix, AverageWithSoftmax])
@@ -44,12 +44,12 @@ def test_versions_1_to_3_average_the_past(average, T):
                 assert actual[b, t, c].item() == pytest.approx(math.fsum(past) / (t + 1), rel=1e-12)
 
 
-def test_versions_1_to_3_are_one_model():
-    """With equal weights: equal logits, loss and gradients, to the rounding of fp32."""
+def test_versions_1_to_3_have_equal_logits_and_gradients():
+    """With equal weights, logits, loss and gradients are equal up to rounding in fp32."""
     tokens, targets = draw_tokens(4, 8, vocab_size=65), draw_tokens(4, 8, 1, vocab_size=65)
     results = []
-    for step in ("average-loops", "average-matrix", "average-softmax"):
-        model = build(step)
+    for stage in ("average-loops", "average-matrix", "average-softmax"):
+        model = build(stage)
         logits, loss = model(tokens, targets)
         loss.backward()
         results.append([logits, loss, *(weight.grad for weight in model.parameters())])
@@ -58,8 +58,8 @@ def test_versions_1_to_3_are_one_model():
 
 
 @pytest.mark.parametrize(("layer", "scale"), [(SelfAttention, 1.0), (one_head, 32**-0.5)])
-def test_version_4_and_one_head_are_their_loops(layer, scale):
-    """A double loop over the token that asks and the token that is asked; one head is scaled."""
+def test_version_4_and_one_head_equal_their_loops(layer, scale):
+    """A double loop over queries and keys gives the same output; one head is scaled."""
     attention = layer(VIDEO).double().requires_grad_(False)
     x = draw(2, 8, 32)
     actual = attention(x)
@@ -76,7 +76,7 @@ def test_version_4_and_one_head_are_their_loops(layer, scale):
             torch.testing.assert_close(actual[b, t], out, rtol=1e-11, atol=1e-12)
 
 
-def test_what_the_later_steps_put_together():
+def test_later_stages_are_composed_of_earlier_modules():
     x = draw(2, 8, 32)
 
     many_heads = build("many-heads").layer.double()
@@ -106,7 +106,7 @@ def test_what_the_later_steps_put_together():
 
 
 @pytest.mark.parametrize(
-    ("step", "parameters"),
+    ("stage", "parameters"),
     [
         ("bigram", 65 * 65),
         ("average-loops", 65 * 32 + 8 * 32 + 32 * 65 + 65),  # tokens, positions, head
@@ -122,31 +122,14 @@ def test_what_the_later_steps_put_together():
         ("dropout", 42369),
     ],
 )
-def test_parameters_at_the_sizes_of_the_video(step, parameters):
-    assert sum(weight.numel() for weight in build(step).parameters()) == parameters
+def test_parameters_at_the_sizes_of_the_video(stage, parameters):
+    assert sum(weight.numel() for weight in build(stage).parameters()) == parameters
 
 
-def test_the_table_is_the_road_in_order():
-    assert list(STEPS) == [
-        "bigram",
-        "average-loops",
-        "average-matrix",
-        "average-softmax",
-        "self-attention",
-        "one-head",
-        "many-heads",
-        "feed-forward",
-        "residual",
-        "layer-norm",
-        "dropout",
-    ]
-    assert STEPS["dropout"] is GPT
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_every_step_has_the_surface_of_the_gpt(step):
-    """Logits and loss as `reference.GPT` gives them, -1 not counted, weights by the seed alone."""
-    model = build(step)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_the_interface_of_the_reference(stage):
+    """Logits, a loss that ignores -1, and weights that depend on the seed alone."""
+    model = build(stage)
     assert (model.config.vocab_size, model.config.block_size) == (65, 8)
 
     tokens, targets = draw_tokens(2, 5, vocab_size=65), draw_tokens(2, 5, 1, vocab_size=65)
@@ -165,7 +148,7 @@ def test_every_step_has_the_surface_of_the_gpt(step):
     loss.backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
     copied = copy.deepcopy(model)
-    for other in (model, build(step, seed=1)):
+    for other in (model, build(stage, seed=1)):
         torch.manual_seed(2)
         other.initialise()
         assert not torch.equal(other(tokens)[0], logits)
@@ -173,9 +156,9 @@ def test_every_step_has_the_surface_of_the_gpt(step):
     assert torch.equal(copied(tokens)[0], logits)
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_token_changes_no_logits_before_it(step):
-    model = build(step)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_token_changes_no_logits_before_it(stage):
+    model = build(stage)
     tokens = draw_tokens(2, 8, vocab_size=65)
     changed = tokens.clone()
     changed[:, 5] = (changed[:, 5] + 1) % 65
@@ -183,13 +166,13 @@ def test_a_token_changes_no_logits_before_it(step):
     after, _ = model(changed)
     assert torch.equal(after[:, :5], before[:, :5])
     assert not torch.equal(after[:, 5], before[:, 5])
-    heard = not torch.equal(after[:, 6:], before[:, 6:])
-    assert heard == (step != "bigram")  # in a bigram model nobody hears of anybody else
+    communicates = not torch.equal(after[:, 6:], before[:, 6:])
+    assert communicates == (stage != "bigram")
 
 
-@pytest.mark.parametrize("step", list(STEPS)[:-1])
-def test_only_the_sizes_of_the_config_count_before_the_last_step(step):
-    plain, modern = build(step, LECTURE), build(step, CONFIGS["modern"])
+@pytest.mark.parametrize("stage", list(STAGES)[:-1])
+def test_stages_before_the_last_ignore_the_switches_of_the_config(stage):
+    plain, modern = build(stage, LECTURE), build(stage, CONFIGS["modern"])
     assert modern.config == plain.config == LECTURE
     for (name, weight), (other, same) in zip(
         plain.named_parameters(), modern.named_parameters(), strict=True
@@ -198,15 +181,15 @@ def test_only_the_sizes_of_the_config_count_before_the_last_step(step):
         assert torch.equal(weight, same)
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_every_step_trains(step):
-    """In 100 steps from a fresh model to better than the frequencies of the characters."""
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_trains(stage):
+    """After 100 training steps the loss is below the entropy of the characters."""
     characters = sorted(set(TEXT))
     data = torch.tensor([characters.index(character) for character in TEXT])
     share = data.bincount() / len(data)
     entropy = -(share * share.log()).sum().item()
 
-    model = build(step, ModelConfig(len(characters), 8, n_layer=1, n_head=2, n_embd=16))
+    model = build(stage, ModelConfig(len(characters), 8, n_layer=1, n_head=2, n_embd=16))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     generator = torch.Generator().manual_seed(0)
     losses = []

@@ -1,20 +1,20 @@
-"""Weights to begin with: GPT-2's as transformers has them, a run's, the lecture's."""
+"""Pretrained weights: GPT-2's in the layout of transformers, a run's, the lecture's."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import kernels
 from gpt import UserError
-from gpt.config.model import ModelConfig
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
-from gpt.models import layouts
-from gpt.models.build import load_portable_state, portable_state
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
-from gpt.pretrained.init_from import begin, defaults_of, open_source
+from gpt.pretrained import export
+from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
 from gpt.runs import checkpoint
+from gpt.runs.portable_state import load_portable_state, portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 from tests.runs import metrics, record, run, tensor_files
 
@@ -30,8 +30,8 @@ def packed_model(config):
 
 @pytest.fixture
 def theirs(tmp_path):
-    """A GPT-2 of transformers with random weights, and the folder that it was saved in."""
-    transformers = pytest.importorskip("transformers", reason="the extra `weights` is not here")
+    """A GPT-2 of transformers with random weights, and the folder that it is saved in."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     sizes = {"vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 32}
     tokens = {"bos_token_id": None, "eos_token_id": None}
     config = transformers.GPT2Config(**sizes, **tokens, attn_implementation="eager")
@@ -46,7 +46,7 @@ def save(folder, config, state, tokenizer):
     checkpoint.save(folder, {"best": ("weights",)}, {"weights": state}, record)
 
 
-def test_gpt2_says_what_transformers_says(theirs):
+def test_gpt2_has_the_logits_of_transformers(theirs):
     gpt2, folder = theirs
     source = open_source(str(folder))
     ours = packed_model(source.config)
@@ -58,11 +58,11 @@ def test_gpt2_says_what_transformers_says(theirs):
     assert (actual - expected).abs().max() < 1e-4
 
 
-def test_gpt2_goes_back_bit_for_bit(theirs, tmp_path, capsys):
+def test_exporting_gpt2_restores_every_bit(theirs, tmp_path, capsys):
     gpt2, folder = theirs
     source = open_source(str(folder))
     save(tmp_path / "run", source.config, source.weights(), GPT2Tokenizer())
-    assert layouts.main(["export", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert "GPT2LMHeadModel.from_pretrained" in capsys.readouterr().out
     back = type(gpt2).from_pretrained(tmp_path / "back").state_dict()
     assert back.keys() == gpt2.state_dict().keys()
@@ -70,14 +70,12 @@ def test_gpt2_goes_back_bit_for_bit(theirs, tmp_path, capsys):
         assert torch.equal(back[name], tensor), name
 
 
-def test_a_model_without_biases_and_with_a_head_of_its_own_is_exported(theirs, tmp_path):
+def test_a_model_without_biases_and_with_an_untied_head_is_exported(theirs, tmp_path):
     gpt2, _ = theirs
-    config = CONFIGS["no bias"].__class__(
-        **{**LECTURE.__dict__, "bias": False, "head_bias": False, "activation": "gelu"}
-    )
+    config = replace(LECTURE, bias=False, head_bias=False, activation="gelu")
     ours = randomise(packed_model(config))
     save(tmp_path / "run", config, portable_state(ours), CharTokenizer("abcdefghijk"))
-    assert layouts.main(["export", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     back = type(gpt2).from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
     tokens = draw_tokens(2, 8)
     with torch.no_grad():
@@ -87,33 +85,33 @@ def test_a_model_without_biases_and_with_a_head_of_its_own_is_exported(theirs, t
 @pytest.mark.parametrize(
     "name", ["lecture", "rope", "rms_norm", "qk_norm", "softcap", "grouped", "window"]
 )
-def test_what_gpt2_has_not_is_not_exported(tmp_path, capsys, name):
+def test_features_that_gpt2_lacks_are_not_exported(tmp_path, capsys, name):
     config = CONFIGS[name]
     state = portable_state(packed_model(config))
     save(tmp_path / "run", config, state, CharTokenizer("abcdefghijk"))
-    assert layouts.main(["export", str(tmp_path / "run"), str(tmp_path / "back")]) == 2
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "back")]) == 2
     assert "GPT-2 has no" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
 
 
-def test_another_architecture_is_refused(tmp_path):
+def test_another_architecture_is_rejected(tmp_path):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="its model_type is 'llama'"):
         open_source(str(tmp_path))
 
 
-# --- a run, and the lecture's file ----------------------------------------------------------------
+# --- runs, and the lecture's file -----------------------------------------------------------------
 
 
-def test_characters_keep_what_was_learned_of_them(tmp_path):
+def test_shared_characters_keep_their_weights(tmp_path):
     config = LECTURE
     old = randomise(packed_model(config))
     save(tmp_path / "run", config, portable_state(old), CharTokenizer("abcdefghijk"))
-    new = randomise(packed_model(ModelConfig(**{**config.__dict__, "vocab_size": 4})), seed=1)
+    new = randomise(packed_model(replace(config, vocab_size=4)), seed=1)
     fresh = {name: tensor.clone() for name, tensor in new.state_dict().items()}
-    said = begin(new, str(tmp_path / "run"), CharTokenizer("bkyz"))
-    assert said.endswith("2 tokens as they were, 2 new")
+    said = initialise_from(str(tmp_path / "run"), new, CharTokenizer("bkyz"))
+    assert said.endswith("2 tokens kept their weights, 2 are new")
     for name, tensor in new.state_dict().items():
         before = old.state_dict()[name]
         if name.startswith(("token_embedding_table", "lm_head")):
@@ -123,15 +121,15 @@ def test_characters_keep_what_was_learned_of_them(tmp_path):
             assert torch.equal(tensor, before)
 
 
-def test_finetuning_begins_where_the_run_ended(tmp_path, capsys):
+def test_finetuning_starts_with_the_weights_of_the_run(tmp_path, capsys):
     (tmp_path / "other").write_text("jihgfedcba xyz\n" * 40)
     assert run(tmp_path / "first", "--max-iters=30", "--eval-interval=10") == 0
     more = [f"--data={tmp_path / 'other'}", "--max-iters=2"]
     begins = [f"--init-from={tmp_path / 'first'}", "--block-size=6"]
     assert run(tmp_path / "second", *more, *begins) == 0
-    assert "12 tokens as they were, 3 new" in capsys.readouterr().out
+    assert "12 tokens kept their weights, 3 are new" in capsys.readouterr().out
     assert record(tmp_path / "second")["train"]["model"]["block_size"] == 6
-    # the same data again: the loss goes on where it was
+    # the same data again: the loss is unchanged
     assert run(tmp_path / "third", begins[0], "--max-iters=0") == 0
     best = record(tmp_path / "first", "best")["val_loss"]
     assert metrics(tmp_path / "third")[0]["val_loss"] == pytest.approx(best, abs=1e-6)
@@ -147,17 +145,17 @@ def test_the_lecture_s_state_dict(tmp_path):
     source = open_source(str(tmp_path / "model.pt"))
     assert source.config == LECTURE
     ours = packed_model(source.config)
-    begin(ours, str(tmp_path / "model.pt"), CharTokenizer("abcdefghijk"))
+    initialise_from(str(tmp_path / "model.pt"), ours, CharTokenizer("abcdefghijk"))
     tokens = draw_tokens(2, 8)
     with torch.no_grad():
         assert (ours(tokens)[0] - lecture(tokens)[0]).abs().max() < 1e-5
-    with pytest.raises(UserError, match="the data's tokens are not those"):
-        begin(ours, str(tmp_path / "model.pt"), CharTokenizer("abc"))
+    with pytest.raises(UserError, match="tokenizer is not that of --init-from"):
+        initialise_from(str(tmp_path / "model.pt"), ours, CharTokenizer("abc"))
 
 
-def test_what_is_no_source_is_refused(tmp_path):
+def test_a_missing_or_unreadable_source_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no such run or file"):
         defaults_of(str(tmp_path / "nothing"))
     (tmp_path / "text").write_text("not a state dict")
-    with pytest.raises(UserError, match="no state dict of the lecture's model"):
+    with pytest.raises(UserError, match="is not a state dict of the lecture's model"):
         defaults_of(str(tmp_path / "text"))

@@ -1,9 +1,10 @@
-"""A checkpoint that is saved over another one, and what may stand in the folder afterwards.
+"""Saves that fail or are killed at a given call to the file system.
 
-As a program it is killed at every step of a save, by `kill -9` of the process itself, and checks
-what it left: `python -m tests.gpt.runs.saving FOLDER` prints how many steps there are.
+`python -m tests.gpt.runs.saving FOLDER` kills a save with SIGKILL at every call, checks what is
+left each time, and prints the calls.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from unittest import mock
 
 import torch
 
+from gpt.files import remove_partial
 from gpt.runs import checkpoint
 from gpt.runs.checkpoint import load, save
 
@@ -34,28 +36,25 @@ def save_step(folder, step, names=None, **record):
 
 
 def step_of(folder, name, kinds=KINDS):
-    """The step of a checkpoint that is whole."""
+    """The step of a checkpoint, after checking its tensors."""
     record, tensors = load(folder, name, kinds)
     for kind in kinds:
         expected = tensors_of(record["step"])[kind]
-        assert tensors[kind].keys() == expected.keys()
-        for key, tensor in expected.items():
-            assert tensors[kind][key].equal(tensor)
-            assert tensors[kind][key].dtype == tensor.dtype
+        torch.testing.assert_close(tensors[kind], expected, rtol=0, atol=0)
     return record["step"]
 
 
 def assert_old_or_new(folder, old, new):
-    """Both checkpoints are whole, and `last` is not ahead of `best`."""
+    """Check that both checkpoints are whole and `last` is not newer; return its step."""
     best, last = step_of(folder, "best", ("weights",)), step_of(folder, "last")
     assert (best, last) in ((old, old), (new, old), (new, new)), (best, last)
     return last
 
 
 class Faults:
-    """Calls `strike(half)` at the `when`-th call into the file system; `half` does half of it.
+    """A context that calls `strike(half)` before the `when`-th call to the file system.
 
-    `calls` are the names of those that were made.
+    `half()` writes half of the file. `calls` are the names of the calls so far.
     """
 
     NAMES = (
@@ -69,10 +68,7 @@ class Faults:
 
     def __init__(self, when, strike):
         self.when, self.strike, self.calls = when, strike, []
-        self.patches = [
-            mock.patch.object(owner, name, self.wrapped(getattr(owner, name), name))
-            for owner, name in self.NAMES
-        ]
+        self.patches = contextlib.ExitStack()
 
     def wrapped(self, function, name):
         def call(*arguments, **options):
@@ -84,29 +80,23 @@ class Faults:
         return call
 
     def __enter__(self):
-        for patch in self.patches:
-            patch.start()
+        for owner, name in self.NAMES:
+            wrapped = self.wrapped(getattr(owner, name), name)
+            self.patches.enter_context(mock.patch.object(owner, name, wrapped))
         return self
 
     def __exit__(self, *error):
-        for patch in self.patches:
-            patch.stop()
+        self.patches.close()
 
 
 def half(function, name, arguments, options):
-    """A file of half its length; other calls are done or not."""
-    if name not in WRITERS:
-        return
-    function(*arguments, **options)
-    path = Path(arguments[1] if name == "save_file" else arguments[0])
-    os.truncate(path, path.stat().st_size // 2)
+    if name in WRITERS:
+        function(*arguments, **options)
+        path = Path(arguments[1] if name == "save_file" else arguments[0])
+        os.truncate(path, path.stat().st_size // 2)
 
 
-def kill_before(half):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_half_way(half):
+def kill(half):
     half()
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -115,23 +105,21 @@ def main(folder):
     save_step(folder, 0)
     with Faults(0, None) as faults:
         save_step(folder, 1)
-    step, kept = 1, {"old": 0, "new": 0}
+    kept = {"old": 0, "new": 0}
     for when, name in enumerate(faults.calls, start=1):
-        for strike in (kill_before, kill_half_way) if name in WRITERS else (kill_before,):
-            step += 1
-            process = os.fork()
-            if process == 0:
-                with Faults(when, strike):
-                    save_step(folder, step)
-                os._exit(0)
-            _, status = os.waitpid(process, 0)
-            assert os.WIFSIGNALED(status), f"{name}, call {when}, was not reached"
-            assert os.WTERMSIG(status) == signal.SIGKILL
-            last = assert_old_or_new(folder, step - 1, step)
-            kept["new" if last == step else "old"] += 1
-            save_step(folder, step)  # it goes on from there, and clears up
-            checkpoint.remove_partial(folder)
-            assert len(list(folder.iterdir())) == 5, list(folder.iterdir())
+        step, process = when + 1, os.fork()
+        if process == 0:
+            with Faults(when, kill):
+                save_step(folder, step)
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        assert os.WIFSIGNALED(status), f"{name}, call {when}, was not reached"
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        last = assert_old_or_new(folder, step - 1, step)
+        kept["new" if last == step else "old"] += 1
+        save_step(folder, step)  # the next save succeeds and removes what is not needed
+        remove_partial(folder)
+        assert len(list(folder.iterdir())) == 5, list(folder.iterdir())
     print(json.dumps({"calls": faults.calls, **kept}))
 
 

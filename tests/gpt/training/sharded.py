@@ -1,8 +1,7 @@
-"""Ranks that share a model in bf16, for `tests/gpt/training/test_distributed.py`; each runs this file."""
+"""One rank of those that share a model in bf16; `test_distributed.py` starts this file on each."""
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,26 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
-from gpt.data.batches import Data
-from gpt.data.tokenizers import ByteTokenizer
 from gpt.models.packed import GPT
 from gpt.training import distributed
-from gpt.training.optimizers import make_optimizers
-from gpt.training.step import DeviceStep, Precision
+from gpt.training.step import DeviceStep
+from tests.gpt.training.steps import fused_adamw, small_step
 
-CPU = torch.device("cpu")
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32, bias=True)
 STEPS, BAD = 6, 3  # the step in which one rank's loss is infinite
-
-
-class Step(DeviceStep):
-    def loss(self, x, y):
-        loss = super().loss(x, y)
-        return (
-            loss * torch.where(self.number == BAD, torch.inf, 1.0)
-            if distributed.is_main()
-            else loss
-        )
 
 
 class NeverWaits(TorchDispatchMode):
@@ -38,42 +24,43 @@ class NeverWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def make(batch_size: int, dtype: torch.dtype) -> Step:
-    config = replace(
-        PRESETS["shakespeare-char"],
-        **{"model": MODEL, "batch_size": batch_size, "nan": "skip", "warmup_iters": 0},
-    )
-    tokens = torch.randint(64, (2000,), generator=torch.Generator().manual_seed(0))
-    data = Data("random", tokens.int(), tokens.int(), ByteTokenizer(), CPU)
+def make(batch_size: int, dtype: torch.dtype) -> DeviceStep:
+    options = {"model": MODEL, "batch_size": batch_size, "nan": "skip", "warmup_iters": 0}
     torch.manual_seed(1)
-    model = GPT(config.model, kernels.load("torch"))
-    distributed.shard(model, CPU, dtype)
-    optimizers = make_optimizers(model, config, partial(torch.optim.AdamW, fused=True))
-    return Step(model, optimizers, data, config, Precision(CPU, dtype))
+    model = GPT(MODEL, kernels.load("torch"))
+    distributed.shard(model, torch.device("cpu"), dtype)
+    config = replace(PRESETS["shakespeare-char"], **options)
+    step = small_step(DeviceStep, model, config, fused_adamw, dtype)
+    if distributed.is_main():
+        loss = step.gradients.loss
+        step.gradients.loss = lambda x, y: (
+            loss(x, y) * torch.where(step.number == BAD, torch.inf, 1.0)
+        )
+    return step
 
 
 def losses() -> list[float]:
-    """The mean losses of some steps of all ranks, one of which leaves its update out."""
-    step = make(8 // distributed.world(), torch.bfloat16)
-    attention, dtypes = step.model.blocks[0].sa, []
+    """The losses of some steps, averaged over the ranks; step BAD changes no weight."""
+    step = make(8 // distributed.world_size(), torch.bfloat16)
+    attention, dtypes = step.gradients.model.blocks[0].sa, []
     attention.register_forward_hook(lambda *_: dtypes.append(attention.proj.weight.dtype))
-    weights, left_out, found = distributed.whole(step.weights[0]).clone(), [], []
+    weights, left_out, found = distributed.full_tensor(step.gradients.parameters[0]).clone(), [], []
     for number in range(STEPS):
         step.number.fill_(number)
         with NeverWaits():
             loss = step.take(number)
-        found.append(distributed.mean(loss).item())
-        before, weights = weights, distributed.whole(step.weights[0]).clone()
+        found.append(distributed.all_reduce_mean(loss).item())
+        before, weights = weights, distributed.full_tensor(step.gradients.parameters[0]).clone()
         left_out += [number] if torch.equal(before, weights) else []
     assert left_out == [BAD]
-    assert {weight.dtype for weight in step.weights} == {torch.float32}
-    assert set(dtypes) == {torch.bfloat16 if distributed.world() > 1 else torch.float32}
+    assert {weight.dtype for weight in step.gradients.parameters} == {torch.float32}
+    assert set(dtypes) == {torch.bfloat16 if distributed.world_size() > 1 else torch.float32}
     return found
 
 
 if __name__ == "__main__":
-    distributed.join("cpu")
+    distributed.init_process_group("cpu")
     text = json.dumps(losses())
     if distributed.is_main():
         print(text)
-    distributed.leave()
+    distributed.destroy_process_group()

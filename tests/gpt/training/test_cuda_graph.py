@@ -1,76 +1,126 @@
-"""Steps, evaluation and generation as CUDA graphs, by the stand-in: eager's results, in bits."""
+"""CUDA graphs of steps, evaluation and generation give the bits of eager execution.
+
+Without a GPU the stand-in of `tests/graphs.py` captures and replays.
+"""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from gpt.config.model import ModelConfig
 from gpt.generation import generate as generation
 from gpt.generation.generate import generate
+from gpt.generation.sampling import Sampling
+from gpt.models.activation_checkpointing import recompute_blocks
 from gpt.training.cuda_graph import capture
-from gpt.training.evaluation import EagerLoss, GraphedLoss
-from gpt.training.optimizers import Muon
-from gpt.training.step import DeviceStep, GraphStep, Precision, Step
+from gpt.training.evaluation import GraphedLoss, eager_loss
+from gpt.training.muon import Muon
+from gpt.training.precision import Precision
+from gpt.training.step import DeviceStep, EagerStep, GraphStep
 from tests import graphs
-from tests.gpt.training.test_cuda_graph_gpu import ReadsTheNorm, a_run
+from tests.gpt.training.steps import (
+    DEVICE,
+    SMALL,
+    all_equal,
+    read_norm_on_host,
+    step_over,
+    weights_of,
+)
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there are graphs here")
-
-MODEL = ModelConfig(vocab_size=16, block_size=8, n_layer=1, n_head=1, n_embd=16, dropout=0.2)
+HAS_GPU = torch.cuda.is_available()
+needs_stand_in = pytest.mark.skipif(HAS_GPU, reason="tests the stand-in for CUDA graphs")
 STEPS = 10  # three before the capture, and seven replays
-CPU = torch.device("cpu")
-TABLES = ["torch,adamw=triton", "triton"]  # PyTorch's own AdamW leaves steps out on a GPU alone
+# without a GPU, PyTorch's AdamW does not leave out updates
+TABLES = ["torch,adamw=triton", "triton", *(["torch"] if HAS_GPU else [])]
 
 
 @pytest.fixture(autouse=True)
 def device():
-    with graphs.on_the_cpu() as device:
-        yield device
+    if HAS_GPU:
+        yield None
+    else:
+        with graphs.on_the_cpu() as device:
+            yield device
 
 
-def losses(kind, implementation, optimizer="adamw", rates_on_device=True, steps=STEPS, **options):
-    options = {"model": MODEL, "batch_size": 2, "warmup_iters": 4, "max_iters": STEPS} | options
-    step = a_run(kind, implementation, optimizer, "cpu", **options)
-    for muon in (one for one in step.optimizers if isinstance(one, Muon) and rates_on_device):
+def train(kind, implementation, steps=STEPS, change=lambda step: None, on_device=True, **options):
+    """The losses of some steps, and the weights after them."""
+    step = step_over(kind, implementation, **options)
+    change(step)
+    for muon in (one for one in step.optimizers if isinstance(one, Muon) and on_device):
         for group in muon.param_groups:  # as on a GPU
-            group["lr"] = torch.tensor(group["lr"])
+            group["lr"] = torch.as_tensor(group["lr"])
     torch.manual_seed(7)
-    found = [step(number).item() for number in range(steps)]
-    return found, [weight.detach().clone() for weight in step.model.parameters()]
+    return [step(number).item() for number in range(steps)], weights_of(step)
 
 
 @pytest.mark.parametrize(
     ("implementation", "optimizer", "passes"),
-    [("triton", "adamw", 1), (TABLES[0], "muon", 2)],
+    [("triton", "adamw", 1), (TABLES[0], "muon", 2)]
+    + [(name, optimizer, 2) for name in TABLES[1:] for optimizer in ("adamw", "muon") if HAS_GPU],
 )
-def test_steps_are_eager_s(implementation, optimizer, passes):
+def test_graph_steps_equal_eager_steps(implementation, optimizer, passes):
     """Batches, learning rates and dropout masks change from replay to replay."""
-    options = {"gradient_accumulation_steps": passes}
-    eager, weights = losses(DeviceStep, implementation, optimizer, **options)
-    graphed, others = losses(GraphStep, implementation, optimizer, **options)
+    options = {"optimizer": optimizer, "gradient_accumulation_steps": passes}
+    eager, weights = train(EagerStep, implementation, **options)
+    graphed, others = train(GraphStep, implementation, **options)
     assert graphed == eager
     assert len(set(eager)) == STEPS
-    for one, other in zip(weights, others, strict=True):
-        assert torch.equal(one, other)
+    assert all_equal(weights, others)
 
 
 @pytest.mark.parametrize("implementation", TABLES)
-def test_evaluation_is_eager_s(implementation):
-    step = a_run(Step, implementation, "adamw", "cpu", model=MODEL)
-    model, precision = step.model.eval(), Precision(CPU, torch.bfloat16)
-    graphed, eager = GraphedLoss(model, precision), EagerLoss(model, precision)
+def test_graph_steps_with_activation_checkpointing_equal_those_without(implementation):
+    model = replace(SMALL, n_layer=2, dropout=0.0)
+
+    def recompute(step):
+        recompute_blocks(step.gradients.model, model)
+
+    plain, _ = train(GraphStep, implementation, model=model)
+    recomputed, _ = train(GraphStep, implementation, model=model, change=recompute)
+    assert recomputed == plain
+
+
+def test_16_bit_copies_of_weights_change_no_bit():
+    """AdamW rewrites the copies; the eager step casts the weights under autocast."""
+    options = {"model": replace(SMALL, n_layer=2), "batch_size": 1}
+    eager, copying = (step_over(kind, "triton", **options) for kind in (DeviceStep, GraphStep))
+    assert len(copying.gradients.copies) == 2 * (4 + 1)  # of each block: four weights, one bias
+    for number in range(3):
+        torch.manual_seed(number)
+        loss = eager.run(number)
+        torch.manual_seed(number)
+        assert torch.equal(copying.run(number), loss)
+    assert all_equal(weights_of(eager), weights_of(copying))
+    weights = dict(copying.gradients.model.named_parameters())
+    for name, copy in copying.gradients.copies.items():
+        assert torch.equal(copy, weights[name].bfloat16()), name
+
+
+@pytest.mark.parametrize("implementation", TABLES)
+def test_graphed_evaluation_equals_eager_evaluation(implementation):
+    step = step_over(EagerStep, implementation)
+    model, precision = step.gradients.model.eval(), Precision(DEVICE, torch.bfloat16)
+    graphed, eager = GraphedLoss(model, precision), eager_loss(model, precision)
+    losses = set()
     with torch.no_grad():
-        for first_row in (0, 4, 8):
-            x, y = step.data.batch(0, first_row, 4, MODEL.block_size)
-            assert torch.equal(graphed(x, y), eager(x, y))
+        for first_row in range(0, 24, 4):  # three eager batches, then replays
+            x, y = step.gradients.data.batch(0, first_row, 4, SMALL.block_size)
+            losses.add(graphed(x, y).item())
+            assert graphed(x, y) == eager(x, y)
+            for weight in model.parameters():
+                weight.mul_(0.9)
+    assert len(losses) == 6
 
 
-def test_generation_is_eager_s(monkeypatch):
-    model = a_run(Step, "triton", "adamw", "cpu", model=MODEL).model.eval()
+@needs_stand_in  # tests/gpt/generation compares the two on a GPU
+def test_graphed_generation_equals_eager_generation(monkeypatch):
+    model = step_over(EagerStep, "triton").gradients.model.eval()
     prompt = torch.randint(16, (2, 3), generator=torch.Generator().manual_seed(0))
 
     def tokens():
         generator = torch.Generator().manual_seed(3)
-        made = generate(model, prompt, 12, generator=generator, slide=4)  # past the block
+        made = generate(model, prompt, 12, generator=generator, slide=4)  # longer than a block
         return torch.stack(list(made))
 
     eager = tokens()
@@ -78,38 +128,41 @@ def test_generation_is_eager_s(monkeypatch):
     assert torch.equal(tokens(), eager)
 
 
-# --- what the stand-in must not let pass ----------------------------------------------------------
+# --- what cannot be captured ----------------------------------------------------------------------
 
 
-class MakesANumber(GraphStep):
-    def loss(self, x, y):
-        return super().loss(x, y) * torch.tensor(1.0)
+def use_host_tensor(step):
+    loss = step.gradients.loss
+    step.gradients.loss = lambda x, y: loss(x, y) * torch.tensor(1.0)
 
 
+@needs_stand_in
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [(ReadsTheNorm, "reads a value on the host"), (MakesANumber, "brings host data along")],
+    ("change", "message"),
+    [
+        (read_norm_on_host, "reads a value on the host"),
+        (use_host_tensor, "brings host data along"),
+    ],
 )
-def test_what_waits_for_the_device_is_refused(kind, message):
+def test_step_graph_raises_if_a_step_waits_for_the_device(change, message):
     with pytest.raises(ValueError, match=f"(?s){message}.*use --step eager"):
-        losses(kind, TABLES[0], step="graph")
+        train(GraphStep, TABLES[0], step="graph", change=change)
 
 
-def test_auto_goes_on_eagerly_where_a_step_cannot_be_captured(device, capsys):
-    eager, weights = losses(DeviceStep, TABLES[0], steps=6)
-    found, others = losses(ReadsTheNorm, TABLES[0], steps=6, step="auto")
+def test_step_auto_runs_eagerly_if_a_step_cannot_be_captured(capsys):
+    stream = torch.cuda.current_stream()
+    eager, weights = train(DeviceStep, TABLES[0], steps=6)
+    found, others = train(GraphStep, TABLES[0], steps=6, change=read_norm_on_host)
+    assert torch.cuda.current_stream() == stream
     assert found == eager
-    assert device.stream is device.default_stream
-    for one, other in zip(weights, others, strict=True):
-        assert torch.equal(one, other)
+    assert all_equal(weights, others)
     (line,) = capsys.readouterr().out.splitlines()
-    assert "reads a value on the host" in line
-    assert line.endswith("steps are eager")
+    assert "the training step cannot be captured as a CUDA graph" in line
+    assert line.endswith("it runs eagerly")
 
 
-def test_a_capture_that_is_short_of_memory_says_so(device):
-    """By the error that asks for a smaller batch, which is then tried on the same device."""
-
+@needs_stand_in
+def test_capture_raises_out_of_memory_and_restores_the_device(device):
     def allocate():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -119,13 +172,14 @@ def test_a_capture_that_is_short_of_memory_says_so(device):
     assert not device.is_generator_captured
 
 
-def test_evaluation_and_generation_go_on_eagerly_too(monkeypatch, capsys):
-    step = a_run(Step, "torch", "adamw", "cpu", model=MODEL)
-    model, precision = step.model.eval(), Precision(CPU, torch.float32)
-    x, y = step.data.batch(0, 0, 4, MODEL.block_size)
+@needs_stand_in
+def test_evaluation_and_generation_run_eagerly_if_they_cannot_be_captured(monkeypatch, capsys):
+    step = step_over(EagerStep, "torch")
+    model, precision = step.gradients.model.eval(), Precision(DEVICE, torch.float32)
+    x, y = step.gradients.data.batch(0, 0, 4, SMALL.block_size)
     prompt = torch.zeros(1, 3, dtype=torch.int64)
-    expected = EagerLoss(model, precision)(x, y)
-    eager = list(generate(model, prompt, 9, temperature=0.0))
+    expected = eager_loss(model, precision)(x, y)
+    eager = list(generate(model, prompt, 9, Sampling(temperature=0.0)))
 
     def embed(tokens):  # reads a value on the host
         return type(model).embed(model, tokens) * float(tokens.sum() >= 0)
@@ -133,30 +187,18 @@ def test_evaluation_and_generation_go_on_eagerly_too(monkeypatch, capsys):
     monkeypatch.setattr(model, "embed", embed)
     graphed = GraphedLoss(model, precision)
     with torch.no_grad():
-        assert [graphed(x, y) for _ in range(3)] == [expected] * 3
+        assert [graphed(x, y) for _ in range(5)] == [expected] * 5
     assert "evaluation cannot be captured" in capsys.readouterr().out
     monkeypatch.setattr(generation, "captures", lambda device: True)
     with pytest.warns(UserWarning, match="decoding cannot be captured"):
-        assert list(generate(model, prompt, 9, temperature=0.0)) == eager
+        assert list(generate(model, prompt, 9, Sampling(temperature=0.0))) == eager
 
 
-def test_a_learning_rate_that_is_a_number_shows():
-    """Muon's is one on a CPU, and the graph goes on with that of its capture."""
-    options = {"optimizer": "muon", "rates_on_device": False, "steps": 7}
-    eager, _ = losses(DeviceStep, TABLES[0], **options)
-    graphed, _ = losses(GraphStep, TABLES[0], **options)
-    assert graphed[:5] == eager[:5]  # the fourth is captured, and the rate of the fifth is its own
+@needs_stand_in
+def test_replays_repeat_a_learning_rate_that_is_a_python_number():
+    """So that the comparisons above fail if one of the optimizers keeps such a number."""
+    options = {"optimizer": "muon", "on_device": False, "steps": 7}
+    eager, _ = train(DeviceStep, TABLES[0], **options)
+    graphed, _ = train(GraphStep, TABLES[0], **options)
+    assert graphed[:5] == eager[:5]  # the fourth step is captured, and its update is right
     assert graphed[5:] != eager[5:]
-
-
-def test_a_seed_that_is_a_number_shows():
-    def seeded(kind):
-        class Seeded(kind):
-            def loss(self, x, y):
-                self.calls = getattr(self, "calls", 0) + 1
-                return super().loss(x, y) * 0 + torch.full((), float(self.calls))
-
-        return losses(Seeded, TABLES[0], steps=6)[0]
-
-    assert seeded(DeviceStep) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert seeded(GraphStep) == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0]

@@ -1,27 +1,22 @@
-"""A batch that is too large for memory: the sentence names one that fits, after trying it."""
-
-import re
+"""If a batch does not fit in memory, the error names a batch size that was tried and fits."""
 
 import pytest
 import torch
 
 from gpt import UserError
 from gpt.config.train import TrainConfig
-from gpt.data.batches import Data
-from gpt.data.tokenizers import ByteTokenizer
-from gpt.models import packed
-from gpt.training import out_of_memory
-from gpt.training.optimizers import make_optimizers
-from gpt.training.step import Precision, Step
+from gpt.data.batches import TokenDataset
+from gpt.models.packed import GPT
+from gpt.training.out_of_memory import take_step
+from gpt.training.step import EagerStep
 from kernels.torch_ops import OPS
-from tests.gpt.configs import LECTURE, draw_tokens, randomise
+from tests.gpt.configs import LECTURE, randomise
+from tests.gpt.training.steps import all_equal, small_step, weights_of
 from tests.runs import run
 
 
-class Small(Data):
-    """Data on a machine that has room for so many rows in a pass."""
-
-    room = 0
+class Limited(TokenDataset):
+    """A dataset whose batches of more than `room` rows run out of memory."""
 
     def batch(self, seed, first_row, rows, block_size, split="train"):
         if rows > self.room:
@@ -29,14 +24,11 @@ class Small(Data):
         return super().batch(seed, first_row, rows, block_size, split)
 
 
-def make_step(room, batch_size=12, **options):
-    config = TrainConfig(model=LECTURE, batch_size=batch_size, **options)
-    gpt = randomise(packed.GPT(config.model, OPS))
-    tokens = draw_tokens(1, 300)[0]
-    data = Small("text", tokens, tokens, ByteTokenizer())
-    data.room = room
-    optimizers = make_optimizers(gpt, config, torch.optim.AdamW)
-    return Step(gpt, optimizers, data, config, Precision(torch.device("cpu"), torch.float32))
+def make_step(room, **options):
+    config = TrainConfig(model=LECTURE, batch_size=12, **options)
+    step = small_step(EagerStep, randomise(GPT(LECTURE, OPS)), config, dataset=Limited)
+    step.gradients.data.room = room
+    return step
 
 
 @pytest.mark.parametrize(("room", "rows"), [(11, 6), (6, 6), (5, 4), (1, 1)])
@@ -48,46 +40,54 @@ def make_step(room, batch_size=12, **options):
         ({"tokens_per_step": 2 * 12 * LECTURE.block_size}, 2),
     ],
 )
-def test_the_largest_part_of_the_batch_that_fits(room, rows, options, passes):
-    step = make_step(room, **options)
-    with pytest.raises(UserError) as refusal:
-        out_of_memory.take(step, 3, step.data)
-    fits = f"--batch-size {rows} --gradient-accumulation-steps {passes * 12 // rows} fits"
-    assert re.search(f"for --batch-size 12; {fits}, and trains the same model$", str(refusal.value))
-    assert out_of_memory.take(make_step(12, **options), 3, step.data).isfinite()
+def test_error_names_the_largest_divisor_of_the_batch_size_that_fits(room, rows, options, passes):
+    with pytest.raises(UserError) as error:
+        take_step(make_step(room, **options), 3)
+    smaller = f"--batch-size {rows} --gradient-accumulation-steps {passes * 12 // rows}"
+    assert f"--batch-size 12 does not fit in memory; use {smaller}, which" in str(error.value)
 
 
-def test_not_even_one_sequence():
-    step = make_step(0)
-    with pytest.raises(
-        UserError, match="for a single sequence; give a smaller model or --block-size"
-    ):
-        out_of_memory.take(step, 0, step.data)
+def test_a_model_that_fits_with_no_batch_size_is_rejected():
+    with pytest.raises(UserError, match="not even one sequence fits in memory"):
+        take_step(make_step(0), 0)
 
 
-def test_other_errors_and_other_ranks_are_not_tried_around(monkeypatch):
+@pytest.mark.parametrize("taken", [0, 1])
+def test_trying_smaller_batches_changes_no_weight_and_no_optimizer_state(taken):
     step = make_step(12)
-    monkeypatch.setattr(step, "update", lambda: torch.ones(2) @ torch.ones(3))
+    for number in range(taken):
+        assert take_step(step, number).isfinite()
+    optimizer, before = step.optimizers[0], weights_of(step)
+    state = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+    step.gradients.data.room = 3
+    with pytest.raises(UserError, match="use --batch-size 3"):
+        take_step(step, taken)
+    assert all_equal(before, weights_of(step))
+    assert {p: [*s] for p, s in state.items()} == {p: [*s] for p, s in optimizer.state.items()}
+    for parameter, values in state.items():
+        assert all(optimizer.state[parameter][key].equal(value) for key, value in values.items())
+
+
+def test_other_errors_and_errors_on_several_ranks_are_raised(monkeypatch):
+    step = make_step(12)
+    monkeypatch.setattr(step.gradients, "clip", lambda: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
-        out_of_memory.take(step, 0, step.data)
+        take_step(step, 0)
     step = make_step(1)
-    monkeypatch.setattr("gpt.training.distributed.world", lambda: 2)
+    monkeypatch.setattr("gpt.training.distributed.world_size", lambda: 2)
     with pytest.raises(torch.OutOfMemoryError):
-        out_of_memory.take(step, 0, step.data)
+        take_step(step, 0)
 
 
-def test_train_py_says_it(tmp_path, monkeypatch, capsys):
-    batch = Data.batch
+def test_train_py_reports_a_batch_size_that_fits(tmp_path, monkeypatch, capsys):
+    batch = TokenDataset.batch
 
-    def short(self, seed, first_row, rows, *more):
+    def limited(self, seed, first_row, rows, *more):
         if rows > 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return batch(self, seed, first_row, rows, *more)
 
-    monkeypatch.setattr(Data, "batch", short)
+    monkeypatch.setattr(TokenDataset, "batch", limited)
     assert run(tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert said.startswith(
-        "train.py: there is not memory enough for --batch-size 4; --batch-size 1 "
-    )
-    assert said.count("\n") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: --batch-size 4 does not fit in memory; use --batch-size 1 ")

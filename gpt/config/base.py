@@ -1,0 +1,91 @@
+"""What the configs share: options with help and limits, validation, and conversion to JSON."""
+
+import dataclasses
+import math
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from gpt import UserError
+
+SEEDS = 2**63  # PyTorch's generators accept seeds below this
+SomeConfig = TypeVar("SomeConfig", bound="Config")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: float = 0,
+    below: float = math.inf,
+    section: str = "",
+    positional: bool = False,
+) -> Any:
+    """A dataclass field that `gpt.config.cli` turns into a command-line option.
+
+    at_least, below: the limits of a number, which `Config` checks. section: the title of the group
+    in --help that starts with this option. positional: the argument has no name.
+    """
+    metadata = {"help": help, "section": section, "positional": positional}
+    return dataclasses.field(default=default, metadata={**metadata, "limits": (at_least, below)})
+
+
+def flag(name: str) -> str:
+    """The command-line option of a field, for error messages: n_layer -> --n-layer."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A dataclass of options: validated when it is created, written to and read from JSON."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type not in (int, float):
+                continue
+            at_least, below = field.metadata["limits"]
+            if not at_least <= value < below:
+                limits = f"at least {at_least}"
+                if below < math.inf:
+                    limits += f" and less than {below}"
+                elif isinstance(value, float):
+                    limits = f"finite and {limits}"
+                raise UserError(f"{flag(field.name)} is {value}; it must be {limits}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[SomeConfig], record: object, source: object) -> SomeConfig:
+        """The config that `to_dict` turned into `record`; a UserError starts with `source`.
+
+        A field that an older version did not have takes its default.
+        """
+        if not isinstance(record, dict) or not record:
+            raise UserError(f"{source} has no {cls.__name__}; it is damaged or of another version")
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
+        if unknown := record.keys() - types.keys():
+            names = ", ".join(sorted(unknown))
+            raise UserError(f"{source} is of another version, with unknown options: {names}")
+        values = {
+            name: _checked(types[name], name, value, source) for name, value in record.items()
+        }
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
+
+def _checked(type_: Any, name: str, value: Any, source: object) -> Any:
+    """A value from JSON as the type of its field."""
+    if get_origin(type_) is Literal:
+        if value not in get_args(type_):
+            known = ", ".join(get_args(type_))
+            raise UserError(f"{source}: {name} is {value!r}; it must be one of {known}")
+        return value
+    if issubclass(type_, Config):
+        return type_.from_dict(value, source)
+    if type_ is float and type(value) is int:
+        return float(value)
+    if type(value) is not type_:
+        raise UserError(f"{source}: {name} is {value!r}; it must be of type {type_.__name__}")
+    return value

@@ -1,0 +1,72 @@
+"""The interface between data and training: what a text, token files and a task have in common."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from gpt import UserError
+from gpt.config.model import ModelConfig
+from gpt.data.tokenizers import Tokenizer
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # x and y, each (rows, block_size) int64
+Row = int | torch.Tensor  # a tensor () on the device lets a CUDA graph replay with other rows
+
+
+class Dataset(Protocol):
+    """A source of batches with a validation split.
+
+    `gpt.data.batches.TokenDataset` implements it for text and token files, `gpt.data.tasks` for
+    problems and their answers. In every batch y is one token ahead of x, and IGNORE_INDEX where
+    the loss skips the position.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    device: torch.device | str  # of the batches
+
+    @property
+    def source(self) -> torch.device:
+        """The device that builds the batches; they are copied if it is not `device`."""
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data with batches on `device`."""
+
+    def batch(
+        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+    ) -> Batch:
+        """The next `rows` rows from `first_row` of the endless random sequence that `seed` selects.
+
+        Step s of a run with R rows per step takes rows s * R to (s + 1) * R - 1, however many
+        passes or ranks share them: a batch depends on seed and step alone.
+        """
+
+    def validation(self, block_size: int) -> Batch:
+        """The whole validation split, each position predicted once: x and y, (N, block_size)."""
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raise UserError if a model of these sizes cannot be trained on this data."""
+
+
+@runtime_checkable
+class Task(Dataset, Protocol):
+    """A dataset of problems whose answers can be graded."""
+
+    def accuracy(self, right: torch.Tensor) -> dict[str, float]:
+        """The share of correct answers, in all and by kind of problem.
+
+        right: (N,) bool, whether the answer to each row of `validation` is correct.
+        """
+
+    def prompt(self, text: str) -> str:
+        """A problem as a person types it, in the form of the training data; or UserError."""
+
+    def answer(self, written: str) -> str:
+        """The model's output as a person would write it."""
+
+
+def check_no_source(config: ModelConfig, name: str) -> None:
+    """Raise UserError for an encoder, which needs data of pairs."""
+    if config.source_size:
+        raise UserError(
+            f"--source-size needs data of pairs, such as dates, and {name} has none; use 0"
+        )

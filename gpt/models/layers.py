@@ -1,0 +1,201 @@
+"""The lecture's modules with packed weights, over a table of operations (`kernels.Ops`).
+
+Each class is the one of the same name in `gpt/models/reference.py`, computed by the operations of
+`ops`; this file does not know which implementation serves them. The lecture's two lines of a block,
+
+    x = x + sa(ln1(x))
+    x = x + ffwd(ln2(x))
+
+are cut before their norms instead of after their sums, so that residual, dropout and norm are one
+operation (`gpt/models/residual.py`). The same `Block.forward` trains, fills a cache of keys and
+values, and decodes with it.
+
+Letters: B batch, T time, C channels (n_embd), H heads, Hkv heads of keys and values, D head size;
+while decoding, x is (R, C), one token of each row, instead of (B, T, C).
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from gpt.config.model import NORM_EPS, ROPE_BASE, ModelConfig
+from gpt.models.residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
+
+
+class LayerCache(Protocol):
+    """The keys and values that one layer has kept (`gpt/generation/kv_cache.py`)."""
+
+    def attend(self, attention: "MultiHeadAttention", qkv: torch.Tensor) -> torch.Tensor:
+        """Keep the keys and values of `qkv`; return what its queries read, (..., C)."""
+        ...
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm with weight (C,) and an optional bias (C,)."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        self.kind = config.norm
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        has_bias = config.bias and config.norm == "layer_norm"
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if has_bias else None
+
+    def forward(self, stream):
+        return self.add(stream)[1]
+
+    def add(self, stream):
+        """Return the residual stream as one tensor, and its norm."""
+        x = stream.x if isinstance(stream, Residual) else stream
+        if x.dim() == 2:  # decoding: the linear layers before and after compute both
+            if isinstance(stream, Residual):
+                x = decode_linear(self.ops, *stream.branch, residual=x)
+            return x, Normalised(x, self)
+        if self.kind == "layer_norm" and isinstance(stream, Residual):
+            x, branch, x_bias, dropout_p = stream
+            options = {"x_bias": x_bias, "eps": NORM_EPS, "dropout_p": dropout_p}
+            return self.ops.add_layer_norm(x, branch, self.weight, self.bias, **options)
+        x = total(stream)
+        if self.kind == "rms_norm":
+            return x, self.ops.rms_norm(x, self.weight, eps=NORM_EPS)
+        return x, self.ops.layer_norm(x, self.weight, self.bias, eps=NORM_EPS)
+
+
+class PackedProjection(Linear):
+    """Query, key and value of all heads as one matrix, with rows [query | key | value].
+
+    Its weight is ((H + 2 Hkv) D, C), which is (3C, C) if every head has its own keys and values.
+    """
+
+    def __init__(self, config: ModelConfig):
+        counts, D = config.head_counts, config.n_embd // config.n_head
+        super().__init__(config.n_embd, sum(counts) * D, bias=config.qkv_bias)
+        self.counts = counts
+        self.matrices = sum(counts)  # (D, C) each, for an optimizer that works on matrices
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding over (B, T, H, D), with the angles computed once."""
+
+    cos: torch.Tensor  # (block_size, 1, D)
+    sin: torch.Tensor  # (block_size, 1, D)
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D = config.n_embd // config.n_head
+        frequency = ROPE_BASE ** (-torch.arange(0, D, 2).float() / D)  # (D/2,)
+        angle = torch.arange(config.block_size).float()[:, None, None] * frequency  # (T, 1, D/2)
+        cos, sin = angle.cos(), angle.sin()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
+
+    def forward(self, x, start=0):
+        T, D = x.shape[1], x.shape[-1]
+        cos, sin = self.cos[start : start + T].to(x.dtype), self.sin[start : start + T].to(x.dtype)
+        # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
+        return torch.addcmul(x * cos, x.roll(D // 2, dims=-1), sin)
+
+
+class MultiHeadAttention(nn.Module):
+    """The lecture's heads as one batch dimension (its exercise 1).
+
+    The bias of `proj` and the last dropout are left to the next norm.
+    """
+
+    def __init__(self, config: ModelConfig, ops, causal=True):
+        super().__init__()
+        self.ops = ops
+        self.causal = causal
+        self.window = config.window if causal else 0
+        self.counts = config.head_counts
+        self.dropout_p = config.dropout
+        self.qk_norm = config.qk_norm
+        self.qkv = PackedProjection(config)
+        self.rotary = Rotary(config) if config.position == "rope" else None
+        self.proj = IntoStream(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x, cache: LayerCache | None = None):
+        qkv = self.qkv(x)  # (B, T, (H + 2 Hkv) D)
+        heads = self.attend(qkv) if cache is None else cache.attend(self, qkv)  # (B, T, C)
+        return self.proj(heads)
+
+    def attend(self, qkv):
+        """Attention within the contexts of qkv (B, T, (H + 2 Hkv) D) -> (B, T, C)."""
+        dropout_p = self.dropout_p if self.training else 0.0
+        options = {"causal": self.causal, "window": self.window, "dropout_p": dropout_p}
+        H, Hkv, _ = self.counts
+        return self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options, **self.qk_options)
+
+    @property
+    def qk_options(self) -> dict[str, Any]:
+        """How queries and keys are normalised and rotated; cos and sin are (block_size, D)."""
+        options: dict[str, Any] = {"qk_norm": self.qk_norm, "eps": NORM_EPS}
+        if self.rotary is not None:
+            options |= {"cos": self.rotary.cos[:, 0], "sin": self.rotary.sin[:, 0]}
+        return options
+
+    def split_heads(self, qkv, start=0):
+        """Queries (B, H, T, D), keys and values (B, Hkv, T, D), for positions from `start`."""
+        H, Hkv, _ = self.counts
+        heads = qkv.unflatten(2, (H + 2 * Hkv, -1))  # (B, T, H + 2 Hkv, D)
+        qk, v = heads.split((H + Hkv, Hkv), dim=2)
+        if self.qk_norm:
+            qk = self.ops.rms_norm(qk, None, eps=NORM_EPS)
+        if self.rotary is not None:
+            qk = self.rotary(qk, start)
+        q, k = qk.split((H, Hkv), dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """A linear layer to four times the width, a non-linearity, and a linear layer back.
+
+    The bias of `down` and the dropout are left to the next norm.
+    """
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        self.activation = config.activation
+        into, out = config.feed_forward_widths
+        self.up = Linear(config.n_embd, into, bias=config.bias)
+        self.down = IntoStream(out, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        up, down, activation = self.up, self.down, self.activation
+        if activation == "swiglu":
+            return down(gate(up(x)))
+        if isinstance(x, Normalised):
+            return down(up(x, activation))
+        return self.ops.feed_forward(
+            x, up.weight, up.bias, down.weight, None, activation=activation
+        )
+
+
+def gate(x):
+    """silu(a) * b, where a and b are the halves of x."""
+    a, b = x.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
+class Block(nn.Module):
+    """Transformer block: communication followed by computation.
+
+    Takes the residual stream as a tensor (B, T, C) or a `Residual`, and returns a `Residual`.
+    """
+
+    def __init__(self, config: ModelConfig, ops, causal=True):
+        super().__init__()
+        self.dropout_p = config.dropout
+        self.sa = MultiHeadAttention(config, ops, causal)
+        self.ffwd = FeedForward(config, ops)
+        self.ln1 = Norm(config, ops)
+        self.ln2 = Norm(config, ops)
+
+    def forward(self, stream, cache: LayerCache | None = None) -> Residual:
+        dropout_p = self.dropout_p if self.training else 0.0
+        x, y = self.ln1.add(stream)
+        x, y = self.ln2.add(Residual(x, self.sa(y, cache), self.sa.proj.bias, dropout_p))
+        return Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p)

@@ -1,0 +1,158 @@
+"""The training loop: steps, evaluations, checkpoints, and the end of a run."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+from gpt import UserError, hardware
+from gpt.config.train import TrainConfig
+from gpt.data.batches import TokenDataset
+from gpt.data.dataset import Dataset
+from gpt.data.prefetch import Prefetched
+from gpt.models.build import Model
+from gpt.runs.header import summary
+from gpt.runs.metrics import MetricsLog, NoMetricsLog
+from gpt.runs.profiler import Profiler
+from gpt.runs.progress import Progress
+from gpt.runs.run_state import RunState, Saver
+from gpt.runs.signals import StopSignals
+from gpt.training import distributed
+from gpt.training.evaluation import (
+    Batch,
+    BatchLoss,
+    GraphedLoss,
+    evaluate,
+    random_batches,
+    task_accuracy,
+    validation_batches,
+)
+from gpt.training.make_step import batch_plan, make_step
+from gpt.training.out_of_memory import take_step
+from gpt.training.precision import Precision
+from gpt.training.step import EagerStep, GraphStep
+
+
+@dataclass
+class Run:
+    """Everything that a run trains with."""
+
+    config: TrainConfig
+    data: Dataset
+    model: Model  # as it is saved
+    parallel_model: nn.Module  # the same, compiled or on several ranks, as it is trained
+    optimizers: list[torch.optim.Optimizer]
+    precision: Precision
+    step_class: type[EagerStep]
+    kernels: dict[str, str]  # operation -> the implementation that computes it
+    sample: Callable[[], str]  # text that the model generates at an evaluation
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def train_loop(run: Run, state: RunState, folder: Path) -> bool:
+    """Train from `state` to --max-iters. Return False if a signal has stopped the run before."""
+    config, first = run.config, state.step
+    if first > config.max_iters:
+        raise UserError(
+            f"the run has taken {first} steps, more than --max-iters {config.max_iters}"
+        )
+    log = _open_log(config, folder, first)
+    progress = _make_progress(run, log, state)
+    description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
+    saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
+    profiler = Profiler(config.profile and distributed.is_main(), folder, run.precision.device)
+    with StopSignals() as signals, _prefetched(run) as batches, log, saver, profiler:
+        model, optimizers = run.parallel_model, run.optimizers
+        take = make_step(run.step_class, model, optimizers, batches, config, run.precision)
+        take.policy.skipped = state.skipped
+        batch_loss = None
+        if issubclass(run.step_class, GraphStep):
+            batch_loss = GraphedLoss(model, run.precision)
+        for step in range(first, config.max_iters + 1):
+            stopping = distributed.any_rank(bool(signals.received))
+            due = step % config.eval_interval == 0 or step == config.max_iters
+            if step == first and state.val_loss is not None:
+                due = False  # it was evaluated before the run was stopped
+            if due or (stopping and step > first):
+                take.check()
+                best = state.best_val_loss
+                with progress.paused():
+                    state = RunState(step, skipped=take.policy.skipped, best_val_loss=best)
+                    if due:
+                        state = _evaluate(run, state, progress, batch_loss)
+                    losses = progress.losses()
+                    state = replace(state, seconds=progress.seconds, losses=losses)
+                    saver.save(state, state.best_val_loss < best)
+            if stopping or step == config.max_iters:
+                break
+            progress.step(step, take_step(take, step))
+            profiler.step()
+    progress.bar.close()
+    if step < config.max_iters:
+        print(
+            f"stopped by {signals.received} after step {step}, which is saved; continue with: "
+            f"python train.py --resume --out-dir {folder}"
+        )
+        return False
+    log.finish(summary(config, state, progress, run.precision, run.parameters, run.kernels))
+    print(
+        f"best val loss {state.best_val_loss:.4f}, {progress.seconds:.1f} s of training, "
+        f"{progress.tokens_per_second(config.max_iters):,.0f} tok/s; the run is in {folder}"
+    )
+    return True
+
+
+def evaluation_batches(run: Run) -> Iterable[Batch]:
+    """The whole validation split, or with --eval-iters random batches of it."""
+    config, block_size = run.config, run.config.model.block_size
+    if config.eval_iters:
+        return random_batches(
+            run.data, config.seed, config.eval_iters, config.batch_size, block_size
+        )
+    return validation_batches(run.data, block_size)
+
+
+def _evaluate(
+    run: Run, state: RunState, progress: Progress, batch_loss: BatchLoss | None
+) -> RunState:
+    """Evaluate and log; return the state with the results."""
+    model, precision = run.parallel_model, run.precision
+    val_loss = evaluate(model, evaluation_batches(run), precision, batch_loss)
+    scores = task_accuracy(model, run.data, run.config.model.block_size, precision)
+    progress.evaluation(state.step, val_loss, run.sample(), **scores)
+    best = min(state.best_val_loss, val_loss)
+    return replace(state, val_loss=val_loss, scores=scores, best_val_loss=best)
+
+
+def _open_log(config: TrainConfig, folder: Path, first: int) -> MetricsLog | NoMetricsLog:
+    if not distributed.is_main():
+        return NoMetricsLog()
+    return MetricsLog(folder, config.to_dict(), config.log, first if config.resume else None)
+
+
+def _make_progress(run: Run, log: MetricsLog | NoMetricsLog, state: RunState) -> Progress:
+    tokens_per_step = batch_plan(run.config).tokens_per_step
+    flops_per_token = hardware.flops_per_token(run.config.model, run.parameters)
+    return Progress(
+        log,
+        run.precision.device,
+        state,
+        max_iters=run.config.max_iters,
+        log_interval=run.config.log_interval,
+        tokens_per_step=tokens_per_step,
+        flops_per_step=flops_per_token * tokens_per_step,
+    )
+
+
+def _prefetched(run: Run) -> contextlib.AbstractContextManager:
+    """The data; if it is not on the device, batches are read ahead by a thread."""
+    data = run.data
+    if data.source == run.precision.device or not isinstance(data, TokenDataset):
+        return contextlib.nullcontext(data)
+    return Prefetched(data, distributed.world_size())

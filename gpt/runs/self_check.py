@@ -1,0 +1,143 @@
+"""Before the first run on a GPU: one batch's loss and gradients by two tables of kernels."""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from gpt import UserError, hardware
+from gpt.config.model import ModelConfig
+from gpt.config.train import TrainConfig
+from gpt.data.corpus import cache_dir
+from gpt.data.dataset import Dataset
+from gpt.models.build import build
+from gpt.training.precision import Precision
+
+LAYERS = 2  # of the model that is compared: all layers are alike
+ROWS = 8  # of the batch, at most
+# largest error of all gradients relative to their norm
+BOUNDS = {torch.bfloat16: 0.05, torch.float16: 0.02, torch.float32: 1e-3}
+REPORT = "please report the output of `python -m kernels.doctor --check`"
+
+
+class Comparison(NamedTuple):
+    loss: float
+    expected: float
+    error: float  # of all gradients, relative to their norm
+    bound: float
+
+    @property
+    def is_good(self) -> bool:
+        difference = abs(self.loss - self.expected)
+        return self.error <= self.bound and difference <= self.bound * abs(self.expected)
+
+    def __str__(self):
+        return (
+            f"loss {self.loss:.4f} against {self.expected:.4f}, "
+            f"relative error of the gradients {100 * self.error:.2g}%"
+        )
+
+
+def checked(
+    ops, fallback, check: ModuleType, data: Dataset, config: TrainConfig, precision: Precision
+):
+    """`ops`, with every operation that fails the comparison on this GPU taken from `fallback`.
+
+    Compares once per GPU, software and model, and caches a good result. `check` is the module
+    `kernels.check`. Raises UserError if something is wrong and --kernels is not auto.
+    """
+    cache = ResultCache(check.facts(ops, precision.device), config)
+    if cache.has_result():
+        return ops
+    reason = _reason_against(ops, fallback, check, data, config, precision, cache)
+    if reason is None:
+        return ops
+    where = f"--kernels {config.kernels} on {hardware.device_name(precision.device)}"
+    try:
+        hardware.synchronise(precision.device)
+    except RuntimeError:  # after an illegal access every further call fails
+        raise UserError(f"{where}: {reason}; use --kernels torch, and {REPORT}") from None
+    if config.kernels != "auto":
+        raise UserError(f"{where}: {reason}; use --kernels torch, and {REPORT}")
+    wrong = check.failures(ops, precision.device, [precision.dtype])
+    mixed = ops._replace(**{name: getattr(fallback, name) for name in wrong})
+    if not wrong or _reason_against(mixed, fallback, check, data, config, precision, cache=None):
+        wrong, mixed = ops._fields, fallback
+    print(f"{where}: {reason}; PyTorch computes {', '.join(wrong)} instead; {REPORT}")
+    return mixed
+
+
+def _reason_against(ops, fallback, check, data, config, precision, cache) -> str | None:
+    """Why `ops` must not be used, or None; a good result is printed and cached."""
+    try:
+        found = compare(ops, fallback, data, config, precision)
+    except check.RAISED as error:
+        if isinstance(error, RuntimeError) and hardware.out_of_memory(error):
+            raise  # the kernels are not to blame
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if not found.is_good:
+        return f"kernels differ from PyTorch: {found}"
+    print(f"kernels checked against PyTorch: {found}")
+    if cache is not None:
+        cache.store(found)
+    return None
+
+
+def compare(ops, fallback, data: Dataset, config: TrainConfig, precision: Precision) -> Comparison:
+    """`ops` against `fallback`: the same weights and batch, no dropout, two layers."""
+    layers = min(config.model.n_layer, LAYERS)
+    model_config = replace(config.model, n_layer=layers, dropout=0.0, embedding_dropout=0.0)
+    rows = min(config.batch_size, ROWS)
+    x, y = data.batch(config.seed, 0, rows, model_config.block_size)
+    loss, gradients = _differentiate(model_config, ops, x, y, precision)
+    expected, exact = _differentiate(model_config, fallback, x, y, precision)
+    difference = sum((a - b).square().sum() for a, b in zip(gradients, exact, strict=True))
+    norm = sum(gradient.square().sum() for gradient in exact)
+    return Comparison(loss, expected, (difference / norm).sqrt().item(), BOUNDS[precision.dtype])
+
+
+def _differentiate(config: ModelConfig, ops, x, y, precision: Precision):
+    """The loss and the gradients of all parameters, in fp64."""
+    devices = [precision.device] if precision.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # leaves the run's generators as they are
+        torch.manual_seed(0)
+        model = build(config, ops)
+        model.initialise()
+    model.to(precision.device)
+    with precision.autocast():
+        loss = model(x, y)[1]
+    scale = 1024.0 if precision.dtype == torch.float16 else 1.0  # small gradients would underflow
+    (scale * loss).backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return loss.item(), [gradient.double() / scale for gradient in gradients]
+
+
+class ResultCache:
+    """The good results on this machine, in a file of the cache folder."""
+
+    def __init__(self, facts: dict, config: TrainConfig):
+        self.path = cache_dir() / "selfcheck.json"
+        key = facts | {"model": config.model.to_dict(), "rows": config.batch_size}
+        text = json.dumps(key | {"dtype": config.dtype}, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def has_result(self) -> bool:
+        return self.key in _read(self.path)
+
+    def store(self, found: Comparison) -> None:
+        with contextlib.suppress(OSError):  # then the next run compares again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(_read(self.path) | {self.key: str(found)}, indent=1)
+            self.path.write_text(f"{text}\n")
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,119 @@
+"""The gradients of one training step: batches, forward and backward passes, clipping."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from gpt.data.dataset import Dataset
+from gpt.training import distributed
+from gpt.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which rows of the data a training step sees, on this rank.
+
+    Step s of a run sees the rows s * R to (s + 1) * R - 1 of the data, R = `rows`: N ranks together
+    see what a single one would see with N times the batch size.
+    """
+
+    batch_size: int  # sequences in one forward pass
+    block_size: int  # tokens in a sequence
+    passes: int = 1  # forward and backward passes accumulated into a step
+    seed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step, over all passes and ranks."""
+        return self.passes * distributed.world_size() * self.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows * self.block_size
+
+    def first_row(self, step, index: int):
+        """The first row of pass `index`; `step` is a number or a tensor () on the device."""
+        batch = (step * self.passes + index) * distributed.world_size() + distributed.rank()
+        return batch * self.batch_size
+
+
+class Gradients:
+    """Computes the gradients of a step and leaves them, clipped, in the parameters."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        data: Dataset,
+        plan: BatchPlan,
+        precision: Precision,
+        grad_clip: float = 0.0,  # largest norm of all gradients together; 0 disables it
+    ):
+        self.model, self.optimizers, self.data = model, optimizers, data
+        self.plan, self.precision, self.grad_clip = plan, precision, grad_clip
+        self.parameters = list(model.parameters())  # the walk through all modules, once
+        # 16-bit copies of weights by name, with which the forward pass computes instead
+        self.copies: dict[str, torch.Tensor] = {}
+        # an optimizer that clips as it updates, if it holds all parameters
+        alone = len(optimizers) == 1 and hasattr(optimizers[0], "clip_grad_norm")
+        self.clipping_optimizer: Any = optimizers[0] if alone else None
+
+    def __call__(self, step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss () and whether a gradient is not finite, as 0. or 1., ().
+
+        `step` is a number, or a tensor () on the device.
+        """
+        plan, scaler = self.plan, self.precision.scaler
+        losses = []
+        for index in range(plan.passes):
+            first_row = plan.first_row(step, index)
+            x, y = self.data.batch(plan.seed, first_row, plan.batch_size, plan.block_size)
+            is_last = index == plan.passes - 1
+            with contextlib.nullcontext() if is_last else distributed.no_sync(self.model):
+                with self.precision.autocast():
+                    loss = self.loss(x, y)
+                if plan.passes > 1:
+                    loss = loss / plan.passes
+                scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        for optimizer in self.optimizers:
+            scaler.unscale_(optimizer)
+        return functools.reduce(torch.add, losses), self.clip()
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.copies:
+            return torch.func.functional_call(self.model, self.copies, (x, y))[1]
+        return self.model(x, y)[1]
+
+    def clip(self) -> torch.Tensor:
+        """Clip the gradients if `grad_clip` asks for it. Return 1. if one is not finite, else 0."""
+        gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
+        if self.clipping_optimizer is not None:  # the update scales the gradients as it reads them
+            norm = self.clipping_optimizer.clip_grad_norm(self.grad_clip or math.inf)
+        elif not self.grad_clip and self._is_plain_cpu():
+            # a sixth of the time that a norm takes there
+            bad = torch.zeros(())
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, bad, torch.ones(()))
+            return bad
+        else:
+            norm = distributed.full_tensor(nn.utils.get_total_norm(gradients))
+            if self.grad_clip:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
+        return (~norm.isfinite()).float()
+
+    def clear(self) -> None:
+        """Free all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        for copy in self.copies.values():
+            copy.grad = None
+
+    def _is_plain_cpu(self) -> bool:
+        on_cpu = self.precision.device.type == "cpu"
+        return on_cpu and not any(map(distributed.is_shard, self.parameters[:1]))

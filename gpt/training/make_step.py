@@ -1,0 +1,93 @@
+"""Which kind of training step a run takes, and how it is put together from the run's options."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+
+from gpt import UserError
+from gpt.config.train import TrainConfig
+from gpt.data.dataset import Dataset
+from gpt.training import distributed
+from gpt.training.cuda_graph import CaptureError
+from gpt.training.gradients import BatchPlan, Gradients
+from gpt.training.non_finite import NonFinitePolicy
+from gpt.training.precision import Precision
+from gpt.training.schedule import schedule_of
+from gpt.training.step import DeviceStep, EagerStep, GraphStep
+
+
+def choose_step(
+    config: TrainConfig, precision: Precision, data: Dataset
+) -> tuple[type[EagerStep], str]:
+    """The class that `--step` selects on this device, and the reason in a few words."""
+    mode, reason = config.step, None
+    # optimizers on a GPU read found_inf; the fp16 scaler needs the host's decision
+    waits = precision.device.type != "cuda" or precision.scaler.is_enabled()
+    eager = EagerStep if waits else DeviceStep
+    if mode == "compile":
+        return eager, "eager, with the model compiled by torch.compile"
+    if precision.device.type != "cuda":
+        reason = f"the device is {precision.device.type}"
+    elif precision.scaler.is_enabled():
+        reason = "the fp16 loss scaler waits for the device"
+    elif data.source != precision.device:
+        reason = "the data does not fit in GPU memory"
+    elif distributed.world_size() > 1:
+        reason = "ranks exchange gradients"
+    elif config.activation_checkpointing and config.model.dropout:
+        reason = "activation checkpointing with dropout restores generator states"
+    if mode == "graph" and reason:
+        raise UserError(f"--step graph is not available because {reason}; use --step eager")
+    if mode == "graph" or (mode == "auto" and reason is None):
+        return GraphStep, "one CUDA graph"
+    return eager, f"eager because {reason}" if mode == "auto" else "eager"
+
+
+def make_step(
+    kind: type[EagerStep],
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    data: Dataset,
+    config: TrainConfig,
+    precision: Precision,
+) -> EagerStep:
+    """A step of class `kind` with the batches, schedule and clipping of `config`."""
+    plan = batch_plan(config)
+    gradients = Gradients(model, optimizers, data, plan, precision, config.grad_clip)
+    schedule, policy = schedule_of(config), NonFinitePolicy(config.nan, plan.rows)
+    if issubclass(kind, GraphStep):
+        return kind(
+            gradients,
+            schedule,
+            policy,
+            config.log_interval,
+            copies_weights=not (config.activation_checkpointing or config.compiles_model),
+            on_failure=_raise_failure if config.step == "graph" else None,
+        )
+    if issubclass(kind, DeviceStep):
+        return kind(gradients, schedule, policy, config.log_interval)
+    return kind(gradients, schedule, policy)
+
+
+def batch_plan(config: TrainConfig) -> BatchPlan:
+    """The rows of a step. Raises UserError if --tokens-per-step is not a whole number of passes."""
+    batch_size, block_size = config.batch_size, config.model.block_size
+    tokens, passes = config.tokens_per_step, config.gradient_accumulation_steps or 1
+    if tokens and config.gradient_accumulation_steps:
+        raise UserError("give --tokens-per-step or --gradient-accumulation-steps, not both")
+    if tokens:
+        tokens_per_pass = distributed.world_size() * batch_size * block_size
+        if tokens % tokens_per_pass:
+            raise UserError(
+                f"--tokens-per-step {tokens} is not a multiple of the {tokens_per_pass} tokens of "
+                "one pass (--batch-size times --block-size, on every rank)"
+            )
+        passes = tokens // tokens_per_pass
+    return BatchPlan(batch_size, block_size, passes, config.seed)
+
+
+def _raise_failure(error: CaptureError) -> None:
+    raise UserError(
+        f"--step graph: the step cannot be captured ({error}); use --step eager"
+    ) from None

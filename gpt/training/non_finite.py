@@ -1,0 +1,73 @@
+"""What happens when the loss or a gradient of a step is NaN or infinite: `--nan stop` or `skip`."""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from gpt import UserError
+from gpt.training import distributed
+
+
+class NonFiniteError(UserError):
+    """A step was not finite, and `--nan stop` is set. The weights are those of the step before."""
+
+
+class NonFinitePolicy:
+    """Raises for, or skips and counts, the steps whose loss or gradients are not finite."""
+
+    def __init__(self, mode: Literal["stop", "skip"], rows: int):
+        self.stops, self.rows = mode == "stop", rows  # rows of the data in a step
+        self.skipped = 0
+
+    def handle(self, step: int, loss: float, bad_gradients: bool, count: int = 1) -> None:
+        """`count` steps were not finite, `step` the last: raise NonFiniteError or print a line."""
+        message = (
+            f"step {step}: the loss is {loss:.4g} and the gradients are "
+            f"{'not finite' if bad_gradients else 'finite'}, "
+            f"on rows {step * self.rows} to {(step + 1) * self.rows - 1}"
+        )
+        if self.stops:
+            raise NonFiniteError(message)
+        self.skipped += count
+        print(f"{message}; skipped ({self.skipped} skipped steps in total)", flush=True)
+
+
+class BadSteps(NamedTuple):
+    """The steps that were not finite since the host last asked: how many, and the last one."""
+
+    number: int
+    step: int
+    loss: float
+    bad_gradients: bool
+
+
+class NonFiniteMonitor:
+    """`BadSteps` as tensors on the device, written without the host waiting for a step.
+
+    The optimizers read `found_inf` () and leave the update out where it is not 0.
+    """
+
+    def __init__(self, device: torch.device, stops: bool):
+        self.stops = stops
+        self.found_inf = torch.zeros((), device=device)
+        self._bad = torch.zeros(len(BadSteps._fields), dtype=torch.float64, device=device)
+
+    def update(self, step: torch.Tensor, loss: torch.Tensor, bad: torch.Tensor) -> None:
+        """Set `found_inf`, and count the step, if its loss () or its gradients are not finite.
+
+        If the run stops at such a step, every later update is left out too, so that the weights
+        stay what they were until the host reads this.
+        """
+        count = self._bad[0]
+        stopped = (count > 0) & self.stops
+        now = distributed.all_reduce_sum(bad + ~loss.isfinite()) > 0  # on any rank
+        self.found_inf.copy_(now | stopped)
+        seen = torch.stack([count + 1, step, loss, bad])  # in the order of BadSteps
+        self._bad.copy_(torch.where(now & ~stopped, seen, self._bad))
+
+    def read(self) -> BadSteps:
+        """What was counted since the last call. Waits for the device."""
+        count, step, loss, bad = self._bad.tolist()
+        if count:
+            self._bad.zero_()
+        return BadSteps(int(count), int(step), loss, bool(bad))

@@ -1,0 +1,40 @@
+"""Sampling has the stated distribution. The operation's tests are tests/kernels/decoding."""
+
+import pytest
+import torch
+
+from gpt import UserError
+from gpt.generation.sampling import Sampling
+from tests.numerics import DRAWING_RULES, assert_drawn_from, restricted_softmax
+
+LOGITS = torch.tensor([1.0, 3.0, -1.0, 2.0, 2.0, -float("inf"), 0.0, 0.5])
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
+def test_samples_have_the_restricted_distribution(temperature, top_k, top_p):
+    generator = torch.Generator().manual_seed(0)
+    sampling = Sampling(temperature, top_k, top_p, vocab_size=len(LOGITS))
+    padded = torch.cat((LOGITS, torch.tensor([9.0, 9.0])))  # above every other logit
+    drawn = sampling.sample(padded.repeat(20_000, 1), generator)
+    assert_drawn_from(drawn, restricted_softmax(LOGITS, temperature, top_k, top_p))
+
+
+def test_temperature_zero_selects_the_most_likely_token():
+    sampling = Sampling(temperature=0.0)
+    assert sampling.sample(LOGITS[None]).tolist() == [1]
+    assert sampling.probabilities(LOGITS[None]).tolist() == [[0, 1, 0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1.0}, "--temperature is -1.0"),
+        ({"temperature": float("nan")}, "--temperature is nan"),
+        ({"top_k": -1}, "--top-k is -1"),
+        ({"top_p": 0.0}, "--top-p is 0.0; it must be above 0"),
+        ({"top_p": 1.5}, "--top-p is 1.5"),
+    ],
+)
+def test_values_out_of_range_are_rejected(values, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**values)

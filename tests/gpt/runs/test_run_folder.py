@@ -1,0 +1,60 @@
+"""The folder of a run is created and locked, and earlier runs are kept."""
+
+import errno
+import os
+
+import pytest
+
+from gpt import UserError
+from gpt.runs.run_folder import run_folder
+
+
+def test_an_earlier_run_is_renamed(tmp_path):
+    folder = tmp_path / "a" / "out"
+    for number in (None, 1, 2):
+        with run_folder(folder, resume=False) as earlier:
+            assert earlier == (tmp_path / "a" / f"out.{number}" if number else None)
+            assert [path.name for path in folder.iterdir()] == ["lock"]
+            (folder / "config.json").write_text(str(number))
+    assert (tmp_path / "a" / "out.1" / "config.json").read_text() == "None"
+    assert (tmp_path / "a" / "out.2" / "config.json").read_text() == "1"
+
+
+def test_resuming_keeps_the_folder_and_removes_partial_files(tmp_path):
+    for name in ("config.json", "last.json", "weights.77.partial"):
+        (tmp_path / name).write_text("")
+    with run_folder(tmp_path, resume=True) as earlier:
+        assert earlier is None
+        names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["config.json", "last.json", "lock"]
+
+
+def enter(folder, resume):
+    with run_folder(folder, resume):
+        pass
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_process_cannot_use_the_folder(tmp_path, resume):
+    with run_folder(tmp_path / "out", resume=False):
+        (tmp_path / "out" / "config.json").write_text("")
+        with pytest.raises(UserError, match=r"another train\.py is running in"):
+            enter(tmp_path / "out", resume)
+        assert not (tmp_path / "out.1").exists()
+    enter(tmp_path / "out", resume)  # the lock is released
+
+
+def test_paths_that_cannot_be_folders_are_rejected(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"--out-dir .* is not usable: "):
+            enter(folder, resume=False)
+
+
+def test_a_read_only_folder_is_rejected(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", fail)  # permissions do not stop root, who may run the tests
+    with pytest.raises(UserError, match=f"is not usable: {os.strerror(errno.EROFS)}"):
+        enter(tmp_path, resume=True)

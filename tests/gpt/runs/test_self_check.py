@@ -1,0 +1,124 @@
+"""The comparison with PyTorch before a first run: its result, output and cache."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernels
+from bench.training import random_data
+from gpt import UserError
+from gpt.config.model import ModelConfig
+from gpt.config.train import TrainConfig
+from gpt.runs import self_check
+from gpt.training.precision import Precision
+from kernels import check
+from tests.numerics import DEVICE, DTYPES
+
+OPS, PEER = kernels.load("triton", DEVICE), kernels.load("torch")
+MODEL = ModelConfig(
+    vocab_size=11, block_size=8, n_layer=3, n_head=2, n_embd=16, dropout=0.2, qkv_bias=True
+)
+DATA = random_data(MODEL.vocab_size, torch.device(DEVICE))
+CONFIG = TrainConfig(model=MODEL, batch_size=3, kernels="auto", dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def small_sizes_and_own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "SIZES", ((2, 17, 12, 2, 11),))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def checked(ops, config=CONFIG):
+    precision = Precision(torch.device(DEVICE), torch.float32)
+    return self_check.checked(ops, PEER, check, DATA, config, precision)
+
+
+def compare(ops, dtype=torch.float32):
+    return self_check.compare(ops, PEER, DATA, CONFIG, Precision(torch.device(DEVICE), dtype))
+
+
+def scaled(operation):
+    return lambda *operands, **options: 1.5 * operation(*operands, **options)
+
+
+def raises(error):
+    def operation(*operands, **options):
+        raise error
+
+    return operation
+
+
+BROKEN = OPS._replace(layer_norm=scaled(OPS.layer_norm))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_correct_kernels_pass(dtype):
+    found = compare(OPS, dtype)
+    assert found.is_good
+    assert found.expected == pytest.approx(2.4, abs=0.4)  # log 11 before training
+
+
+def test_the_error_is_that_of_all_gradients_together():
+    found = compare(PEER._replace(linear_cross_entropy=scaled(PEER.linear_cross_entropy)))
+    assert found.error == pytest.approx(0.5, rel=1e-4)
+    assert found.loss == pytest.approx(1.5 * found.expected, rel=1e-4)
+    assert not found.is_good
+
+
+def test_a_good_result_is_printed_once_and_cached(capsys):
+    assert checked(OPS) is OPS
+    assert "kernels checked against PyTorch: loss" in capsys.readouterr().out
+    assert checked(OPS) is OPS
+    assert capsys.readouterr().out == ""
+    checked(OPS, replace(CONFIG, model=replace(MODEL, n_embd=32)))
+    assert "loss" in capsys.readouterr().out  # another model is not cached
+
+
+def test_without_a_writable_cache_every_run_compares(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        assert checked(OPS) is OPS
+        assert "kernels checked" in capsys.readouterr().out
+
+
+def test_auto_replaces_broken_kernels_by_pytorch(capsys):
+    ops = checked(BROKEN)
+    assert ops == OPS._replace(layer_norm=PEER.layer_norm)
+    printed = capsys.readouterr().out
+    assert "kernels differ from PyTorch: loss" in printed
+    assert "PyTorch computes layer_norm instead; please report" in printed
+    assert checked(BROKEN) == ops  # what is cached for the kernels is not the result of others
+
+
+def test_auto_replaces_all_kernels_if_no_single_one_fails(monkeypatch, capsys):
+    monkeypatch.setattr(check, "failures", lambda *arguments: {})
+    assert checked(BROKEN) == PEER
+    assert "PyTorch computes embedding, layer_norm," in capsys.readouterr().out
+
+
+def test_kernels_that_do_not_compile_are_replaced():
+    error = RuntimeError("out of resource: shared memory")
+    ops = checked(OPS._replace(attention_qkv=raises(error)))
+    assert ops == OPS._replace(attention_qkv=PEER.attention_qkv)
+
+
+def test_out_of_memory_is_raised():
+    with pytest.raises(torch.OutOfMemoryError):
+        checked(OPS._replace(attention_qkv=raises(torch.OutOfMemoryError("CUDA"))))
+
+
+def test_kernels_that_were_selected_by_name_raise_if_broken():
+    message = r"--kernels triton on .*: kernels differ from PyTorch: loss .*use --kernels torch"
+    for _ in range(2):  # a bad result is not cached
+        with pytest.raises(UserError, match=message):
+            checked(BROKEN, replace(CONFIG, kernels="triton"))
+
+
+def test_the_comparison_draws_no_number_from_the_generator_of_the_run():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    checked(OPS)
+    assert torch.equal(torch.rand(3), expected)
