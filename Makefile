@@ -1,5 +1,6 @@
-# make train: set up, train on the lecture's text, print a sample.   make test: set up, run all tests.
-# A virtual environment is made in .venv unless one is active.
+# make train: install, train on the lecture's text, print a sample.
+# make test: install, run all tests.
+# Every target uses the active virtual environment, or creates one in .venv.
 
 VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
 PYTHON := $(VENV)/bin/python
@@ -35,6 +36,8 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m codespell_lib
+	$(PYTHON) -m mypy gpt kernels train.py sample.py
+	$(PYTHON) -m tests.structure
 
 $(INSTALLED): setup.py constraints.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)

@@ -9,22 +9,23 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["gpt*", "kernels*", "bench*"]),
+    package_data={"bench.report": ["*.html"], "bench.recipes": ["*.json"]},
     py_modules=["train", "sample"],
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy",
         "safetensors",
-        "tyro",
         "tqdm",
         "matplotlib",
     ],
     extras_require={
         "test": [
             *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "tiktoken"),
-            *("ruff", "codespell", "tomli; python_version < '3.11'"),  # tomli: for codespell
+            *("ruff", "mypy", "codespell", "tomli; python_version < '3.11'"),  # tomli: codespell
         ],
         "weights": ["huggingface_hub", "transformers"],
+        "report": ["jinja2"],
         "log": ["tensorboard", "wandb"],
         "bpe": ["tiktoken"],
         "data": ["datasets", "tiktoken"],

@@ -1,38 +1,31 @@
-"""Attention, rung 1: the lecture's three lines, the softmax as a kernel.
+"""Attention, rung 1: the lecture's three lines, with the softmax as a kernel.
 
     wei = scale q k^T        wei = softmax(wei, where row >= key)        out = wei v
 
-The products are PyTorch's. Between them the lecture masks and normalises in two steps, each of
-which reads and writes a (T, T) matrix per head. Here one program takes a row of it: scales, masks,
-finds the largest, takes exp, divides. The row is as wide as the tile, so it is read once and
-written once. The largest score is subtracted because exp of 89 overflows, and the quotient is the
-same without.
+PyTorch computes the products. Between them, the lecture scales, masks and normalises a (T, T)
+matrix per head in separate passes. Here one program does it for one row, which is read once and
+written once. Subtracting the maximum does not change the quotient; without it, exp(89) overflows.
 
-What is wrong: the (T, T) matrices. They are written, read, written and read: with T = 1,024 and
-heads of 64, sixteen times the bytes of q, k, v and out. They grow with T^2, and so does the memory
-for them. The mask ends anywhere in a row, so the compiler dares no load wider than a number.
-Next: a row of scores that never leaves the chip.
+Limitation: the (T, T) matrices are written, read, written and read. With T = 1,024 and heads of 64,
+that is sixteen times the bytes of q, k, v and out. The mask can end anywhere in a row, so the
+compiler cannot use loads wider than one number.
+Next: scores that never leave the chip.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
 @triton.jit
-def _softmax(
-    s_ptr,  # (B, H, T, T)
-    p_ptr,  # (B, H, T, T)
-    T,
-    SCALE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)  # of all heads
+def _softmax(s_ptr, p_ptr, T, SCALE: tl.constexpr, COLUMNS: tl.constexpr):  # s, p (B, H, T, T)
+    row = tl.program_id(0).to(tl.int64)  # of all heads together
     key = tl.arange(0, COLUMNS)
-    seen = key <= row % T
-    s = tl.load(s_ptr + row * T + key, seen, other=float("-inf")).to(tl.float32) * SCALE
+    visible = key <= row % T
+    s = tl.load(s_ptr + row * T + key, visible, other=float("-inf")).to(tl.float32) * SCALE
     p = tl.exp(s - tl.max(s))
     tl.store(p_ptr + row * T + key, p / tl.sum(p), key < T)
 
@@ -49,6 +42,4 @@ def attention(q, k, v):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, attention)

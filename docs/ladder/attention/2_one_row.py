@@ -1,45 +1,37 @@
 """Attention, rung 2: no (T, T) matrix.
 
-A program takes one row of q and walks over the keys that it may see, N at a time: once for the
-largest score, and once more, computing the scores again, for the sum z of p = exp(s - m) and for
-the sum of p v. Division by z can wait until the end. Nothing but q, k, v and out travels.
+A program takes one row of q and loops over the keys that it attends to, N at a time. The first loop
+finds the largest score m. The second recomputes the scores and accumulates z, the sum of p = exp(s
+- m), and the sum of p v. Only q, k, v and out move between memory and chip.
 
-What is wrong: the scores are computed twice, because the second walk needs the first one's maximum.
-And every row reads all its keys and values for itself: k and v of a head are read T times.
-Next: the first walk goes.
+Limitation: the scores are computed twice, because the second loop needs the maximum. Every row
+loads all of its keys and values, so k and v of a head are read T times.
+Next: a single loop.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-N = 64  # keys of a tile
 
 
 @triton.jit
 def _scores(q, k_ptr, key, row, D: tl.constexpr):
-    """s (N,) of one row's q (D,), -inf where it may not see the key."""
+    """Scores (N,) of one row's q (D,); -inf for masked keys."""
     d = tl.arange(0, D)
-    seen = key <= row
-    k = tl.load(k_ptr + key[:, None] * D + d[None, :], seen[:, None], other=0)  # (N, D)
-    return tl.where(seen, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+    visible = key <= row
+    k = tl.load(k_ptr + key[:, None] * D + d[None, :], visible[:, None], other=0)  # (N, D)
+    return tl.where(visible, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
 
 
 @triton.jit
 def _forward(
-    q_ptr,  # (B, H, T, D)
-    k_ptr,  # (B, H, T, D)
-    v_ptr,  # (B, H, T, D)
-    out_ptr,  # (B, H, T, D)
-    T,
-    SCALE: tl.constexpr,
-    D: tl.constexpr,
-    N: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, T, SCALE: tl.constexpr, D: tl.constexpr, N: tl.constexpr = 64
+):  # q, k, v, out (B, H, T, D); N keys per tile
     row = tl.program_id(0)
-    begin = tl.program_id(1).to(tl.int64) * T * D  # of a head
+    begin = tl.program_id(1).to(tl.int64) * T * D  # offset of the head
     d = tl.arange(0, D)
     q = tl.load(q_ptr + begin + row * D + d).to(tl.float32) * SCALE  # (D,)
     largest = tl.full((N,), float("-inf"), tl.float32)
@@ -63,11 +55,9 @@ def attention(q, k, v):
     """q, k, v (B, H, T, D) contiguous, D a power of two -> (B, H, T, D), causal."""
     B, H, T, D = q.shape
     out = torch.empty_like(q)
-    launch(_forward, (T, B * H), q, k, v, out, T, SCALE=D**-0.5, D=D, N=N, num_warps=4)
+    launch(_forward, (T, B * H), q, k, v, out, T, SCALE=D**-0.5, D=D, num_warps=4)
     return out
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, attention)

@@ -1,14 +1,14 @@
-"""Attention, rung 3: one walk, with a running maximum.
+"""Attention, rung 3: one loop, with a running maximum.
 
     m_new = max(m, max s)     alpha = exp(m - m_new)     p = exp(s - m_new)
     z = alpha z + sum p       acc = alpha acc + p v      m = m_new
 
-What was summed under an old maximum becomes right under a new one when it is multiplied by alpha
-(Milakov and Gimelshein 2018). So the maximum need not be known before: every score is computed
-once. The first alpha is exp(-inf) = 0, which wipes out what was never there.
+Multiplying by alpha converts sums for the old maximum into sums for the new one (Milakov and
+Gimelshein 2018). The maximum need not be known in advance, and every score is computed once. The
+first alpha is exp(-inf) = 0, which clears the initial values.
 
-What is wrong: still one row per program. A key of 64 channels is read for 64 multiplications, and
-those are done one by one, on a chip whose tensor cores multiply whole tiles.
+Limitation: still one row per program. Each number of k is used in one multiplication, outside the
+tensor cores, which multiply whole tiles.
 Next: many rows share a tile of keys.
 """
 
@@ -16,24 +16,16 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-N = 64  # keys of a tile
 
 
 @triton.jit
 def _forward(
-    q_ptr,  # (B, H, T, D)
-    k_ptr,  # (B, H, T, D)
-    v_ptr,  # (B, H, T, D)
-    out_ptr,  # (B, H, T, D)
-    T,
-    SCALE: tl.constexpr,
-    D: tl.constexpr,
-    N: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, T, SCALE: tl.constexpr, D: tl.constexpr, N: tl.constexpr = 64
+):  # q, k, v, out (B, H, T, D); N keys per tile
     row = tl.program_id(0)
-    begin = tl.program_id(1).to(tl.int64) * T * D  # of a head
+    begin = tl.program_id(1).to(tl.int64) * T * D  # offset of the head
     d = tl.arange(0, D)
     q = tl.load(q_ptr + begin + row * D + d).to(tl.float32) * SCALE  # (D,)
     m = float("-inf")
@@ -41,11 +33,11 @@ def _forward(
     acc = tl.zeros((D,), tl.float32)
     for first_key in range(0, row + 1, N):
         key = first_key + tl.arange(0, N)
-        seen = key <= row
+        visible = key <= row
         at = begin + key[:, None] * D + d[None, :]
-        k = tl.load(k_ptr + at, seen[:, None], other=0).to(tl.float32)  # (N, D)
-        v = tl.load(v_ptr + at, seen[:, None], other=0).to(tl.float32)  # (N, D)
-        s = tl.where(seen, tl.sum(q[None, :] * k, 1), float("-inf"))  # (N,)
+        k = tl.load(k_ptr + at, visible[:, None], other=0).to(tl.float32)  # (N, D)
+        v = tl.load(v_ptr + at, visible[:, None], other=0).to(tl.float32)  # (N, D)
+        s = tl.where(visible, tl.sum(q[None, :] * k, 1), float("-inf"))  # (N,)
         m_new = tl.maximum(m, tl.max(s))
         alpha = tl.exp(m - m_new)
         p = tl.exp(s - m_new)
@@ -59,11 +51,9 @@ def attention(q, k, v):
     """q, k, v (B, H, T, D) contiguous, D a power of two -> (B, H, T, D), causal."""
     B, H, T, D = q.shape
     out = torch.empty_like(q)
-    launch(_forward, (T, B * H), q, k, v, out, T, SCALE=D**-0.5, D=D, N=N, num_warps=4)
+    launch(_forward, (T, B * H), q, k, v, out, T, SCALE=D**-0.5, D=D, num_warps=4)
     return out
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, attention)

@@ -1,22 +1,22 @@
 """Attention, rung 4: tiles of rows, on the tensor cores.
 
-A program holds M = 64 rows of q. Scores of M rows and N keys are one matrix product, `tl.dot`, and
-so is p v. m, z and alpha have a number per row. A tile of keys and values is read once for 64 rows,
-and tensor cores do the multiplying: they take q, k, v and p in 16 bits and add up in fp32. This is
-FlashAttention (Dao et al. 2022, 2023).
+A program holds M = 64 rows of q. The scores of M rows and N keys are one matrix product, `tl.dot`,
+and so is p v. A tile of keys and values is read once for 64 rows. The tensor cores take q, k, v and
+p in 16 bits and accumulate in fp32. This is FlashAttention (Dao et al. 2022, 2023).
 
-What is wrong: it computes the whole square and masks away half of it. Every tile pays for the mask,
-though only those on the diagonal need it. And exp is exp2 of a product: the hardware has no other.
-Next: what is not seen is not computed.
+Limitation: it computes the whole square and masks half of it. Every tile is masked, though only the
+tiles on the diagonal need it. exp is compiled to a multiplication and exp2.
+Next: skip what is masked.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
-M, N = 64, 64  # rows and keys of a tile
+M, N = 64, 64  # rows and keys per tile
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _forward(
     N: tl.constexpr,
 ):
     row = tl.program_id(0) * M + tl.arange(0, M)
-    begin = tl.program_id(1).to(tl.int64) * T * D  # of a head
+    begin = tl.program_id(1).to(tl.int64) * T * D  # offset of the head
     d = tl.arange(0, D)
     at_row = begin + row[:, None] * D + d[None, :]
     q = tl.load(q_ptr + at_row, (row < T)[:, None], other=0)  # (M, D)
@@ -46,7 +46,7 @@ def _forward(
         v = tl.load(v_ptr + at_key, (key < T)[:, None], other=0)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * SCALE  # (M, N)
         s = tl.where(row[:, None] >= key[None, :], s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))  # (M,); every row sees key 0, so it is finite
+        m_new = tl.maximum(m, tl.max(s, 1))  # (M,), finite because every row attends to key 0
         alpha = tl.exp(m - m_new)
         p = tl.exp(s - m_new[:, None])
         z = z * alpha + tl.sum(p, 1)
@@ -57,7 +57,7 @@ def _forward(
 
 
 def attention(q, k, v):
-    """q, k, v (B, H, T, D) contiguous, D a power of two from 16 on -> (B, H, T, D), causal."""
+    """q, k, v (B, H, T, D) contiguous, D a power of two, at least 16 -> (B, H, T, D), causal."""
     B, H, T, D = q.shape
     out = torch.empty_like(q)
     constants = {"SCALE": D**-0.5, "D": D, "M": M, "N": N}
@@ -66,6 +66,4 @@ def attention(q, k, v):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, attention)

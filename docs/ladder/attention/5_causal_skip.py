@@ -1,16 +1,13 @@
-"""Attention, rung 5: what is not seen is not computed.
+"""Attention, rung 5: skip what is masked.
 
-- The walk ends at the diagonal: the last key that a tile of rows may see is its last row. That is
-  half of all tiles.
-- Only tiles that some row may not see in full, those on the diagonal, are masked.
-- Programs have unequal work now. Those with the longest rows begin first; if they began last, the
-  card would wait for them almost alone.
+- The loop ends at the diagonal, at the last row of the tile. This skips half of all tiles.
+- Only the tiles on the diagonal are masked.
+- The programs with the most work start first, so that they do not finish long after the others.
 - log2(e) is folded into the scale, and exp becomes exp2, one instruction.
 
-What is wrong: a program multiplies or takes exp2, never both at once, so the tensor cores wait.
-Another program on the same processor fills the gap, if registers and shared memory are left for it:
-which tile leaves them differs from card to card. There is no gradient, no dropout, and only
-contiguous heads whose size is a power of two.
+Limitation: a program either multiplies or takes exp2, so the tensor cores idle unless another
+program on the same SM fills the gap; the tile that leaves room for one differs between GPUs. There
+is no gradient and no dropout. Heads must be contiguous with a power-of-two size.
 Next: the shipped kernel.
 """
 
@@ -18,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
-M, N = 64, 64  # rows and keys of a tile
+M, N = 64, 64  # rows and keys per tile
 LOG2_E = 1.4426950408889634
 
 
@@ -38,7 +36,7 @@ def _forward(
 ):
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M  # the longest rows first
     row = first_row + tl.arange(0, M)
-    begin = tl.program_id(1).to(tl.int64) * T * D  # of a head
+    begin = tl.program_id(1).to(tl.int64) * T * D  # offset of the head
     d = tl.arange(0, D)
     at_row = begin + row[:, None] * D + d[None, :]
     q = tl.load(q_ptr + at_row, (row < T)[:, None], other=0)  # (M, D)
@@ -51,7 +49,7 @@ def _forward(
         k = tl.load(k_ptr + at_key, (key < T)[:, None], other=0)  # (N, D)
         v = tl.load(v_ptr + at_key, (key < T)[:, None], other=0)  # (N, D)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (M, N)
-        if first_key + N > first_row + 1:  # the first row does not see all keys of the tile
+        if first_key + N > first_row + 1:  # the tile crosses the diagonal
             s = tl.where(row[:, None] >= key[None, :], s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1) * SCALE)
         alpha = tl.exp2(m - m_new)
@@ -64,7 +62,7 @@ def _forward(
 
 
 def attention(q, k, v):
-    """q, k, v (B, H, T, D) contiguous, D a power of two from 16 on -> (B, H, T, D), causal."""
+    """q, k, v (B, H, T, D) contiguous, D a power of two, at least 16 -> (B, H, T, D), causal."""
     B, H, T, D = q.shape
     out = torch.empty_like(q)
     constants = {"SCALE": D**-0.5 * LOG2_E, "D": D, "M": M, "N": N}
@@ -73,6 +71,4 @@ def attention(q, k, v):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, attention)

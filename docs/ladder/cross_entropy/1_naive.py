@@ -1,33 +1,25 @@
-"""Cross entropy, rung 1: three walks over each row of logits.
+"""Cross entropy, rung 1: two loops over each row of logits.
 
     m = max x        s = sum exp(x - m)        loss = log s + m - x_target
 
-A program takes a row, finds the largest logit, then the sum, tile by tile, then looks up the
-target. Without m, exp of a logit of 89 would overflow. PyTorch does it in two kernels, log_softmax
-and nll_loss, and stores the log_softmax: as many numbers as there are logits, in fp32. Here nothing
-is stored but the loss of each row.
+A program takes one row. It finds the largest logit, then the sum, tile by tile, and finally loads
+the target's logit. Without m, exp overflows for a logit of 89. Only the loss of each row is stored,
+whereas PyTorch stores the log_softmax, as many numbers as there are logits.
 
-What is wrong: a row of GPT-2's vocabulary is 100 KB in bf16, and it is read twice.
-Next: one walk for both.
+Limitation: a row of GPT-2's vocabulary is 100 KB in bf16, and it is read twice.
+Next: one loop for both.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-COLUMNS = 4096  # of a tile
 
 
 @triton.jit
-def _forward(
-    logits_ptr,  # (N, V)
-    targets_ptr,  # (N,)
-    losses_ptr,  # (N,)
-    V,
-    COLUMNS: tl.constexpr,
-):
+def _forward(logits_ptr, targets_ptr, losses_ptr, V, COLUMNS: tl.constexpr = 4096):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * V
     largest = tl.full((COLUMNS,), float("-inf"), tl.float32)
@@ -50,11 +42,9 @@ def cross_entropy(logits, targets):
     """logits (..., V) contiguous, targets (...) int64 -> (), the mean."""
     V = logits.shape[-1]
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
-    launch(_forward, (targets.numel(),), logits, targets, losses, V, COLUMNS=COLUMNS, num_warps=8)
+    launch(_forward, (targets.numel(),), logits, targets, losses, V, num_warps=8)
     return losses.mean()
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, cross_entropy)

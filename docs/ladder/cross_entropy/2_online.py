@@ -1,12 +1,11 @@
-"""Cross entropy, rung 2: the maximum and the sum on one walk.
+"""Cross entropy, rung 2: the maximum and the sum in one loop.
 
-A sum of exp(x - m) by an old maximum becomes one by a new maximum when it is multiplied by exp(m -
-m_new) (Milakov and Gimelshein 2018, the "online softmax"; attention uses the same). So m and s are
-carried along together, and every logit is read once. The multiplication is once per tile, not per
-logit.
+Multiplying by exp(m - m_new) converts a sum of exp(x - m) to the new maximum (Milakov and
+Gimelshein 2018, the online softmax, also used by attention). m and s are updated together, and
+every logit is read once. The multiplication happens once per tile.
 
-What is wrong: it has no gradient. PyTorch's would need the softmax of every row, N x V numbers that
-are written in forward and read in backward.
+Limitation: it has no gradient. PyTorch's gradient needs the softmax of every row, N x V numbers
+written in forward and read in backward.
 Next: a gradient from two numbers per row.
 """
 
@@ -14,19 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-COLUMNS = 4096  # of a tile
 
 
 @triton.jit
-def _forward(
-    logits_ptr,  # (N, V)
-    targets_ptr,  # (N,)
-    losses_ptr,  # (N,)
-    V,
-    COLUMNS: tl.constexpr,
-):
+def _forward(logits_ptr, targets_ptr, losses_ptr, V, COLUMNS: tl.constexpr = 4096):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * V
     m = float("-inf")
@@ -45,11 +37,9 @@ def cross_entropy(logits, targets):
     """logits (..., V) contiguous, targets (...) int64 -> (), the mean."""
     V = logits.shape[-1]
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
-    launch(_forward, (targets.numel(),), logits, targets, losses, V, COLUMNS=COLUMNS, num_warps=8)
+    launch(_forward, (targets.numel(),), logits, targets, losses, V, num_warps=8)
     return losses.mean()
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, cross_entropy)

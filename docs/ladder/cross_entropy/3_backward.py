@@ -1,27 +1,25 @@
-"""Cross entropy, rung 3: the gradient, from two numbers per row.
+"""Cross entropy, rung 3: the gradient from two numbers per row.
 
     dx_j = (exp(x_j - m) / s - [j = target]) dloss / N
 
-(docs/maths.md derives it.) Forward keeps m and s; backward reads the logits again and computes the
-softmax where it needs it. What travels: the logits twice, the gradient once. dloss, the gradient of
-the loss itself, is read on the device; asking for its value on the host would wait for the card.
+(See docs/maths.md.) Forward saves m and s; backward reads the logits again and recomputes the
+softmax. dloss is read on the device; reading it on the host would synchronise.
 
-What is wrong: between forward and backward a gigabyte of other logits has gone through the caches,
-so the second read comes from memory. But all that the gradient needs is known at the end of a row.
-Next: write it there.
+Limitation: between forward and backward, a gigabyte of logits passes through the caches, so the
+second read comes from memory. But the end of a row's forward loop already has all that is needed.
+Next: compute the gradient there.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-COLUMNS = 4096  # of a tile
 
 
 @triton.jit
-def _forward(logits_ptr, targets_ptr, losses_ptr, m_ptr, s_ptr, V, COLUMNS: tl.constexpr):
+def _forward(logits_ptr, targets_ptr, losses_ptr, m_ptr, s_ptr, V, COLUMNS: tl.constexpr = 4096):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * V
     m = float("-inf")
@@ -40,12 +38,12 @@ def _forward(logits_ptr, targets_ptr, losses_ptr, m_ptr, s_ptr, V, COLUMNS: tl.c
 
 @triton.jit
 def _backward(
-    logits_ptr, targets_ptr, m_ptr, s_ptr, dloss_ptr, dlogits_ptr, V, COLUMNS: tl.constexpr
+    logits_ptr, targets_ptr, m_ptr, s_ptr, dloss_ptr, dlogits_ptr, V, COLUMNS: tl.constexpr = 4096
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
     m, s = tl.load(m_ptr + row), tl.load(s_ptr + row)
-    scale = tl.load(dloss_ptr) / tl.num_programs(0)  # a program is a row: N of them
+    scale = tl.load(dloss_ptr) / tl.num_programs(0)  # N programs, one per row
     for start in range(0, V, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         at = row * V + column
@@ -60,7 +58,7 @@ class CrossEntropy(torch.autograd.Function):
         shape, V = targets.shape, logits.shape[-1]
         losses, m, s = torch.empty((3, *shape), dtype=torch.float32, device=logits.device)
         operands = (logits, targets, losses, m, s, V)
-        launch(_forward, (targets.numel(),), *operands, COLUMNS=COLUMNS, num_warps=8)
+        launch(_forward, (targets.numel(),), *operands, num_warps=8)
         ctx.save_for_backward(logits, targets, m, s)
         return losses.mean()
 
@@ -69,7 +67,7 @@ class CrossEntropy(torch.autograd.Function):
         logits, targets, m, s = ctx.saved_tensors
         dlogits = torch.empty_like(logits)
         operands = (logits, targets, m, s, dloss, dlogits, logits.shape[-1])
-        launch(_backward, (targets.numel(),), *operands, COLUMNS=COLUMNS, num_warps=8)
+        launch(_backward, (targets.numel(),), *operands, num_warps=8)
         return dlogits, None
 
 
@@ -79,6 +77,4 @@ def cross_entropy(logits, targets):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, cross_entropy)

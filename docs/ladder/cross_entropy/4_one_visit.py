@@ -1,13 +1,12 @@
-"""Cross entropy, rung 4: the gradient on the same visit.
+"""Cross entropy, rung 4: the gradient in forward.
 
-At the end of a row its program knows m and s, and the row is still in the caches: it walks back
-over it, last tile first because that was read last, and writes the gradient for dloss = 1, which is
-what `loss.backward()` sends. What travels to memory and back: the logits once, the gradient once.
-That is the least there is.
+At the end of a row the program knows m and s, and the row is still in the caches. It loops over the
+row again, last tile first, and writes the gradient for dloss = 1, the value that `loss.backward()`
+passes. The logits are read from memory once and the gradient is written once, the minimum.
 
-What is wrong: backward multiplies by dloss, a whole pass over the gradient that nearly always
-multiplies by 1. In fp16 a gradient that is small until a loss scale of 65,536 makes it large has
-been rounded to 0 before. Rows of 50,257 logits begin at odd addresses, and their loads are narrow.
+Limitation: backward multiplies by dloss, a whole pass over the gradient that usually multiplies by
+1. In fp16, gradients that a loss scale of 65,536 would preserve have already been rounded to 0.
+   Rows of 50,257 logits start at odd addresses, so their loads are narrow.
 Next: the shipped kernel.
 """
 
@@ -15,13 +14,12 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-COLUMNS = 4096  # of a tile
 
 
 @triton.jit
-def _forward(logits_ptr, targets_ptr, losses_ptr, dlogits_ptr, V, COLUMNS: tl.constexpr):
+def _forward(logits_ptr, targets_ptr, losses_ptr, dlogits_ptr, V, COLUMNS: tl.constexpr = 4096):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
     m = float("-inf")
@@ -49,7 +47,7 @@ class CrossEntropy(torch.autograd.Function):
         losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
         dlogits = torch.empty_like(logits)
         operands = (logits, targets, losses, dlogits, logits.shape[-1])
-        launch(_forward, (targets.numel(),), *operands, COLUMNS=COLUMNS, num_warps=8)
+        launch(_forward, (targets.numel(),), *operands, num_warps=8)
         ctx.save_for_backward(dlogits)
         return losses.mean()
 
@@ -65,6 +63,4 @@ def cross_entropy(logits, targets):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, cross_entropy)

@@ -1,22 +1,18 @@
 """Cross entropy, rung 5: the shipped kernel, `kernels/losses/cross_entropy.py`.
 
-What it adds to rung 4:
-- Backward reads dloss on the device. Where it is 1, every program ends at once; else the gradient
-  is computed again from m and s, with dloss in it, and rounded once. Nobody waits, fp16 loses
-  nothing. Where no gradient is wanted, none is written.
-- A row is an aligned middle, moved in 16-byte vectors, and at most two pieces of a vector at its
-  edges, so that 50,257 logits run as 50,304 do. Rows may have any stride.
-- A program holds several short rows: the lecture has 65 characters.
-- Targets of `ignore_index` do not count and their rows are not read. A target that does not exist
-  makes the loss NaN instead of reading a stranger's memory.
+It adds to rung 4:
+- Backward reads dloss on the device. If it is 1, every program returns at once. Otherwise the
+  gradient is recomputed from m and s, including dloss, and rounded once.
+- A row is an aligned middle, moved in 16-byte vectors, and at most two partial vectors at its ends,
+  so 50,257 logits are as fast as 50,304. Rows may have any stride, and a program takes several
+  short ones, such as the lecture's 65 logits.
+- Targets equal to `ignore_index` are not counted. A target out of range makes the loss NaN.
 
-One step further, `kernels/losses/linear_cross_entropy.py` takes the head along: the logits of some rows at
-a time, so that all of them together never exist.
+`kernels/losses/linear_cross_entropy.py` also includes the head, with some rows of logits at a time.
 """
 
+from bench.recipes.ladder import show
 from kernels.losses.cross_entropy import cross_entropy
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, cross_entropy)

@@ -1,15 +1,13 @@
-"""Feed-forward, rung 1: a program for every number.
+"""Feed-forward, rung 1: one program per output element.
 
     hidden = gelu(x w1^T + b1)        y = hidden w2^T + b2
 
-A number of a product is a row of x times a row of w. So a program takes the two rows, multiplies
-tile by tile, adds up, adds the bias and stores one number. The GELU between the products is
-PyTorch's.
+Each element of a product is a row of x times a row of w. A program loads both rows tile by tile,
+multiplies, sums, adds the bias, and stores one number. PyTorch computes the GELU.
 
-What is wrong: two rows of 768 are read for 768 multiplications, so every number that is read is
-used once. Memory and caches are asked for each row of w once per row of x, and the tensor cores are
-not asked at all.
-Next: a tile of the result per program.
+Limitation: each number is used once after it is loaded. Every row of w is read for every row of x,
+and the tensor cores are not used.
+Next: a tile of the output per program.
 """
 
 import torch
@@ -17,9 +15,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-STEP = 256  # of K
 
 
 @triton.jit
@@ -29,7 +26,7 @@ def _linear(
     b_ptr,  # (N,)
     y_ptr,  # (M, N)
     K,
-    STEP: tl.constexpr,
+    STEP: tl.constexpr = 256,
 ):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1)
     acc = tl.zeros((STEP,), tl.float32)
@@ -44,7 +41,7 @@ def _linear(
 
 def linear(x, w, b):  # (M, K), (N, K), (N,) -> (M, N)
     y = torch.empty((len(x), len(w)), dtype=x.dtype, device=x.device)
-    launch(_linear, (len(x), len(w)), x, w, b, y, x.shape[1], STEP=STEP, num_warps=1)
+    launch(_linear, (len(x), len(w)), x, w, b, y, x.shape[1], num_warps=1)
     return y
 
 
@@ -55,6 +52,4 @@ def feed_forward(x, w1, b1, w2, b2):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, feed_forward)

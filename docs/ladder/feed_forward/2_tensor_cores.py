@@ -1,12 +1,12 @@
 """Feed-forward, rung 2: tiles, on the tensor cores.
 
-A program makes a tile of 128 x 128 numbers. It walks along K in steps of 32; at each step it reads
-128 rows of x and 128 of w and hands them to `tl.dot`. What is read is used 128 times. `num_stages`
-lets the compiler ask for the next steps' operands while it multiplies this one's.
+A program computes a tile of 128 x 128 outputs. It loops over K in steps of 32, loads 128 rows of x
+and 128 rows of w, and passes them to `tl.dot`. Each loaded number is used 128 times. With
+`num_stages`, the compiler loads the next steps' operands during the current multiplication.
 
-What is wrong: between the products the GELU takes a pass of its own. It reads hidden and writes
-hidden, which is four times as wide as x, and multiplies nothing.
-Next: the product finishes its tile.
+Limitation: the GELU between the products is a separate pass. It reads and writes hidden, which is
+four times as wide as x.
+Next: the product applies the GELU.
 """
 
 import torch
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
@@ -33,7 +34,9 @@ def _linear(
     BLOCK_K: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # (BLOCK_M, 1)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # neighbours share rows of x
+    column = tl.program_id(0) * BLOCK_N + tl.arange(
+        0, BLOCK_N
+    )  # neighbouring programs share rows of x
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)[None, :]
@@ -62,6 +65,4 @@ def feed_forward(x, w1, b1, w2, b2):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, feed_forward)

@@ -1,20 +1,21 @@
-"""Feed-forward, rung 3: the product finishes its tile.
+"""Feed-forward, rung 3: an epilogue.
 
-The tile of the first product is still in registers when its bias is added. There the GELU costs
-instructions but not a byte: gelu(x) = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2. A pass that reads and
-writes hidden, the widest tensor of a block, is gone. The sum is rounded to 16 bits before the GELU,
-as it would be if it had been stored: a gradient is then taken at the point where the value was.
+The tile of the first product is still in registers when the bias is added. Applying the GELU there,
+gelu(x) = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, costs instructions but no memory traffic, and
+saves a pass that reads and writes hidden, the widest tensor of a block. The sum is rounded to 16
+bits before the GELU, as if it had been stored, so that a gradient is taken at the same point.
 
-What is wrong: the tensor cores wait while a tile is finished, and erf takes dozens of instructions
-per number (34 on sm_90). At the start of every tile they wait again, for its first operands. And
-every thread holds addresses of its own.
-Next: programs that stay, and operands that are fetched by description.
+Limitation: the tensor cores idle during the epilogue, and erf takes dozens of instructions per
+number (34 on sm_90). At the start of each tile they wait for its first operands. Every thread
+computes its own addresses.
+Next: persistent programs, and operands loaded by descriptor.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
@@ -35,7 +36,9 @@ def _linear(
     BLOCK_K: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # (BLOCK_M, 1)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # neighbours share rows of x
+    column = tl.program_id(0) * BLOCK_N + tl.arange(
+        0, BLOCK_N
+    )  # neighbouring programs share rows of x
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)[None, :]
@@ -67,6 +70,4 @@ def feed_forward(x, w1, b1, w2, b2):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, feed_forward)

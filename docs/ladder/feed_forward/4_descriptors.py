@@ -1,14 +1,14 @@
-"""Feed-forward, rung 4: programs that stay, and operands fetched by description.
+"""Feed-forward, rung 4: persistent programs, and operands loaded by descriptor.
 
-- A descriptor says once how a matrix lies: where, its sizes, the tile. From sm_90 on the hardware
-  then fetches whole tiles by their place (TMA): no addresses in registers, no masks, zeros outside.
-- As many programs as the card has processors walk over all tiles. With `flatten` the loop of tiles
-  and the loop of K become one, so the first operands of a tile are on their way while the tile
-  before is finished.
-- K goes in steps of 64: half as many waits, by the same shared memory in fewer stages.
+- A tensor descriptor holds the address, the sizes and the tile of a matrix. From sm_90 on, hardware
+  loads whole tiles by their position (TMA): no addresses in registers, no masks, zeros outside.
+- There are as many programs as SMs, and each loops over several tiles. `flatten` merges the loop
+  over tiles and the loop over K, so the first operands of a tile are loaded during the epilogue of
+  the previous tile.
+- K advances in steps of 64: half as many waits, with the same shared memory in fewer stages.
 
-What is wrong: erf is still there, the epilogue holds its whole tile in registers at once, and
-tensors that a descriptor cannot describe (rows that are no multiple of 16 bytes) are not taken.
+Limitation: erf is still expensive, the epilogue holds its whole tile in registers at once, and a
+descriptor requires rows that are a multiple of 16 bytes.
 Next: the shipped kernel.
 """
 
@@ -18,10 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import architecture, launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
-PROGRAMS = 132  # processors of an H200
+PROGRAMS = 132  # SMs of an H200
 
 
 @triton.jit
@@ -64,14 +65,14 @@ def linear(x, w, b, gelu):  # (M, K), (N, K), (N,) -> (M, N)
     programs = min(PROGRAMS, triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N))
     constants = {"GELU": gelu, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
     constants |= {"num_warps": 8, "num_stages": 3 if architecture(x.device) in (90, 100) else 2}
-    context = contextvars.copy_context()  # the allocator is ours for this launch alone
+    context = contextvars.copy_context()  # set the allocator for this launch only
     context.run(triton.set_allocator, _allocate)
     context.run(launch, _linear, (programs,), x, w, b, y, M, N, K, **constants)
     return y
 
 
 def _allocate(size, alignment, stream):
-    """The memory in which a program puts its descriptors."""
+    """Allocate memory for the descriptors."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -82,6 +83,4 @@ def feed_forward(x, w1, b1, w2, b2):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, feed_forward)

@@ -3,18 +3,18 @@
     mean = 1/C sum x        rstd = 1 / sqrt(1/C sum (x - mean)^2 + eps)
     y = (x - mean) rstd weight + bias
 
-A program takes a row and walks over it three times, as one would write it in C: for the mean, for
-the variance, for y. It is right, and a good place to begin.
+A program takes one row and loops over it three times: for the mean, for the variance, and for y.
 
-What is wrong: a program is at least one warp, 32 threads. A load of one number makes all 32 do the
-same work, on 2 bytes of the 128 that a warp could read at once. The sum waits for every load.
-Next: the threads take neighbouring numbers.
+Limitation: a program is at least one warp of 32 threads. When it loads one number, all 32 do the
+same work, for 2 of the 128 bytes that a warp could load at once. The sum waits for every load.
+Next: neighbouring threads load neighbouring numbers.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -56,6 +56,4 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, layer_norm)

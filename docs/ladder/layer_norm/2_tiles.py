@@ -1,33 +1,25 @@
-"""LayerNorm, rung 2: many numbers at a time.
+"""LayerNorm, rung 2: a tile at a time.
 
-The same three walks over the row, but by tiles of 1,024 numbers. `tl.arange` spreads a tile over
-the threads of the program: neighbours read neighbouring addresses, and the memory's 32-byte sectors
-are used whole. Sums are kept a number per place of the tile and added up once, after the walk. The
-mask is for the last tile, which is not full.
+The same three loops over the row, in tiles of 1,024 numbers. `tl.arange` distributes a tile over
+the threads, so neighbouring threads read neighbouring addresses and use the memory's 32-byte
+sectors fully. Sums are accumulated per position of the tile and reduced once after the loop.
 
-What is wrong: x is asked for three times. The second and third time it often comes from a cache,
-but not for free, and each walk must end before the next one begins.
-Next: a row is held in registers.
+Limitation: x is read three times. The second and third read often come from a cache, but still take
+time, and each loop must finish before the next one starts.
+Next: keep the row in registers.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
-
-COLUMNS = 1024  # of a tile
 
 
 @triton.jit
 def _forward(
-    x_ptr,  # (rows, C)
-    weight_ptr,  # (C,)
-    bias_ptr,  # (C,)
-    y_ptr,  # (rows, C)
-    C,
-    EPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, y_ptr, C, EPS: tl.constexpr, COLUMNS: tl.constexpr = 1024
 ):
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * C
@@ -58,11 +50,9 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
     C = x.shape[-1]
     y = torch.empty_like(x)
     rows = x.numel() // C
-    launch(_forward, (rows,), x, weight, bias, y, C, EPS=eps, COLUMNS=COLUMNS, num_warps=4)
+    launch(_forward, (rows,), x, weight, bias, y, C, EPS=eps, num_warps=4)
     return y
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, layer_norm)

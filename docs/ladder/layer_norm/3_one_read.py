@@ -1,31 +1,25 @@
 """LayerNorm, rung 3: read once.
 
-The tile is as wide as the row, so that x stays in registers between the two sums and y. C is a
-constant of the compiler: the width of the tile follows from it, and the loops are gone. Now x is
-read once and y is written once, which is the least there is. From here on the measure is bandwidth.
+The tile is as wide as the row, so x stays in registers between the two sums and y. C is a
+compile-time constant that determines the tile's width. x is read once and y is written once, the
+minimum. From here on, bandwidth is the measure.
 
-What is wrong: a tile's width is a power of two, so 768 numbers take the room of 1,024. And the row
-of a small model is short: a thread has one load to send, waits for it, and is over. Too few bytes
-are on their way at a time to keep the memory busy.
-Next: a program takes several rows.
+Limitation: a tile's width is a power of two, so 768 numbers occupy 1,024. With short rows each
+thread issues one load, waits for it, and ends: too few bytes are in flight to saturate the memory.
+Next: several rows per program.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
 @triton.jit
 def _forward(
-    x_ptr,  # (rows, C)
-    weight_ptr,  # (C,)
-    bias_ptr,  # (C,)
-    y_ptr,  # (rows, C)
-    C: tl.constexpr,
-    EPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, y_ptr, C: tl.constexpr, EPS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -49,6 +43,4 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, layer_norm)

@@ -1,21 +1,21 @@
 """LayerNorm, rung 4: several rows at a time.
 
-A program holds a tile of rows: 4,096 numbers, whatever the width. Each of its 128 threads has 32
-numbers, in 16 bits four loads of 16 bytes, all on their way before the first is needed. Weight and
-bias are loaded once for the rows of the tile. Sums go along dimension 1, so that each row has its
-own.
+A program takes a tile of rows with 4,096 numbers, whatever their width. Each of its 128 threads has
+32 numbers, in 16 bits four loads of 16 bytes, all in flight before the first is needed. Weight and
+bias are loaded once for all rows of the tile. Sums are along dimension 1, one per row.
 
-What is wrong: nothing, for the forward of a row that fits. But a model is trained.
-Next: the gradient, where rows meet.
+Limitation: none for the forward pass of a row that fits, but training needs a gradient.
+Next: the gradient, with sums over rows.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
-ELEMENTS = 4096  # of a tile
+ELEMENTS = 4096  # per tile
 
 
 @triton.jit
@@ -55,6 +55,4 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, layer_norm)

@@ -3,14 +3,13 @@
     dxhat = dy weight     dx = rstd (dxhat - 1/C sum dxhat - xhat 1/C sum (dxhat xhat))
     dweight = sum over rows of dy xhat         dbias = sum over rows of dy
 
-(docs/maths.md derives them.) dx is as the forward: everything that it needs is in its row, and mean
-and rstd, two numbers per row, are kept. dweight and dbias are sums over rows, which lie in
-different programs. To add them up by atomics gives other bits with every run, for the order
-changes. So there is a fixed number of programs; each visits every P-th row, adds up its share in
-registers, and stores it once. The P shares are summed in one order.
+(See docs/maths.md.) dx needs only its row and the saved mean and rstd. dweight and dbias are sums
+over rows, which belong to different programs. Atomic additions happen in a different order each run
+and give different bits. Instead, P programs each visit every P-th row, accumulate a partial sum in
+registers, and store it once. The P partial sums are then added in a fixed order.
 
-What is wrong: P must suit the card: enough programs to fill it, few enough shares to sum. A program
-waits for a row before it asks for the next. Only contiguous rows are taken.
+Limitation: P must suit the GPU: enough programs to fill it, few enough partial sums to add. A
+program waits for a row before it loads the next one. Rows must be contiguous.
 Next: the shipped kernel.
 """
 
@@ -18,9 +17,10 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
-PROGRAMS = 528  # 4 for each of 132 SMs: the same number, and so the same bits, on every card
+PROGRAMS = 528  # 4 for each of 132 SMs; fixed, so that every GPU gives the same bits
 
 
 @triton.jit
@@ -94,6 +94,4 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
 
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, layer_norm)

@@ -1,20 +1,19 @@
 """LayerNorm, rung 6: the shipped kernel, `kernels/norms/layer_norm.py`.
 
-What it adds to rungs 4 and 5:
-- Backward holds several rows, and the next tile of rows is on its way while one is worked on
-  (`num_stages`). It runs as many programs as the largest card of its family holds at once, and the
-  compiler is told how many registers that leaves (`launch.TILES`).
-- A kernel of our own sums the shares, and rows wider than 8,192 numbers, which leave no registers
-  for a share, are read once more for dweight and dbias (`kernels/norms/norm_parameter_gradients.py`).
-- Rows may lie at any two strides (`kernels/common/row_layout.py`): the heads of a packed projection are taken as
-  they are. Loads are 16 bytes wide wherever the strides allow it, and the compiler is told so.
-- The same code without the mean is RMSNorm; weight and bias may be None; in fp64 it computes in
-  fp64, so that `gradcheck` holds it against its own definition.
+It adds to rungs 4 and 5:
+- Backward takes several rows at a time and loads the next ones in advance (`num_stages`). It runs
+  as many programs as the largest GPU of its family holds at once, with a matching register limit
+  (`launch.TILES`).
+- A kernel sums the partial sums. Rows wider than 8,192 numbers, which leave no registers for a
+  partial sum, are read again for dweight and dbias (`kernels/norms/norm_parameter_gradients.py`).
+- Rows may have two arbitrary strides, so the heads of a packed projection are read in place
+  (`kernels/common/row_layout.py`). Loads are 16 bytes wide wherever the strides allow it.
+- The same code without the mean is RMSNorm. Weight and bias may be None. fp64 inputs are computed
+  in fp64, so that `gradcheck` can verify the gradients.
 """
 
+from bench.recipes.ladder import show
 from kernels.norms.layer_norm import layer_norm
 
 if __name__ == "__main__":
-    from bench.recipes.ladder import show
-
     show(__file__, layer_norm)
