@@ -38,6 +38,7 @@ lint: $(INSTALLED)
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy gpt kernels train.py sample.py
 	$(PYTHON) -m tests.structure
+	$(PYTHON) -m tests.mutants --check
 
 $(INSTALLED): setup.py constraints.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)

@@ -1,17 +1,19 @@
-"""Mutation testing: `python -m tests.mutants [--kernel layer_norm ...]`.
+"""Mutation testing: `python -m tests.mutants [--file layer_norm ...] [--check]`.
 
-`tests/mutations/layer_norm.py` lists one-line mutations of `kernels/norms/layer_norm.py`:
+`tests/mutations/layer_norm.txt` lists one-line mistakes, what each would break, and the tests:
 
-    MUTATIONS = [(old, new, reason), ...]                # `old` occurs exactly once in the file
-    TESTS = ["tests/kernels/norms/test_layer_norm.py"]   # default: the test file of the same name
-    FILE = "gpt/runs/checkpoint.py"                      # default: the kernel file of the same name
+    file: kernels/norms/layer_norm.py
+    test: tests/kernels/norms/test_layer_norm.py
 
-Each mutation is applied to a copy of the repository, in which the tests run until one fails. A
-mutation that no test detects is printed as SURVIVED, and the exit code is 1.
+    y *= weight => y += weight | the weight is added
+
+The text before "=>" occurs exactly once in the file; a line break in it is written as \\n. Each
+mutation is applied to a copy of the repository, in which the tests run until one fails. A mutation
+that no test detects is printed as SURVIVED, and the exit code is 1. `--check` runs no tests: it
+only looks for every text in its file.
 """
 
 import argparse
-import importlib
 import re
 import shutil
 import subprocess
@@ -19,58 +21,73 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "tests" / "mutations"
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "out", "*.bin")
 
 
+class Mutation(NamedTuple):
+    old: str
+    new: str
+    reason: str
+
+
 def main() -> int:
-    kernels = sorted(path.stem for path in LISTS.glob("*.py"))
-    parser = argparse.ArgumentParser(description="Mutate kernels; a test must fail each time.")
-    parser.add_argument("--kernel", action="append", choices=kernels, help="default: all")
+    names = sorted(path.stem for path in LISTS.glob("*.txt"))
+    parser = argparse.ArgumentParser(description="Mutate the code; a test must fail each time.")
+    parser.add_argument("--file", action="append", choices=names, help="default: all")
+    parser.add_argument("--check", action="store_true", help="only look for the texts to replace")
     arguments = parser.parse_args()
-    survivors = sum(survivors_of(kernel) for kernel in arguments.kernel or kernels)
-    print(f"{survivors} survivors" if survivors else "every mutation was detected")
+    survivors = 0
+    for name in arguments.file or names:
+        file, tests, mutations = read(name)
+        mutants = [mutate(file, mutation) for mutation in mutations]
+        if not arguments.check:
+            survivors += survivors_of(file, tests, dict(zip(mutations, mutants, strict=True)))
+    if not arguments.check:
+        print(f"{survivors} survivors" if survivors else "every mutation was detected")
     return 1 if survivors else 0
 
 
-def survivors_of(kernel: str) -> int:
-    """Try all mutations of one kernel, print each result, and count those not detected."""
-    module = importlib.import_module(f"tests.mutations.{kernel}")
-    tests = getattr(module, "TESTS", None) or [find(f"tests/kernels/**/test_{kernel}.py")]
+def read(name: str) -> tuple[str, list[str], list[Mutation]]:
+    """The mutated file, its tests and its mutations."""
+    head, _, body = (LISTS / f"{name}.txt").read_text(encoding="utf-8").partition("\n\n")
+    file, *tests = (line.partition(": ")[2] for line in head.splitlines())
+    mutations = []
+    for line in body.splitlines():
+        change, _, reason = line.rpartition(" | ")
+        old, _, new = change.replace("\\n", "\n").partition(" => ")
+        mutations.append(Mutation(old, new, reason))
+    return file, tests, mutations
+
+
+def mutate(file: str, mutation: Mutation) -> str:
+    source = (ROOT / file).read_text(encoding="utf-8")
+    times = source.count(mutation.old)
+    if times != 1 or not mutation.old:
+        sys.exit(f"{file}: {mutation.old!r} occurs {times} times; it must occur exactly once")
+    return source.replace(mutation.old, mutation.new)
+
+
+def survivors_of(file: str, tests: list[str], mutants: dict[Mutation, str]) -> int:
+    """Try all mutations of one file, print each result, and count those not detected."""
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "repository")
         shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
-        file = copy / (getattr(module, "FILE", None) or find(f"kernels/**/{kernel}.py"))
-        source = file.read_text(encoding="utf-8")
-        mutants = [mutate(source, *mutation, file.name) for mutation in module.MUTATIONS]
-
         start = time.monotonic()
         failed = first_failure(copy, tests, timeout=None)
         if failed:
-            sys.exit(f"{kernel}: {failed} without any mutation; the tests must pass first")
+            sys.exit(f"{file}: {failed} without any mutation; the tests must pass first")
         timeout = 60 + 5 * (time.monotonic() - start)  # a mutation may cause an endless loop
-        for (old, new, reason), mutant in zip(module.MUTATIONS, mutants, strict=True):
-            file.write_text(mutant, encoding="utf-8")
+        for (old, new, reason), mutant in mutants.items():
+            (copy / file).write_text(mutant, encoding="utf-8")
             failed = first_failure(copy, tests, timeout)
-            print(f"{kernel}: {reason}: {failed or f'SURVIVED: {old!r} -> {new!r}'}", flush=True)
+            print(f"{file}: {reason}: {failed or f'SURVIVED: {old!r} -> {new!r}'}", flush=True)
             survivors += not failed
     return survivors
-
-
-def find(pattern: str) -> str:
-    """The path of the only file that matches `pattern`."""
-    (path,) = ROOT.glob(pattern)
-    return str(path.relative_to(ROOT))
-
-
-def mutate(source: str, old: str, new: str, reason: str, file: str) -> str:
-    if source.count(old) != 1:
-        times = source.count(old)
-        sys.exit(f"{file}, {reason!r}: {old!r} occurs {times} times, it must occur exactly once")
-    return source.replace(old, new)
 
 
 def first_failure(copy: Path, tests: list[str], timeout: float | None) -> str | None:

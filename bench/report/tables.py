@@ -10,13 +10,7 @@ from functools import partial
 from bench.baselines import OURS
 from bench.workloads import timed
 from bench.workloads.operations import GPT2, LECTURE, Case, Update
-from bench.workloads.timed import (
-    GPT2_16K,
-    GPT2_64K,
-    GPT2_DROPOUT,
-    LECTURE_DROPOUT,
-    ModuleCase,
-)
+from bench.workloads.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT, ModuleCase
 from gpt import UserError
 
 NOT_MEASURED = "not measured"

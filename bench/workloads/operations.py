@@ -275,11 +275,7 @@ CASES = (
     Case("embedding", GPT2, "autocast"),
 )
 
-UPDATES = (
-    Update("adamw", GPT2),
-    Update("adamw", GPT2, "bf16"),
-    Update("adamw", GPT2, "autocast"),
-)
+UPDATES = (Update("adamw", GPT2), Update("adamw", GPT2, "bf16"), Update("adamw", GPT2, "autocast"))
 
 ONE = GPT2._replace(name="gpt2 one token", B=1)
 

@@ -119,11 +119,7 @@ def _with_cache(model: GPT, text: Text, sampling: Sampling, generator) -> Iterat
     cached = CachedGPT(model, len(text.tokens))
     seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
     column = torch.full((1,), text.prompt - 1, device=device)  # of the latest tokens
-    rule = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-    }
+    rule = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
 
     def advance() -> None:
         token = text.tokens.index_select(1, column)[:, 0]  # (B,)

@@ -20,11 +20,7 @@ Result = TypeVar("Result")
 # SMs of the largest GPU of each family: A100, H200, B200, RTX PRO 6000
 LARGEST_GPU = {80: 108, 90: 132, 100: 148, 120: 188}
 
-_NORM_BACKWARD = {
-    80: (512, 512, 4, 168),
-    90: (512, 512, 4, 128),
-    100: (512, 512, 4, 168),
-}
+_NORM_BACKWARD = {80: (512, 512, 4, 168), 90: (512, 512, 4, 128), 100: (512, 512, 4, 168)}
 # Kernel -> architecture family -> tile. A family without a row uses that of the next older family.
 # A row of a variant ("attention_q_short") is used only by its own family and head size.
 TILES: dict[str, dict[int, Any]] = {
@@ -113,7 +109,7 @@ GEMM = Route("gemm", "gemm", "gemm")
 # was the fastest of all eight, by 5% of forward and backward with ReLU; at 768 channels with GELU
 # none was faster than `CUBLAS`.
 ROUTES: dict[int, dict[tuple[int, int, int], Route]] = {
-    90: {(2, 384, 1_536): Route("cublas", "cublas", "gemm")},
+    90: {(2, 384, 1_536): Route("cublas", "cublas", "gemm")}
 }
 
 # Bytes of logits that linear_cross_entropy holds, rounded up to a multiple of 128 rows: 5,376 rows

@@ -58,10 +58,7 @@ def test_each_problem_has_its_advice(facts, words):
 
 @pytest.mark.parametrize(
     "facts",
-    [
-        H200._replace(triton="3.9.1"),
-        CPU._replace(interpreter=True, triton="3.7.1", numpy="2.5.0"),
-    ],
+    [H200._replace(triton="3.9.1"), CPU._replace(interpreter=True, triton="3.7.1", numpy="2.5.0")],
 )
 def test_tested_versions_give_no_warning(facts):
     text = " ".join(advice(facts))

@@ -7,14 +7,7 @@ from torch.autograd import gradcheck
 
 from kernels import torch_ops
 from kernels.embedding import embedding
-from tests.numerics import (
-    DEVICE,
-    DTYPES,
-    dtypes,
-    hold_against,
-    layouts,
-    randn,
-)
+from tests.numerics import DEVICE, DTYPES, dtypes, hold_against, layouts, randn
 
 
 def tokens_below(V, *shape, seed=1):

@@ -67,11 +67,7 @@ class _Autocast(torch.autocast):
 
 def install() -> None:
     properties = SimpleNamespace(
-        name=NAME,
-        major=9,
-        minor=0,
-        multi_processor_count=132,
-        total_memory=2**37,
+        name=NAME, major=9, minor=0, multi_processor_count=132, total_memory=2**37
     )
     replacements = {
         "is_available": lambda: True,

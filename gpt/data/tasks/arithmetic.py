@@ -38,11 +38,7 @@ class ArithmeticTask:
     tokenizer: Tokenizer = TOKENIZER
 
     def __init__(
-        self,
-        name: str,
-        digits: dict[str, int],
-        write: Write,
-        device: torch.device | str = "cpu",
+        self, name: str, digits: dict[str, int], write: Write, device: torch.device | str = "cpu"
     ):
         """digits: operation -> digits of its operands. write: computes the answers."""
         self.name, self.digits, self.write = name, digits, write

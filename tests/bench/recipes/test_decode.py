@@ -197,9 +197,7 @@ def test_the_speedup_is_over_the_model_s_own_implementation(fake):
         "torch, bfloat16, slide 64": "12.5",
         "torch, int8 and bfloat16, slide 64": "12.5",
     }
-    assert failures == [
-        "lecture, batch 1, reference, float32: RuntimeError: out of memory",
-    ]
+    assert failures == ["lecture, batch 1, reference, float32: RuntimeError: out of memory"]
     fake.setattr(decode, "unavailable_reason", decoders.unavailable_reason)
     rows, failures = decode.compare("lecture", 1, CPU, 1.0, Peers(nanogpt=Path()))
     assert {row["speedup"] for row in rows} == {""}  # without the lecture's file

@@ -21,11 +21,7 @@ from gpt.runs.portable_state import load_portable_state, portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 from tests.numerics import DEVICE
 
-SOME = (
-    "lecture",
-    "gpt2",
-    "modern",
-)  # biases, a tied head, no biases
+SOME = ("lecture", "gpt2", "modern")  # biases, a tied head, no biases
 
 
 def build(name="lecture", table="torch"):

@@ -167,8 +167,7 @@ TOO_SHORT = b'{"a":{"dtype":"F32","shape":[4294967295],"data_offsets":[0,4]}}'
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"not safetensors", len(TOO_SHORT).to_bytes(8, "little") + TOO_SHORT + b"\0" * 4],
+    "content", [b"not safetensors", len(TOO_SHORT).to_bytes(8, "little") + TOO_SHORT + b"\0" * 4]
 )
 def test_a_tensor_file_that_is_not_safetensors_is_rejected(tmp_path, content):
     save_step(tmp_path, 1)

@@ -139,10 +139,7 @@ def use_host_tensor(step):
 @needs_stand_in
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (read_norm_on_host, "reads a value on the host"),
-        (use_host_tensor, "brings host data along"),
-    ],
+    [(read_norm_on_host, "reads a value on the host"), (use_host_tensor, "brings host data along")],
 )
 def test_step_graph_raises_if_a_step_waits_for_the_device(change, message):
     with pytest.raises(ValueError, match=f"(?s){message}.*use --step eager"):

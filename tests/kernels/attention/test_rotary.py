@@ -54,8 +54,7 @@ def assert_rounded_once(qkv, counts, positions):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize(
-    ("B", "T", "H", "Hkv", "D"),
-    [(1, 1, 1, 1, 2), (2, 33, 4, 2, 64), (1, 5, 6, 1, 20)],
+    ("B", "T", "H", "Hkv", "D"), [(1, 1, 1, 1, 2), (2, 33, 4, 2, 64), (1, 5, 6, 1, 20)]
 )
 def test_results_are_rounded_once(B, T, H, Hkv, D, norm, dtype):
     counts, positions = (H, Hkv, Hkv), (norm, EPS, *angles(T + 3, D))

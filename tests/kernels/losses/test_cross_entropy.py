@@ -185,8 +185,7 @@ def test_without_a_gradient_the_logits_are_read_once():
 
 
 @pytest.mark.parametrize(
-    ("logits", "targets"),
-    [((4, 7), (4, 1)), ((), ()), ((4, 0), (4,)), ((2, 3, 7), (6,))],
+    ("logits", "targets"), [((4, 7), (4, 1)), ((), ()), ((4, 0), (4,)), ((2, 3, 7), (6,))]
 )
 def test_wrong_shapes_are_named(logits, targets):
     with pytest.raises(ValueError, match=r"cross_entropy: logits .* and targets .* do not fit"):

@@ -13,14 +13,7 @@ from kernels.common import launch
 from kernels.common.philox import rows_kept
 from kernels.matmul import gemm
 from kernels.matmul.feed_forward import feed_forward
-from tests.numerics import (
-    DEVICE,
-    DTYPES,
-    assert_rounded_once,
-    hold_against,
-    layouts,
-    randn,
-)
+from tests.numerics import DEVICE, DTYPES, assert_rounded_once, hold_against, layouts, randn
 
 ACTIVATIONS = tuple(torch_ops.ACTIVATIONS)
 ROUTES = (launch.CUBLAS, launch.GEMM)

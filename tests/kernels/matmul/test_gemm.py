@@ -12,13 +12,7 @@ from kernels.common.philox import rows_kept, threshold_and_scale
 from kernels.matmul import gemm
 from kernels.matmul.activation import FROM_HIDDEN, activation_backward, activation_forward
 from kernels.torch_ops import ACTIVATIONS
-from tests.numerics import (
-    DEVICE,
-    assert_rounded_once,
-    guarded,
-    guarded_memory,
-    randn,
-)
+from tests.numerics import DEVICE, assert_rounded_once, guarded, guarded_memory, randn
 
 ALIGNED = (129, 264, 72)  # rows are multiples of 16 bytes, so descriptors are used if supported
 SHAPES = [(1, 1, 1), (31, 65, 33), ALIGNED]  # M, N, K; the last takes several tiles

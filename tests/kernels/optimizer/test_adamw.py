@@ -11,13 +11,7 @@ from kernels.optimizer import multi_tensor
 from kernels.optimizer.adamw import AdamW
 from tests.numerics import DEVICE, assert_rounded_once, guarded, randn
 
-SHAPES = (
-    (1,),
-    (7,),
-    (65,),
-    (5, 13),
-    (3, 1001),
-)  # less than a vector, no multiple, two chunks
+SHAPES = ((1,), (7,), (65,), (5, 13), (3, 1001))  # less than a vector, no multiple, two chunks
 OPTIONS = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8}
 
 
@@ -54,8 +48,7 @@ def train(make, dtype, steps, max_norm=None, scale=1.0, **options):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"betas": (0.0, 0.0)}, {"eps": 1e-2}, {"weight_decay": 0.0, "lr": 1.0}],
+    "options", [{}, {"betas": (0.0, 0.0)}, {"eps": 1e-2}, {"weight_decay": 0.0, "lr": 1.0}]
 )
 def test_fp64_agrees_with_torch(options):
     for max_norm in (2.0, 1e6):
