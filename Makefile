@@ -37,6 +37,7 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy gpt kernels train.py sample.py
+	$(VENV)/bin/lint-imports
 	$(PYTHON) -m tests.structure
 	$(PYTHON) -m tests.mutants --check
 

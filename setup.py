@@ -23,6 +23,7 @@ setup(
         "test": [
             *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "tiktoken"),
             *("ruff", "mypy", "codespell", "tomli; python_version < '3.11'"),  # tomli: codespell
+            "import-linter",
         ],
         "weights": ["huggingface_hub", "transformers"],
         "report": ["jinja2"],
