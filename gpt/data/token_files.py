@@ -102,6 +102,6 @@ def read_plain_pickle(content: bytes) -> Any:
         if opcode.name == "LONG_BINPUT" and argument is not None and argument > len(content):
             raise ValueError("its memo is larger than the file")
     try:
-        return pickle.loads(content)
+        return pickle.loads(content)  # noqa: S301, checked above
     except (pickle.UnpicklingError, EOFError, ArithmeticError, LookupError, TypeError) as error:
         raise ValueError(f"it is not a complete pickle ({error})") from None
