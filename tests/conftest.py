@@ -18,9 +18,6 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile(
     "kernels", derandomize=True, deadline=None, database=None, max_examples=20
 )
-hypothesis.settings.register_profile(
-    "thousand", deadline=None, database=None, max_examples=1000, print_blob=True
-)
 hypothesis.settings.load_profile("kernels")
 
 

@@ -68,6 +68,12 @@ def other_text(folder):
     edit("last", train__data=str(folder / "other"))(folder)
 
 
+def other_run(folder):
+    """A run with another vocabulary."""
+    (folder / "xyz").write_text("xyz" * 200)
+    assert run(folder / "other", f"--data={folder / 'xyz'}", "--max-iters=1") == 0
+
+
 def named(options):
     """Cases in which the message names the option."""
     return [(option, option.partition("=")[0], None) for option in options.split()]
@@ -106,7 +112,7 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     (RESUME, "/other", other_text),
     (RESUME, "ln_f.weight", spoil("last")),
 ]
-SAMPLE = named("--strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0")
+SAMPLE = named("--strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0 --slide=0")
 SAMPLE += [
     ("--start=", "prompt", None),
     ("--start=aé", "é", None),
@@ -119,6 +125,15 @@ SAMPLE += [
     (RUN, "weights", damage("*.weights.*", None)),
     (RUN, "tokenizer", edit("best", tokenizer={"kind": "byte"})),
     (RUN, "ln_f.weight", spoil("best")),
+    # generation
+    ("--slide=9", "block size", None),
+    ("--save-dir=FOLDER/saved", "--quantize int8", None),
+    ("--quantize=int8 --kernels=reference", "--quantize", None),
+    ("--quantize=int8 --save-dir=FOLDER/run", "--save-dir", None),
+    ("--draft=lookup --kernels=reference", "--draft", None),
+    ("--draft=lookup --num-samples=2", "--num-samples", None),
+    ("--draft=FOLDER/nothing", "nothing", None),
+    ("--draft=FOLDER/other", "other", other_run),
 ]
 CASES = [(train, *case) for case in TRAIN] + [(sample, *case) for case in SAMPLE]
 

@@ -25,8 +25,7 @@ from tests.runs import sign, sign_tensors
 
 CPU = torch.device("cpu")
 KINDS = ("weights", "optimizer", "random")
-# per test; --hypothesis-profile=thousand tries more
-many = settings(max_examples=max(100, settings().max_examples))
+many = settings(max_examples=100)
 
 
 @pytest.fixture(scope="module")
