@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
+from kernels.common.operands import check_operands
 
 ROWS_PER_SHARE = 8  # fewest rows of dy per program if all tokens were equally common
 MOST_SHARES = 32
@@ -150,18 +151,8 @@ def embedding(
     tokens: torch.Tensor, token_table: torch.Tensor, position_table: torch.Tensor | None = None
 ) -> torch.Tensor:
     """token_table[tokens], plus the first T rows of position_table if there is one: (B, T, C)."""
-    fits = tokens.ndim == token_table.ndim == 2 and token_table.numel() > 0
-    if fits and position_table is not None:
-        fits = position_table.ndim == 2 and position_table.shape[1] == token_table.shape[1]
-        fits = fits and position_table.shape[0] >= tokens.shape[1]
-    if not fits:
-        positions = None if position_table is None else tuple(position_table.shape)
-        raise ValueError(
-            f"embedding: tokens {tuple(tokens.shape)}, token_table {tuple(token_table.shape)} and "
-            f"position_table {positions} do not fit; give (B, T), (V, C), and (>= T, C) or None"
-        )
-    if tokens.dtype != torch.int64:
-        raise ValueError(f"embedding: tokens have dtype {tokens.dtype}; give torch.int64")
+    form = "tokens (B, T) int64, token_table (V, C), position_table (>= T, C)"
+    check_operands("embedding", form, tokens, token_table, position_table)
     tables = (
         table if table is None or table.stride(1) == 1 else table.contiguous()
         for table in (token_table, position_table)

@@ -45,7 +45,8 @@ from kernels.attention.attention_backward import (
 from kernels.attention.rotary import rotary_backward, rotary_forward
 from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, opaque
-from kernels.common.philox import keep_in_tile, new_seed, threshold_and_scale
+from kernels.common.operands import check_operands
+from kernels.common.philox import keep_in_tile, seed_of_call, threshold_and_scale
 
 LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 
@@ -233,13 +234,11 @@ def attention(
     Causality counts rows and keys from 0, also if Tq and Tk differ.
     """
     q, k, v = (x.to(autocast_dtype(x) or x.dtype) for x in (q, k, v))
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if not q.ndim == k.ndim == 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
-        raise ValueError(f"attention: give q (B, H, Tq, D), k and v (B, Hkv, Tk, D), not {shapes}")
+    form = "q (B, H, Tq, D), k (B, Hkv, Tk, D), v (B, Hkv, Tk, D)"
+    check_operands("attention", form, q, k, v, one_dtype=True)
+    shapes = f"q {tuple(q.shape)} and k {tuple(k.shape)}"
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: H is not a multiple of Hkv in {shapes}")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"attention: dtypes are {q.dtype}, {k.dtype} and {v.dtype}; give one")
     if q.shape[2] and not k.shape[2]:
         raise ValueError(f"attention: there is no key in {shapes}; give at least one")
     if 0 < window <= q.shape[2] - k.shape[2]:
@@ -248,7 +247,7 @@ def attention(
             f"larger than Tq - Tk"
         )
     constants = _constants(q, k, causal, window, dropout_p, scale)
-    return Attention.apply(q, k, v, _seed(q, seed, constants), constants)
+    return Attention.apply(q, k, v, seed_of_call(seed, dropout_p, q.device), constants)
 
 
 @opaque
@@ -270,30 +269,27 @@ def attention_qkv(
     """Attention of a packed projection [query | key | value], (B, T, H D); see `kernels.Ops`."""
     qkv = qkv.to(autocast_dtype(qkv) or qkv.dtype)
     counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # heads of q, k, v
-    if qkv.ndim != 3 or min(counts) < 1 or qkv.shape[-1] == 0 or qkv.shape[-1] % sum(counts):
+    form = "qkv (B, T, C), cos (>= T, D), sin (>= T, D)"
+    check_operands("attention_qkv", form, qkv, cos, sin)
+    C, H, Hkv = qkv.shape[-1], *counts[:2]
+    if min(counts) < 1 or H % Hkv or C % sum(counts):
         raise ValueError(
-            f"attention_qkv: qkv has shape {tuple(qkv.shape)} with H = {counts[0]} and Hkv = "
-            f"{counts[1]}; give (B, T, (H + 2 Hkv) D)"
+            f"attention_qkv: qkv {tuple(qkv.shape)} does not fit H = {H} and Hkv = {Hkv}; give "
+            "(B, T, (H + 2 Hkv) D) with H a multiple of Hkv"
         )
-    if n_head % counts[1]:
-        raise ValueError(f"attention_qkv: H = {n_head} is not a multiple of Hkv = {counts[1]}")
     q, k, _ = _heads(qkv, *counts)
     constants = _constants(q, k, causal, window, dropout_p, scale)
-    _check_angles(cos, sin, qkv.shape[1], q.shape[-1])
+    D = q.shape[-1]
+    if (cos is None) != (sin is None) or (cos is not None and (D % 2 or cos.shape[1] != D)):
+        tables = " and ".join(str(x if x is None else tuple(x.shape)) for x in (cos, sin))
+        raise ValueError(
+            f"attention_qkv: cos and sin are {tables} for D = {D}; give both (>= T, D) with an "
+            "even D, or neither"
+        )
     angles = (x if x is None else x.contiguous() for x in (cos, sin))
     positions = (qk_norm, eps, *angles) if qk_norm or cos is not None else None
-    return PackedAttention.apply(qkv, counts, positions, _seed(qkv, seed, constants), constants)
-
-
-def _check_angles(cos, sin, T, D):
-    if (cos is None) != (sin is None):
-        raise ValueError("attention_qkv: give both cos and sin, or neither")
-    for name, angles in {"cos": cos, "sin": sin}.items() if cos is not None else ():
-        if angles.ndim != 2 or angles.shape[0] < T or angles.shape[1] != D or D % 2:
-            raise ValueError(
-                f"attention_qkv: {name} has shape {tuple(angles.shape)} for T = {T} and D = {D}; "
-                "give (>= T, D) with an even D"
-            )
+    seed = seed_of_call(seed, dropout_p, qkv.device)
+    return PackedAttention.apply(qkv, counts, positions, seed, constants)
 
 
 def _constants(q, k, causal, window, dropout_p, scale):
@@ -323,10 +319,3 @@ def _constants(q, k, causal, window, dropout_p, scale):
         "BLOCK_D": max(16, next_power_of_2(D)),  # a tensor core multiplies 16 at a time
         "ACC": triton_accumulator(q.dtype),
     }
-
-
-def _seed(x, seed, constants):
-    """The seed of this call, () int64 on the device, or None without dropout."""
-    if constants["THRESHOLD"] == 0:
-        return None
-    return new_seed(x.device) if seed is None else seed

@@ -41,6 +41,14 @@ def new_seed(device: torch.device) -> torch.Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
+def seed_of_call(seed: torch.Tensor | None, p: float, device: torch.device) -> torch.Tensor | None:
+    """The given seed or else a new one; None if nothing is dropped, so that nothing is drawn."""
+    threshold, _ = threshold_and_scale(p)
+    if threshold == 0:
+        return None
+    return new_seed(device) if seed is None else seed
+
+
 @triton.jit
 def keep_in_rows(seed, stream, rows, first_column, threshold, COLUMNS: tl.constexpr):
     """The mask (R, COLUMNS) of `rows` (R,) and columns first_column + [0, COLUMNS).

@@ -24,6 +24,7 @@ import triton.language as tl
 
 from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, tile
+from kernels.common.operands import check_operands
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_HEAD = 256
@@ -196,31 +197,27 @@ def decode_attention(
 
     See `kernels.Ops`; the cache is the only operand that is written.
     """
-    fits = qkv.ndim == 2 and cache.ndim == 5 and cache.shape[0] == 2
-    if fits:
-        _, B, Hkv, T, D = cache.shape
-        width = Hkv * D
-        fits = width > 0 and qkv.shape[0] == B and position.shape == (B,)
-        fits = fits and qkv.shape[1] % width == 0 and qkv.shape[1] >= 3 * width
-        fits = fits and all(table is None or table.shape == (T, D) for table in (cos, sin))
-    if not fits or (cos is None) != (sin is None):
-        tables = [None if table is None else tuple(table.shape) for table in (cos, sin)]
+    form = "qkv (B, C), cache (2, B, Hkv, T, D), position (B,) int64, cos (T, D), sin (T, D)"
+    check_operands("decode_attention", form, qkv, cache, position, cos, sin)
+    _, B, Hkv, T, D = cache.shape
+    width = Hkv * D
+    if width == 0 or qkv.shape[1] % width or qkv.shape[1] < 3 * width:
         raise ValueError(
-            f"decode_attention: qkv {tuple(qkv.shape)}, cache {tuple(cache.shape)}, position "
-            f"{tuple(position.shape)}, cos {tables[0]} and sin {tables[1]} do not fit; give "
-            "(B, (H + 2 Hkv) D) with H a multiple of Hkv, (2, B, Hkv, T, D), (B,), and cos and sin "
-            "(T, D) or neither"
+            f"decode_attention: qkv {tuple(qkv.shape)} does not fit Hkv = {Hkv} and D = {D}; give "
+            "(B, (H + 2 Hkv) D) with H a multiple of Hkv"
         )
     if qkv.dtype != cache.dtype or not cache.is_contiguous():
         raise ValueError(
             f"decode_attention: the cache is {cache.dtype} with strides {cache.stride()}; give a "
             f"contiguous cache of qkv's dtype, {qkv.dtype}"
         )
-    if not 1 <= D <= LARGEST_HEAD or (cos is not None and D % 2):
+    if D > LARGEST_HEAD or (cos is not None and D % 2):
         raise ValueError(
             f"decode_attention: D is {D}; give heads of 1 to {LARGEST_HEAD} channels, and with "
             "cos and sin an even D"
         )
+    if (cos is None) != (sin is None):
+        raise ValueError("decode_attention: give both cos and sin, or neither")
     if window < 0:
         raise ValueError(f"decode_attention: window is {window}; give at least 1 key, or 0 for all")
     out = torch.empty((B, qkv.shape[1] - 2 * width), dtype=qkv.dtype, device=qkv.device)

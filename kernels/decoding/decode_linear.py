@@ -25,6 +25,7 @@ import triton.language as tl
 from kernels import torch_ops
 from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, tile
+from kernels.common.operands import check_operands
 from kernels.matmul.activation import activate
 
 MOST_ROWS = 8  # computing so many products takes no longer than reading the weight
@@ -100,24 +101,12 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
 
 def _validate(x, weight, bias, scale, norm, norm_weight, norm_bias, activation, residual) -> None:
     """Raise ValueError for arguments that `decode_linear` does not take."""
-    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"decode_linear: x is {tuple(x.shape)} and weight {tuple(weight.shape)}; give (B, K) "
-            "and (N, K)"
-        )
-    (B, K), N = x.shape, len(weight)
-    for name, operand, shape in (
-        ("bias", bias, (N,)),
-        ("scale", scale, (N,)),
-        ("norm_weight", norm_weight, (K,)),
-        ("norm_bias", norm_bias, (K,)),
-        ("residual", residual, (B, N)),
-    ):
-        if operand is not None and operand.shape != shape:
-            raise ValueError(
-                f"decode_linear: {name} is {tuple(operand.shape)}; give {shape} with x "
-                f"{tuple(x.shape)} and weight {tuple(weight.shape)}"
-            )
+    form = (
+        "x (B, K), weight (N, K), bias (N,), scale (N,), norm_weight (K,), norm_bias (K,), "
+        "residual (B, N)"
+    )
+    operands = x, weight, bias, scale, norm_weight, norm_bias, residual
+    check_operands("decode_linear", form, *operands)
     if (norm is None) != (norm_weight is None) or norm not in (None, "layer_norm", "rms_norm"):
         raise ValueError(
             f"decode_linear: norm is {norm!r}; give layer_norm or rms_norm with a norm_weight, or "

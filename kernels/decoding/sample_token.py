@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.launch import launch, next_power_of_2, tile
+from kernels.common.operands import check_operands
 from kernels.common.philox import ROUNDS, new_seed
 
 
@@ -107,10 +108,7 @@ def sample_token(
     seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sampled tokens (B,) int64; see `kernels.Ops`."""
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(
-            f"sample_token: logits have shape {tuple(logits.shape)}; give (B, V) with V >= 1"
-        )
+    check_operands("sample_token", "logits (B, V)", logits)
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"sample_token: temperature is {temperature}, top_k {top_k} and top_p {top_p}; give "

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
+from kernels.common.operands import check_operands
 
 VECTOR_BYTES = 16  # the widest load of a thread
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row, because -inf - -inf is NaN
@@ -280,14 +281,8 @@ def cross_entropy(
 
     logits (..., V), targets (...) int64 -> ().
     """
-    V = logits.shape[-1] if logits.ndim else 0
-    if V == 0 or logits.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"cross_entropy: logits {tuple(logits.shape)} and targets {tuple(targets.shape)} do "
-            "not fit; give logits (..., V) and targets (...)"
-        )
-    if targets.dtype != torch.int64:
-        raise ValueError(f"cross_entropy: targets have dtype {targets.dtype}; give torch.int64")
+    check_operands("cross_entropy", "logits (..., V), targets (...) int64", logits, targets)
+    V = logits.shape[-1]
     rows = logits.reshape(-1, V)
     if rows.stride(1) != 1 or rows.stride(0) < V:
         rows = rows.contiguous()

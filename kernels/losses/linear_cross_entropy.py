@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.common import launch
 from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
+from kernels.common.operands import check_operands
 from kernels.losses.cross_entropy import count_targets, launch_forward
 
 LINE_BYTES = 128  # of the memory system
@@ -157,29 +158,11 @@ def linear_cross_entropy(
 
     x (..., C), weight (V, C), bias (V,) or None, targets (...) int64 -> ().
     """
-    C = x.shape[-1] if x.ndim else 0
-    V = weight.shape[0] if weight.ndim else 0
-    if (
-        C * V == 0
-        or weight.shape != (V, C)
-        or x.shape[:-1] != targets.shape
-        or (bias is not None and bias.shape != (V,))
-    ):
-        raise ValueError(
-            f"linear_cross_entropy: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias "
-            f"{None if bias is None else tuple(bias.shape)} and targets {tuple(targets.shape)} do "
-            "not fit; give (..., C), (V, C), (V,) or None, and (...)"
-        )
-    if targets.dtype != torch.int64:
-        dtypes = f"targets have dtype {targets.dtype}; give torch.int64"
-        raise ValueError(f"linear_cross_entropy: {dtypes}")
+    form = "x (..., C), weight (V, C), bias (V,), targets (...) int64"
     dtype = autocast_dtype(x)
-    if dtype is None and any(p is not None and p.dtype != x.dtype for p in (weight, bias)):
-        raise ValueError(
-            f"linear_cross_entropy: x is {x.dtype}, weight {weight.dtype}, bias "
-            f"{None if bias is None else bias.dtype}; give one dtype, or use autocast"
-        )
-    operands = x.reshape(-1, C), weight, bias
+    one_dtype = dtype is None
+    check_operands("linear_cross_entropy", form, x, weight, bias, targets, one_dtype=one_dtype)
+    operands = x.reshape(-1, x.shape[-1]), weight, bias
     needs = tuple(
         torch.is_grad_enabled() and operand is not None and operand.requires_grad
         for operand in operands

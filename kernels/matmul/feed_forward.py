@@ -27,7 +27,8 @@ from torch.nn.functional import linear
 
 from kernels.common.dtypes import autocast_dtype, triton_accumulator
 from kernels.common.launch import cdiv, launch, opaque, route, tile
-from kernels.common.philox import keep_in_rows, new_seed, threshold_and_scale
+from kernels.common.operands import check_operands
+from kernels.common.philox import keep_in_rows, seed_of_call, threshold_and_scale
 from kernels.matmul import gemm
 from kernels.matmul.activation import (
     ACTIVATIONS,
@@ -158,42 +159,20 @@ def feed_forward(
     The mask of y, as (rows, C), is `philox.rows_kept(seed, STREAM, rows, C, dropout_p)`. Under
     autocast the operands are cast as by PyTorch's linear layer.
     """
-    operands = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
-    given = {name: _cast(x) for name, x in operands.items() if x is not None}
-    _check(given, activation)
-    x = given.pop("x")
-    if threshold_and_scale(dropout_p)[0] == 0:
-        seed = None
-    elif seed is None:
-        seed = new_seed(x.device)
-    rows = x.view(x.shape[:-1].numel(), x.shape[-1])  # (M, C)
-    parameters = (given.get(name) for name in ("w1", "b1", "w2", "b2"))
-    return FeedForward.apply(rows, *parameters, seed, activation, dropout_p).view(x.shape)
-
-
-def _cast(operand):
-    """A contiguous operand in the dtype of autocast."""
-    return operand.to(autocast_dtype(operand) or operand.dtype).contiguous()
-
-
-def _check(given, activation):
-    """Raise ValueError unless shapes, dtypes and the activation fit."""
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"feed_forward: activation {activation!r} is not supported; choose one of "
             f"{', '.join(ACTIVATIONS)}"
         )
-    shapes = {name: tuple(operand.shape) for name, operand in given.items()}
-    F, C = (*shapes["w1"], None, None)[:2]
-    fitting = {"x": (*shapes["x"][:-1], C), "w1": (F, C), "b1": (F,), "w2": (C, F), "b2": (C,)}
-    if any(shapes[name] != fitting[name] for name in shapes):
-        raise ValueError(
-            "feed_forward takes x (..., C), w1 (F, C), b1 (F,), w2 (C, F) and b2 (C,), not "
-            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        )
-    dtypes = {name: operand.dtype for name, operand in given.items()}
-    if len(set(dtypes.values())) > 1 or not given["x"].is_floating_point():
-        raise ValueError(
-            "feed_forward takes operands of one floating dtype, not "
-            + ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        )
+    x, w1, w2 = _cast(x), _cast(w1), _cast(w2)
+    b1, b2 = (None if bias is None else _cast(bias) for bias in (b1, b2))
+    form = "x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,)"
+    check_operands("feed_forward", form, x, w1, b1, w2, b2, one_dtype=True)
+    seed = seed_of_call(seed, dropout_p, x.device)
+    rows = x.view(x.shape[:-1].numel(), x.shape[-1])  # (M, C)
+    return FeedForward.apply(rows, w1, b1, w2, b2, seed, activation, dropout_p).view(x.shape)
+
+
+def _cast(operand):
+    """A contiguous operand in the dtype of autocast."""
+    return operand.to(autocast_dtype(operand) or operand.dtype).contiguous()

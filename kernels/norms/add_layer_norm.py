@@ -28,11 +28,12 @@ from torch.autograd.function import once_differentiable
 
 from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import cdiv, launch, opaque
-from kernels.common.philox import keep_in_rows, new_seed, threshold_and_scale
+from kernels.common.operands import check_operands
+from kernels.common.philox import keep_in_rows, seed_of_call, threshold_and_scale
 from kernels.common.row_layout import as_rows, packed_rows, row_tile
 from kernels.norms.layer_norm import (
     backward_constants,
-    check_shapes,
+    check_width,
     empty_statistics,
     input_gradient,
     normalise,
@@ -217,14 +218,8 @@ def add_layer_norm(
     seed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """residual + dropout(x + x_bias) and its LayerNorm, both (..., C); see `kernels.Ops`."""
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"add_layer_norm: residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; "
-            "they must be equal"
-        )
-    check_shapes("add_layer_norm", x, weight=weight, bias=bias, x_bias=x_bias)
-    if dropout_p == 0.0:
-        seed = None
-    elif seed is None:
-        seed = new_seed(x.device)
+    form = "residual (..., C), x (..., C), weight (C,), bias (C,), x_bias (C,)"
+    check_operands("add_layer_norm", form, residual, x, weight, bias, x_bias)
+    check_width("add_layer_norm", x)
+    seed = seed_of_call(seed, dropout_p, x.device)
     return AddLayerNorm.apply(residual, x, x_bias, weight, bias, seed, dropout_p, eps)

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.common.dtypes import accumulator, triton_accumulator
 from kernels.common.launch import cdiv, launch, opaque
+from kernels.common.operands import check_operands
 from kernels.common.row_layout import as_rows, packed_rows, row_pointers, row_tile
 from kernels.norms.norm_parameter_gradients import (
     empty_shares,
@@ -220,7 +221,8 @@ def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
     """x (..., C), weight (C,), bias (C,) or None -> (..., C), for C up to `WIDEST`."""
-    check_shapes("layer_norm", x, weight=weight, bias=bias)
+    check_operands("layer_norm", "x (..., C), weight (C,), bias (C,)", x, weight, bias)
+    check_width("layer_norm", x)
     return LayerNorm.apply(x, weight, bias, eps, True)
 
 
@@ -229,20 +231,15 @@ def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
     """x (..., C), weight (C,) or None -> (..., C), for C up to `WIDEST`."""
-    check_shapes("rms_norm", x, weight=weight)
+    check_operands("rms_norm", "x (..., C), weight (C,)", x, weight)
+    check_width("rms_norm", x)
     return LayerNorm.apply(x, weight, None, eps, False)
 
 
-def check_shapes(operation: str, x: torch.Tensor, **parameters: torch.Tensor | None) -> None:
-    """Raise ValueError unless x is (..., C) with C up to `WIDEST` and every parameter is (C,)."""
-    if x.ndim == 0 or not 1 <= x.shape[-1] <= WIDEST:
+def check_width(operation: str, x: torch.Tensor) -> None:
+    """Raise ValueError if the rows of x (..., C) are too wide."""
+    if x.shape[-1] > WIDEST:
         raise ValueError(
-            f"{operation}: x has shape {tuple(x.shape)}; its last dimension, the width of a row, "
-            f"must be from 1 to {WIDEST:,}"
+            f"{operation}: the rows of x {tuple(x.shape)} are too wide; give at most {WIDEST:,} "
+            "columns"
         )
-    for name, parameter in parameters.items():
-        if parameter is not None and parameter.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{operation}: {name} has shape {tuple(parameter.shape)} and x {tuple(x.shape)}; "
-                f"{name} must have shape {tuple(x.shape[-1:])}"
-            )

@@ -126,26 +126,3 @@ def test_two_calls_in_one_graph():
         return torch.autograd.grad(y.sum(), tables)
 
     torch.testing.assert_close(twice(embedding), twice(torch_ops.embedding), rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "token_table", "position_table"),
-    [
-        ((5,), (7, 3), None),
-        ((2, 5), (0, 3), None),
-        ((2, 5), (7, 3), (4, 3)),
-        ((2, 5), (7, 3), (5, 2)),
-        ((2, 5), (7, 3), (3,)),
-    ],
-)
-def test_wrong_shapes_are_named(tokens, token_table, position_table):
-    position_table = None if position_table is None else randn(*position_table)
-    tokens = torch.zeros(tokens, dtype=torch.int64, device=DEVICE)
-    with pytest.raises(ValueError, match=r"embedding: tokens .*, token_table .* do not fit"):
-        embedding(tokens, randn(*token_table), position_table)
-
-
-def test_tokens_must_be_int64():
-    tokens, *tables = operands(2, 5, 7, 3)
-    with pytest.raises(ValueError, match=r"tokens have dtype torch.int32; give torch.int64"):
-        embedding(tokens.int(), *tables)

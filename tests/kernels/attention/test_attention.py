@@ -255,33 +255,3 @@ def test_empty_batch_heads_rows_or_keys():
         assert out.shape == (B, H, Tq, 16)
         assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
     assert attention_qkv(randn(2, 0, 96), 2).shape == (2, 0, 32)
-
-
-# --- errors --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((2, 3, 16), (2, 3, 16), (2, 3, 16)), r"q \(B, H, Tq, D\).*\(2, 3, 16\)"),
-        (((1, 2, 3, 16), (2, 2, 3, 16), (2, 2, 3, 16)), r"k \(2, 2, 3, 16\)"),
-        (((1, 2, 3, 16), (1, 2, 3, 8), (1, 2, 3, 8)), r"k \(1, 2, 3, 8\)"),
-        (((1, 3, 3, 16), (1, 2, 3, 16), (1, 2, 3, 16)), "H is not a multiple of Hkv"),
-        (((1, 2, 3, 16), (1, 2, 0, 16), (1, 2, 0, 16)), "there is no key"),
-        (((1, 2, 3, 257), (1, 2, 3, 257), (1, 2, 3, 257)), "D is 257; give heads of 1 to 256"),
-    ],
-)
-def test_wrong_shapes(shapes, message):
-    with pytest.raises(ValueError, match=message):
-        attention(*(torch.zeros(shape, device=DEVICE) for shape in shapes))
-
-
-def test_wrong_dtypes_and_scales():
-    q, k, v = operands(1, 2, 2, 3, 3, 16)
-    with pytest.raises(ValueError, match=r"torch.float32, torch.float16 and .*; give one"):
-        attention(q, k.half(), v)
-    with pytest.raises(ValueError, match=r"dtype is torch\.int64"):
-        attention(q.long(), k.long(), v.long())
-    for scale in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="give a positive number"):
-            attention(q, k, v, scale=scale)

@@ -183,17 +183,3 @@ def test_the_lectures_heads_with_the_same_mask():
     torch.testing.assert_close(ours.blocks[0].sa(x), lecture.blocks[0].sa(x))
     torch.testing.assert_close(dx[ours], dx[lecture])
     torch.testing.assert_close(gradients[ours], packed_from_lecture(gradients[lecture], config))
-
-
-@pytest.mark.parametrize(
-    ("shape", "n_head"), [((2, 96), 2), ((2, 3, 97), 2), ((2, 3, 0), 2), ((2, 3, 96), 0)]
-)
-def test_wrong_packed_shapes(shape, n_head):
-    with pytest.raises(ValueError, match=r"give \(B, T, \(H \+ 2 Hkv\) D\)"):
-        attention_qkv(torch.zeros(shape, device=DEVICE), n_head)
-
-
-@pytest.mark.parametrize("n_kv_head", [0, 3, 4])
-def test_packed_heads_that_do_not_form_groups(n_kv_head):
-    with pytest.raises(ValueError, match=r"\(H \+ 2 Hkv\)|H = 4 is not a multiple of Hkv = 3"):
-        attention_qkv(torch.zeros(1, 3, 80), 4, n_kv_head=n_kv_head)

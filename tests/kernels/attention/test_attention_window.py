@@ -5,8 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from kernels import torch_ops
-from kernels.attention.attention import attention, attention_qkv
+from kernels.attention.attention import attention
 from tests.kernels.attention.plain_attention import assert_one_weight, operands
 from tests.numerics import DTYPES, differentiate, randn
 
@@ -46,25 +45,3 @@ def test_no_tile_outside_the_window_is_visited():
     _, (_, some_dk, some_dv) = differentiate(run, (q, *tensors[1:]), [dout])
     assert torch.equal(some_dk[:, :, :far], dk[:, :, :far])
     assert torch.equal(some_dv[:, :, :far], dv[:, :, :far])
-
-
-# --- errors --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{"window": -1}, {"window": 2, "causal": False}])
-def test_wrong_windows(options):
-    q, k, v = operands(1, 2, 2, 3, 3, 16)
-    with pytest.raises(ValueError, match=r"window is .* give at least 1 key with causal=True"):
-        attention(q, k, v, **options)
-    with pytest.raises(ValueError, match=r"window is .* give at least 1 key with causal=True"):
-        attention_qkv(randn(1, 3, 96), 2, **options)
-    if "causal" in options:
-        with pytest.raises(ValueError, match="window is 2, which needs causal=True"):
-            torch_ops.attention(q, k, v, **options)
-
-
-def test_rows_that_see_no_key():
-    q, k, v = operands(1, 2, 2, 9, 6, 16)
-    assert attention(q, k, v, window=4).isfinite().all()  # the last row sees the last key
-    with pytest.raises(ValueError, match=r"window=3 the last rows see no key in q \(1, 2, 9, 16\)"):
-        attention(q, k, v, window=3)

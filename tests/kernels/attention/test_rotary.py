@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 from kernels import torch_ops
 from kernels.attention.attention import attention_qkv
 from kernels.attention.rotary import rotary_backward, rotary_forward
-from tests.numerics import DEVICE, DTYPES, hold_against, randn
+from tests.numerics import DTYPES, hold_against, randn
 
 EPS = 1e-5
 
@@ -112,18 +112,3 @@ def test_a_projection_and_angles_of_any_stride():
     for arguments in (columns, cos, sin), (batch_second, cos, sin), (qkv, *strided):
         for actual, wanted in zip(run(*arguments), expected, strict=True):
             assert torch.equal(actual, wanted)
-
-
-@pytest.mark.parametrize(
-    ("cos", "sin", "message"),
-    [
-        ((4, 8), None, "both cos and sin"),
-        ((4, 8), (4, 8), r"cos has shape \(4, 8\) for T = 5 and D = 8"),
-        ((5, 6), (5, 6), r"\(5, 6\) for T = 5 and D = 8"),
-        ((5, 8), (5,), r"sin has shape \(5,\)"),
-    ],
-)
-def test_wrong_angles(cos, sin, message):
-    cos, sin = (None if x is None else torch.ones(x, device=DEVICE) for x in (cos, sin))
-    with pytest.raises(ValueError, match=message):
-        attention_qkv(randn(1, 5, 3 * 8), 1, cos=cos, sin=sin)

@@ -152,25 +152,3 @@ def test_many_rows_and_very_wide_rows_use_pytorch():
     assert launches(MOST_ROWS + 1, 8, torch.int8) == 1
     assert launches(1, WIDEST, torch.float32) == 1
     assert launches(1, WIDEST + 1, torch.float32) == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": (2, 9)}, r"x is \(2, 9\) and weight \(5, 8\)"),
-        ({"x": (8,)}, r"x is \(8,\)"),
-        ({"bias": (8,)}, r"bias is \(8,\); give \(5,\)"),
-        ({"residual": (5,)}, r"residual is \(5,\); give \(2, 5\)"),
-        ({"norm": "layer_norm"}, "norm is 'layer_norm'; give layer_norm or rms_norm with"),
-        ({"norm_weight": (8,)}, "norm is None; give layer_norm or rms_norm with"),
-        ({"norm": "group_norm", "norm_weight": (8,)}, "norm is 'group_norm'"),
-        ({"norm": "rms_norm", "norm_weight": (5,)}, r"norm_weight is \(5,\); give \(8,\)"),
-        ({"activation": "tanh"}, "'tanh' is not supported"),
-        ({"scale": (5,)}, "with a scale; give a scale with an int8 weight"),
-    ],
-)
-def test_wrong_operands_are_named(change, message):
-    given = {"x": (2, 8), "weight": (5, 8)} | change
-    given = {key: torch.zeros(v) if isinstance(v, tuple) else v for key, v in given.items()}
-    with pytest.raises(ValueError, match=message):
-        decode_linear(given.pop("x"), given.pop("weight"), given.pop("bias", None), **given)

@@ -264,37 +264,3 @@ def test_a_row_of_the_table_changes_the_route(monkeypatch):
             "dropout_kernel",
             "gemm_kernel derivative",
         ]
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("x", (3, 25)),
-        ("x", ()),
-        ("w1", (72,)),
-        ("w1", (24, 72)),
-        ("b1", (24,)),
-        ("w2", (72, 24)),
-        ("b2", (72,)),
-    ],
-)
-def test_wrong_shapes_are_named(name, shape):
-    inside = dict(zip(("x", "w1", "b1", "w2", "b2"), operands(3), strict=True))
-    inside[name] = randn(*shape)
-    with pytest.raises(ValueError, match="feed_forward takes x ") as raised:
-        feed_forward(**inside)
-    assert f"{name} {shape}" in str(raised.value)
-
-
-def test_different_dtypes_are_named():
-    x, *parameters = operands(3)
-    with pytest.raises(ValueError, match=r"x torch\.bfloat16, w1 torch\.float32"):
-        feed_forward(x.bfloat16(), *parameters)
-
-
-def test_an_unknown_activation_is_named():
-    with pytest.raises(ValueError, match="'swish' is not supported; choose one of relu, gelu"):
-        feed_forward(*operands(3), activation="swish")

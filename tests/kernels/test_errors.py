@@ -1,0 +1,168 @@
+"""A wrong operand or option of a Triton operation is a ValueError that names it and its value."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from kernels import torch_ops, triton_ops
+from kernels.norms.layer_norm import WIDEST
+from tests.numerics import DEVICE
+
+# operation -> arguments that are right; a tuple is the shape of a tensor
+RIGHT = {
+    "embedding": {"tokens": (2, 5), "token_table": (7, 3), "position_table": (5, 3)},
+    "layer_norm": {"x": (2, 3, 8), "weight": (8,), "bias": (8,)},
+    "rms_norm": {"x": (2, 3, 8), "weight": (8,)},
+    "add_layer_norm": {"residual": (2, 8), "x": (2, 8), "weight": (8,), "bias": (8,)},
+    "attention": {name: (1, 2, 3, 16) for name in "qkv"},
+    "attention_qkv": {"qkv": (1, 5, 48), "n_head": 2},
+    "feed_forward": {"x": (3, 8), "w1": (16, 8), "b1": (16,), "w2": (8, 16), "b2": (8,)},
+    "cross_entropy": {"logits": (2, 3, 7), "targets": (2, 3)},
+    "linear_cross_entropy": {"x": (4, 3), "weight": (7, 3), "bias": (7,), "targets": (4,)},
+    "decode_linear": {"x": (2, 8), "weight": (5, 8)},
+    "decode_attention": {"qkv": (2, 48), "cache": (2, 2, 2, 10, 8), "position": (2,)},
+    "sample_token": {"logits": (2, 5)},
+}
+INTEGERS = ("tokens", "targets", "position")
+
+# operation -> operand -> shapes, of which each is wrong although the other operands are right
+WRONG_SHAPES = {
+    "embedding": {"tokens": [(5,)], "position_table": [(4, 3), (5, 2), (3,)]},
+    "layer_norm": {"x": [(), (2, 7)], "weight": [(7,), (1, 8)], "bias": [(1,)]},
+    "rms_norm": {"x": [(), (2, 7)], "weight": [(7,)]},
+    "add_layer_norm": {"residual": [(2, 7), (1, 2, 8)], "weight": [(7,)], "x_bias": [(2, 8)]},
+    "attention": {
+        "q": [(2, 3, 16), (2, 2, 3, 16), (1, 2, 3, 8), (1, 3, 3, 16)],
+        "k": [(1, 2, 4, 16), (1, 1, 3, 16)],
+    },
+    "attention_qkv": {"qkv": [(5, 48), (1, 5, 49), (1, 5, 0)]},
+    "feed_forward": {
+        "x": [(3, 9), ()],
+        "w1": [(16,), (8, 16)],
+        "b1": [(8,)],
+        "w2": [(16, 8)],
+        "b2": [(16,)],
+    },
+    "cross_entropy": {"logits": [(), (2, 3, 0), (6, 7)], "targets": [(2, 3, 1), (6,)]},
+    "linear_cross_entropy": {
+        "x": [()],
+        "weight": [(7, 3, 1), (0, 3)],
+        "bias": [(3,)],
+        "targets": [(5,)],
+    },
+    "decode_linear": {
+        "x": [(2, 9), (8,)],
+        "bias": [(8,)],
+        "residual": [(5,)],
+        "norm_weight": [(5,)],
+    },
+    "decode_attention": {
+        "qkv": [(2, 47), (2, 56), (2, 32), (1, 2, 48)],
+        "cache": [(2, 2, 10, 8), (3, 2, 2, 10, 8)],
+        "position": [(1,)],
+        "cos": [(9, 8)],
+    },
+    "sample_token": {"logits": [(5,), (2, 0)]},
+}
+
+# operation, changed arguments, message; a dtype is that of a tensor of the right shape
+WRONG = [
+    ("embedding", {"tokens": torch.int32}, "tokens has dtype torch.int32; give torch.int64"),
+    ("embedding", {"token_table": (0, 3), "position_table": None}, r"token_table \(0, 3\) do not"),
+    ("cross_entropy", {"targets": torch.int32}, "targets has dtype torch.int32"),
+    ("linear_cross_entropy", {"targets": torch.int32}, "targets has dtype torch.int32"),
+    ("linear_cross_entropy", {"x": torch.half}, "x torch.float16, weight torch.float32"),
+    ("feed_forward", {"x": torch.bfloat16}, "x torch.bfloat16, w1 torch.float32"),
+    ("feed_forward", {"activation": "swish"}, "'swish' is not supported; choose one of relu, gelu"),
+    ("attention", {"k": torch.half}, "q torch.float32, k torch.float16, .*; give one"),
+    ("attention", dict.fromkeys("qkv", torch.int64), "q torch.int64"),
+    ("attention", dict.fromkeys("qkv", (1, 2, 3, 257)), "D is 257; give heads of 1 to 256"),
+    ("attention", dict.fromkeys("kv", (1, 2, 0, 16)), "there is no key"),
+    ("attention", {"q": (1, 2, 6, 16), "window": 3}, "window=3 the last rows see no key"),
+    ("attention_qkv", {"qkv": torch.int64}, "dtype is torch.int64; give fp16"),
+    ("attention_qkv", {"n_head": 0}, "H = 0"),
+    ("attention_qkv", {"n_kv_head": 0}, "Hkv = 0"),
+    ("attention_qkv", {"qkv": (1, 3, 80), "n_head": 4, "n_kv_head": 3}, "H a multiple of Hkv"),
+    ("attention_qkv", {"cos": (5, 8)}, r"cos and sin are \(5, 8\) and None for D = 8; give both"),
+    ("attention_qkv", dict.fromkeys(("cos", "sin"), (4, 8)), r"cos \(4, 8\)"),
+    ("attention_qkv", dict.fromkeys(("cos", "sin"), (5, 6)), r"\(5, 6\) for D = 8"),
+    ("attention_qkv", {"cos": (5, 8), "sin": (5,)}, r"sin \(5,\)"),
+    ("decode_linear", {"norm": "layer_norm"}, "norm is 'layer_norm'; give layer_norm or rms_norm"),
+    ("decode_linear", {"norm_weight": (8,)}, "norm is None; give layer_norm or rms_norm with"),
+    ("decode_linear", {"norm": "group", "norm_weight": (8,)}, "norm is 'group'"),
+    ("decode_linear", {"activation": "tanh"}, "'tanh' is not supported"),
+    ("decode_linear", {"scale": (5,)}, "with a scale; give a scale with an int8 weight"),
+    ("decode_attention", {"cos": (10, 8)}, "give both cos and sin"),
+    ("decode_attention", {"cache": torch.half}, "give a contiguous cache of qkv's dtype"),
+    ("decode_attention", {"window": -1}, "window is -1; give at least 1 key"),
+    ("decode_attention", {"position": torch.int32}, "position has dtype torch.int32"),
+    (
+        "decode_attention",
+        {"qkv": (2, 42), "cache": (2, 2, 2, 10, 7)} | dict.fromkeys(("cos", "sin"), (10, 7)),
+        "D is 7",
+    ),
+    ("decode_attention", {"qkv": (2, 771), "cache": (2, 2, 1, 10, 257)}, "D is 257"),
+    ("sample_token", {"temperature": -1.0}, "temperature is -1.0"),
+    ("sample_token", {"top_k": -1}, "top_k -1 "),
+    ("sample_token", {"top_p": 0.0}, "top_p 0.0; give"),
+]
+WRONG += [
+    ("attention", {"scale": scale}, "give a positive number")
+    for scale in (0, -1, math.nan, math.inf)
+]
+for name in ("attention", "attention_qkv"):
+    for options in ({"window": -1}, {"window": 2, "causal": False}):
+        WRONG += [(name, options, "window is .* give at least 1 key with causal=True")]
+for name in ("layer_norm", "rms_norm", "add_layer_norm"):
+    for columns, message in ((0, "do not fit"), (WIDEST + 1, "are too wide; give at most 8,192")):
+        changes = {of: (*shape[:-1], columns) for of, shape in RIGHT[name].items()}
+        WRONG += [(name, changes, rf", {columns}\).*{message}")]
+for name in ("add_layer_norm", "attention", "attention_qkv", "feed_forward"):
+    WRONG += [(name, {"dropout_p": 1.5}, r"dropout_p is 1\.5; give a probability")]
+
+
+def call(operation, changes):
+    arguments = {}
+    for name, argument in (RIGHT[operation] | changes).items():
+        dtype = torch.int64 if name in INTEGERS else torch.float32
+        if isinstance(argument, torch.dtype):
+            argument, dtype = RIGHT[operation][name], argument
+        if isinstance(argument, tuple):
+            argument = torch.zeros(argument, dtype=dtype, device=DEVICE)
+        arguments[name] = argument
+    return getattr(triton_ops.OPS, operation)(**arguments)
+
+
+@pytest.mark.parametrize("operation", RIGHT)
+def test_right_arguments_are_not_an_error(operation):
+    call(operation, {})
+
+
+@pytest.mark.parametrize("operation", WRONG_SHAPES)
+def test_wrong_shapes_are_named(operation):
+    for name, shapes in WRONG_SHAPES[operation].items():
+        for shape in shapes:
+            with pytest.raises(
+                ValueError, match=rf"^{operation}: .*\b{name} {re.escape(str(shape))}"
+            ):
+                call(operation, {name: shape})
+
+
+@pytest.mark.parametrize(("operation", "changes", "message"), WRONG)
+def test_wrong_arguments_are_named(operation, changes, message):
+    with pytest.raises(ValueError, match=message):
+        call(operation, changes)
+
+
+def test_a_cache_must_be_contiguous():
+    cache = torch.zeros(2, 2, 10, 2, 8, device=DEVICE).transpose(2, 3)
+    with pytest.raises(ValueError, match="give a contiguous cache"):
+        call("decode_attention", {"cache": cache})
+
+
+def test_pytorchs_attention_needs_causality_for_a_window():
+    q = torch.zeros(1, 1, 3, 4, device=DEVICE)
+    with pytest.raises(ValueError, match="window is 2, which needs causal=True"):
+        torch_ops.attention(q, q, q, window=2, causal=False)
