@@ -22,6 +22,7 @@ SIZES: tuple[Sizes, ...] = (
 )  # whole tiles and wide loads; neither
 # raised by PyTorch and Triton when a kernel does not compile, load or run
 RAISED = (RuntimeError, ValueError, TypeError, AssertionError, TritonError)
+WITHOUT_GRADIENTS = ("decode_linear", "decode_attention", "sample_token")
 # relative to the norm of a result: several roundings of each dtype
 BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.005, torch.float32: 1e-5}
 
@@ -91,52 +92,49 @@ def results(
     if name == "adamw":
         yield from _updated(ops, normal, sizes)
         return
-    operands, options = _operands(name, normal, integers, sizes)
-    leaves = [x for x in operands if isinstance(x, torch.Tensor) and x.requires_grad]
-    if name in ("decode_linear", "decode_attention", "sample_token"):
-        with torch.no_grad():
-            yield getattr(ops, name)(*operands, **options)
-        return
-    outputs = getattr(ops, name)(*operands, **options)
+    given = operands(name, normal, integers, sizes)
+    options = {"temperature": 0.0} if name == "sample_token" else {}
+    with torch.set_grad_enabled(name not in WITHOUT_GRADIENTS):
+        outputs = getattr(ops, name)(*given, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    gradients = [normal(*one.shape).detach().to(one.dtype) for one in outputs]
     yield from (one.detach() for one in outputs)
-    yield from torch.autograd.grad(outputs, leaves, gradients)
+    if outputs[0].requires_grad:
+        leaves = [x for x in given if isinstance(x, torch.Tensor) and x.requires_grad]
+        gradients = [normal(*one.shape).detach().to(one.dtype) for one in outputs]
+        yield from torch.autograd.grad(outputs, leaves, gradients)
 
 
-def _operands(name: str, normal: Callable, integers: Callable, sizes: Sizes) -> tuple[tuple, dict]:
-    """Operands and options of a call."""
+def operands(name: str, normal: Callable, integers: Callable, sizes: Sizes) -> tuple:
+    """The operands of an operation, made by `normal(*shape)` and `integers(high, *shape)`."""
     B, T, C, H, V = sizes
     D, F = C // H, 4 * C
     match name:
         case "embedding":
-            return (integers(V, B, T), normal(V, C), normal(T, C)), {}
+            return integers(V, B, T), normal(V, C), normal(T, C)
         case "layer_norm":
-            return (normal(B, T, C), normal(C), normal(C)), {}
+            return normal(B, T, C), normal(C), normal(C)
         case "rms_norm":
-            return (normal(B, T, C), normal(C)), {}
+            return normal(B, T, C), normal(C)
         case "add_layer_norm":
-            return (normal(B, T, C), normal(B, T, C), normal(C), normal(C)), {}
+            return normal(B, T, C), normal(B, T, C), normal(C), normal(C)
         case "attention":
-            return tuple(normal(B, H, T, D) for _ in range(3)), {}
+            return tuple(normal(B, H, T, D) for _ in range(3))
         case "attention_qkv":
-            return (normal(B, T, 3 * C), H), {}
+            return normal(B, T, 3 * C), H
         case "feed_forward":
             up, down = normal(F, C, scale=C**-0.5), normal(C, F, scale=F**-0.5)
-            return (normal(B, T, C), up, normal(F), down, normal(C)), {}
+            return normal(B, T, C), up, normal(F), down, normal(C)
         case "cross_entropy":
-            return (normal(B, T, V), integers(V, B, T)), {}
+            return normal(B, T, V), integers(V, B, T)
         case "linear_cross_entropy":
             weight = normal(V, C, scale=C**-0.5)
-            return (normal(B, T, C), weight, normal(V), integers(V, B, T)), {}
+            return normal(B, T, C), weight, normal(V), integers(V, B, T)
         case "decode_linear":
-            return (normal(B, C), normal(F, C, scale=C**-0.5), normal(F)), {}
+            return normal(B, C), normal(F, C, scale=C**-0.5), normal(F)
         case "decode_attention":
-            position = integers(T, B)
-            cache = normal(2, B, H, T, D).detach()
-            return (normal(B, 3 * C), cache, position), {}
+            return normal(B, 3 * C), normal(2, B, H, T, D), integers(T, B)
         case "sample_token":
-            return (normal(B, V),), {"temperature": 0.0}
+            return (normal(B, V),)
     raise ValueError(f"{name} is not an operation of kernels.Ops")
 
 
