@@ -25,8 +25,6 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
     `device` is where the operations will run, by default CUDA if it is available. Raises
     `ValueError` for an unknown name and `Unavailable` for an implementation that cannot run there.
     """
-    from kernels import torch_ops
-
     base, *overrides = (part.strip() for part in choice.split(","))
     ops = _table(base, device)
     for override in overrides:
@@ -36,8 +34,7 @@ def load(choice: str, device: str | torch.device | None = None) -> Ops:
                 f"kernels: {override!r} is not an override; write OPERATION=triton or "
                 f"OPERATION=torch, where OPERATION is one of {', '.join(Ops._fields)}"
             )
-        table = torch_ops.OPS if implementation == "torch" else _table(implementation, device)
-        ops = ops._replace(**{name: getattr(table, name)})
+        ops = ops._replace(**{name: getattr(_table(implementation, device), name)})
     return ops
 
 
@@ -47,10 +44,8 @@ def explain_auto(device: str | torch.device | None = None) -> tuple[str, str]:
     reason = unavailable_reason(device)
     if reason is None and device.type == "cuda":
         return "triton", "the GPU has compute capability 8.0 or newer"
-    return (
-        "torch",
-        reason or f"the device is {device.type}, where kernels run only in the interpreter",
-    )
+    interpreted = f"the device is {device.type}, where kernels run only in the interpreter"
+    return "torch", reason or interpreted
 
 
 def unavailable_reason(device: str | torch.device | None = None) -> str | None:

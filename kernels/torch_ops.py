@@ -314,17 +314,6 @@ def _uniform(B, V, device, seed):
 
 
 OPS = Ops(
-    embedding,
-    layer_norm,
-    rms_norm,
-    add_layer_norm,
-    attention,
-    attention_qkv,
-    feed_forward,
-    cross_entropy,
-    linear_cross_entropy,
-    adamw,
-    decode_linear,
-    decode_attention,
-    sample_token,
+    *(embedding, layer_norm, rms_norm, add_layer_norm, attention, attention_qkv, feed_forward),
+    *(cross_entropy, linear_cross_entropy, adamw, decode_linear, decode_attention, sample_token),
 )

@@ -14,17 +14,6 @@ from kernels.ops import Ops
 from kernels.optimizer.adamw import AdamW
 
 OPS = Ops(
-    embedding,
-    layer_norm,
-    rms_norm,
-    add_layer_norm,
-    attention,
-    attention_qkv,
-    feed_forward,
-    cross_entropy,
-    linear_cross_entropy,
-    adamw=AdamW,
-    decode_linear=decode_linear,
-    decode_attention=decode_attention,
-    sample_token=sample_token,
+    *(embedding, layer_norm, rms_norm, add_layer_norm, attention, attention_qkv, feed_forward),
+    *(cross_entropy, linear_cross_entropy, AdamW, decode_linear, decode_attention, sample_token),
 )

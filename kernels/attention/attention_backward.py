@@ -233,24 +233,16 @@ def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
     by_rows = options("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
-    launch(
-        attention_backward_q_kernel,
-        (cdiv(Tq, by_rows["M"]) * H * B,),
-        *(dq, delta, dout, out, lse, q, k, v, seed),
-        *strides(dq, dout, out, q, k, v),
-        *(H, Tq, Tk, together(k)),
-        **by_rows,
-    )
+    tensors = dq, delta, dout, out, lse, q, k, v, seed
+    numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k)
+    grid = (cdiv(Tq, by_rows["M"]) * H * B,)
+    launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
     by_keys = options("attention_kv", "", q, k, constants)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
-    launch(
-        attention_backward_kv_kernel,
-        (cdiv(Tk, by_keys["N"]) * Hkv * B,),
-        *(dk, dv, delta, dout, lse, q, k, v, seed),
-        *strides(dk, dv, dout, q, k, v),
-        *(Hkv, Tq, Tk, together(q)),
-        **by_keys,
-    )
+    tensors = dk, dv, delta, dout, lse, q, k, v, seed
+    numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q)
+    grid = (cdiv(Tk, by_keys["N"]) * Hkv * B,)
+    launch(attention_backward_kv_kernel, grid, *tensors, *numbers, **by_keys)
 
 
 def together(x):

@@ -125,12 +125,11 @@ def rotary_forward(
 
     qkv (B, T, (H + 2 Hkv) D). counts: the numbers of heads of queries, keys and values.
     """
-    B, T, C = qkv.shape
-    heads, D = counts[0] + counts[1], C // sum(counts)
-    y = torch.empty((B, T, heads * D), dtype=qkv.dtype, device=qkv.device)
-    norm, eps, cos, sin = positions
-    grid, rows, constants = _options(qkv, heads, D, norm, eps)
-    launch(rotary_forward_kernel, grid, qkv, cos, sin, y, *qkv.stride()[:2], rows, T, **constants)
+    heads, D = counts[0] + counts[1], qkv.shape[2] // sum(counts)
+    y = torch.empty((*qkv.shape[:2], heads * D), dtype=qkv.dtype, device=qkv.device)
+    *_, cos, sin = positions
+    tensors = qkv, cos, sin, y
+    _launch(rotary_forward_kernel, tensors, qkv.stride()[:2], qkv, heads, D, positions)
     return y
 
 
@@ -145,25 +144,19 @@ def rotary_backward(
 
     positions: whether queries and keys are RMS-normalised, eps, cos and sin (>= T, D) or None.
     """
-    T, C = qkv.shape[1:]
-    heads, D = counts[0] + counts[1], C // sum(counts)
-    norm, eps, cos, sin = positions
-    grid, rows, constants = _options(qkv, heads, D, norm, eps)
-    sizes = *qkv.stride()[:2], dqkv.stride(1), rows, T
-    launch(rotary_backward_kernel, grid, dy, qkv, cos, sin, dqkv, *sizes, **constants)
+    heads, D = counts[0] + counts[1], qkv.shape[2] // sum(counts)
+    *_, cos, sin = positions
+    tensors, strides = (dy, qkv, cos, sin, dqkv), (*qkv.stride()[:2], dqkv.stride(1))
+    _launch(rotary_backward_kernel, tensors, strides, qkv, heads, D, positions)
 
 
-def _options(qkv, heads, D, norm, eps):
-    rows = qkv.shape[0] * qkv.shape[1] * heads
+def _launch(kernel, tensors, strides, qkv, heads, D, positions):
+    B, T, _ = qkv.shape
     elements, num_warps = tile("rotary", qkv.device)
     BLOCK = next_power_of_2((D + 1) // 2)
     ROWS = max(1, elements // BLOCK)
-    constants = {
-        "HEADS": heads,
-        "D": D,
-        "NORM": norm,
-        "EPS": eps,
-        "ACC": triton_accumulator(qkv.dtype),
-    }
-    constants |= {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": num_warps}
-    return (cdiv(rows, ROWS),), rows, constants
+    constants = {"HEADS": heads, "D": D, "NORM": positions[0], "EPS": positions[1]}
+    constants |= {"ROWS": ROWS, "BLOCK": BLOCK, "ACC": triton_accumulator(qkv.dtype)}
+    rows = B * T * heads
+    grid = (cdiv(rows, ROWS),)
+    launch(kernel, grid, *tensors, *strides, rows, T, **constants, num_warps=num_warps)

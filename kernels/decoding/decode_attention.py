@@ -162,20 +162,11 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
         wide = {"dtype": accumulator(qkv.dtype), "device": qkv.device}
         partial = torch.empty((parts, B, H, D), **wide)
         m, z = torch.empty((2, parts, B, H), **wide)
-    launch(
-        decode_attention_kernel,
-        (rows, parts),
-        *(qkv, cache, position, cos, sin, partial, m, z, B, T),
-        H=H,
-        HKV=HKV,
-        D=D,
-        BLOCK_D=BLOCK_D,
-        KEYS=min(elements // BLOCK_D, keys, part),
-        PART=part,
-        ACC=triton_accumulator(qkv.dtype),
-        num_warps=4,
-        **constants,
-    )
+    constants |= {"H": H, "HKV": HKV, "D": D, "BLOCK_D": BLOCK_D, "PART": part, "num_warps": 4}
+    constants["KEYS"] = min(elements // BLOCK_D, keys, part)
+    constants["ACC"] = triton_accumulator(qkv.dtype)
+    operands = qkv, cache, position, cos, sin, partial, m, z, B, T
+    launch(decode_attention_kernel, (rows, parts), *operands, **constants)
     if parts > 1:
         combined = {"PARTS": parts, "BLOCK_PARTS": next_power_of_2(parts)}
         combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4}

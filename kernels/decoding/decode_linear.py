@@ -18,6 +18,8 @@ Decisions:
   for int8, which PyTorch would first convert to 16 bits in memory.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -30,6 +32,10 @@ from kernels.matmul.activation import activate
 
 MOST_ROWS = 8  # computing so many products takes no longer than reading the weight
 WIDEST = 16_384  # columns: one row of the weight in the registers of one program
+FORM = (
+    "x (B, K), weight (N, K), scale (N,), bias (N,), norm_weight (K,), norm_bias (K,), "
+    "residual (B, N)"
+)
 WARP = 1_024  # elements of the weight per warp, 32 per thread
 
 
@@ -84,44 +90,11 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
     while features > least and cdiv(N, features) < programs:
         features //= 2
     ROWS = min(next_power_of_2(max(B, 1)), MOST_ROWS)
-    launch(
-        decode_linear_kernel,
-        (cdiv(N, features), cdiv(B, ROWS)),
-        *(x, weight, y, scale, bias, norm_weight, norm_bias, residual, B, N),
-        K=K,
-        FEATURES=features,
-        COLUMNS=COLUMNS,
-        ROWS=ROWS,
-        ACC=triton_accumulator(x.dtype),
-        num_warps=min(max(features * COLUMNS // WARP, 1), 8),
-        maxnreg=registers,
-        **constants,
-    )
-
-
-def _validate(x, weight, bias, scale, norm, norm_weight, norm_bias, activation, residual) -> None:
-    """Raise ValueError for arguments that `decode_linear` does not take."""
-    form = (
-        "x (B, K), weight (N, K), bias (N,), scale (N,), norm_weight (K,), norm_bias (K,), "
-        "residual (B, N)"
-    )
-    operands = x, weight, bias, scale, norm_weight, norm_bias, residual
-    check_operands("decode_linear", form, *operands)
-    if (norm is None) != (norm_weight is None) or norm not in (None, "layer_norm", "rms_norm"):
-        raise ValueError(
-            f"decode_linear: norm is {norm!r}; give layer_norm or rms_norm with a norm_weight, or "
-            "None without one"
-        )
-    if activation is not None and activation not in torch_ops.ACTIVATIONS:
-        raise ValueError(
-            f"decode_linear: activation {activation!r} is not supported; choose one of "
-            f"{', '.join(torch_ops.ACTIVATIONS)}"
-        )
-    if (scale is None) == (weight.dtype == torch.int8):
-        raise ValueError(
-            f"decode_linear: weight is {weight.dtype}, {'without' if scale is None else 'with'} a "
-            "scale; give a scale with an int8 weight and with no other"
-        )
+    constants |= {"K": K, "FEATURES": features, "COLUMNS": COLUMNS, "ROWS": ROWS}
+    constants |= {"ACC": triton_accumulator(x.dtype), "maxnreg": registers}
+    constants["num_warps"] = min(max(features * COLUMNS // WARP, 1), 8)
+    operands = x, weight, y, scale, bias, norm_weight, norm_bias, residual, B, N
+    launch(decode_linear_kernel, (cdiv(N, features), cdiv(B, ROWS)), *operands, **constants)
 
 
 def decode_linear(
@@ -138,23 +111,29 @@ def decode_linear(
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """residual + f(scale * (weight norm(x)) + bias), (B, N); see `kernels.Ops`."""
-    _validate(x, weight, bias, scale, norm, norm_weight, norm_bias, activation, residual)
+    operands = x, weight, scale, bias, norm_weight, norm_bias, residual
+    check_operands("decode_linear", FORM, *operands)
+    if (norm is None) != (norm_weight is None) or norm not in (None, "layer_norm", "rms_norm"):
+        raise ValueError(
+            f"decode_linear: norm is {norm!r}; give layer_norm or rms_norm with a norm_weight, or "
+            "None without one"
+        )
+    if activation is not None and activation not in torch_ops.ACTIVATIONS:
+        raise ValueError(
+            f"decode_linear: activation {activation!r} is not supported; choose one of "
+            f"{', '.join(torch_ops.ACTIVATIONS)}"
+        )
+    if (scale is None) == (weight.dtype == torch.int8):
+        raise ValueError(
+            f"decode_linear: weight is {weight.dtype}, {'without' if scale is None else 'with'} a "
+            "scale; give a scale with an int8 weight and with no other"
+        )
     (B, K), N = x.shape, len(weight)
     if K > WIDEST or (B > MOST_ROWS and weight.dtype != torch.int8):
-        return torch_ops.decode_linear(
-            x,
-            weight,
-            bias,
-            scale=scale,
-            norm=norm,
-            norm_weight=norm_weight,
-            norm_bias=norm_bias,
-            eps=eps,
-            activation=activation,
-            residual=residual,
-        )
+        options: dict[str, Any] = {"scale": scale, "activation": activation, "residual": residual}
+        options |= {"norm": norm, "norm_weight": norm_weight, "norm_bias": norm_bias, "eps": eps}
+        return torch_ops.decode_linear(x, weight, bias, **options)
     y = torch.empty((B, N), dtype=x.dtype, device=x.device)
-    operands = (x, weight, scale, bias, norm_weight, norm_bias, residual)
     dense = (operand if operand is None else operand.contiguous() for operand in operands)
     _launch(y, *dense, EPS=eps, NORM=norm, ACTIVATION=activation)
     return y

@@ -2,13 +2,11 @@
 
 With z = logits / temperature and Gumbel noise g = -log(-log(1 - u)), u uniform in (0, 1),
 
-    token = argmax over kept v of z[v] + g[v]        kept[v] = fewer than top_k tokens are more
-    likely
-                                                               and their total probability is <
-                                                               top_p
+    token = argmax over kept v of z[v] + g[v]
 
-is a sample from softmax(z) over the kept tokens (Maddison et al. 2014, "A* sampling"). The noise is
-a function of (seed, row, v) alone, so the token is a function of (logits, seed): the host takes no
+is a sample from softmax(z) over the kept tokens (Maddison et al. 2014, "A* sampling"): those for
+which fewer than top_k tokens are more likely, with a total probability below top_p. The noise is a
+function of (seed, row, v) alone, so the token is a function of (logits, seed): the host takes no
 part, and a CUDA graph that advances the seed samples anew. Temperature 0 is the argmax without
 noise.
 
@@ -123,14 +121,9 @@ def sample_token(
     token = torch.empty(B, dtype=torch.int64, device=logits.device)
     elements, per_warp = tile("sample_token", logits.device)
     COLUMNS = min(max(next_power_of_2(V), 16), elements)
-    launch(
-        sample_token_kernel,
-        (B,),
-        *(logits, seed, token),
-        *(V, logits.stride(0), 1.0 if greedy else float(temperature), top_k or V, float(top_p)),
-        GREEDY=greedy,
-        RESTRICTED=not greedy and (0 < top_k < V or top_p < 1),
-        COLUMNS=COLUMNS,
-        num_warps=max(COLUMNS // per_warp, 1),
-    )
+    rule = 1.0 if greedy else float(temperature), top_k or V, float(top_p)
+    constants = {"GREEDY": greedy, "RESTRICTED": not greedy and (0 < top_k < V or top_p < 1)}
+    constants |= {"COLUMNS": COLUMNS, "num_warps": max(COLUMNS // per_warp, 1)}
+    operands = logits, seed, token, V, logits.stride(0), *rule
+    launch(sample_token_kernel, (B,), *operands, **constants)
     return token

@@ -253,18 +253,12 @@ def _launch(kernel, tensors, ignore_index, **constexprs):
     elements = min(max(row, short // size), long // size)
     COLUMNS = min(row, elements)
     ROWS = elements // COLUMNS
-    launch(
-        kernel,
-        (cdiv(N, ROWS),),
-        *(*tensors, N, V, row_stride, ignore_index),
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        VECTOR=VECTOR,
-        EDGES=V % VECTOR != 0 or row_stride % VECTOR != 0,
-        ACC=triton_accumulator(logits.dtype),
-        num_warps=elements * size // per_thread // 32,
-        **constexprs,
-    )
+    constexprs |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "VECTOR": VECTOR}
+    constexprs["EDGES"] = V % VECTOR != 0 or row_stride % VECTOR != 0
+    constexprs["ACC"] = triton_accumulator(logits.dtype)
+    num_warps = elements * size // per_thread // 32
+    sizes = N, V, row_stride, ignore_index
+    launch(kernel, (cdiv(N, ROWS),), *tensors, *sizes, **constexprs, num_warps=num_warps)
 
 
 def _empty_gradient(logits):

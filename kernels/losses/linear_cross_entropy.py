@@ -134,14 +134,9 @@ def _scaled(gradient, dloss, count, dtype):
     """gradient dloss / count in `dtype`, as a new tensor, because the graph may be retained."""
     out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
     length = gradient.numel()
-    launch.launch(
-        scale_gradient_kernel,
-        (launch.cdiv(length, BLOCK),),
-        *(gradient, dloss, count, out, length),
-        BLOCK=BLOCK,
-        ACC=triton_accumulator(gradient.dtype),
-        num_warps=8,
-    )
+    constants = {"BLOCK": BLOCK, "ACC": triton_accumulator(gradient.dtype), "num_warps": 8}
+    operands = gradient, dloss, count, out, length
+    launch.launch(scale_gradient_kernel, (launch.cdiv(length, BLOCK),), *operands, **constants)
     return out
 
 

@@ -145,15 +145,10 @@ def activation_forward(
     """hidden = f(x) for a contiguous x of any shape; `out` may be x itself."""
     hidden = torch.empty_like(x) if out is None else out
     BLOCK, num_warps = tile("activation", x.device)
-    launch(
-        activation_forward_kernel,
-        (cdiv(x.numel(), BLOCK),),
-        *(x, hidden, x.numel()),
-        ACTIVATION=activation,
-        ACC=triton_accumulator(x.dtype),
-        BLOCK=BLOCK,
-        num_warps=num_warps,
-    )
+    constants = {"ACTIVATION": activation, "ACC": triton_accumulator(x.dtype)}
+    constants |= {"BLOCK": BLOCK, "num_warps": num_warps}
+    grid = (cdiv(x.numel(), BLOCK),)
+    launch(activation_forward_kernel, grid, x, hidden, x.numel(), **constants)
     return hidden
 
 
@@ -167,17 +162,10 @@ def activation_backward(
     blocks = cdiv(M, ROWS)
     partial = empty_partial(blocks, dhidden)
     BLOCK_M, BLOCK_N, num_warps = tile("activation_backward", dhidden.device)
-    launch(
-        activation_backward_kernel,
-        (blocks, cdiv(N, BLOCK_N)),
-        *(dhidden, kept, dx, partial, M, N),
-        ACTIVATION=activation,
-        ACC=triton_accumulator(dhidden.dtype),
-        ROWS=ROWS,
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        num_warps=num_warps,
-    )
+    constants = {"ACTIVATION": activation, "ACC": triton_accumulator(dhidden.dtype), "ROWS": ROWS}
+    constants |= {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "num_warps": num_warps}
+    operands = dhidden, kept, dx, partial, M, N
+    launch(activation_backward_kernel, (blocks, cdiv(N, BLOCK_N)), *operands, **constants)
     return dx, partial
 
 

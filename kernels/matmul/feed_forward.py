@@ -128,17 +128,10 @@ def _dropped(x, seed, dropout_p, out=None):  # (M, C)
     out = torch.empty_like(x) if out is None else out
     THRESHOLD, SCALE = threshold_and_scale(dropout_p)
     BLOCK_M, BLOCK_N, num_warps = tile("dropout", x.device)
-    launch(
-        dropout_kernel,
-        (cdiv(x.shape[0], BLOCK_M), cdiv(x.shape[1], BLOCK_N)),
-        *(x, out, seed, *x.shape),
-        THRESHOLD=THRESHOLD,
-        SCALE=SCALE,
-        ACC=triton_accumulator(x.dtype),
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        num_warps=num_warps,
-    )
+    constants = {"THRESHOLD": THRESHOLD, "SCALE": SCALE, "ACC": triton_accumulator(x.dtype)}
+    constants |= {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "num_warps": num_warps}
+    grid = cdiv(x.shape[0], BLOCK_M), cdiv(x.shape[1], BLOCK_N)
+    launch(dropout_kernel, grid, x, out, seed, *x.shape, **constants)
     return out
 
 

@@ -184,30 +184,19 @@ def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **c
     """Fill `out` and `x`; return the sums of columns of "derivative", else None."""
     (M, K), N = a.shape, out.shape[1]
     described = _are_described(a, b, out)
-    BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages = _tile(epilogue, described, a)
-    rows, columns = cdiv(M, BLOCK_M), cdiv(N, BLOCK_N)
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
+    constants |= dict(zip(names, _tile(epilogue, described, a), strict=True))
+    rows, columns = cdiv(M, constants["BLOCK_M"]), cdiv(N, constants["BLOCK_N"])
     partial = empty_partial(rows, out) if epilogue == "derivative" else None
     programs = rows * columns
     if described:
         programs = min(programs, _persistent_programs(a.device))
+    constants |= {"B_BY_ROWS": epilogue != "derivative", "EPILOGUE": epilogue}
+    constants |= {"DESCRIBED": described, "ACC": triton_accumulator(a.dtype)}
+    operands = a, b, bias, kept, seed, out, x, partial, M, N, K
     context = contextvars.copy_context()  # the allocator is set for this launch only
     context.run(triton.set_allocator, _allocate)
-    context.run(
-        launch,
-        gemm_kernel,
-        (programs,),
-        *(a, b, bias, kept, seed, out, x, partial, M, N, K),
-        B_BY_ROWS=epilogue != "derivative",
-        EPILOGUE=epilogue,
-        DESCRIBED=described,
-        ACC=triton_accumulator(a.dtype),
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        BLOCK_K=BLOCK_K,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        **constants,
-    )
+    context.run(launch, gemm_kernel, (programs,), *operands, **constants)
     return partial
 
 

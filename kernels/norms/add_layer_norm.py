@@ -151,8 +151,13 @@ class AddLayerNorm(torch.autograd.Function):
         total = torch.empty(x.shape, dtype=dtype, device=x.device)
         y = torch.empty_like(total)
         mean, rstd = empty_statistics(total)
-        operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd)
-        _launch_forward(*operands, dropout_p, eps)
+        C, rows = x.shape[-1], rstd.numel()
+        constants = {"C": C, "EPS": eps, "ACC": triton_accumulator(dtype)}
+        constants |= row_tile("add_layer_norm", C, x.device)
+        operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, rows)
+        operands += threshold_and_scale(dropout_p)
+        grid = (cdiv(rows, constants["ROWS"]),)
+        launch(add_layer_norm_forward_kernel, grid, *operands, **constants)
         ctx.save_for_backward(total, weight, mean, rstd, seed)
         ctx.dtypes, ctx.dropout_p = (residual.dtype, x.dtype), dropout_p
         ctx.x_bias_dtype = None if x_bias is None else x_bias.dtype
@@ -171,38 +176,19 @@ class AddLayerNorm(torch.autograd.Function):
         one_tensor = seed is None and residual_dtype == x_dtype
         dx = None if one_tensor else torch.empty_like(dresidual, dtype=x_dtype)
         others = int(ctx.x_bias_dtype is not None)  # the share of dx_bias
-        shares = empty_shares(_backward_tile(others), total, ctx.parameters + others)
-        operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
-        _launch_backward(*operands, ctx.dropout_p, others)
+        tile = "add_layer_norm_backward_x_bias" if others else "add_layer_norm_backward"
+        shares = empty_shares(tile, total, ctx.parameters + others)
+        *_, unit = as_rows(dy, total)
+        constants = backward_constants(tile, shares, unit, others)
+        tensors = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
+        operands = (*tensors, rstd.numel(), *threshold_and_scale(ctx.dropout_p))
+        grid = (len(shares),)
+        launch(add_layer_norm_backward_kernel, grid, *operands, X_BIAS=others, **constants)
         dx = dresidual if one_tensor else dx
         gradients = sum_of_shares(shares, weight.dtype)
         dweight, dbias = gradients[0], gradients[1] if ctx.parameters == 2 else None
         dx_bias = gradients[-1].to(ctx.x_bias_dtype) if others else None
         return dresidual, dx, dx_bias, dweight, dbias, None, None, None
-
-
-def _launch_forward(residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, dropout_p, eps):
-    C, rows = x.shape[-1], rstd.numel()
-    constants = {"C": C, "EPS": eps, "ACC": triton_accumulator(total.dtype)}
-    constants |= row_tile("add_layer_norm", C, x.device)
-    operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, rows)
-    grid = (cdiv(rows, constants["ROWS"]),)
-    operands += threshold_and_scale(dropout_p)
-    launch(add_layer_norm_forward_kernel, grid, *operands, **constants)
-
-
-def _launch_backward(
-    dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, dropout_p, others
-):
-    *_, unit = as_rows(dy, total)
-    operands = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares, rstd.numel())
-    operands += threshold_and_scale(dropout_p)
-    constants = backward_constants(_backward_tile(others), shares, unit, others)
-    launch(add_layer_norm_backward_kernel, (len(shares),), *operands, X_BIAS=others, **constants)
-
-
-def _backward_tile(others):
-    return "add_layer_norm_backward_x_bias" if others else "add_layer_norm_backward"
 
 
 @opaque

@@ -162,7 +162,12 @@ class LayerNorm(torch.autograd.Function):
         weight, bias = (p if p is None else p.contiguous() for p in (weight, bias))
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         mean, rstd = empty_statistics(x, centred)
-        _launch_forward(x, weight, bias, y, mean, rstd, eps)
+        C, rows = x.shape[-1], rstd.numel()
+        (seen,), addressing, unit = as_rows(x)
+        operands = (seen, weight, bias, y, mean, rstd, rows, *addressing)
+        constants = {"C": C, "EPS": eps, "UNIT": unit, "ACC": triton_accumulator(x.dtype)}
+        constants |= row_tile("layer_norm", C, x.device)
+        launch(layer_norm_forward_kernel, (cdiv(rows, constants["ROWS"]),), *operands, **constants)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.parameters = (weight is not None) + (bias is not None)
         return y
@@ -173,7 +178,10 @@ class LayerNorm(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         shares = empty_shares("layer_norm_backward", x, ctx.parameters)
-        _launch_backward(dy, x, weight, mean, rstd, dx, shares)
+        (dy, x), addressing, unit = as_rows(dy, x)
+        operands = (dy, x, weight, mean, rstd, dx, shares, rstd.numel(), *addressing)
+        constants = backward_constants("layer_norm_backward", shares, unit)
+        launch(layer_norm_backward_kernel, (len(shares),), *operands, **constants, UNIT=unit)
         return dx, *parameter_gradients(shares, weight), None, None
 
 
@@ -181,23 +189,6 @@ def empty_statistics(x, centred=True):
     """Allocate mean (...), or None unless `centred`, and rstd (...) for the rows of x (..., C)."""
     like = {"dtype": accumulator(x.dtype), "device": x.device}
     return torch.empty(x.shape[:-1], **like) if centred else None, torch.empty(x.shape[:-1], **like)
-
-
-def _launch_forward(x, weight, bias, y, mean, rstd, eps):
-    C = x.shape[-1]
-    (x,), addressing, unit = as_rows(x)
-    operands = (x, weight, bias, y, mean, rstd, rstd.numel(), *addressing)
-    constants = {"C": C, "EPS": eps, "UNIT": unit, "ACC": triton_accumulator(x.dtype)}
-    constants |= row_tile("layer_norm", C, x.device)
-    grid = (cdiv(rstd.numel(), constants["ROWS"]),)
-    launch(layer_norm_forward_kernel, grid, *operands, **constants)
-
-
-def _launch_backward(dy, x, weight, mean, rstd, dx, shares):
-    (dy, x), addressing, unit = as_rows(dy, x)
-    operands = (dy, x, weight, mean, rstd, dx, shares, rstd.numel(), *addressing)
-    constants = backward_constants("layer_norm_backward", shares, unit)
-    launch(layer_norm_backward_kernel, (len(shares),), *operands, **constants, UNIT=unit)
 
 
 def backward_constants(kernel, shares, unit, others=0):
