@@ -73,12 +73,10 @@ TILES: dict[str, dict[int, Any]] = {
     "rotary": {80: (1_024, 4)},  # elements of one half of the heads, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
     "dropout": {80: (32, 128, 4)},  # rows, columns, warps
-    # products of the feed-forward: M, N, K, warps, stages; through pointers, and through
-    # descriptors for outputs with many columns (F) or few (C)
+    # products of the feed-forward: M, N, K, warps, stages; through pointers or descriptors
     "gemm": {80: (128, 128, 32, 8, 4)},
     "gemm_fp32": {80: (64, 32, 32, 4, 3)},
-    "gemm_wide": {90: (256, 128, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
-    "gemm_narrow": {90: (128, 128, 64, 8, 4), 120: (128, 128, 64, 8, 3)},
+    "gemm_described": {90: (256, 128, 64, 8, 3), 120: (128, 128, 64, 8, 3)},
     # elements of a tile of the weight, programs that saturate the memory, limit of registers
     "decode_linear": {
         80: (8_192, 108, 96),  # without a limit ptxas spills to fit more programs
@@ -91,25 +89,24 @@ TILES: dict[str, dict[int, Any]] = {
 
 
 class Route(NamedTuple):
-    """How the three products of the feed-forward that have an epilogue are computed.
+    """How the two products of the feed-forward that have an epilogue are computed.
 
     "gemm" applies the epilogue to each tile in `kernels.matmul.gemm`; "cublas" runs PyTorch's
     product and then one pass over memory.
     """
 
     up: str
-    down: str
     gradient: str
 
 
-CUBLAS = Route("cublas", "cublas", "cublas")
-GEMM = Route("gemm", "gemm", "gemm")
+CUBLAS = Route("cublas", "cublas")
+GEMM = Route("gemm", "gemm")
 
 # Family -> (bytes per element, C, F) -> route; everything else uses `CUBLAS`. On an H200 this route
-# was the fastest of all eight, by 5% of forward and backward with ReLU; at 768 channels with GELU
-# none was faster than `CUBLAS`.
+# was the fastest by 5% of forward and backward with ReLU; at 768 channels with GELU none was faster
+# than `CUBLAS`.
 ROUTES: dict[int, dict[tuple[int, int, int], Route]] = {
-    90: {(2, 384, 1_536): Route("cublas", "cublas", "gemm")}
+    90: {(2, 384, 1_536): Route("cublas", "gemm")}
 }
 
 # Bytes of logits that linear_cross_entropy holds, rounded up to a multiple of 128 rows: 5,376 rows

@@ -9,9 +9,10 @@ Dropout multiplies by keep / (1 - p) in forward and backward; the mask is a func
 column), see `kernels.common.philox`.
 
 Decisions:
-- Three of the six products have an epilogue: bias and f, bias and dropout, f'. `launch.route`
-  chooses how each is computed: "gemm" applies the epilogue to each tile (`kernels.matmul.gemm`),
-  "cublas" is PyTorch's product and one pass over memory. The other products are PyTorch's.
+- Two of the six products have an epilogue: bias and f, and f'. `launch.route` chooses how each is
+  computed: "gemm" applies the epilogue to each tile (`kernels.matmul.gemm`), "cublas" is PyTorch's
+  product and one pass over memory. The other products are PyTorch's; with an epilogue, the one
+  down to C was slower on an H200.
 - cuBLAS adds biases, and applies a ReLU after a bias, before it rounds and at no cost.
 - hidden is saved for dw2, and pre as well if f' needs it. Recomputing hidden would halve the memory
   that a GELU saves, but write it again: 2 bytes per element in 16 bits, besides the 22 that the
@@ -36,7 +37,8 @@ from kernels.matmul.activation import (
     activation_backward,
     activation_forward,
 )
-from kernels.matmul.gemm import STREAM
+
+STREAM = tl.constexpr(1)  # of Philox, so that other operations with the same seed drop others
 
 
 @triton.jit
@@ -65,7 +67,8 @@ class FeedForward(torch.autograd.Function):
     def forward(ctx, x, w1, b1, w2, b2, seed, activation, dropout_p):
         way = route(x, F=w1.shape[0])
         hidden, kept = _up(x, w1, b1, activation, way.up)  # (M, F) each
-        y = _down(hidden, w2, b2, seed, dropout_p, way.down)  # (M, C)
+        y = linear(hidden, w2, b2)  # (M, C)
+        y = _dropped(y, seed, dropout_p, out=y)
         ctx.save_for_backward(x, w1, w2, hidden, kept, seed)
         ctx.activation, ctx.dropout_p, ctx.way = activation, dropout_p, way
         return y
@@ -104,13 +107,6 @@ def _up(x, w1, b1, activation, way):
         hidden = activation_forward(pre, activation, out=pre)
         return hidden, hidden
     return activation_forward(pre, activation), pre
-
-
-def _down(hidden, w2, b2, seed, dropout_p, way):
-    if way == "gemm":
-        return gemm.linear_dropout(hidden, w2, b2, seed, *threshold_and_scale(dropout_p))
-    y = linear(hidden, w2, b2)
-    return _dropped(y, seed, dropout_p, out=y)
 
 
 def _gradient(dz, w2, kept, activation, way):

@@ -1,7 +1,6 @@
 """Matrix products with an epilogue per tile: the products of the feed-forward.
 
     activate     x = a @ b + bias,  hidden = f(x)              up:        a, b = x, w1^T
-    dropout      y = (a @ b + bias) * keep * scale             down:      a, b = hidden, w2^T
     derivative   dx = (a @ b) * f'(kept), sums of its columns  gradient:  a, b = dy, w2
 
 Decisions:
@@ -27,12 +26,10 @@ import triton.language as tl
 
 from kernels.common.dtypes import triton_accumulator
 from kernels.common.launch import architecture, cdiv, launch, multiprocessors, tile
-from kernels.common.philox import keep_in_rows
 from kernels.matmul.activation import FROM_HIDDEN, activate, derivative, empty_partial
 
 DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
 DESCRIBED_BYTES = 16  # alignment of the rows and of the first element of a described tensor
-STREAM = tl.constexpr(1)  # of Philox, so that other operations with the same seed drop others
 INTERPRETED_PROGRAMS = 2  # without a GPU: few, so that each visits several tiles
 
 
@@ -42,14 +39,13 @@ def gemm_kernel(
     b_ptr,  # (N, K) if B_BY_ROWS, else (K, N)
     bias_ptr,  # (N,) or None
     kept_ptr,  # (M, N) for "derivative", else None
-    seed_ptr,  # () for "dropout", else None
     out_ptr,  # (M, N)
     x_ptr,  # (M, N) or None for "activate"
     partial_ptr,  # (cdiv(M, BLOCK_M), N) for "derivative", else None
     M, N, K,
     B_BY_ROWS: tl.constexpr, EPILOGUE: tl.constexpr, DESCRIBED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    ACTIVATION: tl.constexpr = None, THRESHOLD: tl.constexpr = 0, SCALE: tl.constexpr = 1.0,
+    ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = BLOCK_N // 2
     a = _matrix(a_ptr, M, K, BLOCK_M, BLOCK_K, DESCRIBED)
@@ -90,11 +86,6 @@ def gemm_kernel(
                 if x_ptr is not None:
                     _write(x_out, x, row, first, M, N, DESCRIBED)
                 value = activate(x.to(ACC), ACTIVATION)
-            elif EPILOGUE == "dropout":
-                if THRESHOLD > 0:
-                    rows = row + tl.arange(0, BLOCK_M)
-                    keep = keep_in_rows(tl.load(seed_ptr), STREAM, rows, first, THRESHOLD, HALF)
-                    value = tl.where(keep, value * SCALE, 0.0)
             else:
                 kept = _read(kept_in, row, first, M, N, BLOCK_M, HALF, DESCRIBED)
                 value *= derivative(kept.to(ACC), ACTIVATION)
@@ -151,22 +142,8 @@ def linear_activation(
     """
     hidden = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     argument = None if activation in FROM_HIDDEN else torch.empty_like(hidden)
-    _launch("activate", x, weight, hidden, bias=bias, x=argument, ACTIVATION=activation)
+    _launch("activate", activation, x, weight, hidden, bias=bias, x=argument)
     return hidden, hidden if argument is None else argument
-
-
-def linear_dropout(
-    x: torch.Tensor,  # (M, K)
-    weight: torch.Tensor,  # (N, K)
-    bias: torch.Tensor | None,  # (N,)
-    seed: torch.Tensor | None,  # ()
-    threshold: int,
-    scale: float,
-) -> torch.Tensor:
-    """dropout(x @ weight^T + bias), (M, N)."""
-    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    _launch("dropout", x, weight, out, bias=bias, seed=seed, THRESHOLD=threshold, SCALE=scale)
-    return out
 
 
 def gradient_of_argument(
@@ -177,33 +154,29 @@ def gradient_of_argument(
     dy (M, K), weight (K, N), kept (M, N).
     """
     dx = torch.empty_like(kept)
-    return dx, _launch("derivative", dy, weight, dx, kept=kept, ACTIVATION=activation)
+    return dx, _launch("derivative", activation, dy, weight, dx, kept=kept)
 
 
-def _launch(epilogue, a, b, out, *, bias=None, kept=None, seed=None, x=None, **constants):
+def _launch(epilogue, activation, a, b, out, *, bias=None, kept=None, x=None):
     """Fill `out` and `x`; return the sums of columns of "derivative", else None."""
     (M, K), N = a.shape, out.shape[1]
     described = _are_described(a, b, out)
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
-    constants |= dict(zip(names, _tile(epilogue, described, a), strict=True))
+    kernel = "gemm_described" if described else "gemm" if a.element_size() == 2 else "gemm_fp32"
+    constants = dict(zip(names, tile(kernel, a.device), strict=True))
     rows, columns = cdiv(M, constants["BLOCK_M"]), cdiv(N, constants["BLOCK_N"])
     partial = empty_partial(rows, out) if epilogue == "derivative" else None
     programs = rows * columns
     if described:
         programs = min(programs, _persistent_programs(a.device))
     constants |= {"B_BY_ROWS": epilogue != "derivative", "EPILOGUE": epilogue}
+    constants["ACTIVATION"] = activation
     constants |= {"DESCRIBED": described, "ACC": triton_accumulator(a.dtype)}
-    operands = a, b, bias, kept, seed, out, x, partial, M, N, K
+    operands = a, b, bias, kept, out, x, partial, M, N, K
     context = contextvars.copy_context()  # the allocator is set for this launch only
     context.run(triton.set_allocator, _allocate)
     context.run(launch, gemm_kernel, (programs,), *operands, **constants)
     return partial
-
-
-def _tile(epilogue, described, a):
-    if described:
-        return tile("gemm_narrow" if epilogue == "dropout" else "gemm_wide", a.device)
-    return tile("gemm" if a.element_size() == 2 else "gemm_fp32", a.device)
 
 
 def _are_described(*matrices):
