@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -66,72 +67,63 @@ def advice(facts: Facts) -> list[str]:
     return [*_about_gpu(facts), *_about_versions(facts), *_about_interpreter(facts)]
 
 
-def _about_gpu(facts: Facts) -> list[str]:
+def _about_gpu(facts: Facts) -> Iterator[str]:
     if facts.hip:
-        return [
+        yield (
             "The kernels compile for AMD GPUs but have never been tested on one, so they are not "
             "available here; use --kernels torch, which auto selects."
-        ]
-    if facts.capability and facts.capability < (8, 0):
+        )
+    elif facts.capability and facts.capability < (8, 0):
         major, minor = facts.capability
-        return [
+        yield (
             f"Triton no longer supports the tensor cores of a GPU of compute capability {major}."
             f"{minor}: use --kernels torch, which auto selects, and train in float16, because the "
             "GPU does not support bfloat16."
-        ]
-    if facts.capability:
-        return []
-    if facts.driver and not facts.cuda:
-        return [
+        )
+    elif facts.driver and not facts.capability and not facts.cuda:
+        yield (
             "There is an NVIDIA driver, but this PyTorch was built without CUDA: to use the GPU, "
             "install the CUDA build of PyTorch (see pytorch.org)."
-        ]
-    if facts.driver:
-        return [
+        )
+    elif facts.driver and not facts.capability:
+        yield (
             "There is an NVIDIA driver, but PyTorch sees no GPU: `python -c 'import torch; "
             "torch.cuda.init()'` prints the reason. Often CUDA_VISIBLE_DEVICES is empty, or the "
             f"driver is too old for CUDA {facts.cuda}."
-        ]
-    return [
-        "There is no GPU, so all operations run through PyTorch on the CPU, which works. To run "
-        "the Triton kernels here, slowly, set TRITON_INTERPRET=1 and use --kernels triton."
-    ]
+        )
+    elif not facts.capability:
+        yield (
+            "There is no GPU, so all operations run through PyTorch on the CPU, which works. To "
+            "run the Triton kernels here, slowly, set TRITON_INTERPRET=1 and use --kernels triton."
+        )
 
 
-def _about_versions(facts: Facts) -> list[str]:
-    found = []
+def _about_versions(facts: Facts) -> Iterator[str]:
     if _number(facts.torch) < OLDEST_TORCH:
-        found.append(f"PyTorch {facts.torch} is too old: pip install --upgrade 'torch>=2.11'.")
-    if facts.triton is None:
-        if facts.capability:
-            found.append("Triton is not installed: pip install 'triton>=3.6' to use the kernels.")
-    elif _number(facts.triton) < OLDEST:
-        found.append(
+        yield f"PyTorch {facts.torch} is too old: pip install --upgrade 'torch>=2.11'."
+    if facts.triton is None and facts.capability:
+        yield "Triton is not installed: pip install 'triton>=3.6' to use the kernels."
+    if facts.triton and _number(facts.triton) < OLDEST:
+        yield (
             f"Triton {facts.triton} is older than 3.6, which the kernels need: upgrade PyTorch, "
             "which installs its own Triton, or use --kernels torch."
         )
-    elif _number(facts.triton) > NEWEST:
-        found.append(
+    if facts.triton and _number(facts.triton) > NEWEST:
+        yield (
             f"Triton {facts.triton} is newer than 3.9, the newest tested version: run `make test` "
             "and `python -m bench.ledger --check` once, and use --kernels torch if they fail."
         )
-    return found
 
 
-def _about_interpreter(facts: Facts) -> list[str]:
-    if not facts.interpreter or facts.triton is None:
-        return []
-    found = []
-    if facts.capability:
-        found.append(
-            "TRITON_INTERPRET=1 runs the kernels in Python although there is a GPU: unset it."
-        )
-    if _number(facts.numpy) >= (2, 4) and _number(facts.triton) < (3, 7):
-        found.append(
+def _about_interpreter(facts: Facts) -> Iterator[str]:
+    if facts.interpreter and facts.capability:
+        yield "TRITON_INTERPRET=1 runs the kernels in Python although there is a GPU: unset it."
+    old_triton = facts.triton and _number(facts.triton) < (3, 7)
+    if facts.interpreter and old_triton and _number(facts.numpy) >= (2, 4):
+        yield (
             f"The interpreter of Triton {facts.triton} does not work with NumPy {facts.numpy}: "
             "pip install 'numpy<2.4', or use Triton 3.7 or newer."
         )
-    return found
 
 
 def report(facts: Facts) -> str:
@@ -150,9 +142,8 @@ def report(facts: Facts) -> str:
     } | {f"  {operation}": name for operation, name in facts.serving.items()}
     width = max(map(len, lines))
     sentences = advice(facts) or ["Nothing to improve: the kernels run at full speed here."]
-    return "\n".join(
-        [*(f"{name:{width}}  {value}" for name, value in lines.items()), "", *sentences]
-    )
+    shown = [f"{name:{width}}  {value}" for name, value in lines.items()]
+    return "\n".join([*shown, "", *sentences])
 
 
 def _triton() -> tuple[str | None, bool]:
