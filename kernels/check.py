@@ -72,19 +72,14 @@ def largest_error(
 
 
 def results(
-    name: str,
-    ops: Ops,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: Sizes,
-    compute: torch.dtype,
+    name: str, ops: Ops, device: torch.device, dtype: torch.dtype, sizes: Sizes, wide: torch.dtype
 ) -> Iterator[torch.Tensor]:
-    """Results and gradients of an operation on numbers of `dtype`, computed in `compute`."""
+    """Results and gradients of an operation on numbers of `dtype`, computed in `wide`."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape, scale=1.0):
         x = (scale * torch.randn(shape, generator=generator)).to(dtype)
-        return x.to(device, compute).requires_grad_()
+        return x.to(device, wide).requires_grad_()
 
     def integers(high, *shape):
         return torch.randint(high, shape, generator=generator).to(device)

@@ -138,12 +138,8 @@ def _token_gradient(dy, tokens, shape, dtype):
 def _tiles(C, dtype, device):
     elements, rows, num_warps = tile("embedding", device)
     COLUMNS = min(next_power_of_2(C), elements)
-    return {
-        "ROWS": min(elements // COLUMNS, rows),
-        "COLUMNS": COLUMNS,
-        "ACC": triton_accumulator(dtype),
-        "num_warps": num_warps,
-    }
+    tiles = {"ROWS": min(elements // COLUMNS, rows), "COLUMNS": COLUMNS, "num_warps": num_warps}
+    return tiles | {"ACC": triton_accumulator(dtype)}
 
 
 @opaque

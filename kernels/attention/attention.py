@@ -308,14 +308,8 @@ def _constants(q, k, causal, window, dropout_p, scale):
     if not 0 < scale < math.inf:
         raise ValueError(f"attention: scale is {scale}; give a positive number")
     threshold, keep_scale = threshold_and_scale(dropout_p)
-    return {
-        "SCALE": float(scale),
-        "CAUSAL": bool(causal),
-        "WINDOW": window if window < q.shape[2] else 0,
-        "THRESHOLD": threshold,
-        "KEEP_SCALE": keep_scale,
-        "GROUP": q.shape[1] // k.shape[1],
-        "D": D,
-        "BLOCK_D": max(16, next_power_of_2(D)),  # a tensor core multiplies 16 at a time
-        "ACC": triton_accumulator(q.dtype),
-    }
+    constants = {"SCALE": float(scale), "CAUSAL": bool(causal), "ACC": triton_accumulator(q.dtype)}
+    constants |= {"THRESHOLD": threshold, "KEEP_SCALE": keep_scale}
+    constants["WINDOW"] = window if window < q.shape[2] else 0
+    block = max(16, next_power_of_2(D))  # a tensor core multiplies 16 at a time
+    return constants | {"GROUP": q.shape[1] // k.shape[1], "D": D, "BLOCK_D": block}

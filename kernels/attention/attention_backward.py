@@ -171,9 +171,8 @@ def attention_backward_kv_kernel(
     v = read(v_ptr + long_key * stride_vt + d[None, :], inside)  # (N, D)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
-    end = (
-        tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq
-    )  # of the rows that see a key
+    # the end of the rows that see a key
+    end = tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq
 
     # --- every tile of rows, of every query head of the group ---
     for member in tl.range(0, GROUP):
@@ -257,12 +256,6 @@ def options(kernel, variant, q, k, constants):
     kernel += "" if q.element_size() == 2 else "_fp32"
     head_size = max(64, constants["BLOCK_D"])
     M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
-    return {
-        **constants,
-        "M": M,
-        "N": N,
-        "EVEN": constants["D"] == constants["BLOCK_D"] and q.shape[2] % M == k.shape[2] % N == 0,
-        "num_warps": warps,
-        "num_stages": stages,
-        "maxnreg": registers,
-    }
+    even = constants["D"] == constants["BLOCK_D"] and q.shape[2] % M == k.shape[2] % N == 0
+    resources = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    return constants | {"M": M, "N": N, "EVEN": even} | resources

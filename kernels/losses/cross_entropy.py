@@ -211,7 +211,8 @@ class CrossEntropy(torch.autograd.Function):
         losses = torch.empty(N, **wide)
         statistics = torch.empty(2, N, **wide) if needs_gradient else None
         dlogits = _empty_gradient(logits) if needs_gradient else None
-        launch_forward(logits, targets, count, losses, statistics, dlogits, ignore_index)
+        tensors = logits, targets, count, losses, statistics, dlogits
+        launch_rows(cross_entropy_forward_kernel, tensors, ignore_index)
         ctx.save_for_backward(logits, targets, count, statistics)
         ctx.ignore_index = ignore_index
         ctx.dlogits = dlogits
@@ -225,7 +226,8 @@ class CrossEntropy(torch.autograd.Function):
         written = dlogits is not None
         dlogits = dlogits if written else _empty_gradient(logits)
         tensors = logits, targets, count, statistics, dloss, dlogits
-        _launch(cross_entropy_backward_kernel, tensors, ctx.ignore_index, WRITTEN_FOR_ONE=written)
+        constants = {"WRITTEN_FOR_ONE": written}
+        launch_rows(cross_entropy_backward_kernel, tensors, ctx.ignore_index, **constants)
         return dlogits, None, None, None
 
 
@@ -234,17 +236,8 @@ def count_targets(targets, ignore_index):
     return (targets != ignore_index).sum().clamp(min=1)
 
 
-def launch_forward(logits, targets, count, losses, statistics, dlogits, ignore_index):
-    """Write the losses (N,) and, unless they are None, the statistics (2, N) and dlogits (N, V).
-
-    dlogits is the gradient of the sum of the losses, divided by `count` unless that is None, and
-    may be `logits` itself.
-    """
-    tensors = logits, targets, count, losses, statistics, dlogits
-    _launch(cross_entropy_forward_kernel, tensors, ignore_index)
-
-
-def _launch(kernel, tensors, ignore_index, **constexprs):
+def launch_rows(kernel, tensors, ignore_index, **constexprs):
+    """Launch one of the kernels with its `tensors`, of which the logits (N, V) are the first."""
     logits = tensors[0]
     (N, V), row_stride, size = logits.shape, logits.stride(0), logits.element_size()
     VECTOR = VECTOR_BYTES // size

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from kernels.common import launch
 from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
 from kernels.common.operands import check_operands
-from kernels.losses.cross_entropy import count_targets, launch_forward
+from kernels.losses.cross_entropy import count_targets, cross_entropy_forward_kernel, launch_rows
 
 LINE_BYTES = 128  # of the memory system
 ALIGNED = 8  # elements of 16 bits in 16 bytes, the row alignment that cuBLAS needs
@@ -76,7 +76,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 torch.addmm(b, x_here, W.t(), out=logits)
             known = logits[:, :V]  # becomes its own gradient, which is 0 in the padding
             gradient = known if any(needs) else None
-            launch_forward(known, targets[at], None, losses[at], None, gradient, ignore_index)
+            tensors = known, targets[at], None, losses[at], None, gradient
+            launch_rows(cross_entropy_forward_kernel, tensors, ignore_index)
             if dx is not None:
                 _product(logits, W, 0, dx[at])
             if dW is not None:

@@ -78,20 +78,14 @@ class FeedForward(torch.autograd.Function):
     def backward(ctx, dy):
         x, w1, w2, hidden, kept, seed = ctx.saved_tensors
         wants_x, wants_w1, wants_b1, wants_w2, wants_b2, *_ = ctx.needs_input_grad
-        dx = dw1 = db1 = dw2 = db2 = None
         dz = _dropped(dy.contiguous(), seed, ctx.dropout_p)
-        if wants_w2:
-            dw2 = dz.T @ hidden
-        if wants_b2:
-            db2 = dz.sum(0)
+        dw2 = dz.T @ hidden if wants_w2 else None
+        db2 = dz.sum(0) if wants_b2 else None
         if wants_x or wants_w1 or wants_b1:
             dpre, sums = _gradient(dz, w2, kept, ctx.activation, ctx.way.gradient)
-        if wants_w1:
-            dw1 = dpre.T @ x
-        if wants_b1:
-            db1 = sums.sum(0).to(x.dtype)
-        if wants_x:
-            dx = dpre @ w1
+        dw1 = dpre.T @ x if wants_w1 else None
+        db1 = sums.sum(0).to(x.dtype) if wants_b1 else None
+        dx = dpre @ w1 if wants_x else None
         return dx, dw1, db1, dw2, db2, None, None, None
 
 

@@ -131,12 +131,9 @@ class AdamW(torch.optim.Optimizer):
         # PyTorch rounds the state to the dtype of the parameters: load it as it was saved
         saved = (index for group in groups for index in group["params"])
         for parameter, index in zip(self._parameters(), saved, strict=True):
+            wide = accumulator(parameter.dtype)
             self.state[parameter] = {
-                key: value.to(
-                    parameter.device,
-                    torch.float32 if key == "step" else accumulator(parameter.dtype),
-                    copy=True,
-                )
+                key: value.to(parameter.device, torch.float32 if key == "step" else wide, copy=True)
                 for key, value in state_dict["state"].get(index, {}).items()
             }
 
@@ -178,13 +175,8 @@ class _Tensors:
         shape = len(parameters), COEFFICIENTS.value
         self.coefficients = torch.empty(shape, dtype=torch.float64, device=device)
         self.addresses = multi_tensor.Sent(torch.int64, device)  # (tensors, ADDRESSES)
-        self.options: dict[str, Any] = {
-            "CHUNK": multi_tensor.CHUNK,
-            "VECTOR": multi_tensor.VECTOR,
-            "DTYPE": DTYPES[dtype],
-            "ACC": DTYPES[self.wide],
-            "num_warps": 8,
-        }
+        self.options: dict[str, Any] = {"DTYPE": DTYPES[dtype], "ACC": DTYPES[self.wide]}
+        self.options |= {"CHUNK": multi_tensor.CHUNK, "VECTOR": multi_tensor.VECTOR, "num_warps": 8}
 
     def send(self, state):
         pairs = zip(self.parameters, self.copies, strict=True)
