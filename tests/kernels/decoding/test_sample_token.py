@@ -116,13 +116,6 @@ def test_the_noise_samples_from_the_distribution(temperature, top_k, top_p):
     assert_drawn_from(torch.cat(seeds), probabilities)
 
 
-def test_the_kernel_samples_from_the_distribution():
-    rows = LOGITS.repeat(200, 1).to(DEVICE)
-    assert_drawn_from(
-        sample_token(rows, top_k=4, seed=seed_of(1)), restricted_softmax(LOGITS, 1.0, 4, 1.0)
-    )
-
-
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
 def test_pytorch_samples_from_the_distribution(temperature, top_k, top_p):
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
