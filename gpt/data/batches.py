@@ -25,8 +25,11 @@ class TokenDataset:
     ) -> Batch:
         """Random windows of a split; see `gpt.data.dataset.Dataset.batch`."""
         tokens = self.train if split == "train" else self.val
-        chunk = gather(tokens, seed, first_row, rows, block_size)
-        if tokens.device.type != torch.device(self.device).type:
+        return self.on_device(gather(tokens, seed, first_row, rows, block_size))
+
+    def on_device(self, chunk: torch.Tensor) -> Batch:
+        """x and y of a chunk (rows, block_size + 1); a copy to a GPU overlaps computation."""
+        if chunk.device.type != torch.device(self.device).type:
             chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
 

@@ -4,8 +4,6 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-import torch
-
 from gpt.data.batches import TokenDataset, gather
 from gpt.data.dataset import Batch, Row
 
@@ -19,13 +17,6 @@ class Place(NamedTuple):
     first_row: int
     rows: int
     block_size: int
-
-
-class Buffer(NamedTuple):
-    """Where the thread gathers a batch: pinned memory, for a copy that overlaps computation."""
-
-    chunk: torch.Tensor  # (rows, block_size + 1) int64
-    copied: torch.cuda.Event | None  # the thread may overwrite the chunk after this
 
 
 class Prefetched(TokenDataset):
@@ -55,37 +46,17 @@ class Prefetched(TokenDataset):
             return super().batch(seed, first_row, rows, block_size, split)
         place = Place(seed, int(first_row), rows, block_size)
         if not self._coming or self._coming[0][0] != place:
-            self._restart(place)
+            for _, unwanted in self._coming:
+                unwanted.cancel()
+            self._coming.clear()
+            for count in range(AHEAD):
+                self._request(place, count)
         _, gathered = self._coming.popleft()
-        buffer = gathered.result()
-        chunk = buffer.chunk.to(self.device, non_blocking=True, copy=True)
-        if buffer.copied is not None:
-            buffer.copied.record()
-        self._request(self._after(place, AHEAD), buffer)
-        return chunk[:, :-1], chunk[:, 1:]
+        self._request(place, AHEAD)
+        return self.on_device(gathered.result())
 
-    def _restart(self, place: Place) -> None:
-        """Read ahead from `place`, into new buffers."""
-        for _, unwanted in self._coming:
-            unwanted.cancel()
-        self._coming.clear()
-        on_gpu = torch.device(self.device).type == "cuda"
-        shape = (place.rows, place.block_size + 1)
-        for number in range(AHEAD):
-            chunk = torch.empty(shape, dtype=torch.int64, pin_memory=on_gpu)
-            buffer = Buffer(chunk, torch.cuda.Event() if on_gpu else None)
-            self._request(self._after(place, number), buffer)
-
-    def _request(self, place: Place, buffer: Buffer) -> None:
-        self._coming.append((place, self._thread.submit(self._gather, place, buffer)))
-
-    def _gather(self, place: Place, buffer: Buffer) -> Buffer:
-        if buffer.copied is not None:
-            buffer.copied.synchronize()
-        buffer.chunk.copy_(gather(self.train, *place))
-        return buffer
-
-    def _after(self, place: Place, count: int) -> Place:
-        """This rank's batch `count` batches after `place`."""
+    def _request(self, place: Place, count: int) -> None:
+        """Let the thread gather this rank's batch `count` batches after `place`."""
         rows = count * self.world_size * place.rows
-        return place._replace(first_row=place.first_row + rows)
+        place = place._replace(first_row=place.first_row + rows)
+        self._coming.append((place, self._thread.submit(gather, self.train, *place)))
