@@ -27,6 +27,7 @@ class Dataset(Protocol):
     @property
     def source(self) -> torch.device:
         """The device that builds the batches; they are copied if it is not `device`."""
+        return torch.device(self.device)
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data with batches on `device`."""
@@ -56,12 +57,14 @@ class Task(Dataset, Protocol):
 
         right: (N,) bool, whether the answer to each row of `validation` is correct.
         """
+        return {"accuracy": right.double().mean().item()}
 
     def prompt(self, text: str) -> str:
         """A problem as a person types it, in the form of the training data; or UserError."""
 
     def answer(self, written: str) -> str:
         """The model's output as a person would write it."""
+        return written
 
 
 def check_no_source(config: ModelConfig, name: str) -> None:

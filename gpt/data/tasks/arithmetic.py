@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.data.batches import random_integers, scramble
-from gpt.data.dataset import Batch, Row, check_no_source
+from gpt.data.dataset import Batch, Row, Task, check_no_source
 from gpt.data.tasks.written import END, TOKENIZER, Write, addition, number, text
 from gpt.data.tokenizers import Tokenizer
 
@@ -32,8 +32,8 @@ PROBLEMS = 10_000  # in the validation split, over all operations
 Problems = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # operation, a, b: (N,) int64 each
 
 
-class ArithmeticTask:
-    """Problems of one or more operations; implements `gpt.data.dataset.Task`."""
+class ArithmeticTask(Task):
+    """Problems of one or more operations."""
 
     tokenizer: Tokenizer = TOKENIZER
 
@@ -42,8 +42,7 @@ class ArithmeticTask:
     ):
         """digits: operation -> digits of its operands. write: computes the answers."""
         self.name, self.digits, self.write = name, digits, write
-        self.device: torch.device | str = device
-        self.source = torch.device(device)
+        self.device = device
         self.limit = 10 ** torch.tensor(list(digits.values()), device=device)  # (operations,)
         self.lowest = torch.tensor([sign == "/" for sign in digits], device=device).long()  # of b
         self.held_out = self._held_out_problems()
@@ -54,7 +53,6 @@ class ArithmeticTask:
     def batch(
         self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
-        """Random problems; see `gpt.data.dataset.Dataset.batch`."""
         drawn = random_integers(seed, first_row * 3, rows * 3, 1 << 62, self.device).view(rows, 3)
         if split != "train":
             chosen = drawn[:, 0] % len(self.held_out[0])
@@ -72,7 +70,6 @@ class ArithmeticTask:
         return self._rows(self.held_out, block_size)
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raise UserError for a block that is shorter than the longest line."""
         check_no_source(config, self.name)
         _, a, b = (column[:1] for column in self.held_out)
         longest = max(self._line(sign, a, b).shape[1] for sign in self.digits) - 1
@@ -83,12 +80,11 @@ class ArithmeticTask:
             )
 
     def accuracy(self, right: torch.Tensor) -> dict[str, float]:
-        """The share of right (N,) bool, in all and by operation."""
-        operation, right = self.held_out[0], right.double()
-        shares = {"accuracy": right.mean().item()}
+        shares = super().accuracy(right)
         if len(self.digits) > 1:
             for number, sign in enumerate(self.digits):
-                shares[f"accuracy {sign}"] = right[operation == number].mean().item()
+                solved = right[self.held_out[0] == number]
+                shares[f"accuracy {sign}"] = solved.double().mean().item()
         return shares
 
     def prompt(self, text: str) -> str:

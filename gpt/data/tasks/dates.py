@@ -17,7 +17,7 @@ import torch
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.data.batches import random_integers, scramble
-from gpt.data.dataset import Batch, Row
+from gpt.data.dataset import Batch, Row, Task
 from gpt.data.tokenizers import CharTokenizer, Tokenizer
 
 FIRST, DAYS = date(1900, 1, 1), 73_049  # to the end of 2099
@@ -42,15 +42,14 @@ TOKENIZER = CharTokenizer("".join(sorted({*"\n =,-0123456789", *LETTERS})))
 END = "\n"
 
 
-class DatePairs:
-    """Dates and their ISO 8601 form; implements `gpt.data.dataset.Task`."""
+class DatePairs(Task):
+    """Dates and their ISO 8601 form."""
 
     name = "dates"
     tokenizer: Tokenizer = TOKENIZER
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self.device: torch.device | str = device
-        self.source = torch.device(device)
+        self.device = device
         self.lines = all_lines().to(device)  # (DAYS * len(FORMATS), BLOCK + 1) uint8
         day = torch.arange(len(self.lines), device=device) // len(FORMATS)
         is_held_out = scramble(day, seed=0) % HELD_OUT == 0
@@ -64,7 +63,6 @@ class DatePairs:
     def batch(
         self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
-        """Random dates; see `gpt.data.dataset.Dataset.batch`."""
         table = self.training if split == "train" else self.held_out
         chosen = random_integers(seed, first_row, rows, len(table), self.device)
         return self._rows(table[chosen])
@@ -79,10 +77,6 @@ class DatePairs:
                 "without one"
             )
 
-    def accuracy(self, right: torch.Tensor) -> dict[str, float]:
-        """The share of right (N,) bool."""
-        return {"accuracy": right.double().mean().item()}
-
     def prompt(self, text: str) -> str:
         """A typed date, padded as a source, with `=`; or UserError."""
         text = text.strip().removesuffix("=").strip()
@@ -93,9 +87,6 @@ class DatePairs:
                 "characters, such as '5 March 1987'"
             )
         return text.ljust(SOURCE, END) + "="
-
-    def answer(self, written: str) -> str:
-        return written
 
     def _rows(self, rows: torch.Tensor) -> Batch:
         line = self.lines[rows].long()  # (rows, BLOCK + 1)

@@ -53,15 +53,20 @@ def result(a: torch.Tensor, b: torch.Tensor, sign: str, digits: int) -> torch.Te
 
 def with_work(a: torch.Tensor, b: torch.Tensor, sign: str, digits: int) -> torch.Tensor:
     """The scratchpad and the answer."""
-    first = text("[", a)
+    first, places = text("[", a), range(digits)
     if sign == "+":
-        work = columns(a, b, digits, 1)
+        work = columns([digit(a, place) + digit(b, place) for place in places])
     elif sign == "-":
         first = torch.cat((first, plus_or_minus(a < b)), dim=1)
-        work = columns(torch.maximum(a, b), torch.minimum(a, b), digits, -1)
+        larger, smaller = torch.maximum(a, b), torch.minimum(a, b)
+        work = columns([digit(larger, place) - digit(smaller, place) for place in places])
     elif sign == "*":
-        work = product(a, digit(b, 0)) + product(a, digit(b, 1))
-        work += columns(a * digit(b, 0), a * digit(b, 1) * 10, 4, 1)
+        ones, tens = digit(b, 0), digit(b, 1)
+        work = columns([digit(a, place) * ones for place in places])
+        work += columns([digit(a, place) * tens for place in places])
+        work += columns(
+            [digit(a * ones, place) + digit(10 * a * tens, place) for place in range(4)]
+        )
     else:
         work = division(a, b.clamp(min=1))
     comma = text(",", a)
@@ -69,23 +74,13 @@ def with_work(a: torch.Tensor, b: torch.Tensor, sign: str, digits: int) -> torch
     return torch.cat((first, *rest, text("]", a), result(a, b, sign, digits)), dim=1)
 
 
-def columns(a: torch.Tensor, b: torch.Tensor, width: int, sign: int) -> list[torch.Tensor]:
-    """a + b or a - b on paper, from the right: the carry and the digit of each column."""
-    carry, written = torch.zeros_like(a), []
-    for place in range(width):
-        total = digit(a, place) + sign * (digit(b, place) + carry)
-        carry = sign * torch.div(total, 10, rounding_mode="floor")
-        written.append(number(10 * carry + total % 10, 2))
-    return written
-
-
-def product(a: torch.Tensor, factor: torch.Tensor) -> list[torch.Tensor]:
-    """Each of the two digits of a, from the right, times a digit, plus the carry."""
-    carry, written = torch.zeros_like(a), []
-    for place in range(2):
-        total = digit(a, place) * factor + carry
-        carry = total // 10
-        written.append(number(total, 2))
+def columns(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Columns on paper, from the right: the carry, or what is borrowed, and the digit of each."""
+    carry, written = torch.zeros_like(values[0]), []
+    for value in values:
+        total = value + carry
+        carry = torch.div(total, 10, rounding_mode="floor")
+        written.append(number(10 * carry.abs() + total % 10, 2))
     return written
 
 
