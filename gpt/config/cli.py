@@ -7,7 +7,7 @@ nanoGPT's `--x=True`. The last of two equal options wins. Every mistake is a one
 import argparse
 import difflib
 from collections.abc import Callable
-from dataclasses import Field, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -18,8 +18,8 @@ from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
 from gpt.files import read_json
 
-ALIASES = {"data": {"--dataset"}, "max_iters": {"--max-steps", "--max_steps"}}
-WORDS = {True: ("True", "true"), False: ("False", "false")}  # --compile=True is nanoGPT's
+ALIASES = {"--dataset": "--data", "--max-steps": "--max-iters"}
+PREFIXES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # of switches
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 FIXED = ("preset", "data", "tokenizer", "lecture", "optimizer", "seed")  # for the life of a run
 SomeConfig = TypeVar("SomeConfig")
@@ -95,11 +95,11 @@ def parse_given(
         allow_abbrev=False,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=32),
     )
-    names = _add_options(parser, parser, default)
-    namespace, unknown = parser.parse_known_args(arguments)
+    types = _add_options(parser, parser, default)
+    namespace, unknown = parser.parse_known_args([_spelled(each, types) for each in arguments])
     if unknown:
         name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name.replace("_", "-"), names)
+        near = difflib.get_close_matches(name, types)
         hint = f"did you mean {near[0]}?" if near else "--help lists the options"
         raise UserError(f"{name} is not an option; {hint}")
     given = {name: value for name, value in vars(namespace).items() if value not in (None, [])}
@@ -113,44 +113,40 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the options")
 
 
-def _add_options(parser: argparse.ArgumentParser, group: Any, config: Any) -> list[str]:
-    """Add an option for each field of `config`, whose values --help shows; returns the options."""
-    names = []
+def _spelled(argument: str, types: dict[str, Any]) -> str:
+    """An argument with dashes in place of underscores, and --x or --no-x in place of --x=True."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--"):
+        return argument
+    name = name.replace("_", "-")
+    name = ALIASES.get(name, name)
+    if types.get(name) is bool and value in PREFIXES:
+        return PREFIXES[value] + name.removeprefix("--")
+    return name + equals + value
+
+
+def _add_options(parser: argparse.ArgumentParser, group: Any, config: Any) -> dict[str, Any]:
+    """Add an option for each field of `config`, whose values --help shows; returns their types."""
+    types: dict[str, Any] = {}
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
-            names += _add_options(parser, parser.add_argument_group(field.name), value)
+            types |= _add_options(parser, parser.add_argument_group(field.name), value)
             continue
         if title := field.metadata.get("section"):
             group = parser.add_argument_group(title)
         default = "" if value == () else repr(value).strip("'")  # a line break as \n
         help = field.metadata.get("help", "") + (f" (default: {default})" if default else "")
-        _add_option(group, field, help.replace("%", "%%"))
-        names.append(flag(field.name))
-    return names
-
-
-def _add_option(group: Any, field: Field, help: str) -> None:
-    """Add a field's option, and its other spellings without help.
-
-    The default is None: an option that was not given.
-    """
-    if field.metadata.get("positional"):
-        group.add_argument(field.name, nargs="?" if field.type is str else "*", help=help)
-        return
-    name, hidden = flag(field.name), {"dest": field.name, "help": argparse.SUPPRESS}
-    others = sorted({f"--{field.name}"} - {name} | ALIASES.get(field.name, set()))
-    if field.type is bool:
-        switch = argparse.BooleanOptionalAction
-        group.add_argument(name, dest=field.name, action=switch, default=None, help=help)
-        for value in (True, False):
-            spellings = [f"{each}={word}" for each in (name, *others) for word in WORDS[value]]
-            spellings += others if value else [f"--no_{field.name}"]
-            group.add_argument(*spellings, action="store_const", const=value, **hidden)
-        return
-    kind: dict[str, Any] = {"type": field.type, "metavar": METAVARS.get(field.type)}
-    if get_origin(field.type) is Literal:
-        kind = {"choices": get_args(field.type)}
-    group.add_argument(name, dest=field.name, help=help, **kind)
-    if others:
-        group.add_argument(*others, **hidden, **kind)
+        options: dict[str, Any] = {"help": help.replace("%", "%%")}  # what is not given is None
+        if field.metadata.get("positional"):
+            group.add_argument(field.name, nargs="?" if field.type is str else "*", **options)
+            continue
+        if field.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(field.type) is Literal:
+            options["choices"] = get_args(field.type)
+        else:
+            options |= {"type": field.type, "metavar": METAVARS.get(field.type)}
+        group.add_argument(flag(field.name), **options)
+        types[flag(field.name)] = field.type
+    return types

@@ -114,12 +114,12 @@ def test_init_from_replaces_the_model_of_the_preset():
     ("arguments", "sentence"),
     [
         (["--n-lyaer", "3"], "--n-lyaer is not an option; did you mean --n-layer?"),
-        (["--learning_rat=3"], "--learning_rat is not an option; did you mean --learning-rate?"),
+        (["--learning_rat=3"], "--learning-rat is not an option; did you mean --learning-rate?"),
         (["--n-lay=3"], "--n-lay is not an option"),  # no abbreviations
         (["--zzz"], "--zzz is not an option; --help lists the options"),
         (["config/train_gpt2.py"], "config/train_gpt2.py is not an option"),
         (["--batch-size"], "--batch-size: expected one argument; --help lists the options"),
-        (["--batch_size", "1.5"], "--batch_size: invalid int value: '1.5'"),
+        (["--batch_size", "1.5"], "--batch-size: invalid int value: '1.5'"),
         (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
         (["--compile=maybe"], "a switch is True or False, not 'maybe'"),
         (["--activation", "swish"], "--activation: invalid choice: 'swish'"),
