@@ -11,9 +11,7 @@ import torch
 import torch.nn as nn
 
 from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.models.cross_attention import encoder_decoder
-from gpt.models.encoder_decoder import EncoderDecoder
-from gpt.models.layers import Block, Norm, PackedProjection
+from gpt.models.layers import Norm, PackedProjection, make_blocks
 from gpt.models.residual import Linear
 
 
@@ -34,11 +32,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.blocks: nn.Sequential | EncoderDecoder
-        if config.source_size:
-            self.blocks = encoder_decoder(config, ops)
-        else:
-            self.blocks = nn.Sequential(*[Block(config, ops) for _ in range(config.n_layer)])
+        self.blocks = make_blocks(config, ops)
         self.ln_f = Norm(config, ops)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
@@ -74,7 +68,9 @@ class GPT(nn.Module):
         if cache is None:
             x = self.blocks(self.embed(tokens))  # (B, T, C)
         else:
-            x = self.embed_at(tokens, cache.position)  # (R, C)
+            x = self.token_embedding_table(tokens)  # (R, C)
+            if self.config.position == "learned":
+                x = x + self.position_embedding_table(cache.position)
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, layer)
         x = self.ln_f(x)
@@ -99,13 +95,6 @@ class GPT(nn.Module):
             # the residual stream in the dtype of the products: half the bytes, as in llm.c
             x = x.to(torch.get_autocast_dtype(device))
         return self.dropout(x)
-
-    def embed_at(self, tokens, position):
-        """Tokens (R,) at their positions (R,) -> (R, C)."""
-        x = self.token_embedding_table(tokens)
-        if self.config.position == "learned":
-            x = x + self.position_embedding_table(position)
-        return x
 
     def cap(self, logits):
         cap = self.config.logit_softcap

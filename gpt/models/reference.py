@@ -10,12 +10,13 @@ lecture's notes. Each has a switch in `ModelConfig` that is off in the lecture's
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
 from gpt.config.model import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
-from gpt.models.encoder_decoder import EncoderDecoder
 
 
 class SquaredReLU(nn.Module):
@@ -184,6 +185,33 @@ class DecoderBlock(Block):
         x = x + self.ca(self.ln3(x), source)
         x = x + self.ffwd(self.ln2(x))
         return x
+
+
+class EncoderDecoder(nn.Module):
+    """The blocks of a model that turns one text into another (Vaswani et al. 2017 translate).
+
+    A row of tokens is a source of fixed length and the text that the model continues. The encoder
+    reads the source, in which every token sees every other. Each block of the decoder attends to
+    it: queries come from the text, keys and values from the source.
+    """
+
+    def __init__(self, source_size: int, encoder: list, norm: nn.Module, decoder: list):
+        super().__init__()
+        self.source_size = source_size
+        self.encoder = nn.Sequential(*encoder)
+        self.norm = norm  # of the encoder's output
+        self.decoder = nn.ModuleList(decoder)
+
+    def forward(self, x):
+        source, x = x.split((self.source_size, x.shape[1] - self.source_size), dim=1)
+        source = self.norm(self.encoder(source))  # (B, S, C)
+        for block in self.decoder:
+            x = block(x, source)  # (B, T - S, C)
+        return torch.cat((source, x), dim=1)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield from self.encoder
+        yield from self.decoder
 
 
 def make_blocks(config: ModelConfig) -> nn.Module:
