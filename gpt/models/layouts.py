@@ -7,7 +7,6 @@ Everything else is a change of name. A state dict that does not fit the config i
 """
 
 import re
-from collections.abc import Iterable
 
 import torch
 
@@ -16,7 +15,7 @@ from gpt.config.model import ModelConfig
 from gpt.models import reference
 from gpt.models.packed import GPT
 
-_RENAMED = (("ffwd.net.0.", "ffwd.up."), ("ffwd.net.2.", "ffwd.down."))
+_RENAMED = {"ffwd.net.0.": "ffwd.up.", "ffwd.net.2.": "ffwd.down."}
 _HEAD = re.compile(r"(blocks\..*\.[sc]a)\.heads\.(\d+)\.(query|key|value)\.(weight|bias)")
 _PARTS = ("query", "key", "value")  # the order of the rows of the packed matrix
 
@@ -38,7 +37,7 @@ def packed_from_lecture(lecture: State, config: ModelConfig) -> State:
             if part == "query" or int(head) % group == 0:
                 heads[_PARTS.index(part), int(head)] = tensor  # (D, C) or (D,)
         else:
-            packed[_rename(name, _RENAMED)] = tensor
+            packed[rename(name, _RENAMED)] = tensor
     for name, heads in parts.items():
         packed[name] = torch.cat([heads[key] for key in sorted(heads)])  # (rows, C) or (rows,)
     return packed
@@ -62,7 +61,7 @@ def lecture_from_packed(packed: State, config: ModelConfig) -> State:
                 mask = torch.ones(config.block_size, config.block_size, device=tensor.device)
                 lecture[f"{attention}.heads.{head}.tril"] = torch.tril(mask)
         else:
-            lecture[_rename(name, [(new, old) for old, new in _RENAMED])] = tensor
+            lecture[rename(name, {new: old for old, new in _RENAMED.items()})] = tensor
     return lecture
 
 
@@ -87,7 +86,8 @@ def _without_masks(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not name.endswith(".tril")}
 
 
-def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    for old, new in pairs:
+def rename(name: str, parts: dict[str, str]) -> str:
+    """The name with each part of the table replaced."""
+    for old, new in parts.items():
         name = name.replace(old, new)
     return name

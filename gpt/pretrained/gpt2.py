@@ -14,20 +14,20 @@ from safetensors.torch import load_file, save_file
 
 from gpt import UserError, files
 from gpt.config.model import NORM_EPS, ModelConfig
-from gpt.models.layouts import State, check_layout
+from gpt.models.layouts import State, check_layout, rename
 from gpt.models.packed import GPT
 from gpt.runs import checkpoint
 
-NAMES = {  # theirs -> ours, inside a block and outside
-    "wte": "token_embedding_table",
-    "wpe": "position_embedding_table",
-    "ln_f": "ln_f",
-    "ln_1": "ln1",
-    "attn.c_attn": "sa.qkv",
-    "attn.c_proj": "sa.proj",
-    "ln_2": "ln2",
-    "mlp.c_fc": "ffwd.up",
-    "mlp.c_proj": "ffwd.down",
+NAMES = {  # theirs -> ours
+    "wte.": "token_embedding_table.",
+    "wpe.": "position_embedding_table.",
+    "h.": "blocks.",
+    ".ln_1.": ".ln1.",
+    ".attn.c_attn.": ".sa.qkv.",
+    ".attn.c_proj.": ".sa.proj.",
+    ".ln_2.": ".ln2.",
+    ".mlp.c_fc.": ".ffwd.up.",
+    ".mlp.c_proj.": ".ffwd.down.",
 }
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ACTIVATIONS: dict[str, Any] = {  # theirs -> ours
@@ -36,6 +36,7 @@ ACTIVATIONS: dict[str, Any] = {  # theirs -> ours
     "gelu": "gelu",
     "relu": "relu",
 }
+SIZES = ("vocab_size", "n_layer", "n_head", "n_embd")
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks, in old files
 
 
@@ -58,7 +59,7 @@ def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
     activation = ACTIVATIONS.get(record.get("activation_function", "gelu_new"))
     try:
         C, width = record["n_embd"], record.get("n_inner") or 4 * record["n_embd"]
-        sizes = {name: record[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+        sizes = {name: record[name] for name in SIZES}
         sizes["block_size"] = record["n_positions"]
     except KeyError as name:
         raise UserError(f"{source} is not a GPT-2: its config.json has no {name}") from None
@@ -86,38 +87,30 @@ def packed_from_gpt2(path: Path, config: ModelConfig) -> State:
         if BUFFERS.fullmatch(short) or (short == "lm_head.weight" and config.tied_head):
             continue
         tensor = tensor.float()
-        ours[_ours(short)] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
+        ours[rename(short, NAMES)] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
     check_layout(_expected(config), ours)
     return ours
 
 
-def export(run: Path, folder: Path, name: str = "best") -> None:
-    """Export the model of a run as a folder that `transformers` loads as GPT2LMHeadModel.
+def export(run: Path, folder: Path) -> None:
+    """Export the best model of a run as a folder that `transformers` loads as GPT2LMHeadModel.
 
     Raises UserError if GPT-2 lacks a feature of the model.
     """
-    record, tensors = checkpoint.load(run, name)
-    config = ModelConfig.from_dict(record["train"]["model"], run / f"{name}.json")
+    record, tensors = checkpoint.load(run, "best")
+    config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
-    for switch in ("qk_norm", "head_bias", "logit_softcap", "n_kv_head", "window", "source_size"):
-        if getattr(config, switch):
-            raise UserError(f"GPT-2 has no {switch}, which the run in {run} uses")
-    if (config.norm, config.position) != ("layer_norm", "learned"):
-        raise UserError(
-            f"GPT-2 has no {config.norm} with {config.position} positions, which the run in {run} "
-            "uses"
-        )
-    if config.activation not in names:
-        raise UserError(f"GPT-2 has no {config.activation}, which the run in {run} uses")
+    switches = ("qk_norm", "head_bias", "logit_softcap", "n_kv_head", "window", "source_size")
+    used = {switch for switch in switches if getattr(config, switch)}
+    used |= {config.norm, config.position, config.activation} - {"layer_norm", "learned", *names}
+    if used:
+        raise UserError(f"GPT-2 has no {', '.join(sorted(used))}, which the run in {run} uses")
     described = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": names[config.activation],
-        "vocab_size": config.vocab_size,
+        **{name: getattr(config, name) for name in SIZES},
         "n_positions": config.block_size,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
         "layer_norm_epsilon": NORM_EPS,
         "tie_word_embeddings": config.tied_head,
         "attn_pdrop": config.dropout,
@@ -137,27 +130,14 @@ def gpt2_from_packed(ours: State, config: ModelConfig) -> State:
     """The state dict of `transformers`; a bias that the model lacks is zero there."""
     check_layout(_expected(config), ours)
     theirs: State = {}
+    names = {our: their for their, our in NAMES.items()}
     for name, tensor in ours.items():
-        short = _theirs(name)
+        short = name if name == "lm_head.weight" else "transformer." + rename(name, names)
         theirs[short] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
-        bias = short.removesuffix("weight") + "bias"
-        if short.endswith("weight") and ("h." in short or "ln_f" in short):
+        if name.startswith(("blocks.", "ln_f.")) and name.endswith(".weight"):
+            bias = short.removesuffix("weight") + "bias"
             theirs.setdefault(bias, torch.zeros(tensor.shape[0]))
     return theirs
-
-
-def _ours(name: str) -> str:
-    block = re.match(r"h\.(\d+)\.", name)
-    inner, kind = name[block.end() if block else 0 :].rsplit(".", 1)
-    return (f"blocks.{block[1]}." if block else "") + f"{NAMES.get(inner, inner)}.{kind}"
-
-
-def _theirs(name: str) -> str:
-    names = {ours: theirs for theirs, ours in NAMES.items()}
-    block = re.match(r"blocks\.(\d+)\.", name)
-    inner, kind = name[block.end() if block else 0 :].rsplit(".", 1)
-    short = (f"h.{block[1]}." if block else "") + f"{names.get(inner, inner)}.{kind}"
-    return short if inner == "lm_head" else "transformer." + short
 
 
 def _expected(config: ModelConfig) -> State:
