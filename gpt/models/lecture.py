@@ -12,6 +12,7 @@ Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -268,22 +269,19 @@ def normalised_blocks(config: ModelConfig) -> nn.Module:
 # video.
 
 
-def _with_layer(
-    make_layer: Callable[[ModelConfig], nn.Module],
-) -> Callable[[ModelConfig], LanguageModel]:
-    return lambda config: EmbeddingLanguageModel(config, make_layer)
-
-
+LAYERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "average-loops": lambda config: AverageWithLoops(),
+    "average-matrix": lambda config: AverageWithMatrix(),
+    "average-softmax": lambda config: AverageWithSoftmax(),
+    "self-attention": SelfAttention,
+    "one-head": one_head,
+    "many-heads": HeadsSideBySide,
+    "feed-forward": heads_and_feed_forward,
+    "residual": residual_blocks,
+    "layer-norm": normalised_blocks,
+}
 STAGES: dict[str, Callable[[ModelConfig], LanguageModel | GPT]] = {
     "bigram": BigramLanguageModel,
-    "average-loops": _with_layer(lambda config: AverageWithLoops()),
-    "average-matrix": _with_layer(lambda config: AverageWithMatrix()),
-    "average-softmax": _with_layer(lambda config: AverageWithSoftmax()),
-    "self-attention": _with_layer(SelfAttention),
-    "one-head": _with_layer(one_head),
-    "many-heads": _with_layer(HeadsSideBySide),
-    "feed-forward": _with_layer(heads_and_feed_forward),
-    "residual": _with_layer(residual_blocks),
-    "layer-norm": _with_layer(normalised_blocks),
+    **{name: partial(EmbeddingLanguageModel, make_layer=layer) for name, layer in LAYERS.items()},
     "dropout": GPT,
 }
