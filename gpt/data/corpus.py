@@ -107,11 +107,9 @@ def _shakespeare(data_dir: Path, say: Callable[[str], object]) -> str:
         with contextlib.suppress(OSError):  # an unreadable file counts as missing
             if path.stat().st_size == SHAKESPEARE_BYTES:
                 content = path.read_bytes()
-                if _is_shakespeare(content):
+                if hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256:
                     return content.decode("utf-8")
-    content = _download(SHAKESPEARE_URL, SHAKESPEARE_BYTES)
-    if not _is_shakespeare(content):
-        raise DownloadFailed("tiny shakespeare was downloaded, but its sha256 is wrong")
+    content = _download()
     path = cache_dir() / SHAKESPEARE_NAMES[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,20 +120,21 @@ def _shakespeare(data_dir: Path, say: Callable[[str], object]) -> str:
     return content.decode("utf-8")
 
 
-def _download(url: str, size: int) -> bytes:
-    """At most size + 1 bytes, so that the sha256 of a longer file is wrong."""
+def _download() -> bytes:
+    """Tiny shakespeare from its repository; raises DownloadFailed."""
     content, end = b"", time.monotonic() + DOWNLOAD_LIMIT
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
-            while len(content) <= size and (block := response.read1(size + 1 - len(content))):
+        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
+            # one byte too many changes the sha256 of a longer file
+            while missing := SHAKESPEARE_BYTES + 1 - len(content):
+                if not (block := response.read1(missing)):
+                    break
                 content += block
                 if time.monotonic() > end:
                     raise TimeoutError(f"it took longer than {DOWNLOAD_LIMIT:.0f} s")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DownloadFailed(f"tiny shakespeare could not be downloaded ({reason})") from None
+    if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
+        raise DownloadFailed("tiny shakespeare was downloaded, but its sha256 is wrong")
     return content
-
-
-def _is_shakespeare(content: bytes) -> bool:
-    return hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256

@@ -4,10 +4,8 @@ A folder from a stranger may be damaged or hostile: sizes, token numbers and the
 are checked before anything is computed or unpickled.
 """
 
-import json
 import pickle
 import pickletools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 
 from gpt import UserError
 from gpt.data.tokenizers import GPT2Tokenizer, Tokenizer, from_json
+from gpt.files import read_json
 
 MAGIC = 20240520  # llm.c and modded-nanogpt: 256 int32 first, (MAGIC, version, tokens, ...)
 HEADER_BYTES = 256 * 4
@@ -66,28 +65,22 @@ def _tokens(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
 def _tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of meta.json or of nanoGPT's meta.pkl; without either, GPT-2's."""
     if (folder / "meta.json").is_file():
-        return from_json(_parse(folder / "meta.json", json.loads))
+        return from_json(read_json(folder / "meta.json"))
     path = folder / "meta.pkl"
     if not path.is_file():
         return GPT2Tokenizer()
-    meta = _parse(path, read_plain_pickle)
+    try:
+        if path.stat().st_size > LARGEST_META:
+            raise ValueError(f"it is larger than {LARGEST_META >> 20} MiB")
+        meta = read_plain_pickle(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     table = meta.get("itos") if isinstance(meta, dict) else None  # {0: "\n", 1: " ", ...}
     entries = [table.get(i) for i in range(len(table))] if isinstance(table, dict) else [None]
     characters = [each for each in entries if isinstance(each, str) and len(each) == 1]
     if len(characters) < len(entries):
         raise UserError(f"{path} has no character table as nanoGPT writes it")
     return from_json({"kind": "char", "characters": "".join(characters)})
-
-
-def _parse(path: Path, parse: Callable[[bytes], Any]) -> Any:
-    try:
-        if path.stat().st_size > LARGEST_META:
-            raise UserError(f"{path} cannot be read: it is larger than {LARGEST_META >> 20} MiB")
-        return parse(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def read_plain_pickle(content: bytes) -> Any:

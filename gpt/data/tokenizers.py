@@ -13,6 +13,8 @@ import numpy as np
 
 from gpt import UserError
 
+UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete character
+
 
 class CharTokenizer:
     """Each character of the text is a token; the vocabulary is sorted, as in the lecture."""
@@ -61,9 +63,7 @@ class ByteTokenizer:
         return bytes(tokens).decode("utf-8", "replace")
 
     def stream(self) -> Callable[[int], str]:
-        decoder = codecs.getincrementaldecoder("utf-8")(
-            "replace"
-        )  # holds back an incomplete character
+        decoder = UTF8Decoder("replace")
         return lambda token: decoder.decode(bytes([token]))
 
     def to_json(self) -> dict:
@@ -97,7 +97,7 @@ class GPT2Tokenizer:
         return self._encoding.decode(list(tokens))
 
     def stream(self) -> Callable[[int], str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder = UTF8Decoder("replace")
         return lambda token: decoder.decode(self._encoding.decode_single_token_bytes(token))
 
     def to_json(self) -> dict:
@@ -125,8 +125,6 @@ def from_json(record: object) -> Tokenizer:
         if not characters or any("\ud800" <= c <= "\udfff" for c in characters):
             raise UserError("the tokenizer's characters are empty or contain surrogates")
         return CharTokenizer(characters)
-    if kind == "byte":
-        return ByteTokenizer()
-    if kind == "gpt2":
-        return GPT2Tokenizer()
-    raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
+    if kind not in ("byte", "gpt2"):
+        raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
+    return for_text(kind, "")
