@@ -132,18 +132,14 @@ _DATES = replace(  # an encoder reads the source, the decoder attends to it
 )
 
 PRESETS = {
-    "quickstart": _QUICKSTART,
-    "lecture": _LECTURE,
-    "lecture-small": _LECTURE_SMALL,
-    "shakespeare-char": _SHAKESPEARE_CHAR,
-    "speedrun": _SPEEDRUN,
-    "addition": _ADDITION,
-    "calculator": _CALCULATOR,
-    "dates": _DATES,
-    "gpt2": _GPT2,
-    "gpt2-medium": _larger_gpt2("gpt2-medium", 24, 16, 1024),
-    "gpt2-large": _larger_gpt2("gpt2-large", 36, 20, 1280),
-    "gpt2-xl": _larger_gpt2("gpt2-xl", 48, 25, 1600),
+    config.preset: config
+    for config in (
+        *(_QUICKSTART, _LECTURE, _LECTURE_SMALL, _SHAKESPEARE_CHAR, _SPEEDRUN),
+        *(_ADDITION, _CALCULATOR, _DATES, _GPT2),
+        _larger_gpt2("gpt2-medium", 24, 16, 1024),
+        _larger_gpt2("gpt2-large", 36, 20, 1280),
+        _larger_gpt2("gpt2-xl", 48, 25, 1600),
+    )
 }
 
 DEFAULT_PRESETS = {"cuda": "lecture", "cpu": "quickstart"}  # without --preset
