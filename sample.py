@@ -84,7 +84,7 @@ class SampleConfig(Config):
 
 def main(arguments: list[str]) -> int:
     try:
-        sample(parse(SampleConfig, SampleConfig(), arguments, "Sample from a trained GPT."))
+        sample(parse(SampleConfig(), arguments, "Sample from a trained GPT."))
     except (UserError, kernels.Unavailable) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2

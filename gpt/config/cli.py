@@ -25,11 +25,9 @@ FIXED = ("preset", "data", "tokenizer", "lecture", "optimizer", "seed")  # for t
 SomeConfig = TypeVar("SomeConfig")
 
 
-def parse(
-    config_class: type[SomeConfig], default: SomeConfig, arguments: list[str], description: str
-) -> SomeConfig:
-    """`default` with the options in `arguments`, whose help and types `config_class` has."""
-    return _replaced(default, parse_given(config_class, default, arguments, description))
+def parse(default: SomeConfig, arguments: list[str], description: str) -> SomeConfig:
+    """`default` with the options in `arguments`."""
+    return _replaced(default, parse_given(default, arguments, description))
 
 
 def parse_run(
@@ -41,7 +39,7 @@ def parse_run(
 
     `defaults_of` returns the fields of the preset that --init-from replaces: the model.
     """
-    given = parse_given(TrainConfig, PRESETS[default_preset], arguments, "Train a GPT.")
+    given = parse_given(PRESETS[default_preset], arguments, "Train a GPT.")
     source = given.get("init_from", "scratch")
     if given.get("resume") or source == "resume":
         return _resumed(given)
@@ -82,16 +80,12 @@ def _replaced(config: Any, given: dict[str, Any]) -> Any:
     return replace(config, **changes)
 
 
-def parse_given(
-    config_class: type, default: Any, arguments: list[str], description: str
-) -> dict[str, Any]:
+def parse_given(default: Any, arguments: list[str], description: str) -> dict[str, Any]:
     """The options in `arguments` by field name; --help prints all of them and exits."""
-    positionals = [
-        f" [{field.name}]" for field in fields(config_class) if field.metadata.get("positional")
-    ]
+    named = [field.name for field in fields(default) if field.metadata.get("positional")]
     parser = _Parser(
         description=description,
-        usage="%(prog)s [options]" + "".join(positionals),
+        usage="".join(["%(prog)s [options]", *(f" [{name}]" for name in named)]),
         allow_abbrev=False,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=32),
     )

@@ -66,7 +66,7 @@ class PrepareConfig(Config):
 
 def main(arguments: list[str]) -> int:
     try:
-        prepare(parse(PrepareConfig, PrepareConfig(), arguments, "Prepare token files."))
+        prepare(parse(PrepareConfig(), arguments, "Prepare token files."))
     except UserError as refusal:
         print(f"gpt.data.prepare: {refusal}", file=sys.stderr)
         return 2

@@ -29,7 +29,7 @@ class Speech(Config):
 
 
 def speech(*arguments):
-    return parse(Speech, Speech(), list(arguments), "Say something.")
+    return parse(Speech(), list(arguments), "Say something.")
 
 
 @pytest.mark.parametrize(
