@@ -1,17 +1,17 @@
 """Random batches of a token sequence, as a function of (seed, step) alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.data.dataset import Batch, Row, check_no_source
+from gpt.data.dataset import Batch, Dataset, Row
 from gpt.data.tokenizers import Tokenizer
 
 
 @dataclass
-class TokenDataset:
+class TokenDataset(Dataset):
     """A training and a validation split of one token sequence: a text or token files."""
 
     name: str
@@ -23,7 +23,6 @@ class TokenDataset:
     def batch(
         self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
-        """Random windows of a split; see `gpt.data.dataset.Dataset.batch`."""
         tokens = self.train if split == "train" else self.val
         return self.on_device(gather(tokens, seed, first_row, rows, block_size))
 
@@ -38,28 +37,23 @@ class TokenDataset:
 
         A training split larger than a quarter of the free GPU memory stays in its file.
         """
-        device, train, val = torch.device(device), self.train, self.val
-        if device.type == "cuda":
-            # CUDA cannot index uint16: reinterpret the bits as int16, see `widen`
-            train, val = (
-                t.view(torch.int16) if t.dtype == torch.uint16 else t for t in (train, val)
-            )
-            free, _ = torch.cuda.mem_get_info(device)
-            if train.nbytes > free // 4:
-                return TokenDataset(self.name, train, val.to(device), self.tokenizer, device)
-        return TokenDataset(self.name, train.to(device), val.to(device), self.tokenizer, device)
+        train, val, fits = self.train, self.val, True
+        if torch.device(device).type == "cuda":
+            if train.dtype == torch.uint16:  # CUDA cannot index it: reinterpret, see `widen`
+                train, val = train.view(torch.int16), val.view(torch.int16)
+            fits = train.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+        train = train.to(device) if fits else train
+        return replace(self, train=train, val=val.to(device), device=device)
 
     @property
     def source(self) -> torch.device:
-        """The device that builds the batches."""
         return self.train.device
 
     def validation(self, block_size: int) -> Batch:
         return windows(self.val, block_size)
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raise UserError for a block that is longer than one of the splits."""
-        check_no_source(config, self.name)
+        super().check_model(config)
         block_size = config.block_size
         for split, tokens in (("training", self.train), ("validation", self.val)):
             if len(tokens) <= block_size:

@@ -13,11 +13,9 @@ Row = int | torch.Tensor  # a tensor () on the device lets a CUDA graph replay w
 
 
 class Dataset(Protocol):
-    """A source of batches with a validation split.
+    """A source of batches with a validation split: a `TokenDataset` or a task.
 
-    `gpt.data.batches.TokenDataset` implements it for text and token files, `gpt.data.tasks` for
-    problems and their answers. In every batch y is one token ahead of x, and IGNORE_INDEX where
-    the loss skips the position.
+    In every batch y is one token ahead of x, and IGNORE_INDEX where the loss skips the position.
     """
 
     name: str
@@ -46,6 +44,10 @@ class Dataset(Protocol):
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise UserError if a model of these sizes cannot be trained on this data."""
+        if config.source_size:
+            raise UserError(
+                f"--source-size needs data of pairs, such as dates, and {self.name} has none; use 0"
+            )
 
 
 @runtime_checkable
@@ -65,11 +67,3 @@ class Task(Dataset, Protocol):
     def answer(self, written: str) -> str:
         """The model's output as a person would write it."""
         return written
-
-
-def check_no_source(config: ModelConfig, name: str) -> None:
-    """Raise UserError for an encoder, which needs data of pairs."""
-    if config.source_size:
-        raise UserError(
-            f"--source-size needs data of pairs, such as dates, and {name} has none; use 0"
-        )

@@ -2,21 +2,11 @@
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 from gpt.data.batches import TokenDataset, gather
 from gpt.data.dataset import Batch, Row
 
 AHEAD = 4  # batches
-
-
-class Place(NamedTuple):
-    """The arguments of `batch` that identify a training batch."""
-
-    seed: int
-    first_row: int
-    rows: int
-    block_size: int
 
 
 class Prefetched(TokenDataset):
@@ -31,7 +21,7 @@ class Prefetched(TokenDataset):
         super().__init__(data.name, data.train, data.val, data.tokenizer, data.device)
         self.world_size = world_size
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._coming: deque[tuple[Place, Future]] = deque()
+        self._coming: deque[tuple[tuple, Future]] = deque()
 
     def __enter__(self) -> "Prefetched":
         return self
@@ -44,19 +34,16 @@ class Prefetched(TokenDataset):
     ) -> Batch:
         if split != "train":
             return super().batch(seed, first_row, rows, block_size, split)
-        place = Place(seed, int(first_row), rows, block_size)
-        if not self._coming or self._coming[0][0] != place:
+        arguments, step = (seed, int(first_row), rows, block_size), self.world_size * rows
+        if not self._coming or self._coming[0][0] != arguments:
             for _, unwanted in self._coming:
                 unwanted.cancel()
             self._coming.clear()
             for count in range(AHEAD):
-                self._request(place, count)
+                self._request(seed, int(first_row) + count * step, rows, block_size)
         _, gathered = self._coming.popleft()
-        self._request(place, AHEAD)
+        self._request(seed, int(first_row) + AHEAD * step, rows, block_size)
         return self.on_device(gathered.result())
 
-    def _request(self, place: Place, count: int) -> None:
-        """Let the thread gather this rank's batch `count` batches after `place`."""
-        rows = count * self.world_size * place.rows
-        place = place._replace(first_row=place.first_row + rows)
-        self._coming.append((place, self._thread.submit(gather, self.train, *place)))
+    def _request(self, *arguments: int) -> None:
+        self._coming.append((arguments, self._thread.submit(gather, self.train, *arguments)))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.data.batches import random_integers, scramble
-from gpt.data.dataset import Batch, Row, Task, check_no_source
+from gpt.data.dataset import Batch, Row, Task
 from gpt.data.tasks.written import END, TOKENIZER, Write, addition, number, text
 from gpt.data.tokenizers import Tokenizer
 
@@ -70,7 +70,7 @@ class ArithmeticTask(Task):
         return self._rows(self.held_out, block_size)
 
     def check_model(self, config: ModelConfig) -> None:
-        check_no_source(config, self.name)
+        super().check_model(config)
         _, a, b = (column[:1] for column in self.held_out)
         longest = max(self._line(sign, a, b).shape[1] for sign in self.digits) - 1
         if longest > config.block_size:
