@@ -1,7 +1,7 @@
 """The machine: its devices, their dtypes, FLOP/s and memory."""
 
 import functools
-import os
+import re
 import resource
 import sys
 import time
@@ -34,19 +34,13 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    known = "use cuda, cuda:N, cpu or mps"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is unknown; {known}") from None
-    if device.type not in ("cuda", "cpu", "mps"):
-        raise UserError(f"--device {name} is not supported; {known}")
+    if not re.fullmatch(r"(cpu|cuda|mps)(:(\d|[1-9]\d))?", name):
+        raise UserError(f"--device {name} is not supported; use cuda, cuda:N, cpu or mps")
+    device = torch.device(name)
     if device.type == "cuda":
         count, index = torch.cuda.device_count(), device.index or 0
-        if count == 0:
-            raise UserError(f"--device {name}: PyTorch finds no CUDA GPU; use --device cpu")
         if index >= count:
-            raise UserError(f"--device {name}: the last of {count} GPUs is cuda:{count - 1}")
+            raise UserError(f"--device {name}: PyTorch finds {count} CUDA GPUs; use cuda:N or cpu")
         torch.cuda.set_device(index)  # streams, graphs and generators use the current device
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -104,11 +98,6 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     seen = min(config.window or config.block_size, config.block_size)
     attention = 12 * config.n_layer * config.n_embd * seen
     return 6 * (parameters - positions) + attention
-
-
-def physical_memory() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -1,6 +1,8 @@
 """Build the model of a config: the packed GPT, the reference, or a stage of the lecture."""
 
-from gpt import UserError, hardware
+import os
+
+from gpt import UserError
 from gpt.config.model import ModelConfig
 from gpt.models import lecture, reference
 from gpt.models.packed import GPT
@@ -32,7 +34,7 @@ def check_memory(config: ModelConfig, masks: bool) -> None:
         + (config.vocab_size + T) * C
         + masks * L * config.n_head * T**2
     )
-    memory = hardware.physical_memory()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * numbers > memory:
         raise UserError(
             f"a model of these sizes needs {4e-9 * numbers:,.0f} GB, and this machine has "

@@ -167,18 +167,13 @@ class FeedForward(nn.Module):
     def forward(self, x):
         up, down, activation = self.up, self.down, self.activation
         if activation == "swiglu":
-            return down(gate(up(x)))
+            a, b = up(x).chunk(2, dim=-1)
+            return down(F.silu(a) * b)
         if isinstance(x, Normalised):
             return down(up(x, activation))
         return self.ops.feed_forward(
             x, up.weight, up.bias, down.weight, None, activation=activation
         )
-
-
-def gate(x):
-    """silu(a) * b, where a and b are the halves of x."""
-    a, b = x.chunk(2, dim=-1)
-    return F.silu(a) * b
 
 
 class Block(nn.Module):
