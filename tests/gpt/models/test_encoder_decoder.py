@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn as nn
 
-from gpt import UserError
 from gpt.config.model import NORM_EPS
 from gpt.models import reference
 from tests.gpt.configs import ENCODERS, LECTURE, draw_tokens, randomise
@@ -81,9 +80,3 @@ def test_cross_attention_has_no_rotary_positions():
     # so the order of the source does not matter
     assert torch.allclose(cross(x, source), cross(x, source.flip(1)), atol=1e-12)
     assert not torch.allclose(cross(x, source), cross(x, source * 2), atol=1e-3)
-
-
-@pytest.mark.parametrize("size", [-1, 8, 9])
-def test_a_source_without_room_for_a_text_is_rejected(size):
-    with pytest.raises(UserError, match=f"--source-size (is )?{size}"):
-        replace(CONFIG, source_size=size)

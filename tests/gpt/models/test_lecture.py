@@ -1,12 +1,12 @@
 """The stages of the lecture: versions 1 to 3 are the same average, and every stage trains."""
 
-import copy
 import math
 
 import pytest
 import torch
 
 from gpt.config.model import ModelConfig
+from gpt.data.tokenizers import CharTokenizer
 from gpt.models.lecture import (
     STAGES,
     AverageWithLoops,
@@ -42,19 +42,6 @@ def test_versions_1_to_3_average_the_past(average, T):
             for c in range(5):
                 past = [x[b, s, c].item() for s in range(t + 1)]
                 assert actual[b, t, c].item() == pytest.approx(math.fsum(past) / (t + 1), rel=1e-12)
-
-
-def test_versions_1_to_3_have_equal_logits_and_gradients():
-    """With equal weights, logits, loss and gradients are equal up to rounding in fp32."""
-    tokens, targets = draw_tokens(4, 8, vocab_size=65), draw_tokens(4, 8, 1, vocab_size=65)
-    results = []
-    for stage in ("average-loops", "average-matrix", "average-softmax"):
-        model = build(stage)
-        logits, loss = model(tokens, targets)
-        loss.backward()
-        results.append([logits, loss, *(weight.grad for weight in model.parameters())])
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("layer", "scale"), [(SelfAttention, 1.0), (one_head, 32**-0.5)])
@@ -105,55 +92,47 @@ def test_later_stages_are_composed_of_earlier_modules():
     torch.testing.assert_close(layer_norm(x), normed)
 
 
-@pytest.mark.parametrize(
-    ("stage", "parameters"),
-    [
-        ("bigram", 65 * 65),
-        ("average-loops", 65 * 32 + 8 * 32 + 32 * 65 + 65),  # tokens, positions, head
-        ("average-matrix", 4481),
-        ("average-softmax", 4481),
-        ("self-attention", 4481 + 3 * 32 * 32),  # + key, query, value
-        ("one-head", 4481 + 3072),
-        ("many-heads", 4481 + 3072),  # four heads of 8 are as many weights as one of 32
-        ("feed-forward", 4481 + 3072 + 32 * 32 + 32),
-        # three times heads, projection, and a feed-forward that is four times wider inside
-        ("residual", 4481 + 3 * (3072 + 32 * 33 + 128 * 33 + 32 * 129)),
-        ("layer-norm", 41921 + 7 * 2 * 32),  # + two norms in each block and one at the end
-        ("dropout", 42369),
-    ],
-)
-def test_parameters_at_the_sizes_of_the_video(stage, parameters):
-    assert sum(weight.numel() for weight in build(stage).parameters()) == parameters
+PARAMETERS = {  # at the sizes of the video
+    "bigram": 65 * 65,
+    "average-loops": 65 * 32 + 8 * 32 + 32 * 65 + 65,  # tokens, positions, head
+    "average-matrix": 4481,
+    "average-softmax": 4481,
+    "self-attention": 4481 + 3 * 32 * 32,  # + key, query, value
+    "one-head": 4481 + 3072,
+    "many-heads": 4481 + 3072,  # four heads of 8 are as many weights as one of 32
+    "feed-forward": 4481 + 3072 + 32 * 32 + 32,
+    # three times heads, projection, and a feed-forward that is four times wider inside
+    "residual": 4481 + 3 * (3072 + 32 * 33 + 128 * 33 + 32 * 129),
+    "layer-norm": 41921 + 7 * 2 * 32,  # + two norms in each block and one at the end
+    "dropout": 42369,
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_the_interface_of_the_reference(stage):
     """Logits, a loss that ignores -1, and weights that depend on the seed alone."""
     model = build(stage)
+    assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[stage]
     assert (model.config.vocab_size, model.config.block_size) == (65, 8)
 
     tokens, targets = draw_tokens(2, 5, vocab_size=65), draw_tokens(2, 5, 1, vocab_size=65)
     logits, loss = model(tokens)
     assert logits.shape == (2, 5, 65)
     assert loss is None
-
     targets[0, 1] = targets[1] = -1
     same_logits, loss = model(tokens, targets)
     assert torch.equal(same_logits, logits)
-    counted = [
-        -torch.log_softmax(logits[0, t].double(), dim=-1)[targets[0, t]] for t in (0, 2, 3, 4)
-    ]
-    torch.testing.assert_close(loss.double(), sum(counted) / 4, rtol=1e-6, atol=0)
-
+    counted = [0, 2, 3, 4]
+    chosen = logits[0].double().log_softmax(-1)[counted, targets[0, counted]]
+    torch.testing.assert_close(loss.double(), -chosen.mean(), rtol=1e-6, atol=0)
     loss.backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
-    copied = copy.deepcopy(model)
+
     for other in (model, build(stage, seed=1)):
         torch.manual_seed(2)
         other.initialise()
         assert not torch.equal(other(tokens)[0], logits)
     assert torch.equal(other(tokens)[0], model(tokens)[0])
-    assert torch.equal(copied(tokens)[0], logits)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -174,22 +153,19 @@ def test_a_token_changes_no_logits_before_it(stage):
 def test_stages_before_the_last_ignore_the_switches_of_the_config(stage):
     plain, modern = build(stage, LECTURE), build(stage, CONFIGS["modern"])
     assert modern.config == plain.config == LECTURE
-    for (name, weight), (other, same) in zip(
-        plain.named_parameters(), modern.named_parameters(), strict=True
-    ):
-        assert name == other
-        assert torch.equal(weight, same)
+    assert list(modern.state_dict()) == list(plain.state_dict())
+    assert all(map(torch.equal, modern.parameters(), plain.parameters()))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_trains(stage):
     """After 100 training steps the loss is below the entropy of the characters."""
-    characters = sorted(set(TEXT))
-    data = torch.tensor([characters.index(character) for character in TEXT])
+    tokenizer = CharTokenizer.of(TEXT)
+    data = torch.from_numpy(tokenizer.encode(TEXT))
     share = data.bincount() / len(data)
     entropy = -(share * share.log()).sum().item()
 
-    model = build(stage, ModelConfig(len(characters), 8, n_layer=1, n_head=2, n_embd=16))
+    model = build(stage, ModelConfig(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=16))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     generator = torch.Generator().manual_seed(0)
     losses = []
@@ -200,5 +176,5 @@ def test_every_stage_trains(stage):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] > math.log(len(characters)) - 0.1
+    assert losses[0] > math.log(tokenizer.vocab_size) - 0.1
     assert sum(losses[-10:]) / 10 < entropy

@@ -122,46 +122,23 @@ def test_dropout_is_where_the_reference_has_it(name, monkeypatch):
         if not training or not p or x.shape[-1] != LECTURE.n_embd:  # that of attention weights
             return x
         generator = torch.Generator().manual_seed(0)
-        return x * torch.randint(2, x.shape, generator=generator).to(x)
+        return x * torch.randint(2, x.shape, generator=generator).to(x) / (1 - p)
 
-    def without_dropout(operation):
-        return lambda *operands, dropout_p, **options: operation(*operands, **options)
+    rates = []  # of attention weights
 
-    config = replace(CONFIGS[name], dropout=0.5, embedding_dropout=0.5)
+    def attention_without_dropout(*operands, dropout_p, **options):
+        rates.append(dropout_p)
+        return table.attention_qkv(*operands, **options)
+
+    config = replace(CONFIGS[name], dropout=0.5, embedding_dropout=0.25)
     table = kernels.load("torch", DEVICE)
-    names = ("attention", "attention_qkv")
-    table = table._replace(**{n: without_dropout(getattr(table, n)) for n in names})
-    model, packed_model = build_reference(config, torch.float64), build_over(table, config, DTYPE)
+    ops = table._replace(attention_qkv=attention_without_dropout)
+    model, packed_model = build_reference(config, torch.float64), build_over(ops, config, DTYPE)
     tokens = draw_tokens(2, 7)
-    without, _ = model.eval()(tokens)
     monkeypatch.setattr(torch.nn.functional, "dropout", mask)
-    logits, _ = model.train()(tokens)
-    assert not torch.equal(logits, without)
-    assert_same(packed_model.train()(tokens.to(DEVICE))[0], logits, "logits")
-    assert_same(packed_model.eval()(tokens.to(DEVICE))[0], without, "logits without dropout")
-
-
-@pytest.mark.parametrize("name", ["lecture", "modern"])
-def test_operations_get_the_dropout_rate_only_in_training(name):
-    """Of attention, and of both branches of a block if its norm is a LayerNorm."""
-    config = replace(CONFIGS[name], dropout=0.2, embedding_dropout=0.1)
-    asked = []
-
-    def recorder(operation):
-        def record(*operands, dropout_p, **options):
-            asked.append((operation, dropout_p))
-            return getattr(torch_table, operation)(*operands, dropout_p=dropout_p, **options)
-
-        return record
-
-    torch_table = kernels.load("torch", DEVICE)
-    names = ("attention", "attention_qkv", "add_layer_norm")
-    recording = torch_table._replace(**{name: recorder(name) for name in names})
-    packed_model = randomise(packed.GPT(config, recording)).to(DEVICE)
-
-    attention, norm = "attention_qkv", [] if name == "modern" else ["add_layer_norm"]
-    expected = [*config.n_layer * [attention, *norm, *norm]]  # the last norm is the model's
-    for training, p in ((True, 0.2), (False, 0.0)):
-        asked.clear()
-        packed_model.train(training)(draw_tokens(2, 7).to(DEVICE))
-        assert asked == [(operation, p) for operation in expected]
+    dropped, whole = (model.train(training)(tokens)[0] for training in (True, False))
+    assert not torch.equal(dropped, whole)
+    for training, expected, p in ((True, dropped, 0.5), (False, whole, 0.0)):
+        rates.clear()
+        assert_same(packed_model.train(training)(tokens.to(DEVICE))[0], expected, "logits")
+        assert rates == config.n_layer * [p]

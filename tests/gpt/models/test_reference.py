@@ -246,18 +246,8 @@ def lecture():
     if path is None:
         pytest.skip("GPT_LECTURE_FILE is not set to the lecture's gpt.py")
     source = Path(path).read_text(encoding="utf-8")
-    names = {
-        "torch": torch,
-        "nn": torch.nn,
-        "F": torch.nn.functional,
-        "device": "cpu",
-        "vocab_size": LECTURE.vocab_size,
-        "block_size": LECTURE.block_size,
-        "n_layer": LECTURE.n_layer,
-        "n_head": LECTURE.n_head,
-        "n_embd": LECTURE.n_embd,
-        "dropout": 0.2,
-    }
+    names = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "device": "cpu"}
+    names |= vars(replace(LECTURE, dropout=0.2))
     classes = source[source.index("class Head") : source.index("model = GPTLanguageModel()")]
     exec(compile(classes, path, "exec"), names)
     return names["GPTLanguageModel"]
