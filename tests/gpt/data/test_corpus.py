@@ -109,22 +109,6 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     assert "could not save it" in said[0]
 
 
-def wrong(handler):
-    whole(handler, PLAY[:-1] + b"?")
-
-
-def too_long(handler):
-    whole(handler, PLAY + bytes(100 << 20))
-
-
-def absent(handler):
-    handler.send_error(404)
-
-
-def silent(handler):
-    time.sleep(1.0)
-
-
 def byte_by_byte(handler):
     handler.send_response(200)
     handler.end_headers()
@@ -133,7 +117,16 @@ def byte_by_byte(handler):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("answer", [wrong, too_long, absent, silent, byte_by_byte])
+BAD = {
+    "wrong": lambda handler: whole(handler, PLAY[:-1] + b"?"),
+    "too long": lambda handler: whole(handler, PLAY + bytes(100 << 20)),
+    "absent": lambda handler: handler.send_error(404),
+    "silent": lambda handler: time.sleep(1.0),
+    "byte by byte": byte_by_byte,
+}
+
+
+@pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
 def test_a_bad_download_is_refused_and_not_saved(tmp_path, monkeypatch, answer):
     monkeypatch.setattr(corpus, "DOWNLOAD_TIMEOUT", 0.2)
     monkeypatch.setattr(corpus, "DOWNLOAD_LIMIT", 0.3)

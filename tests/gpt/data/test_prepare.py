@@ -5,16 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
-from tiktoken_ext.openai_public import r50k_pat_str
 
 from gpt import UserError
 from gpt.data import prepare
 from gpt.data.corpus import open_data
 from gpt.data.prepare import PrepareConfig
-from gpt.data.tokenizers import GPT2Tokenizer
+from tests.gpt.data.test_tokenizers import small_gpt2
 
 DOCUMENTS = [f"document {number}\nof two lines" for number in range(40)]
 
@@ -33,20 +31,6 @@ def splits(folder):
     """The text of both splits."""
     data = open_data(str(folder / "tokens"), "data", "char")
     return [data.tokenizer.decode(split.tolist()) for split in (data.train, data.val)]
-
-
-def small_gpt2():
-    """GPT-2's pattern with a few merges; its own table needs the network."""
-    pairs = [b"th", b"the", b" t", b" the", b"\n\n", b"  ", b"of", b" of"]
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    tokenizer = GPT2Tokenizer()
-    tokenizer._encoding = tiktoken.Encoding(
-        name="small",
-        pat_str=r50k_pat_str,
-        mergeable_ranks=ranks | {pair: 256 + i for i, pair in enumerate(pairs)},
-        special_tokens={},
-    )
-    return tokenizer
 
 
 def test_every_document_is_in_one_split_in_order(tmp_path, capsys):
