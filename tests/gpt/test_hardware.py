@@ -13,30 +13,19 @@ from gpt.hardware import flops_per_token, peak_flops, product_rate
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _measure_again():
-    peak_flops.cache_clear()
-    yield
-    peak_flops.cache_clear()
-
-
 @pytest.mark.parametrize(
-    ("name", "tera"),
-    [("NVIDIA H200", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 80GB HBM3", 989)],
+    ("name", "tera"), [("H200", 989), ("H100 PCIe", 756), ("H100 80GB HBM3", 989), ("X1", 5)]
 )
-def test_peak_flops_of_a_known_gpu(monkeypatch, name, tera):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(hardware, "product_rate", lambda device: pytest.fail("it is known"))
-    assert peak_flops(torch.device("cuda")) == tera * 1e12
-
-
-def test_peak_flops_of_an_unknown_gpu_are_measured_once(monkeypatch):
+def test_peak_flops_are_known_or_measured_once(monkeypatch, name, tera):
     measured = []
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA {name}")
     monkeypatch.setattr(hardware, "product_rate", lambda device: measured.append(device) or 5e12)
+    peak_flops.cache_clear()
     gpu = torch.device("cuda")
-    assert [peak_flops(gpu), peak_flops(gpu)] == [5e12, 5e12]
-    assert measured == [gpu]
+    assert [peak_flops(gpu), peak_flops(gpu)] == [tera * 1e12] * 2
+    assert measured == [gpu] * (name == "X1")
+    peak_flops.cache_clear()
+    assert peak_flops(CPU) is None
 
 
 def test_flops_per_token_counts_parameters_and_the_window():
@@ -47,10 +36,6 @@ def test_flops_per_token_counts_parameters_and_the_window():
     assert flops_per_token(replace(rope, window=10), 1000) == 6 * 1000 + 12 * 2 * 32 * 10
     assert flops_per_token(replace(rope, window=65), 1000) == flops_per_token(rope, 1000)
     assert flops_per_token(config, 64 * 32) == 12 * 2 * 32 * 64
-
-
-def test_a_cpu_has_no_peak_flops():
-    assert peak_flops(CPU) is None
 
 
 def test_product_rate_counts_every_product(monkeypatch):
