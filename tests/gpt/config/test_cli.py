@@ -133,33 +133,25 @@ def test_a_mistake_is_reported_in_one_sentence(arguments, sentence):
 
 
 @pytest.fixture
-def run(tmp_path):
+def config(tmp_path, monkeypatch):
+    """The config of a run that was moved to the folder `out`."""
     config = replace(PRESETS["quickstart"], data="python-docs", max_iters=9, out_dir="elsewhere")
-    write_json(tmp_path / "last.json", {"train": config.to_dict()})
-    return tmp_path, config
+    (tmp_path / "out").mkdir()
+    write_json(tmp_path / "out" / "last.json", {"train": config.to_dict()})
+    monkeypatch.chdir(tmp_path)
+    return config
 
 
 @pytest.mark.parametrize("how", [["--resume"], ["--resume=True"], ["--init-from", "resume"]])
-def test_resume_takes_the_options_of_the_run(run, how):
-    folder, config = run
-    resumed = options(*how, "--out-dir", str(folder), "--max-iters", "12")
-    expected = replace(config, max_iters=12, out_dir=str(folder), resume=True, init_from="resume")
-    assert resumed == expected
-
-
-def test_resume_finds_a_run_that_was_moved(run, monkeypatch):
-    folder, _ = run
-    (folder / "out").mkdir()
-    (folder / "last.json").rename(folder / "out" / "last.json")
-    monkeypatch.chdir(folder)
-    assert options("--resume").out_dir == "out"
+def test_resume_takes_the_options_of_the_run(config, how):
+    expected = replace(config, max_iters=12, out_dir="out", resume=True, init_from="resume")
+    assert options(*how, "--max-iters", "12") == expected
 
 
 @pytest.mark.parametrize(
     "change",
     ["--n-layer=7", "--preset=lecture", "--data=x", "--optimizer=adamw", "--seed=1", "--bias"],
 )
-def test_resume_refuses_to_change_the_model_the_data_or_the_optimizer(run, change):
-    folder, _ = run
+def test_resume_refuses_to_change_the_model_the_data_or_the_optimizer(config, change):
     with pytest.raises(UserError, match="cannot change when a run is resumed; it was"):
-        options("--resume", "--out-dir", str(folder), change)
+        options("--resume", change)

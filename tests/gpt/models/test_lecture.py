@@ -121,20 +121,6 @@ def test_every_stage_has_the_interface_of_the_reference(stage):
     assert torch.equal(other(tokens)[0], model(tokens)[0])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_token_changes_no_logits_before_it(stage):
-    model = build(stage)
-    tokens = draw_tokens(2, 8, vocab_size=65)
-    changed = tokens.clone()
-    changed[:, 5] = (changed[:, 5] + 1) % 65
-    before, _ = model(tokens)
-    after, _ = model(changed)
-    assert torch.equal(after[:, :5], before[:, :5])
-    assert not torch.equal(after[:, 5], before[:, 5])
-    communicates = not torch.equal(after[:, 6:], before[:, 6:])
-    assert communicates == (stage != "bigram")
-
-
 @pytest.mark.parametrize("stage", list(STAGES)[:-1])
 def test_stages_before_the_last_ignore_the_switches_of_the_config(stage):
     plain, modern = build(stage, LECTURE), build(stage, CONFIGS["modern"])
