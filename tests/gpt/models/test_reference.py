@@ -18,6 +18,12 @@ from gpt.models.reference import GPT
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 
 T = 7
+ACTIVATIONS = {
+    "relu": lambda u: max(u, 0.0),
+    "relu_squared": lambda u: max(u, 0.0) ** 2,
+    "gelu": lambda u: u * 0.5 * (1 + math.erf(u / math.sqrt(2))),
+    "gelu_tanh": lambda u: u / (1 + math.exp(-math.sqrt(8 / math.pi) * (u + 0.044715 * u**3))),
+}
 
 
 class Equations:
@@ -58,7 +64,7 @@ class Equations:
                 a, b = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
                 hidden = [u / (1 + math.exp(-u)) * w for u, w in zip(a, b, strict=True)]
             else:
-                hidden = [self.activation(u) for u in hidden]
+                hidden = [ACTIVATIONS[self.config.activation](u) for u in hidden]
             fed = self.linear(f"{name}.ffwd.net.2", hidden)
             out.append(add(x_t, self.drop(f"{name}.ffwd.net.3", t, fed)))
         return out
@@ -103,13 +109,6 @@ class Equations:
     def linear(self, name, x):
         y = [dot(row, x) for row in self.weights[f"{name}.weight"]]
         return add(y, self.weights.get(f"{name}.bias", [0.0] * len(y)))
-
-    def activation(self, u):
-        if self.config.activation == "gelu":
-            return u * 0.5 * (1 + math.erf(u / math.sqrt(2)))
-        if self.config.activation == "gelu_tanh":
-            return u * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
-        return max(u, 0.0) ** (2 if self.config.activation == "relu_squared" else 1)
 
     def drop(self, name, t, x):
         scale = self.scale.get(name)
