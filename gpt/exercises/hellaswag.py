@@ -36,26 +36,27 @@ class Example(NamedTuple):
 
 def examples(path: Path, limit: int = 0) -> list[Example]:
     """Read the examples of a file, at most `limit`; raises UserError for a malformed line."""
-    lines = read_text(path).split("\n")
-    found = [_example(line, f"{path}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            example = Example(row["ctx"], row["endings"], int(row["label"]))
+            texts = [example.context, *example.endings] if type(example.endings) is list else [""]
+            valid = all(isinstance(text, str) and text for text in texts)
+            valid = valid and 0 <= example.label < len(example.endings)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            valid = False
+        if not valid:
+            raise UserError(
+                f"{path}: line {number} is not a HellaSwag example, an object with ctx, endings "
+                "and label"
+            )
+        found.append(example)
     if not found:
         raise UserError(f"{path} has no examples")
     return found[: limit or None]
-
-
-def _example(line: str, where: str) -> Example:
-    try:
-        row = json.loads(line)
-        context, endings, label = row["ctx"], row["endings"], int(row["label"])
-        good = isinstance(context, str) and isinstance(endings, list) and 0 <= label < len(endings)
-        good = good and bool(context) and all(isinstance(e, str) and e for e in endings)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        good = False
-    if not good:
-        raise UserError(
-            f"{where} is not a HellaSwag example, an object with ctx, endings and label"
-        )
-    return Example(context, endings, label)
 
 
 def accuracy(

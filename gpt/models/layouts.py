@@ -6,8 +6,6 @@ heads share is stored once there, and under the name of each head in the lecture
 Everything else is a change of name. A state dict that does not fit the config is rejected first.
 """
 
-import re
-
 import torch
 
 from gpt import UserError
@@ -15,8 +13,7 @@ from gpt.config.model import ModelConfig
 from gpt.models import reference
 from gpt.models.packed import GPT
 
-_RENAMED = {"ffwd.net.0.": "ffwd.up.", "ffwd.net.2.": "ffwd.down."}
-_HEAD = re.compile(r"(blocks\..*\.[sc]a)\.heads\.(\d+)\.(query|key|value)\.(weight|bias)")
+_RENAMED = {"ffwd.up.": "ffwd.net.0.", "ffwd.down.": "ffwd.net.2."}
 _PARTS = ("query", "key", "value")  # the order of the rows of the packed matrix
 
 State = dict[str, torch.Tensor]
@@ -27,19 +24,19 @@ def packed_from_lecture(lecture: State, config: ModelConfig) -> State:
     lecture = _without_masks(lecture)
     with torch.device("meta"):
         check_layout(_without_masks(reference.GPT(config).state_dict()), lecture)
-    group = config.n_head // config.head_counts[1]
+        names = GPT(config, ops=None).state_dict()
     packed: State = {}
-    parts: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
-    for name, tensor in lecture.items():
-        if match := _HEAD.fullmatch(name):
-            attention, head, part, kind = match.groups()
-            heads = parts.setdefault(f"{attention}.qkv.{kind}", {})
-            if part == "query" or int(head) % group == 0:
-                heads[_PARTS.index(part), int(head)] = tensor  # (D, C) or (D,)
+    for name in names:
+        if ".qkv." in name:
+            attention, kind = name.split(".qkv.")
+            heads = [
+                lecture[f"{attention}.heads.{head}.{part}.{kind}"]  # (D, C) or (D,)
+                for part, count in zip(_PARTS, config.head_counts, strict=True)
+                for head in range(0, config.n_head, config.n_head // count)
+            ]
+            packed[name] = torch.cat(heads)  # (rows, C) or (rows,)
         else:
-            packed[rename(name, _RENAMED)] = tensor
-    for name, heads in parts.items():
-        packed[name] = torch.cat([heads[key] for key in sorted(heads)])  # (rows, C) or (rows,)
+            packed[name] = lecture[rename(name, _RENAMED)]
     return packed
 
 
@@ -61,7 +58,7 @@ def lecture_from_packed(packed: State, config: ModelConfig) -> State:
                 mask = torch.ones(config.block_size, config.block_size, device=tensor.device)
                 lecture[f"{attention}.heads.{head}.tril"] = torch.tril(mask)
         else:
-            lecture[rename(name, {new: old for old, new in _RENAMED.items()})] = tensor
+            lecture[rename(name, _RENAMED)] = tensor
     return lecture
 
 

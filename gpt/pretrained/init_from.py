@@ -36,11 +36,11 @@ class Source(NamedTuple):
 
 def open_source(name: str) -> Source:
     """Find what `--init-from` names; raises UserError if there is nothing of that name."""
-    path = Path(name)
-    if name in HUB:
-        path = _download(name)
+    path = _download(name) if name in HUB else Path(name)
     if (path / "best.json").is_file():
-        return _from_run(path)
+        record, tensors = checkpoint.load(path, "best")
+        config = ModelConfig.from_dict(record["train"]["model"], path / "best.json")
+        return Source(config, from_json(record["tokenizer"]), lambda: tensors["weights"])
     if (path / "model.safetensors").is_file():
         config = config_from_gpt2(files.read_json(path / "config.json"), path)
         tensors = path / "model.safetensors"
@@ -77,9 +77,8 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer) -> str:
 def _shared_tokens(old: Tokenizer | None, new: Tokenizer, size: int) -> tuple[list[int], list[int]]:
     """The tokens that both tokenizers have, numbered by the new one and by the old one."""
     if isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer):
-        places = {character: token for token, character in enumerate(old.characters)}
-        both = [(token, places[c]) for token, c in enumerate(new.characters) if c in places]
-        return [token for token, _ in both], [place for _, place in both]
+        both = sorted(set(new.characters) & set(old.characters))
+        return list(map(new.characters.index, both)), list(map(old.characters.index, both))
     alike = new.vocab_size == size if old is None else old.to_json() == new.to_json()
     if not alike:
         raise UserError(
@@ -87,12 +86,6 @@ def _shared_tokens(old: Tokenizer | None, new: Tokenizer, size: int) -> tuple[li
         )
     tokens = list(range(new.vocab_size))
     return tokens, tokens
-
-
-def _from_run(folder: Path) -> Source:
-    record, tensors = checkpoint.load(folder, "best")
-    config = ModelConfig.from_dict(record["train"]["model"], folder / "best.json")
-    return Source(config, from_json(record["tokenizer"]), lambda: tensors["weights"])
 
 
 def _from_lecture(path: Path) -> Source:
