@@ -32,7 +32,7 @@ from gpt.data.tokenizers import Tokenizer, for_text
 from gpt.files import write_json
 
 KNOWN = {  # name -> data set on the hub, subset
-    "openwebtext": ("Skylion007/openwebtext", ""),
+    "openwebtext": ("Skylion007/openwebtext", None),
     "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
 }
 END = {"gpt2": [50256], "byte": list(b"\n\n")}  # after a document
@@ -110,7 +110,7 @@ def prepare(config: PrepareConfig) -> None:
         ) as temporary:
             unfinished = Path(temporary, "tokens")
             unfinished.mkdir()
-            train, val = write(read(config), tokenizer, unfinished, config)
+            train, val = write(config, tokenizer, unfinished)
             write_json(unfinished / "meta.json", tokenizer.to_json())
             unfinished.rename(folder)
     except OSError as error:
@@ -118,18 +118,15 @@ def prepare(config: PrepareConfig) -> None:
     print(f"{train:,} training tokens and {val:,} validation tokens; use --data {folder}")
 
 
-def write(
-    pieces: Iterable[Piece], tokenizer: Tokenizer, folder: Path, config: PrepareConfig
-) -> tuple[int, int]:
+def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Path) -> tuple[int, int]:
     """Tokenise into train.bin and val.bin; returns the number of tokens in each."""
     train, val = 0, 0
-    limit = config.max_tokens or None
     with (
         (folder / "train.bin").open("wb") as train_file,
         (folder / "val.bin").open("wb") as val_file,
-        tqdm(total=limit, unit="tok", unit_scale=True, disable=None) as bar,
+        tqdm(total=config.max_tokens or None, unit="tok", unit_scale=True, disable=None) as bar,
     ):
-        for tokens in tokenise(pieces, tokenizer):
+        for tokens in tokenise(read(config), tokenizer):
             if val < config.val_fraction * (train + val):
                 val_file.write(tokens.data)
                 val += len(tokens)
@@ -137,7 +134,7 @@ def write(
                 train_file.write(tokens.data)
                 train += len(tokens)
             bar.update(len(tokens))
-            if limit and train + val >= limit:
+            if 0 < config.max_tokens <= train + val:
                 break
     if not val:
         raise UserError(
@@ -147,7 +144,7 @@ def write(
     return train, val
 
 
-def tokenise(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+def tokenise(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yield the tokens of each piece, (N,) little-endian uint16."""
     end = END[tokenizer.to_json()["kind"]]
 
@@ -155,7 +152,6 @@ def tokenise(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarr
         text, ends = piece
         return np.append(tokenizer.encode(text), end if ends else []).astype("<u2")
 
-    pieces = iter(pieces)
     with ThreadPoolExecutor() as pool:  # tiktoken releases the GIL
         while batch := list(islice(pieces, AT_ONCE)):
             yield from pool.map(tokens_of, batch)
@@ -170,15 +166,13 @@ def read(config: PrepareConfig) -> Iterator[Piece]:
         if path.suffix == ".txt":
             yield from _text(path)
             continue
-        rows: Iterable[dict]
         if path.suffix == ".jsonl":
-            rows = _json_lines(path)
+            rows: Iterable[dict] = _json_lines(path)
         elif path.suffix == ".parquet":
             rows = load_dataset("parquet", data_files=source, split="train", streaming=True)
         else:
-            name, subset = KNOWN.get(source, (source, ""))
-            subset = config.subset or subset
-            rows = load_dataset(name, name=subset or None, split="train", streaming=True)
+            name, subset = KNOWN.get(source, (source, None))
+            rows = load_dataset(name, name=config.subset or subset, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
             text = row.get(config.column)
             if not isinstance(text, str):

@@ -37,8 +37,7 @@ ANSWER = len("1987-03-05\n")
 BLOCK = SOURCE + ANSWER  # the model's context: a row without its last character
 HELD_OUT = 10  # one day in ten
 PROBLEMS = 10_000  # in the validation split
-LETTERS = "".join([*MONTHS, *WEEKDAYS, "the of st nd rd"])
-TOKENIZER = CharTokenizer("".join(sorted({*"\n =,-0123456789", *LETTERS})))
+TOKENIZER = CharTokenizer.of("".join(["\n =,-0123456789", *MONTHS, *WEEKDAYS, "the of st nd rd"]))
 END = "\n"
 
 

@@ -50,7 +50,7 @@ def test_every_document_is_in_one_split_in_order(tmp_path, capsys):
 
 def test_a_document_ends_with_end_of_text():
     pieces = [("the end", True), (" of", False), (" the", True)]
-    tokens = list(prepare.tokenise(pieces, small_gpt2()))
+    tokens = list(prepare.tokenise(iter(pieces), small_gpt2()))
     assert [piece.dtype for piece in tokens] == [np.dtype("<u2")] * 3
     assert tokens[0].tolist()[-1] == tokens[2].tolist()[-1] == 50256
     assert tokens[1].tolist() == [256 + 7]
