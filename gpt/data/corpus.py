@@ -31,10 +31,6 @@ DOWNLOAD_LIMIT = 60.0  # seconds in all, for a server that answers byte by byte
 TRAIN_FRACTION = 0.9  # the lecture's split: the first 90% for training, the rest for validation
 
 
-class DownloadFailed(UserError):
-    """Tiny shakespeare is not on this machine and could not be downloaded."""
-
-
 def open_data(
     name: str, data_dir: str, tokenizer: str, say: Callable[[str], object] = print
 ) -> Dataset:
@@ -47,12 +43,14 @@ def open_data(
         return open_task(name)
     if name in ("auto", "shakespeare"):
         try:
-            return _from_text("shakespeare", _shakespeare(Path(data_dir), say), tokenizer)
-        except DownloadFailed as refusal:
+            text = _shakespeare(Path(data_dir), say)
+        except UserError as refusal:
             if name == "shakespeare":
                 raise
             say(f"data: {refusal}; using python-docs, the text of Python's help pages, instead")
             name = "python-docs"
+        else:
+            return _from_text("shakespeare", text, tokenizer)
     if name == "python-docs":
         from pydoc_data.topics import topics
 
@@ -121,7 +119,7 @@ def _shakespeare(data_dir: Path, say: Callable[[str], object]) -> str:
 
 
 def _download() -> bytes:
-    """Tiny shakespeare from its repository; raises DownloadFailed."""
+    """Tiny shakespeare from its repository; raises UserError."""
     content, end = b"", time.monotonic() + DOWNLOAD_LIMIT
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
@@ -134,7 +132,7 @@ def _download() -> bytes:
                     raise TimeoutError(f"it took longer than {DOWNLOAD_LIMIT:.0f} s")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise DownloadFailed(f"tiny shakespeare could not be downloaded ({reason})") from None
+        raise UserError(f"tiny shakespeare could not be downloaded ({reason})") from None
     if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
-        raise DownloadFailed("tiny shakespeare was downloaded, but its sha256 is wrong")
+        raise UserError("tiny shakespeare was downloaded, but its sha256 is wrong")
     return content
