@@ -90,11 +90,8 @@ def product_rate(device: torch.device, size: int = 8192, products: int = 10) -> 
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """FLOPs of one token forward and backward (PaLM, appendix B): 6 N + 12 L C T.
-
-    N excludes learned positions; T is the window if there is one.
-    """
-    positions = config.block_size * config.n_embd if config.position == "learned" else 0
+    """FLOPs of one token forward and backward (PaLM, appendix B): 6 N + 12 L C T."""
+    positions = config.block_size * config.n_embd if config.position == "learned" else 0  # not in N
     seen = min(config.window or config.block_size, config.block_size)
     attention = 12 * config.n_layer * config.n_embd * seen
     return 6 * (parameters - positions) + attention

@@ -14,16 +14,12 @@ def option(
     default: Any,
     help: str,
     *,
-    at_least: float = 0,
+    at_least: float = 0,  # of a number; `Config` checks it
     below: float = math.inf,
-    section: str = "",
+    section: str = "",  # title of the group in --help that starts with this option
     positional: bool = False,
 ) -> Any:
-    """A dataclass field that `gpt.config.cli` turns into a command-line option.
-
-    at_least, below: the limits of a number, which `Config` checks. section: the title of the group
-    in --help that starts with this option. positional: the argument has no name.
-    """
+    """A dataclass field that `gpt.config.cli` turns into a command-line option."""
     metadata = {"help": help, "section": section, "positional": positional}
     return dataclasses.field(default=default, metadata={**metadata, "limits": (at_least, below)})
 
@@ -56,10 +52,7 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[SomeConfig], record: object, source: object) -> SomeConfig:
-        """The config that `to_dict` turned into `record`; a UserError starts with `source`.
-
-        A field that an older version did not have takes its default.
-        """
+        """The config of a record, with defaults for what it lacks; errors start with `source`."""
         if not isinstance(record, dict) or not record:
             raise UserError(f"{source} has no {cls.__name__}; it is damaged or of another version")
         types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}

@@ -62,12 +62,8 @@ class ModelConfig(Config):
 
     @property
     def feed_forward_widths(self) -> tuple[int, int]:
-        """The numbers of channels that enter and leave the activation.
-
-        swiglu halves its input, so it gets two thirds of the width and about the same number of
-        weights as the other activations.
-        """
-        if self.activation == "swiglu":
+        """The numbers of channels that enter and leave the activation."""
+        if self.activation == "swiglu":  # two thirds of the width: as many weights as the others
             out = max(8, self.n_embd * 8 // 3 // 8 * 8)
             return 2 * out, out
         return 4 * self.n_embd, 4 * self.n_embd

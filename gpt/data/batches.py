@@ -33,16 +33,13 @@ class TokenDataset(Dataset):
         return chunk[:, :-1], chunk[:, 1:]
 
     def to(self, device: torch.device | str) -> "TokenDataset":
-        """The same data with batches on `device`, and the tokens too if they fit.
-
-        A training split larger than a quarter of the free GPU memory stays in its file.
-        """
+        """The same data with batches on `device`, and the tokens too if they fit."""
         train, val, fits = self.train, self.val, True
         if torch.device(device).type == "cuda":
             if train.dtype == torch.uint16:  # CUDA cannot index it: reinterpret, see `widen`
                 train, val = train.view(torch.int16), val.view(torch.int16)
-            fits = train.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
-        train = train.to(device) if fits else train
+            fits = train.nbytes <= torch.cuda.mem_get_info(device)[0] // 4  # of the free memory
+        train = train.to(device) if fits else train  # else they stay in their file
         return replace(self, train=train, val=val.to(device), device=device)
 
     @property

@@ -55,10 +55,7 @@ class Task(Dataset, Protocol):
     """A dataset of problems whose answers can be graded."""
 
     def accuracy(self, right: torch.Tensor) -> dict[str, float]:
-        """The share of correct answers, in all and by kind of problem.
-
-        right: (N,) bool, whether the answer to each row of `validation` is correct.
-        """
+        """The share of right (N,) bool, the answers to `validation`, in all and by kind."""
         return {"accuracy": right.double().mean().item()}
 
     def prompt(self, text: str) -> str:

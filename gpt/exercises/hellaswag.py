@@ -79,18 +79,6 @@ def score(
 
     A row longer than the block size plus one token is cropped on the left.
     """
-    x, y = (each.to(precision.device) for each in rows(model, tokenizer, context, endings))
-    with precision.autocast():
-        logits = model(x)[0][..., : tokenizer.vocab_size]  # (endings, T, V)
-    losses = F.cross_entropy(logits.float().mT, y, ignore_index=IGNORE_INDEX, reduction="none")
-    total = -losses.sum(1)
-    return torch.stack((total, total / (y != IGNORE_INDEX).sum(1)), dim=1)
-
-
-def rows(
-    model: Model, tokenizer: Tokenizer, context: str, endings: list[str]
-) -> tuple[Tensor, Tensor]:
-    """Tokens x and targets y, (endings, T), padded on the right, which no earlier token sees."""
     before = torch.from_numpy(tokenizer.encode(context))
     lines, targets = [], []
     for ending in endings:
@@ -98,5 +86,11 @@ def rows(
         counted = torch.cat((torch.full_like(before, IGNORE_INDEX), after))
         lines.append(torch.cat((before, after))[-model.config.block_size - 1 : -1])
         targets.append(counted[1:][-model.config.block_size :])
-    pad = nn.utils.rnn.pad_sequence
-    return pad(lines, batch_first=True), pad(targets, batch_first=True, padding_value=IGNORE_INDEX)
+    pad = nn.utils.rnn.pad_sequence  # on the right, which no earlier token sees
+    x = pad(lines, batch_first=True).to(precision.device)  # (endings, T)
+    y = pad(targets, batch_first=True, padding_value=IGNORE_INDEX).to(precision.device)
+    with precision.autocast():
+        logits = model(x)[0][..., : tokenizer.vocab_size]  # (endings, T, V)
+    losses = F.cross_entropy(logits.float().mT, y, ignore_index=IGNORE_INDEX, reduction="none")
+    total = -losses.sum(1)
+    return torch.stack((total, total / (y != IGNORE_INDEX).sum(1)), dim=1)

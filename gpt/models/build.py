@@ -24,15 +24,12 @@ def build(config: ModelConfig, ops, stage: str = "") -> Model:
 
 
 def check_memory(config: ModelConfig, masks: bool) -> None:
-    """Raise UserError for a model that does not fit in this machine's memory.
-
-    masks: each head keeps a (T, T) mask, as in the lecture.
-    """
+    """Raise UserError for a model that does not fit in this machine's memory."""
     C, T, L = config.n_embd, config.block_size, config.n_layer
     numbers = (
         (12 + 16 * (config.source_size > 0)) * L * C**2
         + (config.vocab_size + T) * C
-        + masks * L * config.n_head * T**2
+        + masks * L * config.n_head * T**2  # each head keeps one, as in the lecture
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * numbers > memory:

@@ -100,10 +100,7 @@ class Rotary(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """The lecture's heads as one batch dimension (its exercise 1).
-
-    The bias of `proj` and the last dropout are left to the next norm.
-    """
+    """The lecture's heads as one batch dimension (its exercise 1)."""
 
     def __init__(self, config: ModelConfig, ops, causal=True):
         super().__init__()
@@ -115,6 +112,7 @@ class MultiHeadAttention(nn.Module):
         self.qk_norm = config.qk_norm
         self.qkv = PackedProjection(config)
         self.rotary = Rotary(config) if config.position == "rope" else None
+        # its bias and the dropout are left to the next norm
         self.proj = IntoStream(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x, cache: LayerCache | None = None):
@@ -151,10 +149,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A linear layer to four times the width, a non-linearity, and a linear layer back.
-
-    The bias of `down` and the dropout are left to the next norm.
-    """
+    """A linear layer to four times the width, a non-linearity, and a linear layer back."""
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
@@ -177,10 +172,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block: communication followed by computation.
-
-    Takes the residual stream as a tensor (B, T, C) or a `Residual`, and returns a `Residual`.
-    """
+    """Transformer block: communication followed by computation, (B, T, C) or `Residual`."""
 
     def __init__(self, config: ModelConfig, ops, causal=True):
         super().__init__()

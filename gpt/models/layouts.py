@@ -54,9 +54,8 @@ def lecture_from_packed(packed: State, config: ModelConfig) -> State:
                 for head in range(config.n_head):
                     weight = weights[head // group].clone()
                     lecture[f"{attention}.heads.{head}.{part}.{kind}"] = weight
-            for head in range(config.n_head):
-                mask = torch.ones(config.block_size, config.block_size, device=tensor.device)
-                lecture[f"{attention}.heads.{head}.tril"] = torch.tril(mask)
+            mask = torch.ones(config.block_size, config.block_size, device=tensor.device).tril()
+            lecture |= {f"{attention}.heads.{head}.tril": mask for head in range(config.n_head)}
         else:
             lecture[rename(name, _RENAMED)] = tensor
     return lecture

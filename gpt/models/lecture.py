@@ -32,13 +32,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = ModelConfig(
-            vocab_size=config.vocab_size,
-            block_size=config.block_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-        )
+        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        self.config = ModelConfig(**{name: getattr(config, name) for name in sizes})
 
     def initialise(self) -> None:
         """Draw all weights anew from the global generator."""

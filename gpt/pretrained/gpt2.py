@@ -41,10 +41,7 @@ BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks, in old files
 
 
 def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
-    """The config for a config.json of `transformers`; raises UserError if it is not a GPT-2.
-
-    source: where `record` comes from, for error messages.
-    """
+    """The config for a config.json of `transformers`; a UserError starts with `source`."""
     required = {
         "model_type": "gpt2",
         "layer_norm_epsilon": NORM_EPS,
@@ -93,10 +90,7 @@ def packed_from_gpt2(path: Path, config: ModelConfig) -> State:
 
 
 def export(run: Path, folder: Path) -> None:
-    """Export the best model of a run as a folder that `transformers` loads as GPT2LMHeadModel.
-
-    Raises UserError if GPT-2 lacks a feature of the model.
-    """
+    """Export the best model of a run to `transformers`; UserError if GPT-2 lacks a feature."""
     record, tensors = checkpoint.load(run, "best")
     config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}

@@ -54,10 +54,7 @@ def open_source(name: str) -> Source:
 
 
 def initialise_from(name: str, model: Model, tokenizer: Tokenizer) -> str:
-    """Load the weights that `name` has into `model`.
-
-    Returns a line to print, which counts the tokens that kept their weights.
-    """
+    """Load the weights that `name` has into `model`; returns a line that counts the tokens."""
     source = open_source(name)
     own, given = portable_state(model), source.weights()
     kept, tokens = _shared_tokens(source.tokenizer, tokenizer, source.config.vocab_size)
