@@ -19,28 +19,23 @@ from torch.nn import functional as F
 from gpt.config.model import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
 
 
-class SquaredReLU(nn.Module):
-    """relu(x)^2 (So et al. 2021, Primer)."""
+class Activation(nn.Module):
+    """The lecture's ReLU, or a later non-linearity."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.kind = config.activation
 
     def forward(self, x):
-        return F.relu(x) ** 2
-
-
-class SwiGLU(nn.Module):
-    """silu(a) * b, where a and b are the halves of x (Shazeer 2020)."""
-
-    def forward(self, x):
-        a, b = x.chunk(2, dim=-1)
-        return F.silu(a) * b
-
-
-ACTIVATIONS: dict = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,  # x Phi(x), by erf
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # GPT-2's approximation
-    "relu_squared": SquaredReLU,
-    "swiglu": SwiGLU,
-}
+        if self.kind == "gelu":
+            return F.gelu(x)  # x Phi(x), by erf
+        if self.kind == "gelu_tanh":
+            return F.gelu(x, approximate="tanh")  # GPT-2's approximation
+        if self.kind == "swiglu":  # Shazeer 2020
+            a, b = x.chunk(2, dim=-1)
+            return F.silu(a) * b
+        x = F.relu(x)
+        return x**2 if self.kind == "relu_squared" else x  # So et al. 2021, Primer
 
 
 class LayerNorm(nn.Module):
@@ -147,7 +142,7 @@ class FeedForward(nn.Module):
         into, out = config.feed_forward_widths
         self.net = nn.Sequential(
             nn.Linear(config.n_embd, into, bias=config.bias),
-            ACTIVATIONS[config.activation](),
+            Activation(config),
             nn.Linear(out, config.n_embd, bias=config.bias),
             nn.Dropout(config.dropout),
         )
