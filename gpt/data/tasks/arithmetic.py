@@ -29,8 +29,6 @@ HELD_OUT = 10  # one pair in ten
 CANDIDATES = 16  # draws of a pair; all of them are held out for one problem in 10^16
 PROBLEMS = 10_000  # in the validation split, over all operations
 
-Problems = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # operation, a, b: (N,) int64 each
-
 
 class ArithmeticTask(Task):
     """Problems of one or more operations."""
@@ -56,22 +54,21 @@ class ArithmeticTask(Task):
         drawn = random_integers(seed, first_row * 3, rows * 3, 1 << 62, self.device).view(rows, 3)
         if split != "train":
             chosen = drawn[:, 0] % len(self.held_out[0])
-            operation, a, b = (column[chosen] for column in self.held_out)
-            return self._rows((operation, a, b), block_size)
+            return self._rows(self.held_out[:, chosen], block_size)
         last = len(self.digits) - 1
         operation = (drawn[:, 0] % (last + 2)).clamp(max=last)  # the last, division, twice as often
         limit, lowest = self.limit[operation], self.lowest[operation]
         a, b = drawn[:, 1] % limit, drawn[:, 2, None] + torch.arange(CANDIDATES, device=self.device)
         b = lowest[:, None] + b % (limit - lowest)[:, None]  # (rows, CANDIDATES)
         first = (~is_held_out(a[:, None], b)).int().argmax(1, keepdim=True)
-        return self._rows((operation, a, b.gather(1, first)[:, 0]), block_size)
+        return self._rows(torch.stack((operation, a, b.gather(1, first)[:, 0])), block_size)
 
     def validation(self, block_size: int) -> Batch:
         return self._rows(self.held_out, block_size)
 
     def check_model(self, config: ModelConfig) -> None:
         super().check_model(config)
-        _, a, b = (column[:1] for column in self.held_out)
+        _, a, b = self.held_out[:, :1]
         longest = max(self._line(sign, a, b).shape[1] for sign in self.digits) - 1
         if longest > config.block_size:
             raise UserError(
@@ -108,8 +105,8 @@ class ArithmeticTask(Task):
         result = re.sub(r"\[.*\]|\+", "", written).replace("r", " r ")
         return re.sub(r"\b0+(?=\d)", "", result)
 
-    def _held_out_problems(self) -> Problems:
-        """The distinct problems of the validation split."""
+    def _held_out_problems(self) -> torch.Tensor:
+        """The distinct problems of the validation split: operation, a, b (3, N) int64."""
         share, found = PROBLEMS // len(self.digits), []
         for operation, (limit, lowest) in enumerate(zip(self.limit, self.lowest, strict=True)):
             count = 3 * HELD_OUT * share  # one in HELD_OUT is held out; duplicates are dropped
@@ -119,8 +116,7 @@ class ArithmeticTask(Task):
             order = scramble(torch.arange(pairs.shape[1], device=self.device), seed=1).argsort()
             pairs = pairs[:, order[:share]]
             found.append(torch.cat((torch.full_like(pairs[:1], operation), pairs)))
-        operations, a, b = torch.cat(found, dim=1)
-        return operations, a, b
+        return torch.cat(found, dim=1)
 
     def _line(self, sign: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Problems and their answers as tokens, a, b (B,) -> (B, N); the last token is END."""
@@ -128,8 +124,8 @@ class ArithmeticTask(Task):
         problem = (number(a, digits), text(sign, a), number(b, digits), text("=", a))
         return torch.cat((*problem, self.write(a, b, sign, digits), text("\n", a)), dim=1)
 
-    def _rows(self, problems: Problems, block_size: int) -> Batch:
-        operation, a, b = problems
+    def _rows(self, problems: torch.Tensor, block_size: int) -> Batch:
+        operation, a, b = problems  # (3, N)
         lines, counted, place = [], [], torch.arange(1, block_size + 1, device=self.device)
         for sign, digits in self.digits.items():
             line = self._line(sign, a, b)
