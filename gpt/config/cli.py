@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from gpt import UserError
-from gpt.config.base import flag
+from gpt.config.base import SomeConfig, flag
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
 from gpt.files import read_json
@@ -22,7 +22,6 @@ ALIASES = {"--dataset": "--data", "--max-steps": "--max-iters"}
 PREFIXES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # of switches
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 FIXED = ("preset", "data", "tokenizer", "lecture", "optimizer", "seed")  # for the life of a run
-SomeConfig = TypeVar("SomeConfig")
 
 
 def parse(default: SomeConfig, arguments: list[str], description: str) -> SomeConfig:

@@ -18,7 +18,6 @@ from gpt.files import read_json
 
 MAGIC = 20240520  # llm.c and modded-nanogpt: 256 int32 first, (MAGIC, version, tokens, ...)
 HEADER_BYTES = 256 * 4
-CHECKED_AT_ONCE = 1 << 24  # tokens
 LARGEST_META = 1 << 24  # bytes; nanoGPT's meta.pkl has a few KiB
 # opcodes that build dicts of texts and integers, and nothing that is called or hashed recursively
 PLAIN = {"PROTO", "FRAME", "EMPTY_DICT", "MARK", "SETITEM", "SETITEMS", "STOP", "MEMOIZE"}
@@ -52,13 +51,11 @@ def _tokens(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
         tokens = np.memmap(path, dtype="<u2", mode="c", offset=skip, shape=(count,))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    for start in range(0, count, CHECKED_AT_ONCE):
-        largest = tokens[start : start + CHECKED_AT_ONCE].max()
-        if largest >= tokenizer.vocab_size:
-            raise UserError(
-                f"{path} has the token {largest}, and its tokenizer knows 0 to "
-                f"{tokenizer.vocab_size - 1}; it belongs to another meta.json or meta.pkl"
-            )
+    if (largest := tokens.max()) >= tokenizer.vocab_size:
+        raise UserError(
+            f"{path} has the token {largest}, and its tokenizer knows 0 to "
+            f"{tokenizer.vocab_size - 1}; it belongs to another meta.json or meta.pkl"
+        )
     return torch.from_numpy(tokens)
 
 
