@@ -24,8 +24,6 @@ CONFIGS = {
     "qk_norm": replace(LECTURE, qk_norm=True),
     "grouped": replace(LECTURE, n_head=4, n_kv_head=2, qkv_bias=True),
     "window": replace(LECTURE, window=3),
-    "scaled": replace(LECTURE, projection_init="scaled"),
-    "zero": replace(LECTURE, projection_init="zero"),
     "one head": replace(LECTURE, n_head=1, n_layer=1),
     "grouped window": replace(
         LECTURE, n_head=4, n_kv_head=1, window=2, position="rope", qk_norm=True, bias=False

@@ -11,28 +11,29 @@ from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
 
+PUBLISHED = {
+    "lecture": {"batch_size": 64, "block_size": 256, "n_embd": 384, "n_head": 6, "n_layer": 6}
+    | {"learning_rate": 3e-4, "max_iters": 5000, "eval_interval": 500, "dropout": 0.2},
+    "shakespeare-char": {"batch_size": 64, "block_size": 256, "learning_rate": 1e-3, "bias": False}
+    | {"min_lr": 1e-4, "warmup_iters": 100, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0}
+    | {"max_iters": 5000, "eval_interval": 250},
+    "gpt2": {"batch_size": 12, "block_size": 1024, "gradient_accumulation_steps": 40}
+    | {"n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+}
 
-def test_the_lecture_preset_has_the_numbers_of_the_video():
-    config = PRESETS["lecture"]
-    assert (config.batch_size, config.model.block_size, config.max_iters) == (64, 256, 5000)
-    assert (config.learning_rate, config.eval_interval) == (3e-4, 500)
-    assert (config.model.n_embd, config.model.n_head, config.model.n_layer) == (384, 6, 6)
-    assert config.model.dropout == 0.2
-    assert not config.decay_lr
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_has_the_numbers_of_the_video_or_of_nanogpt(name):
+    values = vars(PRESETS[name]) | vars(PRESETS[name].model)
+    assert {option: values[option] for option in PUBLISHED[name]} == PUBLISHED[name]
+    assert PRESETS[name].decay_lr == (name != "lecture")
 
 
-def test_the_nanogpt_presets_have_its_numbers():
-    config = PRESETS["shakespeare-char"]
-    assert (config.batch_size, config.model.block_size, config.max_iters) == (64, 256, 5000)
-    assert (config.learning_rate, config.min_lr, config.warmup_iters) == (1e-3, 1e-4, 100)
-    assert (config.beta2, config.weight_decay, config.grad_clip) == (0.99, 0.1, 1.0)
-    assert config.eval_interval == 250
-    assert not config.model.bias
-    gpt2 = PRESETS["gpt2"]
-    assert gpt2.batch_size * gpt2.model.block_size * gpt2.gradient_accumulation_steps == 491_520
-    models = [PRESETS[f"gpt2{size}"].model for size in ("", "-medium", "-large", "-xl")]
-    sizes = [(model.n_layer, model.n_head, model.n_embd) for model in models]
-    assert sizes == [(12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600)]
+def test_swiglu_has_about_as_many_weights_as_the_other_activations():
+    assert ModelConfig(activation="swiglu").feed_forward_widths == (2 * 1024, 1024)  # 8/3 of 384
 
 
 @pytest.mark.parametrize(
