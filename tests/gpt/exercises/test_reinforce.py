@@ -30,8 +30,8 @@ OPS = kernels.load("torch")
 CALCULATOR, ADDITION = open_task("calculator"), open_task("addition-1")
 
 
-def make(block_size, n_embd=16, n_layer=1, kind=GPT):
-    sizes = {"block_size": block_size, "n_layer": n_layer, "n_head": 2, "n_embd": n_embd}
+def make(block_size, kind=GPT):
+    sizes = {"block_size": block_size, "n_layer": 1, "n_head": 2, "n_embd": 16}
     config = ModelConfig(vocab_size=TOKENIZER.vocab_size + 3, **sizes)  # three are padding
     return Reference(config) if kind is Reference else GPT(config, OPS)
 

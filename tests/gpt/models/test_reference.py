@@ -114,11 +114,6 @@ def root_mean_square_norm(x):
     return [u / math.sqrt(dot(x, x) / len(x) + 1e-5) for u in x]
 
 
-def tolerance(config):
-    # the model's angles of RoPE are rounded to fp32: 2^-24 of at most T radians
-    return 1e-6 if config.position == "rope" else 1e-13
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_loss_equal_the_equations(name):
     config = CONFIGS[name]
@@ -136,7 +131,8 @@ def test_logits_and_loss_equal_the_equations(name):
     assert len(losses) == 2 * T - 3
 
     logits, loss = model(tokens, targets)
-    limit = tolerance(config)
+    # the model's angles of RoPE are rounded to fp32: 2^-24 of at most T radians
+    limit = 1e-6 if config.position == "rope" else 1e-13
     expected = torch.tensor(expected, dtype=torch.float64)
     assert (logits - expected).abs().max() <= limit * expected.abs().max()
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=limit)
