@@ -26,7 +26,7 @@ from gpt import UserError
 from gpt.config.base import option
 from gpt.config.model import IGNORE_INDEX
 from gpt.data.dataset import Task
-from gpt.data.tasks.written import END
+from gpt.data.tasks.arithmetic import END
 from gpt.generation.generate import generate
 from gpt.generation.sampling import Sampling
 from gpt.models.build import Model

@@ -3,9 +3,8 @@
 import re
 
 from gpt.data.dataset import Task
-from gpt.data.tasks.arithmetic import DIGITS, ArithmeticTask
+from gpt.data.tasks.arithmetic import DIGITS, ArithmeticTask, addition, result, with_work
 from gpt.data.tasks.dates import DatePairs
-from gpt.data.tasks.written import addition, result, with_work
 
 
 def is_task(name: str) -> bool:

@@ -10,8 +10,7 @@ import sample
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.data.tasks import open_task
-from gpt.data.tasks.arithmetic import DIGITS
-from gpt.data.tasks.written import TOKENIZER
+from gpt.data.tasks.arithmetic import DIGITS, TOKENIZER
 from gpt.training.evaluation import EVALUATION_TOKENS, task_accuracy
 from gpt.training.precision import Precision
 from tests.gpt.data.test_batches import splitmix64

@@ -11,7 +11,7 @@ from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.config.presets import PRESETS
 from gpt.data.tasks import open_task
-from gpt.data.tasks.written import CODES, END, TOKENIZER
+from gpt.data.tasks.arithmetic import CODES, END, TOKENIZER
 from gpt.exercises import reinforce as reinforcement
 from gpt.exercises.reinforce import (
     ReinforceConfig,
