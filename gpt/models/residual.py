@@ -82,10 +82,3 @@ def total(stream: torch.Tensor | Residual) -> torch.Tensor:
     if bias is not None:
         branch = branch + bias.to(branch.dtype)
     return x + F.dropout(branch, dropout_p)
-
-
-class Total(nn.Module):
-    """`total` as a module, to end a row of blocks with."""
-
-    def forward(self, stream: torch.Tensor | Residual) -> torch.Tensor:
-        return total(stream)
