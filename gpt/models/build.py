@@ -14,22 +14,11 @@ def build(config: ModelConfig, ops, stage: str = "") -> Model:
     """Build a GPT over `ops`, the reference if `ops` is None, or the named stage of the lecture."""
     if config.vocab_size < 1:
         raise UserError("the model needs a vocabulary; --vocab-size must be at least 1")
-    check_memory(config, masks=ops is None)
-    if stage:
-        if stage not in lecture.STAGES:
-            stages = ", ".join(lecture.STAGES)
-            raise UserError(f"--lecture {stage} is unknown; choose one of {stages}")
-        return lecture.STAGES[stage](config)
-    return reference.GPT(config) if ops is None else GPT(config, ops)
-
-
-def check_memory(config: ModelConfig, masks: bool) -> None:
-    """Raise UserError for a model that does not fit in this machine's memory."""
     C, T, L = config.n_embd, config.block_size, config.n_layer
     numbers = (
         (12 + 16 * (config.source_size > 0)) * L * C**2
         + (config.vocab_size + T) * C
-        + masks * L * config.n_head * T**2  # each head keeps one, as in the lecture
+        + (ops is None) * L * config.n_head * T**2  # each head keeps one, as in the lecture
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * numbers > memory:
@@ -37,3 +26,9 @@ def check_memory(config: ModelConfig, masks: bool) -> None:
             f"a model of these sizes needs {4e-9 * numbers:,.0f} GB, and this machine has "
             f"{1e-9 * memory:,.0f}; choose a smaller --n-embd, --n-layer or --block-size"
         )
+    if stage:
+        if stage not in lecture.STAGES:
+            stages = ", ".join(lecture.STAGES)
+            raise UserError(f"--lecture {stage} is unknown; choose one of {stages}")
+        return lecture.STAGES[stage](config)
+    return reference.GPT(config) if ops is None else GPT(config, ops)

@@ -64,17 +64,16 @@ def lecture_from_packed(packed: State, config: ModelConfig) -> State:
 def check_layout(expected: State, state: State) -> None:
     """Raise UserError for a state dict whose names or shapes are not those of `expected`."""
     hint = "the config must be that of the saved model"
-    for name, tensor in expected.items():
+    for name in (*expected, *state):
         if name not in state:
             raise UserError(f"weights: {name!r} is missing from the state dict; {hint}")
-        if state[name].shape != tensor.shape:
-            raise UserError(
-                f"weights: {name!r} has shape {tuple(state[name].shape)}, and the model expects "
-                f"{tuple(tensor.shape)}; {hint}"
-            )
-    for name in state:
         if name not in expected:
             raise UserError(f"weights: the model has no {name!r}; {hint}")
+        shape, right = tuple(state[name].shape), tuple(expected[name].shape)
+        if shape != right:
+            raise UserError(
+                f"weights: {name!r} has shape {shape}, and the model expects {right}; {hint}"
+            )
 
 
 def _without_masks(state: State) -> State:

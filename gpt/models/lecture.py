@@ -243,10 +243,6 @@ class ResidualBlock(nn.Module):
         return x
 
 
-def residual_blocks(config: ModelConfig) -> nn.Module:
-    return nn.Sequential(*[ResidualBlock(config) for _ in range(config.n_layer)])
-
-
 def normalised_blocks(config: ModelConfig) -> nn.Module:
     """[01:32:51] LayerNorm: scale each token's channels to mean 0 and variance 1.
 
@@ -272,7 +268,7 @@ LAYERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "one-head": one_head,
     "many-heads": HeadsSideBySide,
     "feed-forward": heads_and_feed_forward,
-    "residual": residual_blocks,
+    "residual": lambda config: nn.Sequential(*map(ResidualBlock, [config] * config.n_layer)),
     "layer-norm": normalised_blocks,
 }
 STAGES: dict[str, Callable[[ModelConfig], LanguageModel | GPT]] = {
