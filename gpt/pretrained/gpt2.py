@@ -93,16 +93,17 @@ def export(run: Path, folder: Path) -> None:
     """Export the best model of a run to `transformers`; UserError if GPT-2 lacks a feature."""
     record, tensors = checkpoint.load(run, "best")
     config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
-    names = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     switches = ("qk_norm", "head_bias", "logit_softcap", "n_kv_head", "window", "source_size")
     used = {switch for switch in switches if getattr(config, switch)}
-    used |= {config.norm, config.position, config.activation} - {"layer_norm", "learned", *names}
+    known = {"layer_norm", "learned", *activations}
+    used |= {config.norm, config.position, config.activation} - known
     if used:
         raise UserError(f"GPT-2 has no {', '.join(sorted(used))}, which the run in {run} uses")
     described = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": names[config.activation],
+        "activation_function": activations[config.activation],
         **{name: getattr(config, name) for name in SIZES},
         "n_positions": config.block_size,
         "layer_norm_epsilon": NORM_EPS,
@@ -114,16 +115,9 @@ def export(run: Path, folder: Path) -> None:
         "eos_token_id": None,
         "dtype": "float32",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "config.json", described)
-    theirs = gpt2_from_packed(tensors["weights"], config)
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def gpt2_from_packed(ours: State, config: ModelConfig) -> State:
-    """The state dict of `transformers`; a bias that the model lacks is zero there."""
+    ours = tensors["weights"]
     check_layout(_expected(config), ours)
-    theirs: State = {}
+    theirs: State = {}  # a bias that the model lacks is zero there
     names = {our: their for their, our in NAMES.items()}
     for name, tensor in ours.items():
         short = name if name == "lm_head.weight" else "transformer." + rename(name, names)
@@ -131,7 +125,9 @@ def gpt2_from_packed(ours: State, config: ModelConfig) -> State:
         if name.startswith(("blocks.", "ln_f.")) and name.endswith(".weight"):
             bias = short.removesuffix("weight") + "bias"
             theirs.setdefault(bias, torch.zeros(tensor.shape[0]))
-    return theirs
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "config.json", described)
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _expected(config: ModelConfig) -> State:
