@@ -74,10 +74,12 @@ class GPT(nn.Module):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, layer)
         x = self.ln_f(x)
-        if targets is None:
-            return self.cap(self.lm_head(x)), None  # (B, T, V) or (R, V)
-        if self.config.logit_softcap:
-            logits = self.cap(self.lm_head(x))  # (B, T, V)
+        cap = self.config.logit_softcap
+        if targets is None or cap:
+            logits = self.lm_head(x)  # (B, T, V) or (R, V)
+            logits = cap * torch.tanh(logits / cap) if cap else logits
+            if targets is None:
+                return logits, None
             return None, self.ops.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
         loss = self.ops.linear_cross_entropy(
             x, self.lm_head.weight, self.lm_head.bias, targets, ignore_index=IGNORE_INDEX
@@ -95,7 +97,3 @@ class GPT(nn.Module):
             # the residual stream in the dtype of the products: half the bytes, as in llm.c
             x = x.to(torch.get_autocast_dtype(device))
         return self.dropout(x)
-
-    def cap(self, logits):
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
