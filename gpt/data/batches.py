@@ -21,10 +21,10 @@ class TokenDataset(Dataset):
     device: torch.device | str = "cpu"  # of the batches
 
     def batch(
-        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+        self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
         tokens = self.train if split == "train" else self.val
-        return self.on_device(gather(tokens, seed, first_row, rows, block_size))
+        return self.on_device(gather(tokens, seed, first, rows, block_size))
 
     def on_device(self, chunk: torch.Tensor) -> Batch:
         """x and y of a chunk (rows, block_size + 1); a copy to a GPU overlaps computation."""
@@ -61,11 +61,9 @@ class TokenDataset(Dataset):
                 )
 
 
-def gather(
-    tokens: torch.Tensor, seed: int, first_row: Row, rows: int, block_size: int
-) -> torch.Tensor:
+def gather(tokens: torch.Tensor, seed: int, first: Row, rows: int, block_size: int) -> torch.Tensor:
     """The rows of `TokenDataset.batch` with the token after them: (rows, block_size + 1) int64."""
-    starts = random_integers(seed, first_row, rows, len(tokens) - block_size, tokens.device)
+    starts = random_integers(seed, first, rows, len(tokens) - block_size, tokens.device)
     window = torch.arange(block_size + 1, device=tokens.device)
     return widen(tokens[starts[:, None] + window])
 

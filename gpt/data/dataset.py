@@ -8,15 +8,13 @@ from gpt import UserError
 from gpt.config.model import ModelConfig
 from gpt.data.tokenizers import Tokenizer
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # x and y, each (rows, block_size) int64
+# x and y, each (rows, block_size) int64: y is one token ahead, or IGNORE_INDEX if it does not count
+Batch = tuple[torch.Tensor, torch.Tensor]
 Row = int | torch.Tensor  # a tensor () on the device lets a CUDA graph replay with other rows
 
 
 class Dataset(Protocol):
-    """A source of batches with a validation split: a `TokenDataset` or a task.
-
-    In every batch y is one token ahead of x, and IGNORE_INDEX where the loss skips the position.
-    """
+    """A source of batches with a validation split: a `TokenDataset` or a task."""
 
     name: str
     tokenizer: Tokenizer
@@ -31,9 +29,9 @@ class Dataset(Protocol):
         """The same data with batches on `device`."""
 
     def batch(
-        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+        self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
-        """The next `rows` rows from `first_row` of the endless random sequence that `seed` selects.
+        """The next `rows` rows from `first` of the endless random sequence that `seed` selects.
 
         Step s of a run with R rows per step takes rows s * R to (s + 1) * R - 1, however many
         passes or ranks share them: a batch depends on seed and step alone.

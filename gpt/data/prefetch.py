@@ -30,19 +30,19 @@ class Prefetched(TokenDataset):
         self._thread.shutdown(cancel_futures=True)
 
     def batch(
-        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+        self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
         if split != "train":
-            return super().batch(seed, first_row, rows, block_size, split)
-        arguments, step = (seed, int(first_row), rows, block_size), self.world_size * rows
+            return super().batch(seed, first, rows, block_size, split)
+        arguments, step = (seed, int(first), rows, block_size), self.world_size * rows
         if not self._coming or self._coming[0][0] != arguments:
             for _, unwanted in self._coming:
                 unwanted.cancel()
             self._coming.clear()
             for count in range(AHEAD):
-                self._request(seed, int(first_row) + count * step, rows, block_size)
+                self._request(seed, int(first) + count * step, rows, block_size)
         _, gathered = self._coming.popleft()
-        self._request(seed, int(first_row) + AHEAD * step, rows, block_size)
+        self._request(seed, int(first) + AHEAD * step, rows, block_size)
         return self.on_device(gathered.result())
 
     def _request(self, *arguments: int) -> None:

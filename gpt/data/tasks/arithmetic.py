@@ -56,9 +56,9 @@ class ArithmeticTask(Task):
         return ArithmeticTask(self.name, self.digits, self.write, device)
 
     def batch(
-        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+        self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
-        drawn = random_integers(seed, first_row * 3, rows * 3, 1 << 62, self.device).view(rows, 3)
+        drawn = random_integers(seed, first * 3, rows * 3, 1 << 62, self.device).view(rows, 3)
         if split != "train":
             chosen = drawn[:, 0] % len(self.held_out[0])
             return self._rows(self.held_out[:, chosen], block_size)
@@ -67,8 +67,8 @@ class ArithmeticTask(Task):
         limit, lowest = self.limit[operation], self.lowest[operation]
         a, b = drawn[:, 1] % limit, drawn[:, 2, None] + torch.arange(CANDIDATES, device=self.device)
         b = lowest[:, None] + b % (limit - lowest)[:, None]  # (rows, CANDIDATES)
-        first = (~is_held_out(a[:, None], b)).int().argmax(1, keepdim=True)
-        return self._rows(torch.stack((operation, a, b.gather(1, first)[:, 0])), block_size)
+        trainable = (~is_held_out(a[:, None], b)).int().argmax(1, keepdim=True)  # the first one
+        return self._rows(torch.stack((operation, a, b.gather(1, trainable)[:, 0])), block_size)
 
     def validation(self, block_size: int) -> Batch:
         return self._rows(self.held_out, block_size)

@@ -60,10 +60,10 @@ class DatePairs(Task):
         return DatePairs(device)
 
     def batch(
-        self, seed: int, first_row: Row, rows: int, block_size: int, split: str = "train"
+        self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
         table = self.training if split == "train" else self.held_out
-        chosen = random_integers(seed, first_row, rows, len(table), self.device)
+        chosen = random_integers(seed, first, rows, len(table), self.device)
         return self._rows(table[chosen])
 
     def validation(self, block_size: int) -> Batch:
@@ -105,12 +105,8 @@ def all_lines() -> torch.Tensor:
 def lines_of(day: date) -> list[str]:
     """Whole rows: the day in every format, padded, and its ISO 8601 form."""
     month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
-    parts = {"day": day.day, "th": suffix(day.day), "year": day.year, "weekday": weekday}
+    suffix = "th" if 11 <= day.day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
+    parts = {"day": day.day, "th": suffix, "year": day.year, "weekday": weekday}
     parts |= {"month": month, "short": month[:3]}
     answer = f"={day.isoformat()}{END}"
     return [form.format(**parts).ljust(SOURCE, END) + answer for form in FORMATS]
-
-
-def suffix(day: int) -> str:
-    """The suffix of an ordinal number: 1 -> st."""
-    return "th" if day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")

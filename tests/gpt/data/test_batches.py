@@ -35,7 +35,7 @@ def test_random_integers_are_those_of_splitmix64(seed, first, limit):
 
 
 def test_windows_of_consecutive_tokens_from_the_first_to_the_last():
-    x, y = make_data(torch.arange(8)).batch(seed=1, first_row=0, rows=500, block_size=5)
+    x, y = make_data(torch.arange(8)).batch(seed=1, first=0, rows=500, block_size=5)
     assert x.shape == y.shape == (500, 5)
     assert x.dtype == y.dtype == torch.int64
     assert torch.equal(x, x[:, :1] + torch.arange(5))
