@@ -14,8 +14,7 @@ from gpt.config.model import ModelConfig
 # dense bf16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets; the first match counts
 PEAK_FLOPS = {
     "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
+    "H200": 989e12,  # GH200 too
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -93,8 +92,7 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     """FLOPs of one token forward and backward (PaLM, appendix B): 6 N + 12 L C T."""
     positions = config.block_size * config.n_embd if config.position == "learned" else 0  # not in N
     seen = min(config.window or config.block_size, config.block_size)
-    attention = 12 * config.n_layer * config.n_embd * seen
-    return 6 * (parameters - positions) + attention
+    return 6 * (parameters - positions) + 12 * config.n_layer * config.n_embd * seen
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -6,7 +6,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from gpt import UserError
 
-SEEDS = 2**63  # PyTorch's generators accept seeds below this
 SomeConfig = TypeVar("SomeConfig", bound="Config")
 
 

@@ -9,7 +9,6 @@ from gpt.config.base import Config, option
 NORM_EPS = 1e-5  # the default of PyTorch's LayerNorm, and GPT-2's
 ROPE_BASE = 10_000.0  # Su et al. 2021
 IGNORE_INDEX = -1  # the target of positions that the loss skips, as in nanoGPT and llm.c
-MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class ModelConfig(Config):
 
     vocab_size: int = option(0, "number of tokens, padding included; 0: the tokenizer's")
     block_size: int = option(256, "context length in tokens", at_least=1)
-    n_layer: int = option(6, "number of blocks", at_least=1, below=MOST_LAYERS + 1)
+    n_layer: int = option(6, "number of blocks", at_least=1, below=4097)
     n_head: int = option(6, "number of query heads", at_least=1)
     n_kv_head: int = option(0, "number of key and value heads; 0: the same as n_head")
     n_embd: int = option(384, "number of channels", at_least=1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gpt import UserError
-from gpt.config.base import SEEDS, Config, option
+from gpt.config.base import Config, option
 from gpt.config.model import ModelConfig
 
 
@@ -40,7 +40,7 @@ class TrainConfig(Config):
     )
     parallel: Literal["ddp", "fsdp"] = option("ddp", "fsdp: shard the model over the ranks")
     activation_checkpointing: bool = option(False, "recompute blocks in the backward pass")
-    seed: int = option(1337, "seed of weights, batches and dropout", below=SEEDS)
+    seed: int = option(1337, "seed of weights, batches and dropout", below=2**63)  # PyTorch's limit
 
     optimizer: Literal["adamw", "muon"] = option(
         "adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", section="optimizer"
@@ -66,9 +66,7 @@ class TrainConfig(Config):
     eval_only: bool = option(False, "evaluate once and exit")
     log_interval: int = option(10, "steps between lines of metrics", at_least=1)
 
-    out_dir: str = option(
-        "out", "folder of the run; an earlier run in it is renamed", section="run"
-    )
+    out_dir: str = option("out", "folder of the run; an earlier one is renamed", section="run")
     init_from: str = option("scratch", "scratch, resume, a run, gpt2[-medium|-large|-xl] or a file")
     resume: bool = option(False, "continue from the last checkpoint in out_dir")
     keep: int = option(0, "number of older checkpoints to keep")

@@ -61,14 +61,13 @@ def open_data(
             return TokenDataset(name, *read_token_files(path))
         if (prepared / "train.bin").is_file():
             return TokenDataset(name, *read_token_files(prepared))
-        found = path.is_file()
+        if not path.is_file():
+            raise UserError(
+                f"--data {name}: no such file or folder; give a text file, a folder with train.bin "
+                "and val.bin, shakespeare, python-docs, addition-3, calculator or dates"
+            )
     except OSError as error:  # the name is too long, or a folder is not accessible
         raise UserError(f"--data {name}: {error.strerror}") from None
-    if not found:
-        raise UserError(
-            f"--data {name}: no such file or folder; give a text file, a folder with train.bin "
-            "and val.bin, shakespeare, python-docs, addition-3, calculator or dates"
-        )
     return _from_text(name, read_text(path), tokenizer)
 
 

@@ -58,9 +58,7 @@ class PrepareConfig(Config):
     subset: str = option("", "subset of a data set on the hub")
     column: str = option("text", "column of the text in a data set, .jsonl or .parquet file")
     tokenizer: Literal["gpt2", "byte"] = option("gpt2", "tokenizer")
-    val_fraction: float = option(
-        0.0005, "share of the tokens in the validation split, as in nanoGPT", below=1
-    )
+    val_fraction: float = option(0.0005, "share of tokens in the validation split", below=1)
     max_tokens: int = option(0, "stop at this many tokens; 0: take all")
 
 

@@ -67,8 +67,7 @@ def accuracy(
     for context, endings, label in tqdm(tasks, unit="example", disable=None):
         scores = score(model, tokenizer, context, endings, precision)  # (endings, 2)
         right += scores.argmax(0).cpu() == label
-    acc, acc_norm = (right / len(tasks)).tolist()
-    return {"acc": acc, "acc_norm": acc_norm}
+    return dict(zip(("acc", "acc_norm"), (right / len(tasks)).tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -1,9 +1,8 @@
 """Activation checkpointing (Chen et al. 2016): a third more computation, a fraction of the memory.
 
 Only the input of each block is kept, and the backward pass computes the block again. For the packed
-GPT the input is two tensors, the residual stream and the branch that is not yet added to it.
-Dropout must drop the same elements both times, so the state of the generators is restored; the
-gradients equal those without checkpointing in every bit.
+GPT the input is two tensors, the residual stream and the branch that is not yet added to it. The
+state of the generators is restored for dropout, so the gradients are equal in every bit.
 """
 
 from typing import Any

@@ -65,10 +65,7 @@ class Norm(nn.Module):
 
 
 class PackedProjection(Linear):
-    """Query, key and value of all heads as one matrix, with rows [query | key | value].
-
-    Its weight is ((H + 2 Hkv) D, C), which is (3C, C) if every head has its own keys and values.
-    """
+    """The heads' [query | key | value] as the rows of one matrix ((H + 2 Hkv) D, C), or (3C, C)."""
 
     def __init__(self, config: ModelConfig):
         counts, D = config.head_counts, config.n_embd // config.n_head
