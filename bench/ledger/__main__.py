@@ -5,10 +5,10 @@
     python -m bench.ledger --write             accept the present state as bench/ledger/ledger.json
     python -m bench.ledger --arch 90 --kernel layer_norm
 
-The operations of `bench.workloads.operations` run on meta tensors and the whole steps of
-`bench.workloads.steps` on fake ones; every launch that `kernels.common.launch` records is
-compiled. Results depend on the Triton version: with a version that the committed ledger does not
-contain, only the rules are checked.
+The operations of `bench.workloads.operations` and the whole steps of `bench.workloads.steps` run on
+fake tensors; every launch that `kernels.common.launch` records is compiled. Results depend on the
+Triton version: with a version that the committed ledger does not contain, only the rules are
+checked.
 """
 
 import argparse
@@ -32,29 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
         return row["target"] in options.arch and is_selected(row["key"], options.kernel)
 
     rows = collect(options.arch, options.kernel)
-    ledger = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
-    committed = ledger.get(triton.__version__)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    ledger, version = json.loads(COMMITTED.read_text()), triton.__version__
+    committed = ledger.get(version)
     if options.write:
         kept = [row for row in committed or () if not covered(row)]
-        ledger[triton.__version__] = in_order([*kept, *rows])
+        ledger[version] = in_order([*kept, *rows])
         COMMITTED.write_text(_one_kernel_per_line(ledger))
-        print(f"bench/ledger/ledger.json: wrote {len(rows)} kernels by triton {triton.__version__}")
-        if others := sorted(ledger.keys() - {triton.__version__}):
-            print(
-                f"rows by triton {', '.join(others)} are unchanged: update them with that version"
-            )
+        print(f"bench/ledger/ledger.json: wrote {len(rows)} kernels by triton {version}")
+        if others := ", ".join(sorted(ledger.keys() - {version})):
+            print(f"rows by triton {others} are unchanged: update them with that version")
         return 0
     if not options.check:
         print("\n".join(map(_summary, rows)))
         return 0
     found = [f"{row['target']} {row['key']}: {rule}" for row in rows for rule in findings(row)]
     if committed is None:
-        known = " and ".join(ledger) or "no version"
         print(
-            f"triton {triton.__version__}: only the rules are checked, because "
-            f"bench/ledger/ledger.json was written with {known}"
+            f"triton {version}: only the rules are checked, because bench/ledger/ledger.json was "
+            f"written with {' and '.join(ledger)}"
         )
     elif different := changes(rows, [row for row in committed if covered(row)]):
         found += [*different, "to accept these changes, run python -m bench.ledger --write"]
@@ -85,21 +80,16 @@ def _options(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m bench.ledger", description=__doc__.partition("\n")[0]
     )
-    add = parser.add_argument
-    add("--arch", nargs="+", type=_target, default=TARGETS, help="architectures, for example 90")
+
+    def architecture(name: str) -> str:
+        return name.removeprefix("sm_")
+
+    add, known = parser.add_argument, list(map(str, SHARED_MEMORY))
+    add("--arch", nargs="+", type=architecture, choices=known, default=TARGETS)
     add("--kernel", nargs="+", default=(), help="only kernels whose name contains one of these")
     add("--check", action="store_true", help="exit 1 on a broken rule or an unreviewed change")
     add("--write", action="store_true", help="accept the present state as bench/ledger/ledger.json")
-    add("--json", type=Path, metavar="FILE", help="write the rows")
     return parser.parse_args(arguments)
-
-
-def _target(name: str) -> str:
-    name = name.removeprefix("sm_")
-    known = [str(architecture) for architecture in SHARED_MEMORY]
-    if name not in known:
-        raise argparse.ArgumentTypeError(f"{name} is unknown; choose from {', '.join(known)}")
-    return name
 
 
 if __name__ == "__main__":

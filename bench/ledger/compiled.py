@@ -1,22 +1,21 @@
 """Compiles the kernels that a workload launches, for an architecture that need not be present.
 
-A workload runs forward and backward on meta tensors under `kernels.common.launch.record`, which
-collects the launches. Triton's runtime then specialises and compiles each of them behind a driver
-that knows only the architecture. So the ledger compiles what a GPU would load: kernel, tile,
-divisibility and options have one source.
+A workload runs unchanged and at full size on tensors without storage (PyTorch's FakeTensorMode),
+while `kernels.common.launch.record` collects its launches. Triton's runtime then specialises and
+compiles each of them behind a driver that knows only the architecture. So the ledger compiles what
+a GPU would load: kernel, tile, divisibility and options have one source.
 """
 
-import contextlib
 import itertools
 import multiprocessing
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
-from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton import TritonError
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -27,6 +26,7 @@ from bench.workloads.steps import STEPS
 from kernels import triton_ops
 from kernels.common import launch
 
+CPU = torch.device("cpu")
 TARGETS = ("80", "90", "100", "120")  # sm_86 and sm_89 run sm_80's code
 PROCESSES = 2  # a kernel takes 0.3 to 1 s of one core
 
@@ -60,12 +60,18 @@ class Recorded(NamedTuple):
 
 def record(case, architecture: int) -> list[Recorded]:
     """Every launch of `case` on `architecture`."""
-    with launch.record(architecture) as launches, _autocast_on_meta():
-        case.run(triton_ops.OPS, "meta")
-    return [Recorded(str(case), architecture, without_fakes(one)) for one in launches]
+    with (
+        launch.record(architecture) as launches,
+        FakeTensorMode(allow_non_fake_inputs=True),
+        warnings.catch_warnings(),
+    ):
+        # AdamW reads data pointers for its kernel, which is recorded and not launched
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        case.run(triton_ops.OPS, CPU)
+    return [Recorded(str(case), architecture, _without_fakes(one)) for one in launches]
 
 
-def without_fakes(one: launch.Launch) -> launch.Launch:
+def _without_fakes(one: launch.Launch) -> launch.Launch:
     """The launch with meta tensors for fake ones, whose data pointers Triton cannot read."""
     return one._replace(arguments=tuple(map(_meta, one.arguments)))
 
@@ -78,43 +84,39 @@ def _meta(value):
     return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-@contextlib.contextmanager
-def _autocast_on_meta():
-    """Make the CPU's autocast state apply to meta tensors, for which PyTorch has none."""
-
-    def on_cpu(query):
-        return lambda *kind: query("cpu" if kind == ("meta",) else kind[0]) if kind else query()
-
-    with contextlib.ExitStack() as stack:
-        for name in ("is_autocast_enabled", "get_autocast_dtype"):
-            stack.enter_context(mock.patch.object(torch, name, on_cpu(getattr(torch, name))))
-        yield
-
-
 def rows(recorded: Iterable[Recorded], target: str) -> list[dict]:
     """One row for every distinct kernel among the launches, compiled for `target`.
 
     The driver of this process is replaced for good, so the ledger compiles in processes of its own.
     """
     driver.set_active(OfflineDriver(target))
-    found: dict[str, dict] = {}
+    found: list[dict] = []
+    measured: dict[str, dict] = {}  # by key
     for case, architecture, one in recorded:
+        where = {"narrow": [], "architectures": [architecture], "cases": [case]}
         try:
             kernel = compile_launch(one)
         except (TritonError, RuntimeError, AssertionError) as error:
             # from the compiler's passes, or from its options: num_warps must be a power of two
             key = f"{name(one)} {_words(one.options)}"
-            failed = {"error": str(error).strip().partition("\n")[0], "narrow": []}
-            row = found.setdefault(key, failed)
+            measured[key] = {"error": str(error).strip().partition("\n")[0]}
         else:
             key = describe(one, kernel)
-            if key not in found:
-                found[key] = measure(kernel)
-            row = found[key]
-            row["narrow"] = sorted({*row["narrow"], *narrow_loads(one, kernel)})
-        row["architectures"] = sorted({*row.get("architectures", ()), architecture})
-        row["cases"] = sorted({*row.get("cases", ()), case})
-    return [{"target": target, "key": key, **row} for key, row in found.items()]
+            where["narrow"] = narrow_loads(one, kernel)
+            if key not in measured:
+                measured[key] = measure(kernel)
+        found.append({"target": target, "key": key} | measured[key] | where)
+    return _merged(found)
+
+
+def _merged(rows: Iterable[dict]) -> list[dict]:
+    """One row for each kernel: two cases, and two operations, may share it."""
+    kept: dict[tuple, dict] = {}
+    for row in rows:
+        first = kept.setdefault((row["target"], row["key"]), row)
+        for field in ("narrow", "architectures", "cases"):
+            first[field] = sorted({*first[field], *row[field]})
+    return list(kept.values())
 
 
 def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS, *STEPS)) -> list[dict]:
@@ -127,12 +129,7 @@ def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS, *STEP
     os.environ.pop("TRITON_INTERPRET", None)  # read on import: interpreted kernels do not compile
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         results = pool.starmap(_compile, jobs, chunksize=1)
-    merged: dict[tuple, dict] = {}
-    for row in (row for result in results for row in result):
-        kept = merged.setdefault((row["target"], row["key"]), row)
-        for field in ("cases", "architectures", "narrow"):  # two operations may share a kernel
-            kept[field] = sorted({*kept[field], *row[field]})
-    return in_order(merged.values())
+    return in_order(_merged(itertools.chain.from_iterable(results)))
 
 
 def _compile(target: str, cases, kernels) -> list[dict]:
@@ -161,13 +158,12 @@ def compile_launch(one: launch.Launch):
 
 def measure(kernel) -> dict:
     """The ledger's columns for one compiled kernel."""
-    code = sass.disassemble(kernel.asm["cubin"])
-    row = {"shared": kernel.metadata.shared, "narrow": []}
-    row |= {"registers": sass.registers(kernel.asm["cubin"]), **sass.counts(code)}
+    registers, code = sass.disassemble(kernel.asm["cubin"])
+    row = {"shared": kernel.metadata.shared, "narrow": [], "registers": registers}
+    row |= sass.counts(code)
     if overwritten := sass.overwritten(code):
         row["overwritten"] = overwritten
-    row["products"] = products(kernel.asm["ttir"])
-    return row
+    return row | {"products": products(kernel.asm["ttir"])}
 
 
 def products(ttir: str) -> int:
@@ -204,10 +200,9 @@ def describe(one: launch.Launch, kernel) -> str:
     runs = [(kind, len(list(equal))) for kind, equal in itertools.groupby(types)]
     types = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in runs)
     constants = {names[path[0]]: value for path, value in kernel.src.constants.items()}
-    options = {key: value for key, value in one.options.items() if key not in names}
-    options = {key: value for key, value in options.items() if value is not None}
+    same = {*names, "enable_fp_fusion"}  # fusion is allowed in all kernels
+    options = {k: v for k, v in one.options.items() if k not in same and v is not None}
     options |= {key: getattr(kernel.metadata, key) for key in ("num_warps", "num_stages")}
-    del options["enable_fp_fusion"]  # the same for all
     return f"{name(one)}({types}) {_words(constants)} {_words(options)}"
 
 

@@ -30,34 +30,31 @@ class Tile(NamedTuple):
 def narrow(ttir: str, ptx: str, tensors: dict[str, torch.Tensor], threads: int) -> list[str]:
     """The loads that break the rule, as "x_ptr at kernels/norms/layer_norm.py:57 by 2 bytes"."""
     tiles, measured = tiles_of(ttir), widths(ptx)
-    must_be_wide = {tile: _must_be_wide(tile, tensors, threads) for tile in tiles}
+
+    def must_be_wide(tile: Tile) -> bool:
+        read = [tensors[tile.pointer]] if tile.pointer in tensors else tensors.values()
+        return tile.bytes >= WIDE * threads and all(map(rows_are_wide, read))
+
+    # all callers of a helper share one line: a caller that may be narrow excuses the line
+    excused = {tile.place for tile in tiles if not must_be_wide(tile)}
     found = set()
-    for tile in tiles:
-        if must_be_wide[tile] and tile.place in measured:
-            # all callers of a helper share one line: a caller that may be narrow excuses the line
-            alone = all(must_be_wide[other] for other in tiles if other.place == tile.place)
-            width = (min if alone else max)(measured[tile.place])
-            if width < WIDE:
-                name = tile.pointer if tile.pointer in tensors else "a pointer"
-                # only the end of the path: a cached kernel may have been compiled elsewhere
-                line = "/".join(tile.place.rpartition(":")[0].split("/")[-2:])
-                found.add(f"{name} at {line} by {width} bytes")
+    for tile in filter(must_be_wide, tiles):
+        width = (max if tile.place in excused else min)(measured.get(tile.place, [WIDE]))
+        if width < WIDE:
+            name = tile.pointer if tile.pointer in tensors else "a pointer"
+            # only the end of the path: a cached kernel may have been compiled elsewhere
+            line = "/".join(tile.place.rpartition(":")[0].split("/")[-2:])
+            found.add(f"{name} at {line} by {width} bytes")
     return sorted(found)
-
-
-def _must_be_wide(tile: Tile, tensors: dict[str, torch.Tensor], threads: int) -> bool:
-    read = [tensors[tile.pointer]] if tile.pointer in tensors else tensors.values()
-    return tile.bytes >= WIDE * threads and all(rows_are_wide(tensor) for tensor in read)
 
 
 def rows_are_wide(tensor: torch.Tensor) -> bool:
     """Return whether every row of `tensor` starts and ends at a multiple of 16 bytes."""
-    size = tensor.element_size()
     dimensions = [d for d in zip(tensor.shape, tensor.stride(), strict=True) if d[0] != 1]
     contiguous = [length for length, stride in dimensions if stride == 1]
     steps = [stride for _, stride in dimensions if stride != 1]
-    lengths = [tensor.storage_offset(), *contiguous, *steps]
-    return len(contiguous) == 1 and not any(length * size % WIDE for length in lengths)
+    elements = math.gcd(tensor.storage_offset(), *contiguous, *steps)
+    return len(contiguous) == 1 and elements * tensor.element_size() % WIDE == 0
 
 
 def tiles_of(ttir: str) -> list[Tile]:

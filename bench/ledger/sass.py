@@ -1,6 +1,6 @@
 """Counts instructions in the machine code (SASS) of an NVIDIA kernel.
 
-`nvdisasm` and `cuobjdump` come with Triton's wheel; neither a CUDA toolkit nor a GPU is needed.
+`cuobjdump` comes with Triton's wheel; neither a CUDA toolkit nor a GPU is needed.
 """
 
 import re
@@ -9,11 +9,13 @@ import tempfile
 from collections import Counter
 from typing import NamedTuple
 
+from triton import knobs
+
 TENSOR = re.compile(r"[HIDQO]MMA|[HIQB]GMMA|UTC[A-Z]*MMA")  # sm_80 and sm_120, sm_90, sm_100
 ATOMICS = {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDS", "UTMAREDG", "UBLKRED"}
 SPILLS = {"LDL", "STL"}  # ptxas spills registers to local memory
 _WIDTH = re.compile(r"\.(?:ENL2\.)?(256|128|64|32|[US]?16|[US]8)\b")
-_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@\S+ )?\s*([A-Z][\w.]*)(.*);")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@\S+ )?\s*([A-Z][\w.]*) *(.*?) *;")
 
 
 class Instruction(NamedTuple):
@@ -33,24 +35,20 @@ class Instruction(NamedTuple):
         return int(bits[-1].strip("US")) // 8 if bits else 4
 
 
-def disassemble(cubin: bytes) -> list[Instruction]:
-    from triton import knobs
-
-    return parse(_run(knobs.nvidia.nvdisasm.path, cubin, "--print-code"))
-
-
-def registers(cubin: bytes) -> int:
-    """Registers per thread."""
-    from triton import knobs
-
-    usage = _run(knobs.nvidia.cuobjdump.path, cubin, "--dump-resource-usage")
-    return int(re.search(r"REG:(\d+)", usage).group(1))
+def disassemble(cubin: bytes) -> tuple[int, list[Instruction]]:
+    """The number of registers per thread, and the instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name]
+        # with its warnings, which are about formats of debuggers
+        listing = subprocess.check_output(command, stderr=subprocess.STDOUT, text=True)
+    return int(re.search(r"REG:(\d+)", listing)[1]), parse(listing)
 
 
 def parse(listing: str) -> list[Instruction]:
-    """The instructions in the output of nvdisasm."""
-    found = filter(None, map(_INSTRUCTION.match, listing.splitlines()))
-    return [Instruction(code[1], code[2].strip()) for code in found]
+    """The instructions in the output of cuobjdump."""
+    return [Instruction(*found) for found in _INSTRUCTION.findall(listing)]
 
 
 def counts(code: list[Instruction]) -> dict:
@@ -116,13 +114,3 @@ def _widths(code, names, tma) -> dict[str, int]:
     tiles = sum(i.name == tma for i in code)
     rows = {str(width): n for width, n in sorted(widths.items(), reverse=True)}
     return rows | ({"tile": tiles} if tiles else {})
-
-
-def _run(tool: str, cubin: bytes, *options: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, *options, file.name], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{tool} failed to read a kernel: {done.stderr.strip()}")
-    return done.stdout

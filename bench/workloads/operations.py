@@ -1,8 +1,7 @@
 """The operations that the ledger compiles and the benchmarks time, at their sizes and dtypes.
 
 Letters: B batch, T time, C channels, H heads, D = C / H, F = 4 C, V vocabulary. `inputs` draws
-random operands on any device. On "meta" they have shapes only, which is enough to record launches
-for an architecture that is not present.
+random operands on any device.
 """
 
 import contextlib
@@ -78,8 +77,7 @@ class Case(NamedTuple):
         wide, narrow, stream = PRECISIONS[self.precision]
         if wide == stream:
             return contextlib.nullcontext()
-        kind = torch.device(device).type
-        return torch.autocast("cpu" if kind == "meta" else kind, narrow)
+        return torch.autocast(torch.device(device).type, narrow)
 
     def call(self, ops, inputs, options=None):
         device = inputs[0].device

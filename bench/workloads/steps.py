@@ -1,14 +1,12 @@
 """Whole steps of the presets: the kernels that training, evaluation and decoding launch.
 
-A step runs unchanged and at full size on tensors without storage (PyTorch's FakeTensorMode), while
-`kernels.common.launch` records its launches. All layers launch the same kernels, so two are enough.
+All layers launch the same kernels, so two are enough. `rows` is the batch size, or 0 for the usual
+one, and `sizes` are changes to the model's config.
 """
 
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.training import configuration, random_data
 from gpt.generation.int8 import quantize
@@ -20,22 +18,12 @@ from gpt.training.optimizers import make_optimizers
 from gpt.training.precision import Precision
 from gpt.training.step import GraphStep
 
-CPU = torch.device("cpu")
 LOW = torch.bfloat16
 LAYERS = 2
 
 
-class _Step:
-    def run(self, ops, device) -> None:
-        """Run on fake tensors, whatever the device is."""
-        with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-            # AdamW reads data pointers for its kernel, which is recorded and not launched
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-            self.on(CPU, ops)
-
-
 @dataclass(frozen=True)
-class TrainingStep(_Step):
+class TrainingStep:
     """A training step as a CUDA graph captures it, in bf16."""
 
     operation: str  # a name of PRESETS
@@ -43,12 +31,11 @@ class TrainingStep(_Step):
     def __str__(self):
         return f"training step of {self.operation}"
 
-    def on(self, device, ops, **sizes) -> None:
+    def run(self, ops, device, **sizes) -> None:
         step = self.step(device, ops, **sizes)
         step.run(step.number)
 
     def step(self, device, ops, rows=0, **sizes) -> GraphStep:
-        """rows: the batch size, or 0 for the preset's. sizes: changes to the model's config."""
         config = configuration(self.operation, n_layer=LAYERS, **sizes)
         config = replace(config, batch_size=rows or config.batch_size)
         with device:
@@ -59,7 +46,7 @@ class TrainingStep(_Step):
 
 
 @dataclass(frozen=True)
-class Evaluation(_Step):
+class Evaluation:
     """The loss of one batch without gradients, in bf16."""
 
     operation: str  # a name of PRESETS
@@ -68,18 +55,18 @@ class Evaluation(_Step):
         return f"evaluation of {self.operation}"
 
     @torch.no_grad()
-    def on(self, device, ops, rows=0, **sizes) -> None:
+    def run(self, ops, device, rows=0, **sizes) -> None:
         config = configuration(self.operation, n_layer=LAYERS, **sizes).model
+        rows = rows or max(1, EVALUATION_TOKENS // config.block_size)
         with device:
             model = build(config, ops).eval()
-        rows = rows or max(1, EVALUATION_TOKENS // config.block_size)
-        x, y = torch.zeros((2, rows, config.block_size), dtype=torch.int64, device=device)
+            x, y = torch.zeros((2, rows, config.block_size), dtype=torch.int64)
         with Precision(device, LOW).autocast():
             model(x, y)
 
 
 @dataclass(frozen=True)
-class DecodingStep(_Step):
+class DecodingStep:
     """Prefill of a one-token prompt and one decode step, with weights in bf16."""
 
     operation: str  # a name of PRESETS
@@ -90,23 +77,23 @@ class DecodingStep(_Step):
         return f"decoding by {self.operation}, batch {self.batch}{', int8' if self.int8 else ''}"
 
     @torch.no_grad()
-    def on(self, device, ops, rows=0, **sizes) -> None:
+    def run(self, ops, device, rows=0, **sizes) -> None:
+        config, count = configuration(self.operation, n_layer=LAYERS, **sizes), rows or self.batch
         torch.set_default_dtype(LOW)  # fake parameters cannot be cast later
         try:
             with device:
-                config = configuration(self.operation, n_layer=LAYERS, **sizes).model
-                model = build(config, ops).eval()
+                model = build(config.model, ops).eval()
         finally:
             torch.set_default_dtype(torch.float32)
         if self.int8:
             quantize(model)
-        count = rows or self.batch
         cached = CachedGPT(model, count)
-        prompt = torch.zeros((count, 1), dtype=torch.int64, device=device)
-        lengths = torch.ones(count, dtype=torch.int64, device=device)
-        cached.prefill(torch.arange(count, device=device), prompt, lengths)
+        with device:
+            row, lengths = torch.arange(count), torch.ones(count, dtype=torch.int64)
+            prompt = torch.zeros((count, 1), dtype=torch.int64)
+            seed = torch.zeros((), dtype=torch.int64)
+        cached.prefill(row, prompt, lengths)
         logits = cached.decode_one_token(prompt[:, 0])
-        seed = torch.zeros((), dtype=torch.int64, device=device)
         ops.sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
 
 

@@ -6,13 +6,12 @@ import torch
 import triton
 
 from bench.ledger.__main__ import COMMITTED
-from bench.ledger.compiled import architectures, compile_launch, describe, without_fakes
+from bench.ledger.compiled import architectures, compile_launch, describe, record
 from bench.ledger.rules import changes
 from bench.prove.stage import Outcome, failed, not_available, passed
 from bench.prove.stages.repeat import select, served_names
 from bench.workloads.operations import CASES, UPDATES
 from bench.workloads.steps import STEPS
-from kernels import triton_ops
 from kernels.common import launch
 
 WORKLOADS = (*CASES, *UPDATES, *STEPS)
@@ -39,10 +38,8 @@ def work(part: str, seconds: float) -> Outcome:
 def loaded_kernels(case) -> dict[str, dict]:
     """Registers, spills and shared memory of each kernel of `case`, as loaded by the driver."""
     architecture = launch.architecture(torch.device("cuda"))
-    with launch.record(architecture) as launches:
-        case.run(triton_ops.OPS, "cuda")
     found = {}
-    for one in map(without_fakes, launches):
+    for _, _, one in record(case, architecture):
         kernel = compile_launch(one)
         kernel._init_handles()  # loads the kernel
         key = describe(one, kernel)

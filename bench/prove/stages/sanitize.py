@@ -76,7 +76,7 @@ def main() -> None:
     for case in cases():
         seeded(case, ops, device)()
     for step in STEPS:
-        step.on(device, ops, **STEP_SIZES)
+        step.run(ops, device, **STEP_SIZES)
     torch.cuda.synchronize()
     architecture = launch.architecture(device)
     recorded = [one for case in (*cases(), *STEPS) for one in record(case, architecture)]

@@ -30,25 +30,13 @@ def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
     tl.store(y_ptr + at, tl.load(x_ptr + at))
 
 
-@triton.jit(do_not_specialize=["row_stride"])
-def _copy_forgetful(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
-    tl.store(y_ptr + at, tl.load(x_ptr + at))
+_copy_forgetful = triton.jit(_copy.fn, do_not_specialize=["row_stride"])
 
 
 @triton.jit
 def _sum(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
     tl.atomic_add(y_ptr, tl.sum(tl.load(x_ptr + at).to(tl.float32), 0))
-
-
-@triton.jit
-def _exponentials(x_ptr, y_ptr, count, BLOCK: tl.constexpr):
-    columns = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, count, BLOCK):
-        total += tl.exp2(tl.load(x_ptr + start + columns))
-    tl.store(y_ptr + columns, total)
 
 
 @triton.jit
@@ -70,9 +58,8 @@ def _calls() -> dict:
     x, y, total = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH), _meta(1, dtype=torch.float32)
     shifted = _meta(ROWS * LENGTH + 1)[1:].view(ROWS, LENGTH)
     ragged = _meta(ROWS, LENGTH + 1)
-    many = _meta(2**16, dtype=torch.float32)
 
-    def product(dtype, **options):
+    def product(dtype=torch.bfloat16, **options):
         a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
         return _product, (a, b, c, DEPTH), dict(M=M, N=N, K=K, num_warps=4) | options
 
@@ -83,10 +70,10 @@ def _calls() -> dict:
         "small tile": (_copy, (x, y, LENGTH), dict(BLOCK=256)),
         "forgetful": (_copy_forgetful, (x, y, LENGTH), dict(BLOCK=LENGTH)),
         "atomic": (_sum, (x, total, LENGTH), dict(BLOCK=LENGTH)),
-        "spilling": (_exponentials, (many, many, 2**16), dict(BLOCK=2**15)),
-        "product": product(torch.bfloat16, num_stages=2),
-        "deep product": product(torch.bfloat16, num_stages=6),
+        "product": product(num_stages=2),
+        "deep product": product(num_stages=6),
         "fp32 product": product(torch.float32, M=16, N=16, K=16),
+        "spilling": product(N=512, num_stages=2),  # 512 sums per thread
     }
 
 

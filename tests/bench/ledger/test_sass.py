@@ -105,22 +105,13 @@ def test_widths_belong_to_the_line_of_the_load():
     assert load_widths.widths(PTX) == {"/x/norm.py:6:16": [16, 16, 4], "/x/norm.py:8:16": [2, 16]}
 
 
-@pytest.mark.parametrize(
-    ("tensor", "wide"),
-    [
-        (torch.empty(3, 8, dtype=torch.bfloat16), True),
-        (torch.empty(3, 12, dtype=torch.bfloat16), False),  # a row is 24 bytes
-        (torch.empty(1, 12, dtype=torch.float32), True),
-        (torch.empty(4, 16, dtype=torch.bfloat16)[:, :8], True),
-        (torch.empty(4, 16, dtype=torch.bfloat16)[:, 8:], True),
-        (torch.empty(4, 16, dtype=torch.bfloat16)[:, 1:9], False),  # starts at 2 bytes
-        (torch.empty(4, 20, dtype=torch.bfloat16)[:, :8], False),  # the second row, at 40
-        (torch.empty(8, 4, dtype=torch.float32).t(), True),  # columns are contiguous
-        (torch.empty(4, 8, dtype=torch.float32)[:, ::2], False),
-    ],
-)
-def test_rows_are_wide_if_all_start_and_end_at_16_bytes(tensor, wide):
-    assert load_widths.rows_are_wide(tensor) is wide
+def test_rows_are_wide_if_all_start_and_end_at_16_bytes():
+    x, y = torch.empty(4, 16, dtype=torch.bfloat16), torch.empty(4, 20, dtype=torch.bfloat16)
+    for tensor in (x, x[:, :8], x[:, 8:], x[:, :8].t(), y[:1, :8]):
+        assert load_widths.rows_are_wide(tensor)
+    # 24 bytes; from 2 bytes on; the second row starts at 40 bytes; every other element
+    for tensor in (x[:, :12], x[:, 1:9], y[:, :8], x[:, ::2]):
+        assert not load_widths.rows_are_wide(tensor)
 
 
 def test_line_of_a_helper_is_narrow_only_if_its_widest_load_is():
@@ -147,21 +138,13 @@ IN_FLIGHT = """
 """
 
 
-@pytest.mark.parametrize(
-    ("between", "count"),
-    [
-        ("MOV R88, R4", 1),
-        ("IADD3 R95, P0, R4, R5", 1),
-        ("LDS.128 R85, [R4]", 1),  # writes 85 to 88
-        ("IMAD.WIDE R87, R4, R5, R6", 1),
-        ("SHFL.BFLY PT, R91, R4, 0x1, 0x1f", 1),
-        ("MOV R96, R88", 0),  # reads are allowed
-        ("LDS.128 R84, [R88]", 0),
-        ("STS.128 [R4], R88", 0),
-        ("ISETP.GE.AND P0, PT, R88, R4, PT", 0),
-    ],
-)
-def test_writes_to_operands_of_products_in_flight_are_counted(between, count):
+WRITES = ("MOV R88, R4", "IADD3 R95, P0, R4, R5", "IMAD.WIDE R87, R4, R5, R6")
+WRITES += ("LDS.128 R85, [R4]", "SHFL.BFLY PT, R91, R4, 0x1, 0x1f")  # LDS.128 writes 85 to 88
+READS = ("MOV R96, R88", "LDS.128 R84, [R88]", "STS.128 [R4], R88", "ISETP.GE.AND P0, PT, R88, R4")
+
+
+@pytest.mark.parametrize("between", [*WRITES, *READS])
+def test_writes_to_operands_of_products_in_flight_are_counted(between):
     code = sass.parse(IN_FLIGHT.format(between=between))
     assert len(code) == 6
-    assert sass.overwritten(code) == count
+    assert sass.overwritten(code) == (between in WRITES)
