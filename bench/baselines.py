@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from bench.workloads.operations import Update
-from bench.workloads.timed import ModuleCase
+from bench.workloads.operations import BLOCK, PRECISIONS, Case, Update
 from gpt.config.model import NORM_EPS, ModelConfig
 from gpt.models import layers, reference
 from gpt.models.residual import total
@@ -28,17 +27,9 @@ SDPA = {
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-COMPILED = (
-    "layer_norm",
-    "add_layer_norm",
-    "rms_norm",
-    "feed_forward",
-    "cross_entropy",
-    "linear_cross_entropy",
-    "embedding",
-)
-ATTENTIONS = ("attention", "attention_qkv")
+ATTENTIONS = ("attention", "attention_qkv")  # torch.compile adds nothing to a call of SDPA
 MAX_REFERENCE_LENGTH = 1024  # tokens; the reference's T x T weights take too long beyond
+ANYWHERE = ("torch", "torch fused", "reference")  # all others are timed on CUDA GPUs only
 
 
 class Baseline(NamedTuple):
@@ -54,55 +45,41 @@ Maker = Callable[[], Baseline]
 
 def implementations(case, device: torch.device) -> dict[str, Maker | str]:
     """Name -> a function that makes the implementation, or the reason why it is not available."""
-    if isinstance(case, ModuleCase):
-        return _modules(case, device)
-    if isinstance(case, Update):
-        return _optimizers(device)
+    if case.operation == BLOCK:
+        makers = _blocks(case, device)
+    else:
+        makers = _optimizers(device) if isinstance(case, Update) else _operations(case, device)
+    return {name: _unavailable_reason(name, device) or maker for name, maker in makers.items()}
+
+
+def _unavailable_reason(name: str, device: torch.device) -> str | None:
+    if name not in ANYWHERE and device.type != "cuda":
+        return "it is timed on CUDA GPUs only"
+    if name == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    return kernels.unavailable_reason(device) if name == OURS else None
+
+
+def _operations(case: Case, device: torch.device) -> dict[str, Maker]:
     name = case.operation
     by_torch = getattr(torch_ops, name)
-    on_gpu = functools.partial(_on_gpu, device)
-    found: dict[str, Maker | str] = {
-        OURS: _unavailable_reason(name, device)
-        or (lambda: Baseline(getattr(kernels.load("triton", device), name))),
+    makers = {
+        OURS: lambda: Baseline(getattr(kernels.load("triton", device), name)),
         "torch": lambda: Baseline(by_torch),
     }
     if name in ATTENTIONS:
         for sdpa, backend in SDPA.items():
-            pinned = functools.partial(_with_backend, by_torch, backend)
-            found[sdpa] = on_gpu(lambda pinned=pinned: Baseline(pinned))
+            context = functools.partial(sdpa_kernel, backend)
+            makers[sdpa] = functools.partial(Baseline, by_torch, context)
     if name in (*ATTENTIONS, "embedding"):
-        found["torch deterministic"] = on_gpu(lambda: Baseline(by_torch, deterministic))
-    if name in COMPILED:
-        found["torch.compile"] = on_gpu(lambda: Baseline(compiled(by_torch)))
+        makers["torch deterministic"] = lambda: Baseline(by_torch, deterministic)
+    if name not in ATTENTIONS:
+        makers["torch.compile"] = lambda: Baseline(compiled(by_torch))
     if name in LIGER:
-        found["liger"] = on_gpu(lambda: Baseline(LIGER[name], writes_inputs=True))
-        if importlib.util.find_spec("liger_kernel") is None:
-            found["liger"] = "liger-kernel is not installed"
+        makers["liger"] = lambda: Baseline(LIGER[name], writes_inputs=True)
     if name in REFERENCES and case.sizes.T <= MAX_REFERENCE_LENGTH:
-        found["reference"] = lambda: Baseline(REFERENCES[name])
-    return found
-
-
-def _on_gpu(device, maker: Maker) -> Maker | str:
-    return maker if device.type == "cuda" else "it is timed on CUDA GPUs only"
-
-
-def _unavailable_reason(name: str, device: torch.device) -> str | None:
-    """Why `name`, an operation or a module, cannot be timed with our kernels on `device`."""
-    if device.type != "cuda":
-        return "kernels are timed on CUDA GPUs only"
-    reason = kernels.unavailable_reason(device)
-    if reason is None and kernels.serving(kernels.load("triton", device)).get(name) == "torch":
-        reason = f"the Triton table uses PyTorch for {name}"
-    return reason
-
-
-# --- PyTorch's modes ------------------------------------------------------------------------------
-
-
-def _with_backend(function, backend, *inputs, **options):
-    with sdpa_kernel(backend):
-        return function(*inputs, **options)
+        makers["reference"] = lambda: Baseline(REFERENCES[name])
+    return makers
 
 
 @contextlib.contextmanager
@@ -127,23 +104,20 @@ def compiled(function):
 # --- Liger ----------------------------------------------------------------------------------------
 
 
-def _liger(name: str):
+def _liger(name: str, *operands):
     from liger_kernel.transformers import functional
 
-    return getattr(functional, f"liger_{name}")
-
-
-def _liger_linear_cross_entropy(x, weight, bias, targets):
-    loss = _liger("fused_linear_cross_entropy")
-    return loss(x.view(-1, x.shape[-1]), weight, targets.view(-1), bias)
+    return getattr(functional, f"liger_{name}")(*operands)
 
 
 LIGER = {
-    "layer_norm": lambda *operands: _liger("layer_norm")(*operands, NORM_EPS),
-    "cross_entropy": lambda logits, targets: _liger("cross_entropy")(
-        logits.view(-1, logits.shape[-1]), targets.view(-1)
+    "layer_norm": lambda x, weight, bias: _liger("layer_norm", x, weight, bias, NORM_EPS),
+    "cross_entropy": lambda logits, targets: _liger(
+        "cross_entropy", logits.flatten(0, 1), targets.flatten()
     ),
-    "linear_cross_entropy": _liger_linear_cross_entropy,
+    "linear_cross_entropy": lambda x, weight, bias, targets: _liger(
+        "fused_linear_cross_entropy", x.flatten(0, 1), weight, targets.flatten(), bias
+    ),
 }
 
 
@@ -164,51 +138,43 @@ def attention_head_by_head(q, k, v, *, causal=True, dropout_p=0.0):
     return torch.stack(out, dim=1)  # (B, H, T, D)
 
 
-def rms_norm_reference(x, weight):
-    x = reference.root_mean_square_normalise(x)
-    return x if weight is None else x * weight
+REFERENCES = {
+    "attention": attention_head_by_head,
+    "rms_norm": lambda x, no_weight: reference.root_mean_square_normalise(x),
+}
 
 
-REFERENCES = {"attention": attention_head_by_head, "rms_norm": rms_norm_reference}
+# --- blocks and optimizers ------------------------------------------------------------------------
 
 
-# --- modules and optimizers -----------------------------------------------------------------------
-
-
-def _modules(case: ModuleCase, device: torch.device) -> dict[str, Maker | str]:
-    """The module of gpt/models/reference.py, and that of gpt/models/layers.py with each table."""
+def _blocks(case: Case, device: torch.device) -> dict[str, Maker]:
+    """The block of gpt/models/reference.py, and that of gpt/models/layers.py with each table."""
     _, _, T, C, H, V = case.sizes
-    config = ModelConfig(vocab_size=V, block_size=T, n_head=H, n_embd=C, **case.config)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = ModelConfig(vocab_size=V, block_size=T, n_head=H, n_embd=C, **case.options)
+    dtype = PRECISIONS[case.precision].narrow
 
-    def with_table(ops):
-        """The packed module and its last residual sum, which the next block's norm would add."""
-        module = getattr(layers, case.operation)(config, ops)
-        module.register_forward_hook(lambda module, inputs, output: total(output))
-        return module.to(device, dtype)
-
-    def lecture():
-        return getattr(reference, case.operation)(config).to(device, dtype)
+    def packed(table: str):
+        """The packed block and its last residual sum, which the next block's norm would add."""
+        block = layers.Block(config, kernels.load(table, device))
+        block.register_forward_hook(lambda block, inputs, output: total(output))
+        return block.to(device, dtype)
 
     return {
-        OURS: _unavailable_reason(case.operation, device)
-        or (lambda: Baseline(with_table(kernels.load("triton", device)))),
-        "torch": lambda: Baseline(with_table(torch_ops.OPS)),
-        "torch.compile": _on_gpu(device, lambda: Baseline(compiled(with_table(torch_ops.OPS)))),
-        "reference": lambda: Baseline(lecture()),
+        OURS: lambda: Baseline(packed("triton")),
+        "torch": lambda: Baseline(packed("torch")),
+        "torch.compile": lambda: Baseline(compiled(packed("torch"))),
+        "reference": lambda: Baseline(reference.Block(config).to(device, dtype)),
     }
 
 
-def _optimizers(device: torch.device) -> dict[str, Maker | str]:
+def _optimizers(device: torch.device) -> dict[str, Maker]:
     """Functions that take parameters and return the `step` of an optimizer over them."""
 
-    def ours(*parameters):
-        return kernels.load("triton", device).adamw(parameters).step
+    def maker(optimizer, **options) -> Maker:
+        return lambda: Baseline(lambda *parameters: optimizer(parameters, **options).step)
 
     return {
-        OURS: _unavailable_reason("adamw", device) or (lambda: Baseline(ours)),
-        "torch": lambda: Baseline(lambda *parameters: torch.optim.AdamW(parameters).step),
-        "torch fused": lambda: Baseline(
-            lambda *parameters: torch.optim.AdamW(parameters, fused=True).step
-        ),
+        OURS: maker(lambda parameters: kernels.load("triton", device).adamw(parameters)),
+        "torch": maker(torch.optim.AdamW),
+        "torch fused": maker(torch.optim.AdamW, fused=True),
     }

@@ -30,15 +30,14 @@ def lecture(gpt_py: Path, vocab_size: int, device: torch.device) -> SimpleNamesp
     path = Path(gpt_py)
     if not path.is_file():
         raise ValueError(f"{gpt_py} does not exist; pass the path of the lecture's gpt.py")
-    body = [node for node in ast.parse(path.read_text()).body if _is_definition(node)]
+    body = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef))
+        or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))
+    ]
     names = {"__name__": "lecture_gpt", "vocab_size": vocab_size, "device": str(device)}
     exec(compile(ast.Module(body, type_ignores=[]), str(path), "exec"), names)  # noqa: S102, a file that the user names
     if "GPTLanguageModel" not in names:
         raise ValueError(f"{gpt_py} is not the lecture's gpt.py: it has no GPTLanguageModel")
     return SimpleNamespace(**names)
-
-
-def _is_definition(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Assign):
-        return isinstance(node.value, ast.Constant)
-    return isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef))

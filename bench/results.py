@@ -8,6 +8,7 @@ their table in the README, "date": ..., "machine": ..., "commit": ..., "rows": [
 
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,13 +27,14 @@ def gpu() -> dict:
     """The current GPU and the versions of the software."""
     import triton
 
-    properties = torch.cuda.get_device_properties(0)
+    properties, driver = torch.cuda.get_device_properties(0), Path("/proc/driver/nvidia/version")
+    version = re.search(r"\b\d+\.[\d.]+", driver.read_text() if driver.exists() else "")
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_gb": round(properties.total_memory / 1e9),
-        "driver": _driver(),
+        "driver": version[0] if version else "unknown",
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -41,26 +43,13 @@ def gpu() -> dict:
     }
 
 
-def _driver() -> str:
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text().split()
-    except OSError:
-        return "unknown"
-    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
-
-
 def commit() -> str:
     """The commit of this checkout, followed by "+" if files differ from it, or "unknown"."""
+    command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
     try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"  # a copy without .git: pass --commit
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     return run.stdout.strip()
 
 

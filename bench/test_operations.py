@@ -1,5 +1,31 @@
-"""Times forward, backward and both of every operation and module with every implementation."""
+"""Times forward, backward and both of every operation and block with every implementation."""
+
+import pytest
+import torch
+
+from bench import baselines
+from bench.compare import Failed, row
+from bench.conftest import CLOCK, DEVICE, device_ceilings
+from bench.prove.stages.parity import CONTEXT_LOST
+
+pytestmark = pytest.mark.filterwarnings("default")  # peers' warnings are not errors
 
 
-def test_speed(entry, measure):
-    measure(*entry)
+def test_speed(case, direction, name, session, benchmark):
+    maker = baselines.implementations(case, DEVICE)[name]
+    if isinstance(maker, str):
+        pytest.skip(f"{name}: {maker}")
+    measured = session.samples(case, direction)[name]
+    if isinstance(measured, Failed):
+        if DEVICE.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                reason = f"{name} broke the CUDA context: {measured.reason}"
+                pytest.exit(reason, returncode=CONTEXT_LOST)
+        if name == baselines.OURS:
+            pytest.fail(measured.details, pytrace=False)
+        pytest.skip(f"{name} failed: {measured.reason}")
+    benchmark.extra_info |= row(case, direction, name, measured, device_ceilings())
+    setup = (((seconds,), {}) for seconds in measured.seconds).__next__
+    benchmark.pedantic(CLOCK.advance, setup=setup, rounds=len(measured.seconds))

@@ -9,6 +9,7 @@ import gc
 import itertools
 import time
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from gpt.training import make_step as training_step
 from gpt.training.make_step import batch_plan, choose_step
 from gpt.training.optimizers import make_optimizers
 from gpt.training.precision import Precision
+from kernels import torch_ops
 
 WARM_UP = 8  # steps: three before the capture of a graph, the capture, and some replays
 GROUP = 5  # steps that are timed together
@@ -38,7 +40,7 @@ SIZES = {
     "shakespeare-char": {},
     "gpt2": {"batch_size": 32, "gradient_accumulation_steps": 1},  # one pass is one step
 }
-VOCABULARY = {"lecture": 65, "shakespeare-char": 65, "gpt2": 50304}  # padded as in nanoGPT
+VOCABULARY = {"gpt2": 50304}  # padded as in nanoGPT; of the others: 65
 
 
 class Variant(NamedTuple):
@@ -73,14 +75,10 @@ def measure(preset: str, variant: Variant, device: torch.device, seconds: float,
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    if variant.kernels == "nanogpt":
-        step, parameters = make_nanogpt_step(config, variant, data, precision, nanogpt)
-    else:
-        step, parameters = make_step(config, variant, data, precision)
+    step, parameters = make_step(config, variant, data, precision, nanogpt)
     times = timed_steps(step, device, seconds)
     median, *p20_p80 = spread(times)
-    peak = hardware.peak_flops(device)
-    flops = hardware.flops_per_token(config.model, parameters) * batch_plan(config).tokens_per_step
+    peak, rate = hardware.peak_flops(device), batch_plan(config).tokens_per_step / median
     return {
         "preset": preset,
         **variant._asdict(),
@@ -90,8 +88,8 @@ def measure(preset: str, variant: Variant, device: torch.device, seconds: float,
         "milliseconds": 1e3 * median,
         "milliseconds_p20_p80": [1e3 * t for t in p20_p80],
         "steps": len(times) * GROUP,
-        "tokens_per_second": batch_plan(config).tokens_per_step / median,
-        "mfu": flops / median / peak if peak else None,
+        "tokens_per_second": rate,
+        "mfu": rate * hardware.flops_per_token(config.model, parameters) / peak if peak else None,
         "peak_memory_bytes": hardware.peak_memory(device),
     }
 
@@ -105,8 +103,9 @@ def configuration(preset: str, **changes) -> TrainConfig:
 
 def random_data(vocabulary: int, device: torch.device, generator=None) -> TokenDataset:
     """Random tokens on the device."""
-    options = {"dtype": torch.int32, "device": device, "generator": generator}
-    tokens = torch.randint(vocabulary, (TOKENS,), **options)
+    tokens = torch.randint(
+        vocabulary, (TOKENS,), generator=generator, dtype=torch.int32, device=device
+    )
     return TokenDataset("random", tokens, tokens, ByteTokenizer(), device)
 
 
@@ -128,51 +127,50 @@ def timed_steps(step, device: torch.device, seconds: float) -> list[float]:
     return times
 
 
-def make_step(config: TrainConfig, variant: Variant, data: TokenDataset, precision: Precision):
-    """The step of train.py, and the number of parameters."""
-    device = precision.device
-    ops = None if variant.kernels == "reference" else kernels.load(variant.kernels, device)
-    torch.manual_seed(config.seed)
-    model = build(config.model, ops).to(device)
-    adamw = (ops or kernels.load("torch")).adamw
-    optimizers = make_optimizers(model, config, adamw, precision.dtype)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    step_class, _ = choose_step(replace(config, step=variant.step), precision, data)
-    compiled = torch.compile(model, dynamic=False) if variant.compile else model
-    parts = (compiled, optimizers, data, config, precision)
-    return training_step.make_step(step_class, *parts), parameters
-
-
-def make_nanogpt_step(
-    config: TrainConfig, variant: Variant, data: TokenDataset, precision: Precision, checkout
+def make_step(
+    config: TrainConfig, variant: Variant, data: TokenDataset, precision: Precision, nanogpt=None
 ):
-    """nanoGPT's model, optimizer and loop body with our batches, and the number of parameters."""
+    """The step of train.py, or of nanoGPT's, and the number of parameters."""
+    torch.manual_seed(config.seed)
+    if variant.kernels == "nanogpt":
+        model, optimizer = make_nanogpt(config, precision.device, nanogpt)
+    else:
+        name = variant.kernels
+        ops = None if name == "reference" else kernels.load(name, precision.device)
+        model = build(config.model, ops).to(precision.device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    compiled = torch.compile(model, dynamic=False) if variant.compile else model
+    if variant.kernels == "nanogpt":
+        return partial(nanogpt_step, compiled, optimizer, config, data, precision), parameters
+    optimizers = make_optimizers(model, config, (ops or torch_ops.OPS).adamw, precision.dtype)
+    kind, _ = choose_step(replace(config, step=variant.step), precision, data)
+    parts = (compiled, optimizers, data, config, precision)
+    return training_step.make_step(kind, *parts), parameters
+
+
+def make_nanogpt(config: TrainConfig, device: torch.device, checkout):
+    """nanoGPT's model and optimizer."""
     module = checkouts.nanogpt(checkout)
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     sizes = {name: getattr(config.model, name) for name in names}
-    vocabulary = -(-config.model.vocab_size // 64) * 64  # padded as in its README
-    device = precision.device
-    model = module.GPT(module.GPTConfig(vocab_size=vocabulary, **sizes)).to(device)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    betas = (config.beta1, config.beta2)
-    optimizer = model.configure_optimizers(
-        config.weight_decay, config.learning_rate, betas, device.type
-    )
-    compiled = torch.compile(model, dynamic=False) if variant.compile else model
+    sizes["vocab_size"] = -(-config.model.vocab_size // 64) * 64  # padded as in its README
+    model = module.GPT(module.GPTConfig(**sizes)).to(device)
+    rates = (config.weight_decay, config.learning_rate, (config.beta1, config.beta2))
+    return model, model.configure_optimizers(*rates, device.type)
 
-    def step(number: int):
-        first_row = number * config.batch_size
-        x, y = data.batch(config.seed, first_row, config.batch_size, config.model.block_size)
-        with precision.autocast():
-            _, loss = compiled(x.contiguous(), y.contiguous())  # as nanoGPT's batches are
-        loss.backward()
-        if config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss
 
-    return step, parameters
+def nanogpt_step(model, optimizer, config: TrainConfig, data, precision: Precision, number: int):
+    """The body of nanoGPT's loop, with our batches; returns the loss."""
+    first_row = number * config.batch_size
+    x, y = data.batch(config.seed, first_row, config.batch_size, config.model.block_size)
+    with precision.autocast():
+        _, loss = model(x.contiguous(), y.contiguous())  # as nanoGPT's batches are
+    loss.backward()
+    if config.grad_clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
 
 
 def unavailable_reason(variant: Variant, device: torch.device, nanogpt) -> str | None:

@@ -119,17 +119,16 @@ def _merged(rows: Iterable[dict]) -> list[dict]:
     return list(kept.values())
 
 
-def collect(targets=TARGETS, kernels=(), cases=(*CASES, *UPDATES, *TOKENS, *STEPS)) -> list[dict]:
-    """One row for every kernel that `cases` launch and whose name contains one of `kernels`."""
-    jobs = [
-        (target, [case for case in cases if case.operation == operation], kernels)
-        for operation in dict.fromkeys(case.operation for case in cases)
-        for target in targets
-    ]
+def collect(targets: Iterable[str], kernels: Iterable[str]) -> list[dict]:
+    """One row for every kernel of the workloads whose name contains one of `kernels`."""
+    by_operation: dict[str, list] = {}
+    for case in (*CASES, *UPDATES, *TOKENS, *STEPS):
+        by_operation.setdefault(case.operation, []).append(case)
+    jobs = [(target, cases, kernels) for cases in by_operation.values() for target in targets]
     os.environ.pop("TRITON_INTERPRET", None)  # read on import: interpreted kernels do not compile
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         results = pool.starmap(_compile, jobs, chunksize=1)
-    return in_order(_merged(itertools.chain.from_iterable(results)))
+    return in_order(_merged(itertools.chain(*results)))
 
 
 def _compile(target: str, cases, kernels) -> list[dict]:
@@ -193,7 +192,7 @@ def describe(one: launch.Launch, kernel) -> str:
     signature, attributes = kernel.src.signature, kernel.src.attrs
     names = list(signature)
     types = [
-        kind + ("/16" if ["tt.divisibility", 16] in attributes.get((index,), []) else "")
+        kind + "/16" * (["tt.divisibility", 16] in attributes.get((index,), []))
         for index, kind in enumerate(signature.values())
         if kind != "constexpr"
     ]

@@ -108,9 +108,7 @@ def _is_order_independent(one: Instruction) -> bool:
     return bool(discards) and one.opcode.startswith(("ATOMS.AND", "ATOMS.OR", "ATOMG.E.EXCH"))
 
 
-def _widths(code, names, tma) -> dict[str, int]:
+def _widths(code: list[Instruction], names: tuple[str, ...], tma: str) -> dict[str, int]:
     """{"16": 4, "4": 1, "tile": 2}: bytes per thread, or a tile by TMA -> instructions."""
-    widths = Counter(i.width for i in code if i.name in names)
-    tiles = sum(i.name == tma for i in code)
-    rows = {str(width): n for width, n in sorted(widths.items(), reverse=True)}
-    return rows | ({"tile": tiles} if tiles else {})
+    wide_first = sorted((one.width for one in code if one.name in names), reverse=True)
+    return dict(Counter([*map(str, wide_first), *("tile" for one in code if one.name == tma)]))

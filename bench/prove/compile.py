@@ -24,6 +24,7 @@ from bench.prove.stages.step import COMPILED
 from bench.prove.stages.tune import neighbours, tiles_used_by, use_tile
 from bench.results import REPOSITORY
 from bench.workloads import timed
+from bench.workloads.operations import BLOCK
 from bench.workloads.steps import STEPS
 from kernels.common import launch
 
@@ -65,7 +66,7 @@ def main(architecture: str, index: str, count: str) -> None:
 
 def launches(architecture: int) -> Iterator[launch.Launch]:
     """The launches of steps, timed operations and tuning."""
-    for case in (*STEPS, *(case for case in timed.GPU if hasattr(case, "run"))):
+    for case in (*STEPS, *(case for case in timed.GPU if case.operation != BLOCK)):
         yield from (one.launch for one in record(case, architecture))
     for case in timed.TRAINING:
         with launch.target(architecture):

@@ -35,7 +35,7 @@ from bench.recipes.decoders import (
     sizes,
     unavailable_reason,
 )
-from bench.timer import Trial, make_timer, spread, time_interleaved
+from bench.timer import Trial, make_timer, time_interleaved
 from gpt import hardware
 from gpt.config.model import ModelConfig
 from gpt.generation.generate import READ_EVERY
@@ -142,7 +142,7 @@ def copy_rate(device: torch.device) -> float:
     target = torch.empty_like(source)
     trials = {"copy": Trial(lambda: target.copy_(source))}
     samples = time_interleaved(trials, make_timer(device), 0.3)
-    return 2 * COPIED / spread(samples["copy"].seconds).median
+    return 2 * COPIED / statistics.median(samples["copy"].seconds)
 
 
 def rounded(value: float) -> float:

@@ -9,8 +9,8 @@ from functools import partial
 
 from bench.baselines import OURS
 from bench.workloads import timed
-from bench.workloads.operations import GPT2, LECTURE, Case, Update
-from bench.workloads.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT, ModuleCase
+from bench.workloads.operations import BLOCK, GPT2, LECTURE, Case, Update
+from bench.workloads.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT
 from gpt import UserError
 
 NOT_MEASURED = "not measured"
@@ -30,7 +30,7 @@ HEADLINES = (
     ("cross entropy", Case("cross_entropy", GPT2)),
     ("head + cross entropy", Case("linear_cross_entropy", GPT2)),
     ("AdamW", Update("adamw", GPT2, n_layer=12)),
-    ("a block, lecture", ModuleCase("Block", LECTURE, config={"dropout": 0.2})),
+    ("a block, lecture", Case(BLOCK, LECTURE, options={"dropout": 0.2})),
 )
 
 

@@ -5,6 +5,7 @@ random operands on any device.
 """
 
 import contextlib
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -45,26 +46,33 @@ GPT2_XL = Sizes("gpt2-xl", B=4, T=1024, C=1600, H=25, V=50304)
 WIDE_HEADS = Sizes("wide-heads", B=4, T=2048, C=2048, H=16, V=50304)
 
 
-class Case(NamedTuple):
-    """A differentiable operation."""
+def _describe(case) -> str:
+    options = "".join(f" {name}={value}" for name, value in case.options.items())
+    return f"{case.operation} {case.sizes.name} {case.precision}{options}"
 
-    operation: str  # a name of kernels.Ops
+
+BLOCK = "Block"  # of the model; its options belong to its ModelConfig
+
+
+class Case(NamedTuple):
+    """A differentiable operation, or a block of the model with its parameters."""
+
+    operation: str  # a name of kernels.Ops, or BLOCK
     sizes: Sizes
     precision: str = "bf16"  # a name of PRECISIONS
     options: dict[str, Any] = {}  # noqa: RUF012 (never written)
     route: launch.Route | None = None  # of the feed-forward; None: as in `launch.ROUTES`
 
     def __str__(self):
-        route = f" by {' '.join(self.route)}" if self.route else ""
-        return _describe(self) + route
+        return _describe(self) + (f" by {' '.join(self.route)}" if self.route else "")
 
     def inputs(self, device) -> tuple:
-        """Random operands of the operation; those that have a gradient require it."""
+        """Random operands; those that have a gradient require it."""
         return _inputs(self.operation, self.sizes, PRECISIONS[self.precision], device)
 
     def keywords(self, device) -> dict[str, Any]:
         """The options as keyword arguments of the operation, tensors included."""
-        options = dict(self.options)
+        options = {} if self.operation == BLOCK else dict(self.options)
         if options.pop("x_bias", False):
             options["x_bias"] = torch.zeros(self.sizes.C, device=device).requires_grad_()
         if options.pop("angles", False):
@@ -79,18 +87,13 @@ class Case(NamedTuple):
             return contextlib.nullcontext()
         return torch.autocast(torch.device(device).type, narrow)
 
-    def call(self, ops, inputs, options=None):
-        device = inputs[0].device
-        options = self.keywords(device) if options is None else options
-        with launch.routed(self.route), self.autocast(device):
-            return getattr(ops, self.operation)(*inputs, **options)
-
     def run(self, ops, device) -> list[torch.Tensor]:
         """Run forward and backward; return outputs and gradients."""
         inputs, options = self.inputs(device), self.keywords(device)
         operands = [one for one in (*inputs, *options.values()) if isinstance(one, torch.Tensor)]
         leaves = [one for one in operands if one.requires_grad]
-        outputs = self.call(ops, inputs, options)
+        with launch.routed(self.route), self.autocast(device):
+            outputs = getattr(ops, self.operation)(*inputs, **options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         upstream = [  # not randn_like: the same numbers whatever the strides of the output are
             torch.randn(one.shape, dtype=one.dtype, device=one.device) for one in outputs
@@ -116,10 +119,8 @@ class Update(NamedTuple):
         _, _, T, C, _, V = self.sizes
         if not self.n_layer:
             return [(C, 4 * C), (C,)]
-        norm = [(C,), (C,)]
-        attention = [(3 * C, C), (3 * C,), (C, C), (C,)]
-        feed_forward = [(4 * C, C), (4 * C,), (C, 4 * C), (C,)]
-        block = [*norm, *attention, *norm, *feed_forward]
+        norm, attention = [(C,), (C,)], [(3 * C, C), (3 * C,), (C, C), (C,)]
+        block = [*norm, *attention, *norm, (4 * C, C), (4 * C,), (C, 4 * C), (C,)]
         return [(V, C), (T, C), *self.n_layer * block, *norm]
 
     @property
@@ -128,8 +129,8 @@ class Update(NamedTuple):
 
     def inputs(self, device) -> tuple:
         """Random parameters with gradients."""
-        leaf, dtype = _leaf(device), PRECISIONS[self.precision].wide
-        parameters = tuple(torch.nn.Parameter(leaf(shape, dtype)) for shape in self.shapes())
+        dtype = PRECISIONS[self.precision].wide
+        parameters = tuple(torch.nn.Parameter(_leaf(device, s, dtype)) for s in self.shapes())
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
         return parameters
@@ -157,8 +158,7 @@ class Token(NamedTuple):
     precision: str = "bf16"  # a name of PRECISIONS
     options: dict[str, Any] = {}  # noqa: RUF012 (never written)
 
-    def __str__(self):
-        return _describe(self)
+    __str__ = _describe
 
     @torch.no_grad()
     def run(self, ops, device) -> list[torch.Tensor]:
@@ -167,26 +167,15 @@ class Token(NamedTuple):
         return [getattr(ops, self.operation)(*inputs, **options)]
 
 
-def _describe(case: Case | Token) -> str:
-    options = "".join(f" {name}={value}" for name, value in case.options.items())
-    return f"{case.operation} {case.sizes.name} {case.precision}{options}"
-
-
-def _leaf(device):
-    def leaf(shape, dtype, scale=1.0):
-        return (scale * torch.randn(shape, dtype=dtype, device=device)).requires_grad_()
-
-    return leaf
+def _leaf(device, shape, dtype, scale=1.0) -> torch.Tensor:
+    return (scale * torch.randn(shape, dtype=dtype, device=device)).requires_grad_()
 
 
 def _inputs(operation: str, sizes: Sizes, precision: Precision, device) -> tuple:
     name, B, T, C, H, V = sizes
     wide, narrow, stream = precision
-    leaf = _leaf(device)
-
-    def tokens():
-        return torch.randint(V, (B, T), device=device)
-
+    leaf = functools.partial(_leaf, device)
+    tokens = functools.partial(torch.randint, V, (B, T), device=device)
     match operation:
         case "layer_norm":
             return leaf((B, T, C), stream), leaf((C,), wide), leaf((C,), wide)
@@ -211,12 +200,14 @@ def _inputs(operation: str, sizes: Sizes, precision: Precision, device) -> tuple
             return leaf((B, T, C), narrow), leaf((V, C), wide, C**-0.5), bias, tokens()
         case "embedding":
             return tokens(), leaf((V, C), wide), leaf((T, C), wide)
+        case "Block":
+            return (leaf((B, T, C), narrow),)
     raise KeyError(operation)
 
 
 def _token_inputs(operation, sizes, dtype, device, int8=False, **options) -> tuple[tuple, dict]:
     _, B, T, C, H, V = sizes
-    leaf = _leaf(device)
+    leaf = functools.partial(_leaf, device)
     match operation:
         case "decode_linear":  # the first product of the feed-forward: norm, bias and activation
             weight = leaf((4 * C, C), dtype, C**-0.5)

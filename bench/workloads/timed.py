@@ -3,21 +3,17 @@
 Work counts each input read once and each result written once, in bytes, and floating-point
 operations; causal attention counts half of its square, whatever a kernel computes of the rest.
 `GPU` is in the order of measurement, most important first, because time may run out.
-
-Letters: B batch, T time, C channels, H heads, V vocabulary.
 """
 
-import contextlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
+from bench.workloads import operations
 from bench.workloads.operations import (
+    BLOCK,
     GPT2,
     GPT2_XL,
     LECTURE,
     PRECISIONS,
-    WIDE_HEADS,
     Case,
     Sizes,
     Update,
@@ -32,30 +28,6 @@ STEP = "step"  # the only pass of an optimizer
 class Work(NamedTuple):
     bytes: float
     flops: float = 0.0
-
-
-class ModuleCase(NamedTuple):
-    """A module of `gpt/` with its parameters. Has the interface of `Case`."""
-
-    operation: str  # a class of both gpt.models.reference and gpt.models.packed
-    sizes: Sizes
-    precision: str = "bf16"
-    config: dict[str, Any] = {}  # noqa: RUF012 (never written)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {}
-
-    def keywords(self, device) -> dict[str, Any]:
-        return {}
-
-    def autocast(self, device):
-        return contextlib.nullcontext()
-
-    def inputs(self, device) -> tuple:
-        dtype = PRECISIONS[self.precision].narrow
-        _, B, T, C, *_ = self.sizes
-        return (torch.randn(B, T, C, dtype=dtype, device=device, requires_grad=True),)
 
 
 GPT2_32K = GPT2._replace(name="gpt2-32k", B=32)
@@ -98,10 +70,10 @@ GPU = (
     Case("feed_forward", GPT2_64K, options={"activation": "gelu"}),
     Case("embedding", GPT2_64K),
     Update("adamw", GPT2, n_layer=12),  # 124 M parameters
-    ModuleCase("Block", LECTURE, config={"dropout": 0.2}),
-    ModuleCase("Block", GPT2, config={"activation": "gelu", "qkv_bias": True}),
+    Case(BLOCK, LECTURE, options={"dropout": 0.2}),
+    Case(BLOCK, GPT2, options={"activation": "gelu", "qkv_bias": True}),
     Case("attention", GPT2, options=GPT2_DROPOUT),
-    Case("attention", WIDE_HEADS),
+    Case("attention", operations.WIDE_HEADS),
     Case("attention_qkv", LECTURE, options=LECTURE_DROPOUT),
     Case("attention_qkv", GPT2),
     Case("rms_norm", GPT2),
@@ -117,23 +89,11 @@ GPU = (
     Case("attention", LECTURE),
 )
 
+OPERATIONS = tuple(dict.fromkeys(case.operation for case in GPU))
 CPU = (
-    Case("layer_norm", NANO, "fp32"),
-    Case("add_layer_norm", NANO, "fp32"),
-    Case("rms_norm", NANO, "fp32"),
-    Case("attention", NANO, "fp32"),
-    Case("attention_qkv", NANO, "fp32"),
-    Case("feed_forward", NANO, "fp32"),
-    Case("cross_entropy", NANO, "fp32"),
-    Case("linear_cross_entropy", NANO, "fp32"),
-    Case("embedding", NANO, "fp32"),
-    ModuleCase("Block", NANO, "fp32"),
+    *(Case(name, NANO, "fp32") for name in OPERATIONS if name != "adamw"),
     Update("adamw", NANO, n_layer=4),
 )
-
-
-def cases(device: torch.device) -> tuple:
-    return GPU if device.type == "cuda" else CPU
 
 
 def passes(case) -> tuple[str, ...]:
@@ -160,10 +120,9 @@ def shape(case) -> str:
         "linear_cross_entropy": f"{rows:,} x {C:,} x {V:,}",
         "embedding": f"({B}, {T:,}) of {V:,} x {C:,}",
     }.get(case.operation, f"({B}, {T:,}, {C:,})")
-    words = case.config if isinstance(case, ModuleCase) else case.options
-    if "activation" in words:
-        text += f" {words['activation']}"
-    dropout = words.get("dropout") or words.get("dropout_p")
+    if activation := case.options.get("activation"):
+        text += f" {activation}"
+    dropout = case.options.get("dropout") or case.options.get("dropout_p")
     return text + (f", dropout {dropout}" if dropout else "")
 
 

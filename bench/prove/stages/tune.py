@@ -7,6 +7,7 @@ run the kernel's tests and `make ledger`.
 
 import contextlib
 import functools
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from bench.compare import Comparison, Failed, attempt
 from bench.ledger.compiled import name, record
 from bench.prove.stage import Outcome, passed
 from bench.prove.stages.repeat import served_names
-from bench.timer import DeviceTimer, spread
+from bench.timer import DeviceTimer
 from bench.workloads import timed
 from bench.workloads.operations import CASES
 from kernels.common import launch
@@ -65,7 +66,7 @@ def compare(case, kernel: str, contexts: dict[str, Callable], device, timer) -> 
     }
     samples = Comparison(case, makers, device, timer).run("both")
     seconds = {
-        tile: spread(of_tile.seconds).median
+        tile: statistics.median(of_tile.seconds)
         for tile, of_tile in samples.items()
         if not isinstance(of_tile, Failed)
     }
