@@ -1,12 +1,12 @@
 """Times forward, backward and both of every operation and block with every implementation."""
 
 import pytest
-import torch
 
 from bench import baselines
 from bench.compare import Failed, row
 from bench.conftest import CLOCK, DEVICE, device_ceilings
 from bench.prove.stages.parity import CONTEXT_LOST
+from gpt.hardware import synchronise
 
 pytestmark = pytest.mark.filterwarnings("default")  # peers' warnings are not errors
 
@@ -17,12 +17,11 @@ def test_speed(case, direction, name, session, benchmark):
         pytest.skip(f"{name}: {maker}")
     measured = session.samples(case, direction)[name]
     if isinstance(measured, Failed):
-        if DEVICE.type == "cuda":
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError:
-                reason = f"{name} broke the CUDA context: {measured.reason}"
-                pytest.exit(reason, returncode=CONTEXT_LOST)
+        try:
+            synchronise(DEVICE)
+        except RuntimeError:
+            reason = f"{name} broke the CUDA context: {measured.reason}"
+            pytest.exit(reason, returncode=CONTEXT_LOST)
         if name == baselines.OURS:
             pytest.fail(measured.details, pytrace=False)
         pytest.skip(f"{name} failed: {measured.reason}")

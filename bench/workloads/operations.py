@@ -46,16 +46,22 @@ GPT2_XL = Sizes("gpt2-xl", B=4, T=1024, C=1600, H=25, V=50304)
 WIDE_HEADS = Sizes("wide-heads", B=4, T=2048, C=2048, H=16, V=50304)
 
 
-def _describe(case) -> str:
-    options = "".join(f" {name}={value}" for name, value in case.options.items())
-    return f"{case.operation} {case.sizes.name} {case.precision}{options}"
+def _draw(device, shape, dtype, scale=1.0) -> torch.Tensor:
+    return scale * torch.randn(shape, dtype=dtype, device=device)
+
+
+def _leaf(device, *what) -> torch.Tensor:
+    return _draw(device, *what).requires_grad_()
 
 
 BLOCK = "Block"  # of the model; its options belong to its ModelConfig
 
 
 class Case(NamedTuple):
-    """A differentiable operation, or a block of the model with its parameters."""
+    """An operation, or a block of the model with its parameters.
+
+    The operations of a decode step take one token of each of B rows and have no gradients.
+    """
 
     operation: str  # a name of kernels.Ops, or BLOCK
     sizes: Sizes
@@ -64,15 +70,63 @@ class Case(NamedTuple):
     route: launch.Route | None = None  # of the feed-forward; None: as in `launch.ROUTES`
 
     def __str__(self):
-        return _describe(self) + (f" by {' '.join(self.route)}" if self.route else "")
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        route = f" by {' '.join(self.route)}" if self.route else ""
+        return f"{self.operation} {self.sizes.name} {self.precision}{options}{route}"
 
     def inputs(self, device) -> tuple:
         """Random operands; those that have a gradient require it."""
-        return _inputs(self.operation, self.sizes, PRECISIONS[self.precision], device)
+        name, B, T, C, H, V = self.sizes
+        wide, narrow, stream = PRECISIONS[self.precision]
+        draw, leaf = functools.partial(_draw, device), functools.partial(_leaf, device)
+        tokens = functools.partial(torch.randint, V, (B, T), device=device)
+        match self.operation:
+            case "layer_norm":
+                return leaf((B, T, C), stream), leaf((C,), wide), leaf((C,), wide)
+            case "rms_norm":  # of the queries in a packed projection (B, T, 3C), without a weight
+                return leaf((B, T, 3 * H, C // H), narrow)[:, :, :H], None
+            case "add_layer_norm":
+                residual, branch = leaf((B, T, C), stream), leaf((B, T, C), narrow)
+                return residual, branch, leaf((C,), wide), leaf((C,), wide)
+            case "attention":
+                return tuple(leaf((B, H, T, C // H), narrow) for _ in range(3))
+            case "attention_qkv":
+                return leaf((B, T, 3 * C), narrow), H
+            case "feed_forward":  # weights are scaled so that activations have a variance near 1
+                w1, b1 = leaf((4 * C, C), narrow, C**-0.5), leaf((4 * C,), narrow)
+                w2, b2 = leaf((C, 4 * C), narrow, (4 * C) ** -0.5), leaf((C,), narrow)
+                return leaf((B, T, C), narrow), w1, b1, w2, b2
+            case "cross_entropy":
+                return leaf((B, T, V), narrow), tokens()
+            case "linear_cross_entropy":  # the lecture's head has a bias, GPT-2's has none
+                has_bias = self.precision == "training" and name == LECTURE.name
+                bias = leaf((V,), wide) if has_bias else None
+                return leaf((B, T, C), narrow), leaf((V, C), wide, C**-0.5), bias, tokens()
+            case "embedding":
+                return tokens(), leaf((V, C), wide), leaf((T, C), wide)
+            case "Block":
+                return (leaf((B, T, C), narrow),)
+            case (
+                "decode_linear"
+            ):  # the first product of the feed-forward: norm, bias and activation
+                weight = draw((4 * C, C), narrow, C**-0.5)
+                weight = weight.to(torch.int8) if self.options.get("int8") else weight
+                return draw((B, C), narrow), weight, draw((4 * C,), narrow)
+            case "decode_attention":
+                position = torch.full((B,), T - 1, device=device)
+                return draw((B, 3 * C), narrow), draw((2, B, H, T, C // H), narrow), position
+            case "sample_token":
+                return (draw((B, V), narrow),)
+        raise KeyError(self.operation)
 
     def keywords(self, device) -> dict[str, Any]:
         """The options as keyword arguments of the operation, tensors included."""
         options = {} if self.operation == BLOCK else dict(self.options)
+        if options.pop("int8", False):
+            options["scale"] = torch.randn(4 * self.sizes.C, device=device)
+        if "norm" in options:
+            dtype = PRECISIONS[self.precision].narrow
+            options["norm_weight"] = torch.randn(self.sizes.C, dtype=dtype, device=device)
         if options.pop("x_bias", False):
             options["x_bias"] = torch.zeros(self.sizes.C, device=device).requires_grad_()
         if options.pop("angles", False):
@@ -88,13 +142,15 @@ class Case(NamedTuple):
         return torch.autocast(torch.device(device).type, narrow)
 
     def run(self, ops, device) -> list[torch.Tensor]:
-        """Run forward and backward; return outputs and gradients."""
+        """Run forward and, if there are gradients, backward; return outputs and gradients."""
         inputs, options = self.inputs(device), self.keywords(device)
         operands = [one for one in (*inputs, *options.values()) if isinstance(one, torch.Tensor)]
         leaves = [one for one in operands if one.requires_grad]
         with launch.routed(self.route), self.autocast(device):
             outputs = getattr(ops, self.operation)(*inputs, **options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not leaves:
+            return list(outputs)
         upstream = [  # not randn_like: the same numbers whatever the strides of the output are
             torch.randn(one.shape, dtype=one.dtype, device=one.device) for one in outputs
         ]
@@ -130,7 +186,7 @@ class Update(NamedTuple):
     def inputs(self, device) -> tuple:
         """Random parameters with gradients."""
         dtype = PRECISIONS[self.precision].wide
-        parameters = tuple(torch.nn.Parameter(_leaf(device, s, dtype)) for s in self.shapes())
+        parameters = tuple(torch.nn.Parameter(_draw(device, s, dtype)) for s in self.shapes())
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
         return parameters
@@ -148,81 +204,6 @@ class Update(NamedTuple):
         norm = optimizer.clip_grad_norm(1.0)
         optimizer.step()
         return [norm, *(parameter.detach() for parameter in parameters)]
-
-
-class Token(NamedTuple):
-    """An operation of a decode step, for one token of each of B rows; without gradients."""
-
-    operation: str  # a name of kernels.Ops
-    sizes: Sizes
-    precision: str = "bf16"  # a name of PRECISIONS
-    options: dict[str, Any] = {}  # noqa: RUF012 (never written)
-
-    __str__ = _describe
-
-    @torch.no_grad()
-    def run(self, ops, device) -> list[torch.Tensor]:
-        dtype = PRECISIONS[self.precision].narrow
-        inputs, options = _token_inputs(self.operation, self.sizes, dtype, device, **self.options)
-        return [getattr(ops, self.operation)(*inputs, **options)]
-
-
-def _leaf(device, shape, dtype, scale=1.0) -> torch.Tensor:
-    return (scale * torch.randn(shape, dtype=dtype, device=device)).requires_grad_()
-
-
-def _inputs(operation: str, sizes: Sizes, precision: Precision, device) -> tuple:
-    name, B, T, C, H, V = sizes
-    wide, narrow, stream = precision
-    leaf = functools.partial(_leaf, device)
-    tokens = functools.partial(torch.randint, V, (B, T), device=device)
-    match operation:
-        case "layer_norm":
-            return leaf((B, T, C), stream), leaf((C,), wide), leaf((C,), wide)
-        case "rms_norm":  # of the queries in a packed projection (B, T, 3C), without a weight
-            return leaf((B, T, 3 * H, C // H), narrow)[:, :, :H], None
-        case "add_layer_norm":
-            residual, branch = leaf((B, T, C), stream), leaf((B, T, C), narrow)
-            return residual, branch, leaf((C,), wide), leaf((C,), wide)
-        case "attention":
-            return tuple(leaf((B, H, T, C // H), narrow) for _ in range(3))
-        case "attention_qkv":
-            return leaf((B, T, 3 * C), narrow), H
-        case "feed_forward":  # weights are scaled so that activations have a variance near 1
-            w1, b1 = leaf((4 * C, C), narrow, C**-0.5), leaf((4 * C,), narrow)
-            w2, b2 = leaf((C, 4 * C), narrow, (4 * C) ** -0.5), leaf((C,), narrow)
-            return leaf((B, T, C), narrow), w1, b1, w2, b2
-        case "cross_entropy":
-            return leaf((B, T, V), narrow), tokens()
-        case "linear_cross_entropy":  # the lecture's head has a bias, GPT-2's has none
-            has_bias = precision is PRECISIONS["training"] and name == LECTURE.name
-            bias = leaf((V,), wide) if has_bias else None
-            return leaf((B, T, C), narrow), leaf((V, C), wide, C**-0.5), bias, tokens()
-        case "embedding":
-            return tokens(), leaf((V, C), wide), leaf((T, C), wide)
-        case "Block":
-            return (leaf((B, T, C), narrow),)
-    raise KeyError(operation)
-
-
-def _token_inputs(operation, sizes, dtype, device, int8=False, **options) -> tuple[tuple, dict]:
-    _, B, T, C, H, V = sizes
-    leaf = functools.partial(_leaf, device)
-    match operation:
-        case "decode_linear":  # the first product of the feed-forward: norm, bias and activation
-            weight = leaf((4 * C, C), dtype, C**-0.5)
-            if int8:
-                weight = weight.to(torch.int8)
-                options["scale"] = leaf((4 * C,), torch.float32)
-            if "norm" in options:
-                options["norm_weight"] = leaf((C,), dtype)
-            return (leaf((B, C), dtype), weight, leaf((4 * C,), dtype)), options
-        case "decode_attention":
-            cache, position = leaf((2, B, H, T, C // H), dtype), torch.full((B,), T - 1)
-            return (leaf((B, 3 * C), dtype), cache, position.to(device)), options
-        case "sample_token":
-            return (leaf((B, V), dtype),), options
-    raise KeyError(operation)
 
 
 _DROPOUT = {"dropout_p": 0.2}
@@ -269,12 +250,12 @@ UPDATES = (Update("adamw", GPT2), Update("adamw", GPT2, "bf16"), Update("adamw",
 ONE = GPT2._replace(name="gpt2 one token", B=1)
 
 TOKENS = (
-    Token("decode_linear", ONE, "bf16", {"norm": "layer_norm", "activation": "gelu_tanh"}),
-    Token("decode_linear", ONE, "bf16", {"int8": True}),
-    Token("decode_linear", ONE, "fp32"),
-    Token("decode_attention", ONE),
-    Token("decode_attention", ONE, "fp32", {"qk_norm": True}),
-    Token("decode_attention", ONE, "bf16", {"window": 256}),
-    Token("sample_token", ONE, "bf16", {"top_k": 40}),
-    Token("sample_token", ONE, "fp32", {"temperature": 0.0}),
+    Case("decode_linear", ONE, "bf16", {"norm": "layer_norm", "activation": "gelu_tanh"}),
+    Case("decode_linear", ONE, "bf16", {"int8": True}),
+    Case("decode_linear", ONE, "fp32"),
+    Case("decode_attention", ONE),
+    Case("decode_attention", ONE, "fp32", {"qk_norm": True}),
+    Case("decode_attention", ONE, "bf16", {"window": 256}),
+    Case("sample_token", ONE, "bf16", {"top_k": 40}),
+    Case("sample_token", ONE, "fp32", {"temperature": 0.0}),
 )

@@ -8,16 +8,7 @@ operations; causal attention counts half of its square, whatever a kernel comput
 from typing import NamedTuple
 
 from bench.workloads import operations
-from bench.workloads.operations import (
-    BLOCK,
-    GPT2,
-    GPT2_XL,
-    LECTURE,
-    PRECISIONS,
-    Case,
-    Sizes,
-    Update,
-)
+from bench.workloads.operations import BLOCK, GPT2, LECTURE, PRECISIONS, Case, Update
 
 PASSES = ("forward", "backward", "both")
 # some implementations compute the gradient in the forward pass, so only "both" is comparable
@@ -35,8 +26,8 @@ GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
 GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
 GPT2_8K = GPT2._replace(name="gpt2-8k", B=2, T=8192)
 GPT2_16K = GPT2._replace(name="gpt2-16k", B=1, T=16384)
-GPT2_XL_16K = GPT2_XL._replace(name="gpt2-xl-16k", B=16)
-NANO = Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's CPU recipe
+GPT2_XL_16K = operations.GPT2_XL._replace(name="gpt2-xl-16k", B=16)
+NANO = operations.Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's CPU recipe
 
 LECTURE_DROPOUT = {"dropout_p": 0.2}
 GPT2_DROPOUT = {"dropout_p": 0.1}

@@ -16,16 +16,6 @@ def small(monkeypatch):
     monkeypatch.setitem(training.SIZES, "lecture", {"model": model, "batch_size": 3})
 
 
-@pytest.mark.parametrize("implementation", ["reference", "torch"])
-def test_row_has_rates_and_spread(small, implementation):
-    row = training.measure("lecture", training.Variant(implementation), CPU, seconds=0.0)
-    assert row["steps"] == training.MIN_GROUPS * training.GROUP
-    assert row["tokens_per_second"] == pytest.approx(3 * 8 / row["milliseconds"] * 1e3)
-    low, high = row["milliseconds_p20_p80"]
-    assert 0 < low <= row["milliseconds"] <= high
-    assert row["mfu"] is None  # the peak of a CPU is unknown
-
-
 # the interface of nanoGPT's model.py; `view` needs contiguous batches
 NANOGPT = """
 from dataclasses import dataclass
@@ -56,11 +46,15 @@ class GPT(nn.Module):
 """
 
 
-def test_nanogpt_step_gets_contiguous_batches(small, tmp_path):
+@pytest.mark.parametrize("implementation", ["reference", "torch", "nanogpt"])
+def test_row_has_rates_and_spread(small, implementation, tmp_path):
     (tmp_path / "model.py").write_text(NANOGPT)
-    variant = training.Variant("nanogpt")
-    row = training.measure("lecture", variant, CPU, seconds=0.0, nanogpt=tmp_path)
+    row = training.measure("lecture", training.Variant(implementation), CPU, 0.0, tmp_path)
+    assert row["steps"] == training.MIN_GROUPS * training.GROUP
     assert row["tokens_per_second"] == pytest.approx(3 * 8 / row["milliseconds"] * 1e3)
+    low, high = row["milliseconds_p20_p80"]
+    assert 0 < low <= row["milliseconds"] <= high
+    assert row["mfu"] is None  # the peak of a CPU is unknown
 
 
 def test_unavailable_variants_have_a_reason():

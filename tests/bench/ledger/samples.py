@@ -30,7 +30,22 @@ def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
     tl.store(y_ptr + at, tl.load(x_ptr + at))
 
 
-_copy_forgetful = triton.jit(_copy.fn, do_not_specialize=["row_stride"])
+@triton.jit
+def _load(x_ptr, at):
+    return tl.load(x_ptr + at)
+
+
+@triton.jit
+def _add(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    at = tl.program_id(0).to(tl.int64) * row_stride + columns
+    tl.store(y_ptr + at, _load(x_ptr, at) + _load(w_ptr, columns))
+
+
+@triton.jit
+def _copy_either(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
+    tl.store(y_ptr + at, tl.load(tl.where(row_stride > 0, x_ptr, w_ptr) + at))
 
 
 @triton.jit
@@ -42,12 +57,18 @@ def _sum(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
 @triton.jit
 def _product(x_ptr, y_ptr, z_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    x_ptrs, y_ptrs = x_ptr + m * depth + k[None, :], y_ptr + k[:, None] * N + n
     total = tl.zeros((M, N), tl.float32)
-    for start in range(0, depth, K):
-        x = tl.load(x_ptr + m * depth + start + k[None, :])
-        y = tl.load(y_ptr + (start + k[:, None]) * N + n)
-        total = tl.dot(x, y, total, input_precision="ieee")
+    for _ in range(0, depth, K):
+        total = tl.dot(tl.load(x_ptrs), tl.load(y_ptrs), total, input_precision="ieee")
+        x_ptrs += K
+        y_ptrs += K * N
     tl.store(z_ptr + m * N + n, total)
+
+
+def _forgetful(kernel, argument: str):
+    """The kernel without the divisibility of an argument."""
+    return triton.jit(kernel.fn, do_not_specialize=[argument])
 
 
 def _meta(*shape, dtype=torch.bfloat16):
@@ -57,22 +78,26 @@ def _meta(*shape, dtype=torch.bfloat16):
 def _calls() -> dict:
     x, y, total = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH), _meta(1, dtype=torch.float32)
     shifted = _meta(ROWS * LENGTH + 1)[1:].view(ROWS, LENGTH)
-    ragged = _meta(ROWS, LENGTH + 1)
+    ragged, odd = _meta(ROWS, LENGTH + 1), _meta(LENGTH + 1)[1:]
 
-    def product(dtype=torch.bfloat16, **options):
+    def product(kernel=_product, dtype=torch.bfloat16, **options):
         a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
-        return _product, (a, b, c, DEPTH), dict(M=M, N=N, K=K, num_warps=4) | options
+        return kernel, (a, b, c, DEPTH), dict(M=M, N=N, K=K, num_warps=4) | options
 
     return {
         "wide": (_copy, (x, y, LENGTH), dict(BLOCK=LENGTH)),
         "shifted": (_copy, (shifted, y, LENGTH), dict(BLOCK=LENGTH)),
         "ragged": (_copy, (ragged, y, LENGTH + 1), dict(BLOCK=LENGTH)),
         "small tile": (_copy, (x, y, LENGTH), dict(BLOCK=256)),
-        "forgetful": (_copy_forgetful, (x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "forgetful": (_forgetful(_copy, "row_stride"), (x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "helper": (_add, (x, odd, y, LENGTH), dict(BLOCK=LENGTH)),
+        "forgetful helper": (_forgetful(_add, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "either": (_forgetful(_copy_either, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
         "atomic": (_sum, (x, total, LENGTH), dict(BLOCK=LENGTH)),
         "product": product(num_stages=2),
         "deep product": product(num_stages=6),
-        "fp32 product": product(torch.float32, M=16, N=16, K=16),
+        "fp32 product": product(dtype=torch.float32, M=16, N=16, K=16),
+        "forgetful product": product(_forgetful(_product, "depth"), torch.float32, M=64),
         "spilling": product(N=512, num_stages=2),  # 512 sums per thread
     }
 

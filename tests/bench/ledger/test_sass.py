@@ -1,4 +1,4 @@
-"""Parsing of machine code, PTX and Triton's IR, on listings with a known meaning."""
+"""Counting instructions in listings with a known meaning, and rows that can be loaded wide."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from bench.ledger import load_widths, sass
 LISTING = """
 	.headerflags	@"EF_CUDA_SM90"
 .text._forward:
-        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                  /* 0x00000a00ff017b82 */
         /*0010*/              @!P0 LDG.E.128 R4, desc[UR10][R12.64] ;
         /*0020*/                   LDG.E.U16 R5, desc[UR10][R12.64+0x2] ;
         /*0030*/                   LDG.E.ENL2.256 R8, desc[UR10][R12.64+0x2] ;
@@ -47,64 +47,6 @@ def test_instructions_are_counted_by_their_meaning():
     }
 
 
-TTIR = """
-#loc = loc("/x/norm.py":3:0)
-#loc1 = loc("/x/norm.py":6:16)
-#loc2 = loc("/x/norm.py":7:16)
-#loc3 = loc("/x/helper.py":1:5)
-#loc9 = loc("w_ptr"(#loc))
-  tt.func public @_forward(%x_ptr: !tt.ptr<bf16> loc("x_ptr"(#loc)), %w_ptr: !tt.ptr<f32>) {
-    %x_1 = tt.addptr %x_ptr, %row : !tt.ptr<bf16>, i64 loc(#loc)
-    %seed = tt.load %w_ptr : !tt.ptr<f32> loc(#loc12)
-    %0:2 = scf.for %i = %c0 to %n step %c64 iter_args(%t = %cst, %x_2 = %x_1) -> (...) : i32 {
-      %x_3 = tt.splat %x_2 : !tt.ptr<bf16> -> tensor<16x64x!tt.ptr<bf16>> loc(#loc10)
-      %x_4 = tt.load %x_3, %mask, %cst_0 : tensor<16x64x!tt.ptr<bf16>> loc(#loc10)
-    } loc(#loc)
-    %w = tt.splat %w_ptr : !tt.ptr<f32> -> tensor<64x!tt.ptr<f32>> loc(#loc11)
-    %w_5 = tt.load %w : tensor<64x!tt.ptr<f32>> loc(#loc11)
-    %p = tt.splat %0#1 : !tt.ptr<bf16> -> tensor<64x!tt.ptr<bf16>> loc(#loc11)
-    %p_6 = tt.load %p : tensor<64x!tt.ptr<bf16>> loc(#loc11)
-    %q = arith.select %c, %w, %w : tensor<64x!tt.ptr<f32>> loc(#loc11)
-    %q_7 = tt.load %q : tensor<64x!tt.ptr<f32>> loc(#loc11)
-#loc10 = loc("x"(#loc1))
-#loc11 = loc(callsite(#loc3 at #loc2))
-#loc12 = loc(unknown)
-"""
-
-
-def test_loads_are_traced_to_their_argument_and_line():
-    norm, helper = "/x/norm.py:6:16", "/x/helper.py:1:5"
-    assert load_widths.tiles_of(TTIR) == [
-        load_widths.Tile("w_ptr", 4, ""),
-        load_widths.Tile("x_ptr", 16 * 64 * 2, norm),
-        load_widths.Tile("w_ptr", 64 * 4, helper),
-        load_widths.Tile("x_ptr", 64 * 2, helper),
-        load_widths.Tile("q", 64 * 4, helper),  # a select between pointers is not traced
-    ]
-
-
-PTX = """
-	.file	1 "/x/norm.py"
-	.loc	1 6 16                          // norm.py:6:16
-	// begin inline asm
-	.loc	1 6 16                          // norm.py:6:16
-	mov.u32 %r1, 0x0;
-	.loc	1 7 16                          // norm.py:7:16
-	@%p1 ld.global.L1::evict_last.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
-	// end inline asm
-	cp.async.cg.shared.global [ %r6 + 0 ], [ %rd5 + 0 ], 0x10, %r7;
-	cp.async.ca.shared.global [ %r6 + 0 ], [ %rd5 + 0 ], 0x4, %r7;
-	.loc	1 8 16                          // norm.py:8:16
-	ld.global.b16 	%rs1, [%rd1];
-	ld.global.nc.v2.u64 	{%rs1, %rs2}, [%rd1];
-	ld.shared.b32 	%r1, [%r2];
-"""
-
-
-def test_widths_belong_to_the_line_of_the_load():
-    assert load_widths.widths(PTX) == {"/x/norm.py:6:16": [16, 16, 4], "/x/norm.py:8:16": [2, 16]}
-
-
 def test_rows_are_wide_if_all_start_and_end_at_16_bytes():
     x, y = torch.empty(4, 16, dtype=torch.bfloat16), torch.empty(4, 20, dtype=torch.bfloat16)
     for tensor in (x, x[:, :8], x[:, 8:], x[:, :8].t(), y[:1, :8]):
@@ -112,20 +54,6 @@ def test_rows_are_wide_if_all_start_and_end_at_16_bytes():
     # 24 bytes; from 2 bytes on; the second row starts at 40 bytes; every other element
     for tensor in (x[:, :12], x[:, 1:9], y[:, :8], x[:, ::2]):
         assert not load_widths.rows_are_wide(tensor)
-
-
-def test_line_of_a_helper_is_narrow_only_if_its_widest_load_is():
-    """A caller whose load may be narrow excuses the line that it shares with others."""
-    ttir = TTIR.replace("#loc3 at #loc2", "#loc1 at #loc2")
-    tensors = {"x_ptr": torch.empty(64, 64, dtype=torch.bfloat16), "w_ptr": torch.empty(64, 64)}
-    assert load_widths.narrow(ttir, PTX, tensors, threads=32) == []
-    narrow = PTX.replace("v4.b32", "b32").replace("0x10", "0x4")
-    assert load_widths.narrow(ttir, narrow, tensors, threads=32) == [
-        "x_ptr at x/norm.py:6 by 4 bytes"
-    ]
-    assert load_widths.narrow(TTIR, PTX, tensors, threads=32) == ["x_ptr at x/norm.py:6 by 4 bytes"]
-    # 2 KiB are 8 bytes for each of 256 threads
-    assert load_widths.narrow(TTIR, PTX, tensors, threads=256) == []
 
 
 IN_FLIGHT = """

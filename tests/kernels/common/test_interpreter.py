@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 USER = """
 import torch
 import kernels
-from bench.workloads.operations import CASES, TOKENS, Case, Sizes, Token
+from bench.workloads.operations import CASES, TOKENS, Case, Sizes
 from bench.prove.stages.repeat import served_names
 
 SIZES = Sizes("ragged", B=2, T=19, C=20, H=2, V=13)
@@ -30,7 +30,7 @@ GREEDY = {"sample_token": {"temperature": 0.0}}
 cases = []
 for dtype in ("fp32", "fp16", "bf16"):
     cases += [Case(name, SIZES, dtype) for name in served_names(CASES)]
-    cases += [Token(name, SIZES, dtype, GREEDY.get(name, {})) for name in served_names(TOKENS)]
+    cases += [Case(name, SIZES, dtype, GREEDY.get(name, {})) for name in served_names(TOKENS)]
 for case in cases:
     results = []
     for name in ("triton", "torch"):
