@@ -1,8 +1,4 @@
-"""The implementations of each case: ours, PyTorch's in several modes, Liger's, the lecture's.
-
-`implementations(case, device)` lists all of them; one that is not available here is represented by
-the reason. The backend of SDPA is fixed for each of them.
-"""
+"""The implementations of each case: ours, PyTorch's in several modes, Liger's, the lecture's."""
 
 import contextlib
 import functools
@@ -85,14 +81,12 @@ def _operations(case: Case, device: torch.device) -> dict[str, Maker]:
 @contextlib.contextmanager
 def deterministic():
     """PyTorch's deterministic mode without its filling of empty tensors, which costs time."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def compiled(function):

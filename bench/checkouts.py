@@ -24,8 +24,7 @@ def nanogpt(checkout: Path) -> ModuleType:
 def lecture(gpt_py: Path, vocab_size: int, device: torch.device) -> SimpleNamespace:
     """The definitions of the lecture's gpt.py, among them GPTLanguageModel.
 
-    The file is a script that reads a text and trains, so only its imports, constants and classes
-    are executed.
+    The file is a script that trains, so only its imports, constants and classes are executed.
     """
     path = Path(gpt_py)
     if not path.is_file():

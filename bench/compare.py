@@ -1,5 +1,6 @@
 """Compares the implementations of one case: created once, warmed up, timed in turn."""
 
+import copy
 import traceback
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from triton.errors import TritonError
 
 from bench.baselines import Baseline, Maker
+from bench.results import KEY
 from bench.timer import Ceilings, Samples, Trial, spread, time_interleaved
 from bench.workloads import timed
 from gpt.hardware import synchronise
@@ -48,7 +50,7 @@ class Comparison:
             step()
             synchronise(self.device)  # so that an error is raised for this implementation
             return Trial(step)
-        inputs = tuple(map(_copy, self.inputs)) if writes_inputs else self.inputs
+        inputs = copy.deepcopy(self.inputs) if writes_inputs else self.inputs
         options = self.case.keywords(self.device)
         weights = function.parameters() if isinstance(function, torch.nn.Module) else ()
         operands = (*inputs, *options.values(), *weights)
@@ -80,12 +82,8 @@ def row(case, direction: str, name: str, samples: Samples, ceilings: Ceilings | 
     """One row of the result file: the measurement of one implementation."""
     work = timed.work(case)[direction]
     median, p20, p80 = spread(samples.seconds)
-    result = {
-        "operation": case.operation,
-        "shape": timed.shape(case),
-        "precision": case.precision,
-        "pass": direction,
-        "implementation": name,
+    place = (case.operation, timed.shape(case), case.precision, direction, name)
+    result = dict(zip(KEY, place, strict=True)) | {
         "median_us": 1e6 * median,
         "p20_us": 1e6 * p20,
         "p80_us": 1e6 * p80,
@@ -95,8 +93,9 @@ def row(case, direction: str, name: str, samples: Samples, ceilings: Ceilings | 
     }
     if work.flops:
         result["tflop_s"] = work.flops / median / 1e12
-    if ceilings is not None:
-        result["ceiling"] = ceilings.floor(*work) / median
+    if ceilings is not None:  # the fewest seconds that any kernel needs for this work
+        bandwidth, flops = ceilings
+        result["ceiling"] = max(work.bytes / bandwidth, work.flops / flops) / median
     return {
         key: float(f"{value:.4g}") if isinstance(value, float) else value
         for key, value in result.items()
@@ -110,8 +109,3 @@ def attempt(function, *arguments):
     except EXPECTED as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return Failed(reason, traceback.format_exc())
-
-
-def _copy(value):
-    has_gradient = getattr(value, "requires_grad", False)
-    return value.detach().clone().requires_grad_() if has_gradient else value

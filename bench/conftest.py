@@ -2,7 +2,7 @@
 
 The implementations of one operation, shape and pass are timed in turn (`bench/timer.py`). Each then
 reports its times through pytest-benchmark, in one group, whose table has the ratios. `extra_info`
-in the JSON is a row of the result file. A plain `pytest` does not run these tests.
+in the JSON is a row of the result file.
 """
 
 import functools
@@ -15,25 +15,10 @@ import torch
 
 from bench import baselines, results
 from bench.compare import Comparison, Failed
-from bench.timer import Samples, make_timer, measure_ceilings
+from bench.timer import Ceilings, HostTimer, Samples, make_timer, measure_ceilings
 from bench.workloads import timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class RecordedClock:
-    """A timer for pytest-benchmark that advances by measured seconds only."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
-CLOCK = RecordedClock()
 
 
 def pytest_addoption(parser):
@@ -49,12 +34,6 @@ def pytest_configure(config):
         torch.set_num_threads(1)  # more threads would measure the load of the other cores
 
 
-def pytest_report_header():
-    if DEVICE.type == "cuda":
-        return f"bench: {torch.cuda.get_device_name()}"
-    return "bench: no CUDA GPU, so PyTorch against the reference by wall clock"
-
-
 def pytest_generate_tests(metafunc):
     selected = metafunc.config.getoption("--operation")
     parameters = []
@@ -63,7 +42,7 @@ def pytest_generate_tests(metafunc):
             continue
         for direction in timed.passes(case):
             group = f"{case.operation} {timed.shape(case)} {case.precision} {direction}"
-            mark = pytest.mark.benchmark(group=group, timer=CLOCK)
+            mark = pytest.mark.benchmark(group=group)
             for name in baselines.implementations(case, DEVICE):
                 values = (case, direction, name)
                 parameters.append(pytest.param(*values, marks=mark, id=f"{group} {name}"))
@@ -71,13 +50,9 @@ def pytest_generate_tests(metafunc):
 
 
 @functools.cache
-def device_timer():
-    return make_timer(DEVICE)
-
-
-@functools.cache
-def device_ceilings():
-    return measure_ceilings(DEVICE, device_timer()) if DEVICE.type == "cuda" else None
+def timer_and_ceilings() -> tuple[HostTimer, Ceilings | None]:
+    timer = make_timer(DEVICE)
+    return timer, measure_ceilings(DEVICE, timer) if DEVICE.type == "cuda" else None
 
 
 class Session:
@@ -92,13 +67,12 @@ class Session:
         if self.case is not case:
             self.comparison, self.case, self.measured = None, case, {}
             gc.collect()  # the tensors of the last comparison
-            if DEVICE.type == "cuda":
-                torch.cuda.empty_cache()
-            device_ceilings()
-            torch.manual_seed(0)
+            torch.cuda.empty_cache()
+            timer, _ = timer_and_ceilings()
             makers = baselines.implementations(case, DEVICE).items()
             makers = {name: maker for name, maker in makers if not isinstance(maker, str)}
-            self.comparison = Comparison(case, makers, DEVICE, device_timer())
+            torch.manual_seed(0)
+            self.comparison = Comparison(case, makers, DEVICE, timer)
         if direction not in self.measured:
             if time.monotonic() > self.deadline:
                 pytest.skip("the time of --minutes is over")
@@ -115,6 +89,6 @@ def pytest_benchmark_update_json(benchmarks, output_json):
     """Add the GPU and its ceilings, and drop the single samples to keep the file small."""
     if DEVICE.type == "cuda":
         output_json["machine_info"]["gpu"] = results.gpu()
-        output_json["machine_info"]["ceilings"] = device_ceilings()._asdict()
+        output_json["machine_info"]["ceilings"] = timer_and_ceilings()[1]._asdict()
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)

@@ -1,11 +1,12 @@
 """Result files: measurements as JSON, one file per GPU and date, written by `make prove`.
 
 {"schema": 2, "gpu": {...}, "date": "2026-11-21", "ceilings": {...}, "stages": {name: {...}},
-"rows": [{...}]}. Every stage and row has the commit and date of its measurement. A row is the
-result of `bench.compare.row`. Programs of `bench.recipes` write {"schema": 2, "table": the name of
-their table in the README, "date": ..., "machine": ..., "commit": ..., "rows": [{...}]}.
+"rows": [{...}]}. Every stage and row has the commit and date of its measurement. Programs of
+`bench.recipes` write {"schema": 2, "table": the name of their table in the README, "date": ...,
+"machine": ..., "commit": ..., "rows": [{...}]}.
 """
 
+import functools
 import json
 import platform
 import re
@@ -48,9 +49,9 @@ def commit() -> str:
     command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
     try:
         run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"  # a copy without .git: pass --commit
-    return run.stdout.strip()
 
 
 def file_name(gpu_name: str, date: str) -> str:
@@ -88,12 +89,11 @@ def merge(earlier: dict, later: dict) -> dict:
 
 def by_gpu(folder: Path = RESULTS) -> list[dict]:
     """The merged results of each GPU, sorted by its name."""
-    found: dict[str, dict] = {}
+    found: dict[str, list[dict]] = {}
     for result in _oldest_first(folder):
         if "gpu" in result:
-            name = result["gpu"]["name"]
-            found[name] = merge(found[name], result) if name in found else result
-    return [found[name] for name in sorted(found)]
+            found.setdefault(result["gpu"]["name"], []).append(result)
+    return [functools.reduce(merge, found[name]) for name in sorted(found)]
 
 
 def by_table(folder: Path = RESULTS) -> dict[str, dict]:

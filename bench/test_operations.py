@@ -4,7 +4,7 @@ import pytest
 
 from bench import baselines
 from bench.compare import Failed, row
-from bench.conftest import CLOCK, DEVICE, device_ceilings
+from bench.conftest import DEVICE, timer_and_ceilings
 from bench.prove.stages.parity import CONTEXT_LOST
 from gpt.hardware import synchronise
 
@@ -25,6 +25,7 @@ def test_speed(case, direction, name, session, benchmark):
         if name == baselines.OURS:
             pytest.fail(measured.details, pytrace=False)
         pytest.skip(f"{name} failed: {measured.reason}")
-    benchmark.extra_info |= row(case, direction, name, measured, device_ceilings())
-    setup = (((seconds,), {}) for seconds in measured.seconds).__next__
-    benchmark.pedantic(CLOCK.advance, setup=setup, rounds=len(measured.seconds))
+    benchmark.extra_info |= row(case, direction, name, measured, timer_and_ceilings()[1])
+    benchmark.pedantic(lambda: None)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        benchmark.stats.stats.data[:] = measured.seconds

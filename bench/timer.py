@@ -6,8 +6,6 @@
 2. *Cold cache.* A buffer larger than any L2 cache is written before each call.
 3. *Interleaved.* A B A B in one process, so that a drift of the GPU's clocks affects all alike.
 4. *Spread.* Medians with the 20th and 80th percentile.
-
-Without a GPU the same interface uses the host's clock and leaves the cache alone.
 """
 
 import statistics
@@ -41,10 +39,6 @@ class Ceilings(NamedTuple):
 
     copy_bytes_per_second: float
     matmul_flops_per_second: float
-
-    def floor(self, bytes_moved: float, flops: float) -> float:
-        """The fewest seconds that any kernel needs for this work."""
-        return max(bytes_moved / self.copy_bytes_per_second, flops / self.matmul_flops_per_second)
 
 
 class HostTimer:
@@ -105,11 +99,11 @@ def time_interleaved(
     trials: dict[str, Trial], timer: HostTimer, seconds: float
 ) -> dict[str, Samples]:
     """Time all trials in turn, A B A B, for `seconds` and at least `MIN_ROUNDS` rounds."""
+    samples: dict[str, list[float]] = {name: [] for name in trials}
     hosts = {}
     for name, trial in trials.items():
         calls = [timer.host_seconds(trial) for _ in range(2 * WARM_UP)]
         hosts[name] = statistics.median(calls[WARM_UP:])
-    samples: dict[str, list[float]] = {name: [] for name in trials}
     start = time.perf_counter()
     for turn in range(MAX_ROUNDS):
         if turn >= MIN_ROUNDS and time.perf_counter() - start >= seconds:

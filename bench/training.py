@@ -27,7 +27,6 @@ from gpt.training import make_step as training_step
 from gpt.training.make_step import batch_plan, choose_step
 from gpt.training.optimizers import make_optimizers
 from gpt.training.precision import Precision
-from kernels import torch_ops
 
 WARM_UP = 8  # steps: three before the capture of a graph, the capture, and some replays
 GROUP = 5  # steps that are timed together
@@ -142,7 +141,9 @@ def make_step(
     compiled = torch.compile(model, dynamic=False) if variant.compile else model
     if variant.kernels == "nanogpt":
         return partial(nanogpt_step, compiled, optimizer, config, data, precision), parameters
-    optimizers = make_optimizers(model, config, (ops or torch_ops.OPS).adamw, precision.dtype)
+    optimizers = make_optimizers(
+        model, config, (ops or kernels.load("torch")).adamw, precision.dtype
+    )
     kind, _ = choose_step(replace(config, step=variant.step), precision, data)
     parts = (compiled, optimizers, data, config, precision)
     return training_step.make_step(kind, *parts), parameters

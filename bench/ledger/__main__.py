@@ -26,7 +26,15 @@ COMMITTED = Path(__file__).with_name("ledger.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ledger", description=__doc__.partition("\n")[0]
+    )
+    add, known = parser.add_argument, list(map(str, SHARED_MEMORY))
+    add("--arch", nargs="+", choices=known, default=TARGETS, type=lambda s: s.removeprefix("sm_"))
+    add("--kernel", nargs="+", default=(), help="only kernels whose name contains one of these")
+    add("--check", action="store_true", help="exit 1 on a broken rule or an unreviewed change")
+    add("--write", action="store_true", help="accept the present state as bench/ledger/ledger.json")
+    options = parser.parse_args(arguments)
 
     def covered(row):
         return row["target"] in options.arch and is_selected(row["key"], options.kernel)
@@ -58,13 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(row: dict) -> str:
-    if "error" in row:
-        return f"sm_{row['target']} {row['key']}: does not compile: {row['error']}"
-    return (
-        f"sm_{row['target']} {row['key']}: {row['registers']} registers, {row['spills']} spills, "
-        f"{row['shared']:,} bytes shared, {row['instructions']:,} instructions; "
-        f"tensor {row['tensor']}, loads {row['loads']}, stores {row['stores']}"
-    )
+    shown = (name for name in row if name not in ("target", "key", "cases"))
+    return f"sm_{row['target']} {row['key']}: {', '.join(f'{name} {row[name]}' for name in shown)}"
 
 
 def _one_kernel_per_line(ledger: dict[str, list[dict]]) -> str:
@@ -74,22 +77,6 @@ def _one_kernel_per_line(ledger: dict[str, list[dict]]) -> str:
         for version, rows in sorted(ledger.items())
     ]
     return "{\n" + ",\n".join(versions) + "\n}\n"
-
-
-def _options(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.ledger", description=__doc__.partition("\n")[0]
-    )
-
-    def architecture(name: str) -> str:
-        return name.removeprefix("sm_")
-
-    add, known = parser.add_argument, list(map(str, SHARED_MEMORY))
-    add("--arch", nargs="+", type=architecture, choices=known, default=TARGETS)
-    add("--kernel", nargs="+", default=(), help="only kernels whose name contains one of these")
-    add("--check", action="store_true", help="exit 1 on a broken rule or an unreviewed change")
-    add("--write", action="store_true", help="accept the present state as bench/ledger/ledger.json")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

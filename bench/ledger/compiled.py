@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,6 @@ from bench.workloads.steps import STEPS
 from kernels import triton_ops
 from kernels.common import launch
 
-CPU = torch.device("cpu")
 TARGETS = ("80", "90", "100", "120")  # sm_86 and sm_89 run sm_80's code
 PROCESSES = 2  # a kernel takes 0.3 to 1 s of one core
 
@@ -36,20 +36,16 @@ def architectures(target: str) -> tuple[int, ...]:
     return (80, 86, 89) if target == "80" else (int(target),)
 
 
-class OfflineDriver:
-    """A Triton driver without a GPU: the runtime asks it only for the target."""
-
-    def __init__(self, target: str):
-        self.gpu = GPUTarget("cuda", int(target), 32)
-
-    def get_current_target(self):
-        return self.gpu
-
-    def get_current_device(self):
-        return self.gpu  # the runtime caches compiled kernels by device
-
-    def get_current_stream(self, device):
-        return 0
+def set_offline_driver(target: str) -> None:
+    """Let Triton compile for `target` without a GPU; the driver is replaced for good."""
+    gpu = GPUTarget("cuda", int(target), 32)
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: gpu,
+            get_current_device=lambda: gpu,  # the runtime caches compiled kernels by device
+            get_current_stream=lambda device: 0,
+        )
+    )
 
 
 class Recorded(NamedTuple):
@@ -67,16 +63,13 @@ def record(case, architecture: int) -> list[Recorded]:
     ):
         # AdamW reads data pointers for its kernel, which is recorded and not launched
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        case.run(triton_ops.OPS, CPU)
-    return [Recorded(str(case), architecture, _without_fakes(one)) for one in launches]
-
-
-def _without_fakes(one: launch.Launch) -> launch.Launch:
-    """The launch with meta tensors for fake ones, whose data pointers Triton cannot read."""
-    return one._replace(arguments=tuple(map(_meta, one.arguments)))
+        case.run(triton_ops.OPS, torch.device("cpu"))
+    launches = [one._replace(arguments=tuple(map(_meta, one.arguments))) for one in launches]
+    return [Recorded(str(case), architecture, one) for one in launches]
 
 
 def _meta(value):
+    """A meta tensor for a fake one, whose data pointer Triton cannot read."""
     if not isinstance(value, FakeTensor):
         return value
     elements = value.untyped_storage().nbytes() // value.element_size()
@@ -85,11 +78,8 @@ def _meta(value):
 
 
 def rows(recorded: Iterable[Recorded], target: str) -> list[dict]:
-    """One row for every distinct kernel among the launches, compiled for `target`.
-
-    The driver of this process is replaced for good, so the ledger compiles in processes of its own.
-    """
-    driver.set_active(OfflineDriver(target))
+    """One row for every distinct kernel among the launches, compiled for `target`."""
+    set_offline_driver(target)
     found: list[dict] = []
     measured: dict[str, dict] = {}  # by key
     for case, architecture, one in recorded:
@@ -102,7 +92,7 @@ def rows(recorded: Iterable[Recorded], target: str) -> list[dict]:
             measured[key] = {"error": str(error).strip().partition("\n")[0]}
         else:
             key = describe(one, kernel)
-            where["narrow"] = narrow_loads(one, kernel)
+            where["narrow"] = load_widths.narrow(one, kernel)
             if key not in measured:
                 measured[key] = measure(kernel)
         found.append({"target": target, "key": key} | measured[key] | where)
@@ -175,13 +165,6 @@ def products(ttir: str) -> int:
 def name(one: launch.Launch) -> str:
     """layer_norm_forward_kernel"""
     return one.kernel.fn.__name__
-
-
-def narrow_loads(one: launch.Launch, kernel) -> list[str]:
-    named = zip(one.kernel.arg_names, one.arguments, strict=False)  # constexprs come by keyword
-    tensors = {key: value for key, value in named if isinstance(value, torch.Tensor)}
-    threads = kernel.metadata.num_warps * kernel.metadata.warp_size
-    return load_widths.narrow(kernel.asm["ttir"], kernel.asm["ptx"], tensors, threads)
 
 
 def describe(one: launch.Launch, kernel) -> str:

@@ -5,9 +5,8 @@ A load of a tile must move 16 bytes per thread at a time if
 2. every row of the tensor starts at a multiple of 16 bytes and is a multiple of 16 bytes long:
    the pointer, the strides and the length of the contiguous dimension.
 
-(2) is decided from the tensors passed to the launcher, not from the divisibility that Triton saw:
-an argument that lost its divisibility on the way is what this check must find. Tile and pointer
-come from Triton's IR, the width from the PTX; both refer to the line of the Python source.
+(2) is decided from the tensors of the launch: Triton may have lost the divisibility. Tiles and
+pointers come from Triton's IR, widths from the PTX; both name the line of the Python source.
 """
 
 import math
@@ -15,6 +14,8 @@ import re
 from typing import NamedTuple
 
 import torch
+
+from kernels.common.launch import Launch
 
 WIDE = 16  # bytes
 
@@ -27,9 +28,12 @@ class Tile(NamedTuple):
     place: str  # "file:line:column", or "" if it is unknown
 
 
-def narrow(ttir: str, ptx: str, tensors: dict[str, torch.Tensor], threads: int) -> list[str]:
-    """The loads that break the rule, as "x_ptr at kernels/norms/layer_norm.py:57 by 2 bytes"."""
-    tiles, measured = tiles_of(ttir), widths(ptx)
+def narrow(one: Launch, kernel) -> list[str]:
+    """The loads that break the rule, as "x_ptr at norms/layer_norm.py:57 by 2 bytes"."""
+    named = zip(one.kernel.arg_names, one.arguments, strict=False)  # constexprs come by keyword
+    tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
+    threads = kernel.metadata.num_warps * kernel.metadata.warp_size
+    tiles, measured = tiles_of(kernel.asm["ttir"]), widths(kernel.asm["ptx"])
 
     def must_be_wide(tile: Tile) -> bool:
         read = [tensors[tile.pointer]] if tile.pointer in tensors else tensors.values()

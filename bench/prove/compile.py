@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterator
 
 import torch
-from triton.runtime.driver import driver
 
 from bench.compare import Failed, attempt
-from bench.ledger.compiled import OfflineDriver, compile_launch, record
+from bench.ledger.compiled import compile_launch, record, set_offline_driver
 from bench.prove.stage import Outcome, passed
 from bench.prove.stages.step import COMPILED
 from bench.prove.stages.tune import neighbours, tiles_used_by, use_tile
@@ -59,7 +58,7 @@ def work(part: str, seconds: float) -> Outcome:
 
 
 def main(architecture: str, index: str, count: str) -> None:
-    driver.set_active(OfflineDriver(architecture))
+    set_offline_driver(architecture)
     for one in list(distinct(launches(int(architecture))))[int(index) :: int(count)]:
         attempt(compile_launch, one)  # some tiles are too large
 

@@ -4,7 +4,6 @@ Letters: B batch, T time, C channels, H heads, D = C / H, F = 4 C, V vocabulary.
 random operands on any device.
 """
 
-import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
@@ -137,9 +136,7 @@ class Case(NamedTuple):
     def autocast(self, device):
         """The context of the forward pass: autocast if parameters are wider than the stream."""
         wide, narrow, stream = PRECISIONS[self.precision]
-        if wide == stream:
-            return contextlib.nullcontext()
-        return torch.autocast(torch.device(device).type, narrow)
+        return torch.autocast(torch.device(device).type, narrow, enabled=wide != stream)
 
     def run(self, ops, device) -> list[torch.Tensor]:
         """Run forward and, if there are gradients, backward; return outputs and gradients."""

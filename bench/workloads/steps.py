@@ -1,7 +1,6 @@
 """Whole steps of the presets: the kernels that training, evaluation and decoding launch.
 
-All layers launch the same kernels, so two are enough. `rows` is the batch size, or 0 for the usual
-one, and `sizes` are changes to the model's config.
+`rows` is the batch size, or 0 for the usual one; `sizes` are changes to the model's config.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from gpt.training.precision import Precision
 from gpt.training.step import GraphStep
 
 LOW = torch.bfloat16
-LAYERS = 2
+LAYERS = 2  # all launch the same kernels
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Timing with a fake clock, the minimal work against PyTorch's count, and `pytest bench` itself."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,34 +28,16 @@ CPU = torch.device("cpu")
 NORM = Case("layer_norm", TINY, "fp32")
 
 
-class FakeTimer:
-    """Returns 1, 2, 3, ... seconds."""
-
-    def __init__(self):
-        self.timed, self.hosts = [], iter([9.0] * 3 + [1.0, 3.0, 2.0] * 100)
-
-    def host_seconds(self, trial):
-        return next(self.hosts)
-
-    def __call__(self, trial, host):
-        self.timed.append(trial.call())
-        return float(len(self.timed))
-
-
 @pytest.mark.parametrize(("seconds", "rounds"), [(0, timer.MIN_ROUNDS), (1e9, timer.MAX_ROUNDS)])
 def test_trials_are_timed_in_turn(seconds, rounds):
-    fake = FakeTimer()
-    samples = timer.time_interleaved(
-        {"a": Trial(lambda: "a"), "b": Trial(lambda: "b")}, fake, seconds
-    )
-    assert fake.timed == ["a", "b"] * rounds
-    assert samples["a"].seconds == [float(n) for n in range(1, 2 * rounds, 2)]
+    turns = itertools.count()
+    fake = Mock(side_effect=lambda trial, host: (trial.call(), next(turns)))
+    fake.host_seconds.side_effect = itertools.cycle([9.0] * 3 + [1.0, 3.0, 2.0])
+    trials = {"a": Trial(lambda: "a"), "b": Trial(lambda: "b")}
+    samples = timer.time_interleaved(trials, fake, seconds)
+    assert samples["a"].seconds == [("a", 2 * turn) for turn in range(rounds)]
+    assert samples["b"].seconds == [("b", 2 * turn + 1) for turn in range(rounds)]
     assert samples["a"].host == 2.0  # the median of 1, 3, 2; three warm-up calls do not count
-
-
-def test_spread_is_the_median_and_two_percentiles():
-    assert timer.spread([float(n) for n in range(101)]) == [50, 20, 80]
-    assert timer.spread([7.0]) == [7, 7, 7]
 
 
 @pytest.mark.parametrize(
@@ -75,13 +59,18 @@ def test_device_sleeps_until_the_call_is_enqueued(monkeypatch, host, expected):
 
 
 def test_row_has_rates_and_the_share_of_the_ceiling():
-    result = row(NORM, "forward", "torch", Samples([2e-6], 1e-6), Ceilings(1e9, 1e12))
+    samples = Samples([n * 4e-8 for n in range(101)], 1e-6)
+    result = row(NORM, "forward", "torch", samples, Ceilings(1e9, 1e12))
     moved = 2 * 2 * 6 * 8 * 4  # x read, y written
     assert result["gb_s"] == pytest.approx(moved / 2e-6 / 1e9, rel=1e-3)
     assert result["ceiling"] == pytest.approx(moved / 1e9 / 2e-6, rel=1e-3)
-    assert (result["median_us"], result["host_us"], result["rounds"]) == (2, 1, 1)
+    assert (result["p20_us"], result["median_us"], result["p80_us"]) == (0.8, 2, 3.2)
+    assert (result["host_us"], result["rounds"]) == (1, 101)
     assert "tflop_s" not in result
-    assert Ceilings(100.0, 1000.0).floor(200, 5000) == 5  # the product is slower than the copy
+    case = Case("attention", TINY, "fp32")
+    result = row(case, "forward", "torch", Samples([2e-6], 1e-6), Ceilings(1e12, 1e9))
+    slowest = timed.work(case)["forward"].flops / 1e9
+    assert result["ceiling"] == pytest.approx(slowest / 2e-6, rel=1e-3)
 
 
 def test_implementations_do_not_disturb_each_other():
@@ -137,29 +126,18 @@ def test_every_timed_case_has_work_implementations_and_a_distinct_shape():
 @pytest.mark.parametrize("preset", ["lecture", "gpt2"])
 def test_operations_of_a_training_step_are_timed_on_the_same_operands(preset, monkeypatch):
     """At the shapes, dtypes, dropout and activation of the recorded step."""
-    called = set()
-
-    def noted(name, operation):
-        def call(*operands, **options):
-            called.add((name, *_described(operands, options)))
-            return operation(*operands, **options)
-
-        return call
-
-    ops = triton_ops.OPS._asdict()
-    noting = {name: noted(name, ops[name]) for name in ops if name != "adamw"}
-    monkeypatch.setattr(triton_ops, "OPS", triton_ops.OPS._replace(**noting))
+    spies = {name: Mock(wraps=operation) for name, operation in triton_ops.OPS._asdict().items()}
+    monkeypatch.setattr(triton_ops, "OPS", triton_ops.OPS._replace(**spies))
     compiled.record(TrainingStep(preset), 90)
-    timed_ones = [
-        (case.operation, *_described(case.inputs("meta"), case.keywords("meta")))
-        for case in timed.TRAINING
-    ]
-    assert len(called) == 6
-    for name, operands, options in called:  # a case may have one more bias
-        assert any(
-            (name, options) == (operation, given) and operands <= others
-            for operation, others, given in timed_ones
-        ), (name, operands, options)
+    called = {name: spy.call_args_list for name, spy in spies.items() if name != "adamw"}
+    assert sum(map(bool, called.values())) == 6
+    for name, calls in called.items():
+        cases = [case for case in timed.TRAINING if case.operation == name]
+        expected = [_described(case.inputs("meta"), case.keywords("meta")) for case in cases]
+        for operands, options in (
+            _described(*call) for call in calls
+        ):  # a case may have a bias more
+            assert any(operands <= more and options == others for more, others in expected), name
 
 
 def _described(operands, options):
@@ -181,13 +159,9 @@ def test_reference_implementations_compute_the_same():
 def test_pytest_bench_times_on_a_cpu_and_skips_what_needs_a_gpu(tmp_path):
     file = tmp_path / "benchmark.json"
     command = [sys.executable, "-m", "pytest", "bench", "-rs", "--operation=rms_norm"]
-    run = subprocess.run(
-        [*command, f"--benchmark-json={file}"],
-        cwd=REPOSITORY,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    options = {"cwd": REPOSITORY, "capture_output": True, "text": True}
+    options["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*command, f"--benchmark-json={file}"], **options)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "triton: it is timed on CUDA GPUs only" in run.stdout
     rounds = {}

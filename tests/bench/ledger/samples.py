@@ -103,12 +103,11 @@ def _calls() -> dict:
 
 
 def main(file: str) -> None:
-    found = {}
-    calls = _calls()
+    found, calls = {}, _calls()
     for architecture, names in SAMPLES.items():
+        targets = compiled.architectures(architecture)
         for name in names or calls:
             kernel, arguments, options = calls[name]
-            targets = compiled.architectures(architecture)
             with record(targets[0]) as launches:
                 launch(kernel, (ROWS,), *arguments, **options)
             recorded = [compiled.Recorded(name, target, launches[0]) for target in targets]
