@@ -20,7 +20,7 @@ from gpt.generation.kv_cache import CachedGPT
 from gpt.generation.sampling import Sampling
 from gpt.models.build import Model
 from gpt.models.packed import GPT
-from gpt.training.cuda_graph import CaptureError, GraphedFunction
+from gpt.training.cuda_graph import GraphedFunction
 
 READ_EVERY = 8  # tokens between two reads from a GPU, each of which waits for it
 
@@ -132,7 +132,8 @@ def _with_cache(model: GPT, text: Text, sampling: Sampling, generator) -> Iterat
     step: Callable[[], None] = advance
     read_every = 1
     if captures(device):
-        step, read_every = GraphedFunction(advance, _warn, warm_up=1), READ_EVERY
+        step = GraphedFunction(advance, "decoding", warnings.warn, warm_up=1)
+        read_every = READ_EVERY
     filled = [-1] * len(text.tokens)  # the column at which each cache starts
     read = 0
     for made in range(text.max_new_tokens):
@@ -151,7 +152,3 @@ def _with_cache(model: GPT, text: Text, sampling: Sampling, generator) -> Iterat
 def captures(device: torch.device) -> bool:
     """Whether the decode loop runs as a CUDA graph on this device."""
     return device.type == "cuda"
-
-
-def _warn(error: CaptureError) -> None:
-    warnings.warn(f"decoding cannot be captured as a CUDA graph: {error}", stacklevel=2)

@@ -16,57 +16,61 @@ class CaptureError(RuntimeError):
     """A function could not be captured. It can still be called eagerly."""
 
 
+def print_failure(message: str) -> None:
+    print(f"{message}; it runs eagerly")
+
+
 class GraphedFunction(Generic[Result]):
     """`function` as a CUDA graph: eager for `warm_up` calls, then captured, then replayed.
 
     The function takes no arguments and must do the same work at every call: what changes lies in
     tensors at fixed addresses. Each replay overwrites the tensors that the call before returned.
-    `on_failure(error)` is called if the capture fails; if it returns, all calls are eager.
-    `before` is called before the capture and before every replay: it writes what the host knows
-    to the device.
+    If the capture fails, `on_failure` is called with a message about `name`, and unless it raises,
+    all calls are eager. `before` is called before the capture and before every replay: it writes
+    what the host knows to the device.
     """
 
     def __init__(
         self,
         function: Callable[[], Result],
-        on_failure: Callable[[CaptureError], None],
+        name: str,
+        on_failure: Callable[[str], None] = print_failure,
         warm_up: int = WARM_UP,
         before: Callable[[], None] = lambda: None,
     ):
-        self.function, self.on_failure, self.before = function, on_failure, before
+        self.function, self.name = function, name
+        self.on_failure, self.before = on_failure, before
         self.warm_up_left = warm_up
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.captured: tuple[torch.cuda.CUDAGraph, Result] | None = None
         self.is_eager = self.is_capturing = False
-        self.result: Result
 
     def __call__(self) -> Result:
         if self.warm_up_left > 0:
             self.warm_up_left -= 1
             return on_side_stream(self.function)
-        if self.graph is None and not self.is_eager:
+        if self.captured is None and not self.is_eager:
             self._capture()
-        if self.graph is None:
+        if self.captured is None:
             return self.function()
+        graph, result = self.captured
         self.before()
-        self.graph.replay()
-        return self.result
+        graph.replay()
+        return result
 
     def _capture(self) -> None:
         self.before()
         self.is_capturing = True
         try:
-            self.graph, self.result = capture(self.function)
+            self.captured = capture(self.function)
         except CaptureError as error:
             self.is_eager = True
-            self.on_failure(error)
+            self.on_failure(f"{self.name} cannot be captured as a CUDA graph ({error})")
         finally:
             self.is_capturing = False
 
     def release(self) -> None:
         """Free the graph and its memory; later calls are eager."""
-        self.graph, self.is_eager = None, True
-        if hasattr(self, "result"):
-            del self.result
+        self.captured, self.is_eager = None, True
 
 
 def on_side_stream(function: Callable[[], Result]) -> Result:

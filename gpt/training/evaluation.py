@@ -13,7 +13,7 @@ from gpt.data.batches import windows
 from gpt.data.dataset import Batch, Dataset, Task
 from gpt.data.tokenizers import Tokenizer
 from gpt.training import distributed
-from gpt.training.cuda_graph import CaptureError, GraphedFunction
+from gpt.training.cuda_graph import GraphedFunction
 from gpt.training.precision import Precision
 
 EVALUATION_TOKENS = 16_384  # in one forward pass
@@ -43,7 +43,7 @@ def evaluate(
     # read once; a batch without targets has no loss
     loss, count = (torch.stack(each).cpu().double() for each in (losses, counts))
     total = torch.stack([(loss * count)[count > 0].sum(), count.sum()])
-    loss_sum, targets = distributed.sum_on(precision.device, total)
+    loss_sum, targets = distributed.all_reduce_sum(total).tolist()
     return loss_sum / targets
 
 
@@ -101,7 +101,7 @@ class GraphedLoss:
 
     def __init__(self, model: nn.Module, precision: Precision):
         self.eager = eager_loss(model, precision)
-        self.graphed = GraphedFunction(lambda: self.eager(self.x, self.y), _print_failure)
+        self.graphed = GraphedFunction(lambda: self.eager(self.x, self.y), "evaluation")
         self.x: torch.Tensor
         self.y: torch.Tensor
 
@@ -111,10 +111,6 @@ class GraphedLoss:
         self.x.copy_(x)
         self.y.copy_(y)
         return self.graphed().clone()  # the next replay overwrites it
-
-
-def _print_failure(error: CaptureError) -> None:
-    print(f"evaluation cannot be captured as a CUDA graph ({error}); it runs eagerly")
 
 
 @torch.no_grad()

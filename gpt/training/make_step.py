@@ -9,7 +9,6 @@ from gpt import UserError
 from gpt.config.train import TrainConfig
 from gpt.data.dataset import Dataset
 from gpt.training import distributed
-from gpt.training.cuda_graph import CaptureError
 from gpt.training.gradients import BatchPlan, Gradients
 from gpt.training.non_finite import NonFinitePolicy
 from gpt.training.precision import Precision
@@ -55,19 +54,14 @@ def make_step(
     """A step of class `kind` with the batches, schedule and clipping of `config`."""
     plan = batch_plan(config)
     gradients = Gradients(model, optimizers, data, plan, precision, config.grad_clip)
-    schedule, policy = schedule_of(config), NonFinitePolicy(config.nan, plan.rows)
-    if issubclass(kind, GraphStep):
-        return kind(
-            gradients,
-            schedule,
-            policy,
-            config.log_interval,
-            copies_weights=not (config.activation_checkpointing or config.compiles_model),
-            on_failure=_raise_failure if config.step == "graph" else None,
-        )
-    if issubclass(kind, DeviceStep):
-        return kind(gradients, schedule, policy, config.log_interval)
-    return kind(gradients, schedule, policy)
+    policy = NonFinitePolicy(config.nan, plan.rows)
+    step = kind(gradients, schedule_of(config), policy, config.log_interval)
+    if isinstance(step, GraphStep):
+        step.must_capture = config.step == "graph"
+        # blocks that are compiled, or recomputed in backward, read the parameters themselves
+        if not (config.activation_checkpointing or config.compiles_model):
+            step.copy_weights()
+    return step
 
 
 def batch_plan(config: TrainConfig) -> BatchPlan:
@@ -85,9 +79,3 @@ def batch_plan(config: TrainConfig) -> BatchPlan:
             )
         passes = tokens // tokens_per_pass
     return BatchPlan(batch_size, block_size, passes, config.seed)
-
-
-def _raise_failure(error: CaptureError) -> None:
-    raise UserError(
-        f"--step graph: the step cannot be captured ({error}); use --step eager"
-    ) from None

@@ -1,6 +1,6 @@
 """What happens when the loss or a gradient of a step is NaN or infinite: `--nan stop` or `skip`."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -32,25 +32,17 @@ class NonFinitePolicy:
         print(f"{message}; skipped ({self.skipped} skipped steps in total)", flush=True)
 
 
-class BadSteps(NamedTuple):
-    """The steps that were not finite since the host last asked: how many, and the last one."""
-
-    number: int
-    step: int
-    loss: float
-    bad_gradients: bool
-
-
 class NonFiniteMonitor:
-    """`BadSteps` as tensors on the device, written without the host waiting for a step.
+    """Counts steps that are not finite on the device, without the host waiting for a step.
 
     The optimizers read `found_inf` () and leave the update out where it is not 0.
     """
 
-    def __init__(self, device: torch.device, stops: bool):
-        self.stops = stops
+    def __init__(self, device: torch.device, policy: NonFinitePolicy):
+        self.policy = policy
         self.found_inf = torch.zeros((), device=device)
-        self._bad = torch.zeros(len(BadSteps._fields), dtype=torch.float64, device=device)
+        # how many since the last check, and of the last one: its number, loss, and bad gradients
+        self._bad = torch.zeros(4, dtype=torch.float64, device=device)
 
     def update(self, step: torch.Tensor, loss: torch.Tensor, bad: torch.Tensor) -> None:
         """Set `found_inf`, and count the step, if its loss () or its gradients are not finite.
@@ -59,15 +51,15 @@ class NonFiniteMonitor:
         stay what they were until the host reads this.
         """
         count = self._bad[0]
-        stopped = (count > 0) & self.stops
+        stopped = (count > 0) & self.policy.stops
         now = distributed.all_reduce_sum(bad + ~loss.isfinite()) > 0  # on any rank
         self.found_inf.copy_(now | stopped)
-        seen = torch.stack([count + 1, step, loss, bad])  # in the order of BadSteps
+        seen = torch.stack([count + 1, step, loss, bad])
         self._bad.copy_(torch.where(now & ~stopped, seen, self._bad))
 
-    def read(self) -> BadSteps:
-        """What was counted since the last call. Waits for the device."""
+    def check(self) -> None:
+        """Tell the policy about the steps since the last check. Waits for the device."""
         count, step, loss, bad = self._bad.tolist()
         if count:
             self._bad.zero_()
-        return BadSteps(int(count), int(step), loss, bool(bad))
+            self.policy.handle(int(step), loss, bool(bad), int(count))

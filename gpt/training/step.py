@@ -6,11 +6,12 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 
+from gpt import UserError
 from gpt.training import distributed
-from gpt.training.cuda_graph import CaptureError, GraphedFunction
+from gpt.training.cuda_graph import GraphedFunction, print_failure
 from gpt.training.gradients import Gradients
 from gpt.training.non_finite import NonFiniteMonitor, NonFinitePolicy
-from gpt.training.schedule import Schedule, set_learning_rates
+from gpt.training.schedule import set_learning_rates
 
 
 class EagerStep:
@@ -19,9 +20,15 @@ class EagerStep:
     The host reads the loss of every step and decides whether to update.
     """
 
-    def __init__(self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy):
+    def __init__(
+        self,
+        gradients: Gradients,
+        schedule: Callable[[int], float],  # step -> factor of the learning rates
+        policy: NonFinitePolicy,
+        check_interval: int = 1,  # in steps, for the subclasses
+    ):
         self.gradients, self.schedule, self.policy = gradients, schedule, policy
-        self.optimizers = gradients.optimizers
+        self.check_interval, self.optimizers = check_interval, gradients.optimizers
 
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.optimizers, self.schedule(step))
@@ -57,18 +64,11 @@ class DeviceStep(EagerStep):
     `check`, every `check_interval` steps, when it reads a loss anyway.
     """
 
-    def __init__(
-        self,
-        gradients: Gradients,
-        schedule: Schedule,
-        policy: NonFinitePolicy,
-        check_interval: int = 1,
-    ):
-        super().__init__(gradients, schedule, policy)
-        device = gradients.precision.device
-        self.check_interval = check_interval
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        device = self.gradients.precision.device
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the step
-        self.monitor = NonFiniteMonitor(device, policy.stops)
+        self.monitor = NonFiniteMonitor(device, self.policy)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.monitor.found_inf  # type: ignore[attr-defined]
 
@@ -96,9 +96,7 @@ class DeviceStep(EagerStep):
         self.gradients.clear()
 
     def check(self) -> None:
-        bad = self.monitor.read()
-        if bad.number:
-            self.policy.handle(bad.step, bad.loss, bad.bad_gradients, bad.number)
+        self.monitor.check()
 
 
 class GraphStep(DeviceStep):
@@ -108,32 +106,37 @@ class GraphStep(DeviceStep):
     the batch follows, the learning rates, and the state of the generator that dropout draws its
     seeds from. The capture makes the gradients in the graph's own memory and each replay writes
     them anew: none is filled with zeros, and none is accumulated into.
-
-    The linear layers of the blocks compute with 16-bit copies of their weights, which the optimizer
-    rewrites as it updates: nothing is cast, and the rounding is that of autocast.
     """
 
-    def __init__(
-        self,
-        gradients: Gradients,
-        schedule: Schedule,
-        policy: NonFinitePolicy,
-        check_interval: int = 1,
-        *,
-        copies_weights: bool = True,  # False if blocks are compiled or recomputed in backward
-        on_failure: Callable[[CaptureError], None] | None = None,
-    ):
-        super().__init__(gradients, schedule, policy, check_interval)
-        self.on_failure = on_failure or _print_failure
+    must_capture = False  # --step graph: raise UserError if the capture fails
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.graphed = GraphedFunction(
-            lambda: self.run(self.number), self._on_failure, before=self._send
+            lambda: self.run(self.number), "the training step", self._on_failure, before=self._send
         )
-        copies = weight_copies(gradients) if copies_weights else {}
-        if copies:
-            weights = dict(gradients.model.named_parameters())
-            follow = {weights[name]: copy for name, copy in copies.items()}
-            gradients.clipping_optimizer.follow(follow)  # type: ignore[union-attr]
-            gradients.copies = copies
+
+    def copy_weights(self) -> None:
+        """Compute with 16-bit copies of the blocks' weights, which the optimizer rewrites.
+
+        Nothing is cast then, and the rounding is that of autocast. There are no copies if the
+        optimizer does not support them, or if several passes are accumulated, because gradients in
+        16 bits must not be summed.
+        """
+        gradients, dtype = self.gradients, self.gradients.precision.dtype
+        optimizer = gradients.clipping_optimizer
+        if gradients.plan.passes > 1 or dtype == torch.float32 or not hasattr(optimizer, "follow"):
+            return
+        weights = {
+            f"{name}.{key}": weight
+            for name, module in gradients.model.named_modules()
+            if name.startswith("blocks.") and isinstance(module, nn.Linear)
+            for key, weight in module.named_parameters(recurse=False)
+            if key == "weight" or getattr(module, "adds_bias", True)
+        }
+        copies = {name: one.detach().to(dtype).requires_grad_() for name, one in weights.items()}
+        optimizer.follow({weight: copies[name] for name, weight in weights.items()})
+        gradients.copies = copies
 
     def take(self, step: int) -> torch.Tensor:
         return self.graphed().clone()  # the next replay overwrites it
@@ -152,27 +155,8 @@ class GraphStep(DeviceStep):
             if hasattr(optimizer, "send"):
                 optimizer.send()
 
-    def _on_failure(self, error: CaptureError) -> None:
+    def _on_failure(self, message: str) -> None:
         self.gradients.clear()
-        self.on_failure(error)
-
-
-def _print_failure(error: CaptureError) -> None:
-    print(f"the training step cannot be captured as a CUDA graph ({error}); it runs eagerly")
-
-
-def weight_copies(gradients: Gradients) -> dict[str, torch.Tensor]:
-    """16-bit copies of the blocks' weights by name, if the optimizer can keep them up to date.
-
-    There are none when several passes are accumulated: gradients in 16 bits must not be summed.
-    """
-    dtype, optimizer = gradients.precision.dtype, gradients.clipping_optimizer
-    if gradients.plan.passes > 1 or dtype == torch.float32 or not hasattr(optimizer, "follow"):
-        return {}
-    return {
-        f"{name}.{key}": weight.detach().to(dtype).requires_grad_()
-        for name, module in gradients.model.named_modules()
-        if name.startswith("blocks.") and isinstance(module, nn.Linear)
-        for key, weight in module.named_parameters(recurse=False)
-        if key == "weight" or getattr(module, "adds_bias", True)
-    }
+        if self.must_capture:
+            raise UserError(f"--step graph: {message}; use --step eager")
+        print_failure(message)
