@@ -18,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt import UserError
 from gpt.models import residual
 
-# FSDP and DTensor are imported where they are used: that takes a second, which a single rank saves.
-
 # --- the process group ------------------------------------------------------------------------
 
 
@@ -85,11 +83,6 @@ def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
     return all_reduce_sum(value) / world_size()
 
 
-def sum_on(device: torch.device, value: torch.Tensor) -> list[float]:
-    """The sums over all ranks of numbers on the CPU, reduced on `device`."""
-    return all_reduce_sum(value.to(device)).tolist() if dist.is_initialized() else value.tolist()
-
-
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on any rank."""
     return all_reduce_sum(torch.tensor(float(flag))).item() > 0
@@ -125,25 +118,24 @@ def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     Make the optimizers afterwards: weights, gradients and optimizer state are then DTensors in
     fp32. Weights are gathered in `dtype`, that of matrix products; gradients are reduced in fp32.
     """
-    if dist.is_initialized():
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    if not dist.is_initialized():
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        mesh = init_device_mesh(device.type, (world_size(),))
-        policy = MixedPrecisionPolicy(
-            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-        for block in cast(nn.Sequential, model.blocks):
-            # a bias that is added in the next block would already have been freed there
-            block.register_forward_hook(lambda block, inputs, stream: residual.total(stream))
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in cast(nn.Sequential, model.blocks):
+        # a bias that is added in the next block would already have been freed there
+        block.register_forward_hook(lambda block, inputs, stream: residual.total(stream))
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
+    return hasattr(model, "set_requires_gradient_sync")  # is an FSDPModule
 
 
 @contextlib.contextmanager
@@ -164,11 +156,7 @@ def no_sync(model: Any):  # a DistributedDataParallel or an FSDPModule
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
-    if not dist.is_initialized():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    return hasattr(tensor, "full_tensor")  # is a DTensor, whose import takes a second
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -93,15 +93,10 @@ class Gradients:
 
     def clip(self) -> torch.Tensor:
         """Clip the gradients if `grad_clip` asks for it. Return 1. if one is not finite, else 0."""
-        gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
         if self.clipping_optimizer is not None:  # the update scales the gradients as it reads them
             norm = self.clipping_optimizer.clip_grad_norm(self.grad_clip or math.inf)
-        elif not self.grad_clip and self._is_plain_cpu():
-            # a sixth of the time that a norm takes there
-            bad = torch.zeros(())
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, bad, torch.ones(()))
-            return bad
         else:
+            gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
             norm = distributed.full_tensor(nn.utils.get_total_norm(gradients))
             if self.grad_clip:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
@@ -113,7 +108,3 @@ class Gradients:
             optimizer.zero_grad(set_to_none=True)
         for copy in self.copies.values():
             copy.grad = None
-
-    def _is_plain_cpu(self) -> bool:
-        on_cpu = self.precision.device.type == "cpu"
-        return on_cpu and not any(map(distributed.is_shard, self.parameters[:1]))
