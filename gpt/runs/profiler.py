@@ -1,6 +1,6 @@
 """`--profile`: a trace of a few steps in the run's folder, and a table of the costliest kernels."""
 
-from collections.abc import Iterable
+import heapq
 from pathlib import Path
 
 import torch
@@ -20,11 +20,9 @@ class Profiler:
         self.folder, self.on_gpu = folder, device.type == "cuda"
         self._profile, self._reported = None, False
         if enabled:
+            activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
             self._profile = torch.profiler.profile(
-                activities=[
-                    ProfilerActivity.CPU,
-                    *([ProfilerActivity.CUDA] if self.on_gpu else []),
-                ],
+                activities=activities if self.on_gpu else activities[:1],
                 schedule=schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1),
                 on_trace_ready=self._report,
             )
@@ -50,25 +48,16 @@ class Profiler:
         self._reported = True
         path = self.folder / "trace.json"
         profile.export_chrome_trace(str(path))
-        costs = kernel_costs(profile.events(), self.on_gpu)
-        total = sum(microseconds for microseconds, _ in costs.values())
+        device = torch.autograd.DeviceType.CUDA if self.on_gpu else torch.autograd.DeviceType.CPU
+        rows = [  # on a CPU a kernel is an operation without those that it calls
+            (event.self_device_time_total if self.on_gpu else event.self_cpu_time_total, event)
+            for event in profile.key_averages()
+            if event.device_type == device and not event.key.startswith("ProfilerStep")
+        ]
+        total = sum(microseconds for microseconds, _ in rows)
         print(f"{1e-3 * total / STEPS:.2f} ms of kernels per step; open {path} in ui.perfetto.dev")
-        for name in sorted(costs, key=lambda name: costs[name], reverse=True)[:COSTLIEST]:
-            microseconds, count = costs[name]
+        for microseconds, event in heapq.nlargest(COSTLIEST, rows, key=lambda row: row[0]):
             print(
                 f"{100 * microseconds / total:5.1f}% {1e-3 * microseconds / STEPS:9.3f} ms "
-                f"{count / STEPS:6.0f} x {name[:100]}"
+                f"{event.count / STEPS:6.0f} x {event.key[:100]}"
             )
-
-
-def kernel_costs(events: Iterable, on_gpu: bool) -> dict[str, tuple[float, int]]:
-    """Name -> (microseconds, launches); on a CPU a kernel is an operation without its children."""
-    costs: dict[str, tuple[float, int]] = {}
-    device = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    for event in events:
-        if event.device_type != device or event.name.startswith("ProfilerStep"):
-            continue
-        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        microseconds, count = costs.get(event.name, (0.0, 0))
-        costs[event.name] = (microseconds + spent, count + 1)
-    return costs
