@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ LAYERS = 2  # of the model that is compared: all layers are alike
 ROWS = 8  # of the batch, at most
 # largest error of all gradients relative to their norm
 BOUNDS = {torch.bfloat16: 0.05, torch.float16: 0.02, torch.float32: 1e-3}
+CACHE = "selfcheck.json"
 REPORT = "please report the output of `python -m kernels.doctor --check`"
 
 
@@ -51,29 +51,32 @@ def checked(
     Compares once per GPU, software and model, and caches a good result. `check` is the module
     `kernels.check`. Raises UserError if something is wrong and --kernels is not auto.
     """
-    cache = ResultCache(check.facts(ops, precision.device), config)
-    if cache.has_result():
+    key = _cache_key(check.facts(ops, precision.device), config)
+    if key in _cached():
         return ops
-    reason = _reason_against(ops, fallback, check, data, config, precision, cache)
-    if reason is None:
+    arguments = (fallback, check, data, config, precision)
+    found = _good_or_reason(ops, *arguments)
+    if isinstance(found, Comparison):
+        _cache(key, found)
         return ops
     where = f"--kernels {config.kernels} on {hardware.device_name(precision.device)}"
+    must_stop = config.kernels != "auto"
     try:
         hardware.synchronise(precision.device)
     except RuntimeError:  # after an illegal access every further call fails
-        raise UserError(f"{where}: {reason}; use --kernels torch, and {REPORT}") from None
-    if config.kernels != "auto":
-        raise UserError(f"{where}: {reason}; use --kernels torch, and {REPORT}")
+        must_stop = True
+    if must_stop:
+        raise UserError(f"{where}: {found}; use --kernels torch, and {REPORT}")
     wrong = check.failures(ops, precision.device, [precision.dtype])
     mixed = ops._replace(**{name: getattr(fallback, name) for name in wrong})
-    if not wrong or _reason_against(mixed, fallback, check, data, config, precision, cache=None):
+    if not wrong or isinstance(_good_or_reason(mixed, *arguments), str):
         wrong, mixed = ops._fields, fallback
-    print(f"{where}: {reason}; PyTorch computes {', '.join(wrong)} instead; {REPORT}")
+    print(f"{where}: {found}; PyTorch computes {', '.join(wrong)} instead; {REPORT}")
     return mixed
 
 
-def _reason_against(ops, fallback, check, data, config, precision, cache) -> str | None:
-    """Why `ops` must not be used, or None; a good result is printed and cached."""
+def _good_or_reason(ops, fallback, check, data, config, precision) -> Comparison | str:
+    """A good comparison, which is printed, or why `ops` must not be used."""
     try:
         found = compare(ops, fallback, data, config, precision)
     except check.RAISED as error:
@@ -83,9 +86,7 @@ def _reason_against(ops, fallback, check, data, config, precision, cache) -> str
     if not found.is_good:
         return f"kernels differ from PyTorch: {found}"
     print(f"kernels checked against PyTorch: {found}")
-    if cache is not None:
-        cache.store(found)
-    return None
+    return found
 
 
 def compare(ops, fallback, data: Dataset, config: TrainConfig, precision: Precision) -> Comparison:
@@ -117,27 +118,23 @@ def _differentiate(config: ModelConfig, ops, x, y, precision: Precision):
     return loss.item(), [gradient.double() / scale for gradient in gradients]
 
 
-class ResultCache:
-    """The good results on this machine, in a file of the cache folder."""
-
-    def __init__(self, facts: dict, config: TrainConfig):
-        self.path = cache_dir() / "selfcheck.json"
-        key = facts | {"model": config.model.to_dict(), "rows": config.batch_size}
-        text = json.dumps(key | {"dtype": config.dtype}, sort_keys=True)
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def has_result(self) -> bool:
-        return self.key in _read(self.path)
-
-    def store(self, found: Comparison) -> None:
-        with contextlib.suppress(OSError):  # then the next run compares again
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(_read(self.path) | {self.key: str(found)}, indent=1)
-            self.path.write_text(f"{text}\n")
+# --- the good results on this machine, in a file of the cache folder -----------------------------
 
 
-def _read(path: Path) -> dict:
+def _cache_key(facts: dict, config: TrainConfig) -> str:
+    key = {"model": config.model.to_dict(), "rows": config.batch_size, "dtype": config.dtype}
+    return hashlib.sha256(json.dumps(facts | key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _cached() -> dict:
     try:
-        return json.loads(path.read_text())
+        return json.loads((cache_dir() / CACHE).read_text())
     except (OSError, ValueError):
         return {}
+
+
+def _cache(key: str, found: Comparison) -> None:
+    path = cache_dir() / CACHE
+    with contextlib.suppress(OSError):  # then the next run compares again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_cached() | {key: str(found)}, indent=1) + "\n")
