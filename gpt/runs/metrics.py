@@ -1,6 +1,7 @@
 """The metrics of a run: metrics.jsonl, summary.json, loss.png, and TensorBoard or W&B."""
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -125,26 +126,21 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
 
 
 def _tracker(name: str, folder: Path, config: dict) -> Write:
-    if name == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--log tensorboard needs TensorBoard: pip install tensorboard"
-            ) from None
-        writer = SummaryWriter(str(folder))
-
-        def write(values: dict, step: int) -> None:
-            for key, value in values.items():
-                writer.add_scalar(key, value, step)
-            writer.flush()
-
-        return write
-    if name == "wandb":
-        try:
+    try:
+        if name == "wandb":
             import wandb
-        except ImportError:
-            raise UserError("--log wandb needs Weights & Biases: pip install wandb") from None
-        run = wandb.init(project="gpt-kernels", dir=str(folder), config=config)
-        return lambda values, step: run.log(values, step=step)
+
+            return wandb.init(project="gpt-kernels", dir=str(folder), config=config).log
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            return functools.partial(_write_scalars, SummaryWriter(str(folder)))
+    except ImportError:
+        raise UserError(f"--log {name} needs its package: pip install {name}") from None
     return lambda values, step: None
+
+
+def _write_scalars(writer, values: dict, step: int) -> None:
+    for key, value in values.items():
+        writer.add_scalar(key, value, step)
+    writer.flush()
