@@ -1,14 +1,10 @@
-"""The first lines that a run prints, and the summary that it leaves behind."""
-
-import platform
+"""The first lines that a run prints."""
 
 import torch
 
 from gpt import hardware
 from gpt.config.presets import DEFAULT_PRESETS
 from gpt.config.train import TrainConfig
-from gpt.runs.progress import Progress
-from gpt.runs.run_state import RunState
 from gpt.training import distributed
 from gpt.training.make_step import batch_plan
 from gpt.training.precision import Precision
@@ -47,30 +43,3 @@ def print_header(
     dtype += ", fp32 products in TF32" if tf32 else ", no TF32"
     name = hardware.device_name(precision.device)
     print(f"{name}, {dtype}, kernels: {table}{reason}", flush=True)
-
-
-def summary(
-    config: TrainConfig,
-    state: RunState,
-    progress: Progress,
-    precision: Precision,
-    parameters: int,
-    kernels: dict[str, str],
-) -> dict:
-    """What summary.json holds of a finished run."""
-    return {
-        "best_val_loss": state.best_val_loss,
-        "final_val_loss": state.val_loss,
-        **state.scores,
-        "steps": config.max_iters,
-        "skipped_steps": state.skipped,
-        "training_seconds": progress.seconds,
-        "tokens_per_second": progress.tokens_per_second(config.max_iters),
-        "peak_memory_bytes": hardware.peak_memory(precision.device),
-        "parameters": parameters,
-        "data": config.data,
-        "device": hardware.device_name(precision.device),
-        "dtype": str(precision.dtype).removeprefix("torch."),
-        "kernels": kernels,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }

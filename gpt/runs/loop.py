@@ -1,6 +1,7 @@
 """The training loop: steps, evaluations, checkpoints, and the end of a run."""
 
 import contextlib
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from gpt.data.batches import TokenDataset
 from gpt.data.dataset import Dataset
 from gpt.data.prefetch import Prefetched
 from gpt.models.build import Model
-from gpt.runs.header import summary
 from gpt.runs.metrics import MetricsLog, NoMetricsLog
 from gpt.runs.profiler import Profiler
 from gpt.runs.progress import Progress
@@ -100,7 +100,7 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
             f"python train.py --resume --out-dir {folder}"
         )
         return False
-    log.finish(summary(config, state, progress, run.precision, run.parameters, run.kernels))
+    log.finish(_summary(run, state, progress))
     print(
         f"best val loss {state.best_val_loss:.4f}, {progress.seconds:.1f} s of training, "
         f"{progress.tokens_per_second(config.max_iters):,.0f} tok/s; the run is in {folder}"
@@ -128,6 +128,27 @@ def _evaluate(
     progress.evaluation(state.step, val_loss, run.sample(), **scores)
     best = min(state.best_val_loss, val_loss)
     return replace(state, val_loss=val_loss, scores=scores, best_val_loss=best)
+
+
+def _summary(run: Run, state: RunState, progress: Progress) -> dict:
+    """What summary.json holds of a finished run."""
+    device, steps = run.precision.device, run.config.max_iters
+    return {
+        "best_val_loss": state.best_val_loss,
+        "final_val_loss": state.val_loss,
+        **state.scores,
+        "steps": steps,
+        "skipped_steps": state.skipped,
+        "training_seconds": progress.seconds,
+        "tokens_per_second": progress.tokens_per_second(steps),
+        "peak_memory_bytes": hardware.peak_memory(device),
+        "parameters": run.parameters,
+        "data": run.config.data,
+        "device": hardware.device_name(device),
+        "dtype": str(run.precision.dtype).removeprefix("torch."),
+        "kernels": run.kernels,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
 
 
 def _open_log(config: TrainConfig, folder: Path, first: int) -> MetricsLog | NoMetricsLog:
