@@ -14,11 +14,12 @@ from gpt.data.dataset import Dataset
 from gpt.data.tokenizers import from_json
 from gpt.models.build import Model
 from gpt.runs import checkpoint
-from gpt.runs.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from gpt.runs.portable_state import load_portable_state, portable_state
 from gpt.training import distributed
+from gpt.training.muon import Muon
 from gpt.training.precision import Precision
 
+ADAMW_STATE, MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 ALL_KINDS = ("weights", "optimizer", "random")  # what resuming needs; generating needs weights
 
 
@@ -89,7 +90,7 @@ class Saver:
         }
         tensors = {
             "weights": portable_state(self.model),
-            "optimizer": optimizer_tensors(self.optimizers, self.model),
+            "optimizer": _optimizer_tensors(self.optimizers, self.model),
             "random": _generator_states(self.precision.device),
         }
         if not distributed.is_main():
@@ -149,7 +150,7 @@ def restore_run(
     state = RunState.from_dict(record, source)
     check_finite(tensors["weights"], source)
     load_portable_state(model, tensors["weights"])
-    load_optimizer_tensors(optimizers, model, tensors["optimizer"])
+    _load_optimizer_tensors(optimizers, model, tensors["optimizer"])
     try:
         if precision.scaler.is_enabled() and record["scaler"]:
             precision.scaler.load_state_dict(record["scaler"])
@@ -187,3 +188,51 @@ def _generator_states(device: torch.device) -> checkpoint.Tensors:
         for kind, own in states.items()
         for rank, state in enumerate(distributed.all_gather(own))
     }
+
+
+# --- the state of the optimizers -----------------------------------------------------------------
+
+
+def _optimizer_tensors(
+    optimizers: Sequence[torch.optim.Optimizer], model: Model
+) -> checkpoint.Tensors:
+    """The optimizers' state as "NUMBER/PARAMETER/KEY" -> tensor."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors = {
+        f"{number}/{names[id(parameter)]}/{key}": value
+        for number, optimizer in enumerate(optimizers)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    return distributed.full_on_main(tensors)
+
+
+def _load_optimizer_tensors(
+    optimizers: Sequence[torch.optim.Optimizer], model: Model, tensors: checkpoint.Tensors
+) -> None:
+    """Restore what `_optimizer_tensors` returned. Raises UserError if it is another model's."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    left = dict(tensors)
+    for number, optimizer in enumerate(optimizers):
+        keys = MUON_STATE if isinstance(optimizer, Muon) else ADAMW_STATE
+        whole = optimizer.state_dict()
+        order = [p for group in optimizer.param_groups for p in group["params"]]
+        whole["state"] = {}
+        for index, parameter in enumerate(order):
+            prefix = f"{number}/{names[id(parameter)]}/"
+            state = {key: left.pop(prefix + key) for key in keys if prefix + key in left}
+            if not state:
+                continue  # saved before the first update
+            shapes = {key: () if key == "step" else parameter.shape for key in keys}
+            if {key: value.shape for key, value in state.items()} != shapes:
+                raise UserError(f"the optimizer state {prefix} does not fit this model's parameter")
+            whole["state"][index] = {
+                key: value if key == "step" else distributed.shard_like(value, parameter)
+                for key, value in state.items()
+            }
+        optimizer.load_state_dict(whole)
+    if left:
+        raise UserError(
+            f"the checkpoint has the optimizer state {next(iter(left))}, but this model does not; "
+            "resume with the run's --kernels and --optimizer"
+        )
