@@ -39,12 +39,14 @@ def generate(
     *,
     slide: int = 1,
     generator: torch.Generator | None = None,
+    use_cache: bool = True,
 ) -> Iterator[torch.Tensor]:
     """Yield the next token of each row, shape (B,), int64, on the CPU, `max_new_tokens` times.
 
     tokens: (B, T) int64, or B prompts of different lengths, each with at least one token.
     sampling: how a token is chosen; by default it is sampled from the model's distribution.
     slide: how many tokens the context moves by when it is full; 1 is the lecture's crop.
+    use_cache: False computes the whole context for every token, whatever the model is.
     Raises ValueError if a prompt is empty or `slide` is not between 1 and the block size.
     """
     if not 1 <= slide <= model.config.block_size:
@@ -53,7 +55,7 @@ def generate(
         return
     model.eval()
     text = Text(tokens, max_new_tokens, model.config.block_size, slide)
-    if isinstance(model, GPT) and not model.config.source_size:
+    if use_cache and isinstance(model, GPT) and not model.config.source_size:
         yield from _with_cache(model, text, sampling, generator)
     else:
         yield from _without_cache(model, text, sampling, generator)

@@ -38,13 +38,6 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def stream_text(tokens: Iterator[Tensor], decode: Callable[[int], str]) -> Iterator[str]:
-    """Yield the text of the first row as its tokens arrive."""
-    stream = TextStream(decode)
-    for token in tokens:
-        yield stream(int(token[0]))
-
-
 def in_order(tokens: Iterator[Tensor], streams: list[TextStream]) -> Iterator[tuple[int, str]]:
     """Yield (row, text) as soon as it can be printed: when all rows before it are finished.
 

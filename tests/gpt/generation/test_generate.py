@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernels
+from gpt.data.tokenizers import CharTokenizer
 from gpt.generation.generate import READ_EVERY, generate, window_start
+from gpt.generation.preview import print_sample, sample_text
 from gpt.generation.sampling import Sampling
 from gpt.models import lecture, packed, reference
 from gpt.models.layouts import packed_from_lecture
+from gpt.training.precision import Precision
 from tests.gpt.configs import CONFIGS, draw_tokens, randomise
 from tests.numerics import DEVICE
 
@@ -136,6 +139,14 @@ def test_padding_of_the_vocabulary_is_not_sampled(table):
     prompts = draw_tokens(4, 2).to(DEVICE)
     made = generate(model, prompts, 50, Sampling(5.0, vocab_size=3))
     assert torch.stack(list(made)).unique().tolist() == [0, 1, 2]
+
+
+def test_samples_of_a_run_have_no_padding_of_the_vocabulary(capsys):
+    model, tokenizer = build("lecture", "torch"), CharTokenizer("abc")
+    print_sample(model, tokenizer, 50, 0, torch.device(DEVICE))
+    assert set(capsys.readouterr().out) <= set("abc\n")
+    precision = Precision(torch.device(DEVICE), torch.float32)
+    assert set(sample_text(model, tokenizer, 50, 0, precision)) <= set("abc")
 
 
 @pytest.mark.parametrize("table", ["reference", "torch"])

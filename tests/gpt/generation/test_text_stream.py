@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.generation.text_stream import TextStream, in_order, stream_text
+from gpt.generation.text_stream import TextStream, in_order
 
 
 @given(st.text("ab\n", max_size=12), st.text("ab\n", max_size=4))
@@ -18,11 +18,6 @@ def test_text_ends_before_the_first_stop_and_holds_back_no_more_than_its_prefix(
     before, found, _ = text.partition(stop) if stop else (text, "", "")
     assert streamed + stream.rest() == before
     assert stream.stopped == bool(found)
-
-
-def test_the_first_row_is_streamed():
-    tokens = (torch.tensor([token, 9]) for token in (2, 0, 1))
-    assert "".join(stream_text(tokens, lambda token: "abc"[token])) == "cab"
 
 
 def test_a_row_is_yielded_once_the_rows_before_it_are_finished():
