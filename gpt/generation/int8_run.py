@@ -16,8 +16,6 @@ from gpt.runs.portable_state import portable_state
 from gpt.training.evaluation import evaluate, validation_batches
 from gpt.training.precision import Precision
 
-Log = Callable[[str], None]
-
 
 def megabytes(model: nn.Module) -> float:
     """The memory of the model's weights, each counted once, in MB."""
@@ -25,26 +23,21 @@ def megabytes(model: nn.Module) -> float:
 
 
 def quantize_run(
-    model: nn.Module, record: dict, device: torch.device, save_dir: str, log: Log
+    model: nn.Module, record: dict, device: torch.device, save_dir: str, log: Callable[[str], None]
 ) -> None:
-    """Quantize the model of a run in place, and save it if `save_dir` is not empty.
+    """Quantize the model of a run in place. With `save_dir`, save it there as a run.
 
-    record: the JSON record of the model's checkpoint.
+    Saving logs the model's size and its perplexity before and after. record: the JSON record of the
+    model's checkpoint.
     """
     if not isinstance(model, GPT):
         raise UserError("--quantize needs the packed model; remove --kernels reference")
     if is_quantized(model):
         raise UserError("the model is int8 already; remove --quantize")
-    if save_dir:
-        _quantize_and_save(Path(save_dir), model, record, device, log)
-    else:
+    if not save_dir:
         quantize(model)
-
-
-def _quantize_and_save(
-    folder: Path, model: GPT, record: dict, device: torch.device, log: Log
-) -> None:
-    """Save the quantized model as a run; log its size and its perplexity before and after."""
+        return
+    folder = Path(save_dir)
     if (folder / "best.json").exists():
         raise UserError(f"{folder} holds a run already; name a new folder with --save-dir")
     config = TrainConfig.from_dict(record["train"], folder)
