@@ -114,32 +114,26 @@ class GraphedLoss:
 
 
 @torch.no_grad()
-def greedy_matches(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, vocab_size: int, precision: Precision
-) -> torch.Tensor:
-    """For each row of x and y (N, T): whether greedy decoding would produce its targets, (N,) bool.
-
-    That is so if every target is the most likely token given the targets before it.
-    """
-    model.eval()
-    matches = []
-    rows = max(1, EVALUATION_TOKENS // x.shape[1])
-    for part, targets in zip(x.split(rows), y.split(rows), strict=True):
-        with precision.autocast():
-            logits = model(part)[0][..., :vocab_size]  # (rows, T, V)
-        matches.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
-    model.train()
-    return torch.cat(matches)
-
-
 def task_accuracy(
     model: nn.Module, data: Dataset, block_size: int, precision: Precision
 ) -> dict[str, float]:
-    """The accuracy on the held-out problems of a task, {} for a plain text."""
+    """The accuracy of greedy decoding on the held-out problems of a task; {} for a plain text.
+
+    Greedy decoding produces an answer if every target is the most likely token given the targets
+    before it.
+    """
     if not isinstance(data, Task):
         return {}
+    model.eval()
+    matches = []
     x, y = data.validation(block_size)
-    return data.accuracy(greedy_matches(model, x, y, data.tokenizer.vocab_size, precision))
+    rows = max(1, EVALUATION_TOKENS // x.shape[1])
+    for part, targets in zip(x.split(rows), y.split(rows), strict=True):
+        with precision.autocast():
+            logits = model(part)[0][..., : data.tokenizer.vocab_size]  # (rows, T, V)
+        matches.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
+    model.train()
+    return data.accuracy(torch.cat(matches))
 
 
 def text_metrics(

@@ -24,15 +24,12 @@ def make_optimizers(
     matrices = block_matrices(model) if config.optimizer == "muon" else []
     in_muon = {id(weight) for weight, _ in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in in_muon]
-    if config.decay_all:
-        groups = [{"params": rest, "weight_decay": config.weight_decay}]
-    else:  # as GPT-2: no weight decay for biases and norms
-        decayed = [p for p in rest if p.dim() >= 2]
-        others = [p for p in rest if p.dim() < 2]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+    decayed = [p for p in rest if config.decay_all or p.dim() >= 2]
+    others = [p for p in rest if not config.decay_all and p.dim() < 2]  # as GPT-2: biases and norms
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
     optimizers = [adamw(groups, lr=config.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0)]
