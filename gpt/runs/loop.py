@@ -1,8 +1,8 @@
 """The training loop: steps, evaluations, checkpoints, and the end of a run."""
 
-import contextlib
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from gpt.data.batches import TokenDataset
 from gpt.data.dataset import Dataset
 from gpt.data.prefetch import Prefetched
 from gpt.models.build import Model
-from gpt.runs.metrics import MetricsLog, NoMetricsLog
+from gpt.runs.metrics import MetricsLog
 from gpt.runs.profiler import Profiler
 from gpt.runs.progress import Progress
 from gpt.runs.run_state import RunState, Saver
@@ -67,9 +67,9 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
     saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
     profiler = Profiler(config.profile and distributed.is_main(), folder, run.precision.device)
-    with StopSignals() as signals, _prefetched(run) as batches, log, saver, profiler:
+    with StopSignals() as signals, _prefetched(run) as data, log or nullcontext(), saver, profiler:
         model, optimizers = run.parallel_model, run.optimizers
-        take = make_step(run.step_class, model, optimizers, batches, config, run.precision)
+        take = make_step(run.step_class, model, optimizers, data, config, run.precision)
         take.policy.skipped = state.skipped
         batch_loss = None
         if issubclass(run.step_class, GraphStep):
@@ -100,7 +100,8 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
             f"python train.py --resume --out-dir {folder}"
         )
         return False
-    log.finish(_summary(run, state, progress))
+    if log:
+        log.finish(_summary(run, state, progress))
     print(
         f"best val loss {state.best_val_loss:.4f}, {progress.seconds:.1f} s of training, "
         f"{progress.tokens_per_second(config.max_iters):,.0f} tok/s; the run is in {folder}"
@@ -151,13 +152,13 @@ def _summary(run: Run, state: RunState, progress: Progress) -> dict:
     }
 
 
-def _open_log(config: TrainConfig, folder: Path, first: int) -> MetricsLog | NoMetricsLog:
+def _open_log(config: TrainConfig, folder: Path, first: int) -> MetricsLog | None:
     if not distributed.is_main():
-        return NoMetricsLog()
+        return None
     return MetricsLog(folder, config.to_dict(), config.log, first if config.resume else None)
 
 
-def _make_progress(run: Run, log: MetricsLog | NoMetricsLog, state: RunState) -> Progress:
+def _make_progress(run: Run, log: MetricsLog | None, state: RunState) -> Progress:
     tokens_per_step = batch_plan(run.config).tokens_per_step
     flops_per_token = hardware.flops_per_token(run.config.model, run.parameters)
     return Progress(
@@ -171,9 +172,9 @@ def _make_progress(run: Run, log: MetricsLog | NoMetricsLog, state: RunState) ->
     )
 
 
-def _prefetched(run: Run) -> contextlib.AbstractContextManager:
+def _prefetched(run: Run) -> AbstractContextManager:
     """The data; if it is not on the device, batches are read ahead by a thread."""
     data = run.data
     if data.source == run.precision.device or not isinstance(data, TokenDataset):
-        return contextlib.nullcontext(data)
+        return nullcontext(data)
     return Prefetched(data, distributed.world_size())

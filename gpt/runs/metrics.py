@@ -57,16 +57,6 @@ class MetricsLog:
             plot_losses(read_metrics(self.folder), self.folder / "loss.png")
 
 
-class NoMetricsLog(contextlib.nullcontext):
-    """The log of all ranks but the main one."""
-
-    def log(self, **values) -> None:
-        pass
-
-    def finish(self, summary: dict) -> None:
-        pass
-
-
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl; lines that a crash has cut off are skipped."""
     path = folder / "metrics.jsonl"

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from gpt import hardware
-from gpt.runs.metrics import MetricsLog, NoMetricsLog
+from gpt.runs.metrics import MetricsLog
 from gpt.runs.run_state import RunState
 from gpt.training import distributed
 
@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(
         self,
-        log: MetricsLog | NoMetricsLog,
+        log: MetricsLog | None,  # None on all ranks but the main one
         device: torch.device,
         state: RunState,  # where the run begins or resumes
         *,
@@ -56,17 +56,19 @@ class Progress:
         if (step + 1) % self.log_interval == 0:
             self._log(step + 1, distributed.all_reduce_mean(loss).item())  # waits for the device
 
-    def _log(self, iteration: int, loss: float) -> None:
+    def _log(self, step: int, loss: float) -> None:
         seconds = self._lap() / self._unlogged
         self._unlogged = 0
         tokens_per_second = self.tokens_per_step / seconds
-        self.log.log(step=iteration, loss=loss, milliseconds=1e3 * seconds, seconds=self.seconds)
+        milliseconds = 1e3 * seconds
+        if self.log:
+            self.log.log(step=step, loss=loss, milliseconds=milliseconds, seconds=self.seconds)
         self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tok/s")
         if self.bar.disable:
             utilisation = self.flops_per_step / seconds / self.peak_flops if self.peak_flops else 0
             mfu = f"mfu {100 * utilisation:.2f}%, " if utilisation else ""
             print(
-                f"iter {iteration}: loss {loss:.4f}, time {1e3 * seconds:.2f}ms, {mfu}"
+                f"iter {step}: loss {loss:.4f}, time {milliseconds:.2f}ms, {mfu}"
                 f"{tokens_per_second:,.0f} tok/s",
                 flush=True,
             )
@@ -80,7 +82,8 @@ class Progress:
         train_loss = {"train_loss": sum(losses) / len(losses)} if losses else {}
         values = {**train_loss, "val_loss": val_loss, **scores}
         texts = {"sample": sample} if sample else {}
-        self.log.log(step=step, **values, seconds=self.seconds, **texts)
+        if self.log:
+            self.log.log(step=step, **values, seconds=self.seconds, **texts)
         words = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()]
         self._losses = []
         self.bar.write(f"step {step}: {', '.join(words)}", file=sys.stdout)
