@@ -12,7 +12,7 @@ import torch.nn as nn
 from gpt import UserError, hardware
 from gpt.config.train import TrainConfig
 from gpt.data.batches import TokenDataset
-from gpt.data.dataset import Dataset
+from gpt.data.dataset import Batch, Dataset
 from gpt.data.prefetch import Prefetched
 from gpt.models.build import Model
 from gpt.runs.metrics import MetricsLog
@@ -21,15 +21,7 @@ from gpt.runs.progress import Progress
 from gpt.runs.run_state import RunState, Saver
 from gpt.runs.signals import StopSignals
 from gpt.training import distributed
-from gpt.training.evaluation import (
-    Batch,
-    BatchLoss,
-    GraphedLoss,
-    evaluate,
-    random_batches,
-    task_accuracy,
-    validation_batches,
-)
+from gpt.training.evaluation import BatchLoss, evaluate, task_accuracy, validation_batches
 from gpt.training.make_step import batch_plan, make_step
 from gpt.training.out_of_memory import take_step
 from gpt.training.precision import Precision
@@ -71,9 +63,7 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
         model, optimizers = run.parallel_model, run.optimizers
         take = make_step(run.step_class, model, optimizers, data, config, run.precision)
         take.policy.skipped = state.skipped
-        batch_loss = None
-        if issubclass(run.step_class, GraphStep):
-            batch_loss = GraphedLoss(model, run.precision)
+        batch_loss = BatchLoss(model, run.precision, issubclass(run.step_class, GraphStep))
         for step in range(first, config.max_iters + 1):
             stopping = distributed.any_rank(bool(signals.received))
             due = step % config.eval_interval == 0 or step == config.max_iters
@@ -110,18 +100,15 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
 
 
 def evaluation_batches(run: Run) -> Iterable[Batch]:
-    """The whole validation split, or with --eval-iters random batches of it."""
-    config, block_size = run.config, run.config.model.block_size
-    if config.eval_iters:
-        return random_batches(
-            run.data, config.seed, config.eval_iters, config.batch_size, block_size
-        )
-    return validation_batches(run.data, block_size)
+    """The whole validation split, or --eval-iters random batches of it: nanoGPT's estimate."""
+    rows, block_size = run.config.batch_size, run.config.model.block_size
+    if not run.config.eval_iters:
+        return validation_batches(run.data, block_size)
+    first_rows = range(0, run.config.eval_iters * rows, rows)
+    return (run.data.batch(run.config.seed, row, rows, block_size, "val") for row in first_rows)
 
 
-def _evaluate(
-    run: Run, state: RunState, progress: Progress, batch_loss: BatchLoss | None
-) -> RunState:
+def _evaluate(run: Run, state: RunState, progress: Progress, batch_loss: BatchLoss) -> RunState:
     """Evaluate and log; return the state with the results."""
     model, precision = run.parallel_model, run.precision
     val_loss = evaluate(model, evaluation_batches(run), precision, batch_loss)

@@ -1,7 +1,7 @@
 """The loss over the validation split or over any text, and the accuracy on a task."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
@@ -18,7 +18,28 @@ from gpt.training.precision import Precision
 
 EVALUATION_TOKENS = 16_384  # in one forward pass
 
-BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x, y -> loss ()
+
+class BatchLoss:
+    """x, y -> loss () of the batch; with `graph` as one CUDA graph for batches of equal shape."""
+
+    def __init__(self, model: nn.Module, precision: Precision, graph: bool = False):
+        self.model, self.precision, self.graph = model, precision, graph
+        self.graphed = GraphedFunction(lambda: self.eager(self.x, self.y), "evaluation")
+        self.x: torch.Tensor
+        self.y: torch.Tensor
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if not self.graph:
+            return self.eager(x, y)
+        if not hasattr(self, "x"):
+            self.x, self.y = torch.empty_like(x), torch.empty_like(y)
+        self.x.copy_(x)
+        self.y.copy_(y)
+        return self.graphed().clone()  # the next replay overwrites it
+
+    def eager(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with self.precision.autocast():
+            return self.model(x, y)[1]
 
 
 @torch.no_grad()
@@ -30,11 +51,10 @@ def evaluate(
 ) -> float:
     """The mean loss over all targets of `batches`, without dropout, on all ranks together.
 
-    `batch_loss` computes the loss of one batch: a `GraphedLoss` of the model, or by default
-    `eager_loss`.
+    `batch_loss` is that of the model and the precision; by default it runs eagerly.
     """
     model.eval()
-    batch_loss = batch_loss or eager_loss(model, precision)
+    batch_loss = batch_loss or BatchLoss(model, precision)
     losses, counts = [], []
     for x, y in batches:
         losses.append(batch_loss(x, y))
@@ -49,68 +69,25 @@ def evaluate(
 
 def validation_batches(data: Dataset, block_size: int) -> list[Batch]:
     """This rank's share of the whole validation split, every position predicted once."""
-    return share_of_rank(equal_batches(*data.validation(block_size)))
-
-
-def random_batches(
-    data: Dataset, seed: int, count: int, batch_size: int, block_size: int
-) -> Iterator[Batch]:
-    """`count` random batches of the validation split: nanoGPT's estimate of its loss."""
-    for index in range(count):
-        yield data.batch(seed, index * batch_size, batch_size, block_size, "val")
+    return equal_batches(*data.validation(block_size))
 
 
 def equal_batches(x: torch.Tensor, y: torch.Tensor) -> list[Batch]:
-    """Split x and y (N, T) into batches of one shape, so that a single graph serves all of them.
+    """This rank's share of x and y (N, T) in batches of one shape, so that one graph serves all.
 
-    The last batch is padded with rows whose targets are ignored.
+    The last batch is padded with rows whose targets are ignored. Ranks that share a model compute
+    each batch together: every rank has the same number, and a batch without targets if need be.
     """
     most = max(1, EVALUATION_TOKENS // x.shape[1])
     count = -(-len(x) // most)
     rows = -(-len(x) // count)
     padding = (0, 0, 0, count * rows - len(x))  # rows after the last
     x, y = F.pad(x, padding), F.pad(y, padding, value=IGNORE_INDEX)
-    return list(zip(x.split(rows), y.split(rows), strict=True))
-
-
-def share_of_rank(batches: list[Batch]) -> list[Batch]:
-    """Every world_size-th batch, padded to the same number on every rank.
-
-    Ranks that share a model compute each batch together, so they need the same number.
-    """
-    world_size = distributed.world_size()
-    share = batches[distributed.rank() :: world_size]
-    if len(share) * world_size < len(batches):
-        x, y = batches[0]
-        share.append((x, torch.full_like(y, IGNORE_INDEX)))
+    batches = list(zip(x.split(rows), y.split(rows), strict=True))
+    share = batches[distributed.rank() :: distributed.world_size()]
+    if len(share) * distributed.world_size() < count:
+        share.append((batches[0][0], torch.full_like(batches[0][1], IGNORE_INDEX)))
     return share
-
-
-def eager_loss(model: nn.Module, precision: Precision) -> BatchLoss:
-    """A function x, y -> loss () of the batch."""
-
-    def batch_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        with precision.autocast():
-            return model(x, y)[1]
-
-    return batch_loss
-
-
-class GraphedLoss:
-    """The same as one CUDA graph, for batches of the shape of the first one."""
-
-    def __init__(self, model: nn.Module, precision: Precision):
-        self.eager = eager_loss(model, precision)
-        self.graphed = GraphedFunction(lambda: self.eager(self.x, self.y), "evaluation")
-        self.x: torch.Tensor
-        self.y: torch.Tensor
-
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if not hasattr(self, "x"):
-            self.x, self.y = torch.empty_like(x), torch.empty_like(y)
-        self.x.copy_(x)
-        self.y.copy_(y)
-        return self.graphed().clone()  # the next replay overwrites it
 
 
 @torch.no_grad()
@@ -152,7 +129,7 @@ def text_metrics(
     if len(tokens) < 2:
         raise UserError(f"the text has {len(tokens)} tokens; at least two are needed")
     x, y = windows(tokens.to(precision.device), block_size)
-    loss = evaluate(model, share_of_rank(equal_batches(x, y)), precision)
+    loss = evaluate(model, equal_batches(x, y), precision)
     scores = {"loss": loss, "perplexity": math.exp(loss)}
     scores["bits_per_byte"] = loss / math.log(2) * len(tokens) / size
     return scores | {"tokens": len(tokens), "bytes": size}

@@ -43,12 +43,6 @@ def step_over(kind, implementation, **options):
     return small_step(kind, model, config, ops.adamw, torch.bfloat16)
 
 
-def read_norm_on_host(step):
-    """Make the step do what a CUDA graph cannot capture."""
-    clip, device = step.gradients.clip, step.gradients.precision.device
-    step.gradients.clip = lambda: torch.full((), clip().item(), device=device)
-
-
 def weights_of(step):
     return [weight.detach().clone() for weight in step.gradients.model.parameters()]
 

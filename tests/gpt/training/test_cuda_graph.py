@@ -3,6 +3,7 @@
 Without a GPU the stand-in of `tests/graphs.py` captures and replays.
 """
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -13,19 +14,13 @@ from gpt.generation.generate import generate
 from gpt.generation.sampling import Sampling
 from gpt.models.activation_checkpointing import recompute_blocks
 from gpt.training.cuda_graph import capture
-from gpt.training.evaluation import GraphedLoss, eager_loss
+from gpt.training.evaluation import BatchLoss
 from gpt.training.muon import Muon
 from gpt.training.precision import Precision
 from gpt.training.step import DeviceStep, EagerStep, GraphStep
 from tests import graphs
-from tests.gpt.training.steps import (
-    DEVICE,
-    SMALL,
-    all_equal,
-    read_norm_on_host,
-    step_over,
-    weights_of,
-)
+from tests.gpt.configs import draw_tokens
+from tests.gpt.training.steps import DEVICE, SMALL, all_equal, step_over, weights_of
 
 HAS_GPU = torch.cuda.is_available()
 needs_stand_in = pytest.mark.skipif(HAS_GPU, reason="tests the stand-in for CUDA graphs")
@@ -36,11 +31,8 @@ TABLES = ["torch,adamw=triton", "triton", *(["torch"] if HAS_GPU else [])]
 
 @pytest.fixture(autouse=True)
 def device():
-    if HAS_GPU:
-        yield None
-    else:
-        with graphs.on_the_cpu() as device:
-            yield device
+    with contextlib.nullcontext() if HAS_GPU else graphs.on_the_cpu() as device:
+        yield device
 
 
 def train(kind, implementation, steps=STEPS, change=lambda step: None, on_device=True, **options):
@@ -101,7 +93,7 @@ def test_16_bit_copies_of_weights_change_no_bit():
 def test_graphed_evaluation_equals_eager_evaluation(implementation):
     step = step_over(EagerStep, implementation)
     model, precision = step.gradients.model.eval(), Precision(DEVICE, torch.bfloat16)
-    graphed, eager = GraphedLoss(model, precision), eager_loss(model, precision)
+    graphed, eager = BatchLoss(model, precision, graph=True), BatchLoss(model, precision)
     losses = set()
     with torch.no_grad():
         for first_row in range(0, 24, 4):  # three eager batches, then replays
@@ -113,19 +105,19 @@ def test_graphed_evaluation_equals_eager_evaluation(implementation):
     assert len(losses) == 6
 
 
-@needs_stand_in  # tests/gpt/generation compares the two on a GPU
-def test_graphed_generation_equals_eager_generation(monkeypatch):
-    model = step_over(EagerStep, "triton").gradients.model.eval()
-    prompt = torch.randint(16, (2, 3), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("implementation", TABLES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_graphed_generation_equals_eager_generation(implementation, temperature, monkeypatch):
+    model = step_over(EagerStep, implementation).gradients.model.eval()
+    prompts = [draw_tokens(1, length, vocab_size=16)[0].to(DEVICE) for length in (3, 6)]
 
-    def tokens():
-        generator = torch.Generator().manual_seed(3)
-        made = generate(model, prompt, 12, generator=generator, slide=4)  # longer than a block
+    def tokens(captures):
+        monkeypatch.setattr(generation, "captures", lambda device: captures)
+        options = {"generator": torch.Generator(DEVICE).manual_seed(3), "slide": 4}
+        made = generate(model, prompts, 12, Sampling(temperature, 9), **options)  # past the block
         return torch.stack(list(made))
 
-    eager = tokens()
-    monkeypatch.setattr(generation, "captures", lambda device: True)
-    assert torch.equal(tokens(), eager)
+    assert torch.equal(tokens(captures=True), tokens(captures=False))
 
 
 # --- what cannot be captured ----------------------------------------------------------------------
@@ -134,6 +126,11 @@ def test_graphed_generation_equals_eager_generation(monkeypatch):
 def use_host_tensor(step):
     loss = step.gradients.loss
     step.gradients.loss = lambda x, y: loss(x, y) * torch.tensor(1.0)
+
+
+def read_norm_on_host(step):
+    clip = step.gradients.clip
+    step.gradients.clip = lambda: torch.full((), clip().item(), device=DEVICE)
 
 
 @needs_stand_in
@@ -175,14 +172,14 @@ def test_evaluation_and_generation_run_eagerly_if_they_cannot_be_captured(monkey
     model, precision = step.gradients.model.eval(), Precision(DEVICE, torch.float32)
     x, y = step.gradients.data.batch(0, 0, 4, SMALL.block_size)
     prompt = torch.zeros(1, 3, dtype=torch.int64)
-    expected = eager_loss(model, precision)(x, y)
+    expected = BatchLoss(model, precision)(x, y)
     eager = list(generate(model, prompt, 9, Sampling(temperature=0.0)))
 
     def embed(tokens):  # reads a value on the host
         return type(model).embed(model, tokens) * float(tokens.sum() >= 0)
 
     monkeypatch.setattr(model, "embed", embed)
-    graphed = GraphedLoss(model, precision)
+    graphed = BatchLoss(model, precision, graph=True)
     with torch.no_grad():
         assert [graphed(x, y) for _ in range(5)] == [expected] * 5
     assert "evaluation cannot be captured" in capsys.readouterr().out

@@ -1,16 +1,17 @@
 """The validation loss counts every position once and does not change the training."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from gpt.config.model import IGNORE_INDEX
 from gpt.config.train import TrainConfig
 from gpt.data.batches import TokenDataset
 from gpt.data.tokenizers import ByteTokenizer
 from gpt.models import packed, reference
+from gpt.runs.loop import evaluation_batches
 from gpt.training import distributed, evaluation
 from gpt.training.precision import Precision
 from kernels.torch_ops import OPS
@@ -18,6 +19,7 @@ from tests.gpt.configs import LECTURE, draw_tokens, randomise
 
 FP32 = Precision(torch.device("cpu"), torch.float32)
 CONFIG = TrainConfig(model=replace(LECTURE, dropout=0.5), batch_size=4)
+BLOCK = LECTURE.block_size
 
 
 def make(length=101):
@@ -27,17 +29,12 @@ def make(length=101):
     return randomise(packed.GPT(CONFIG.model, OPS)), data
 
 
-def evaluate(gpt, data):
-    batches = evaluation.validation_batches(data, CONFIG.model.block_size)
-    return evaluation.evaluate(gpt, batches, FP32)
-
-
-def by_hand(gpt, tokens, block_size):
+def by_hand(gpt, tokens):
     """The mean loss over all positions of all windows, in fp64."""
     gpt.eval()
     losses = []
-    for start in range(0, len(tokens) - 1, block_size):
-        x = tokens[start : min(start + block_size, len(tokens) - 1)]
+    for start in range(0, len(tokens) - 1, BLOCK):
+        x = tokens[start : min(start + BLOCK, len(tokens) - 1)]
         with torch.no_grad():
             log_probabilities = F.log_softmax(gpt(x[None])[0][0].double(), dim=-1)
         targets = tokens[start + 1 : start + len(x) + 1]
@@ -46,13 +43,33 @@ def by_hand(gpt, tokens, block_size):
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("length", [2, 9, 10, 96, 97, 98])  # around multiples of the block
+@pytest.mark.parametrize("length", [2, 9, 10, 82, 83, 96, 97, 98])  # around multiples of the block
 @pytest.mark.parametrize("tokens_of_a_pass", [8, 24, 16_384])
-def test_every_position_counts_once(length, tokens_of_a_pass, monkeypatch):
+@pytest.mark.parametrize("world", [1, 2, 5])
+@pytest.mark.parametrize("implementation", [packed.GPT, reference.GPT])
+def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_every_rank(
+    world, length, tokens_of_a_pass, implementation, monkeypatch
+):
+    """One shape, so that one compiled model or one CUDA graph serves all of them."""
     monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", tokens_of_a_pass)
     gpt, data = make(length)
-    expected = by_hand(gpt, data.val, CONFIG.model.block_size)
-    assert evaluate(gpt, data) == pytest.approx(expected, 1e-6)
+    if implementation is reference.GPT:
+        gpt = randomise(reference.GPT(CONFIG.model))
+    totals, one = [], torch.ones(2)
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda total: totals.append(total) or one)
+    shapes = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        batches = evaluation.validation_batches(data, BLOCK)
+        evaluation.evaluate(gpt, batches, FP32)
+        shapes.append([each.shape for batch in batches for each in batch])
+    assert shapes == [shapes[0]] * world
+    assert len(set(shapes[0])) == 1
+    assert shapes[0][0].numel() <= max(tokens_of_a_pass, BLOCK)
+    loss_sum, count = sum(totals).tolist()
+    assert count == length - 1
+    assert loss_sum / count == pytest.approx(by_hand(gpt, data.val), 1e-6)
 
 
 def test_estimate_of_nanogpt_is_the_mean_over_random_batches():
@@ -60,62 +77,21 @@ def test_estimate_of_nanogpt_is_the_mean_over_random_batches():
     gpt.eval()
     losses = []
     for index in range(3):
-        x, y = data.batch(CONFIG.seed, 4 * index, 4, CONFIG.model.block_size, "val")
+        x, y = data.batch(CONFIG.seed, 4 * index, 4, BLOCK, "val")
         logits = gpt(x)[0].detach().double()
         losses.append(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
-    batches = evaluation.random_batches(data, CONFIG.seed, 3, 4, CONFIG.model.block_size)
-    assert evaluation.evaluate(gpt, batches, FP32) == pytest.approx(sum(losses) / 3, 1e-6)
+    run = SimpleNamespace(config=replace(CONFIG, eval_iters=3), data=data)
+    estimate = evaluation.evaluate(gpt, evaluation_batches(run), FP32)
+    assert estimate == pytest.approx(sum(losses) / 3, 1e-6)
 
 
 def test_evaluation_draws_no_random_number_and_restores_training_mode():
     gpt, data = make()
     gpt.train()
     state = torch.get_rng_state()
-    first = evaluate(gpt, data)
-    assert evaluate(gpt, data) == first
+    batches = evaluation.validation_batches(data, BLOCK)
+    first = evaluation.evaluate(gpt, batches, FP32)
+    assert evaluation.evaluate(gpt, batches, FP32) == first
     assert torch.equal(torch.get_rng_state(), state)
     assert gpt.training
     assert all(parameter.grad is None for parameter in gpt.parameters())
-
-
-@pytest.mark.parametrize("world", [2, 3, 5])
-@pytest.mark.parametrize("implementation", ["torch", "reference"])
-def test_ranks_take_equally_many_passes_and_count_every_position_once(
-    world, implementation, monkeypatch
-):
-    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", 24)
-    gpt, data = make(83)  # four batches of three windows
-    if implementation == "reference":
-        gpt = randomise(reference.GPT(CONFIG.model))
-    expected = by_hand(gpt, data.val, CONFIG.model.block_size)
-    passes, totals = [], []
-    monkeypatch.setattr(distributed, "world_size", lambda: world)
-    one = torch.ones(2)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda total: totals.append(total) or one)
-    for rank in range(world):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        called = []
-        hook = gpt.register_forward_pre_hook(lambda *_, called=called: called.append(1))
-        evaluate(gpt, data)
-        hook.remove()
-        passes.append(len(called))
-    assert passes == [-(-4 // world)] * world
-    loss_sum, count = sum(totals).tolist()
-    assert count == 82
-    assert loss_sum / count == pytest.approx(expected, 1e-6)
-
-
-@pytest.mark.parametrize("length", [9, 82, 83, 101])
-@pytest.mark.parametrize("tokens_of_a_pass", [8, 24, 32, 16_384])
-def test_equal_batches_have_one_shape_and_pad_the_last(length, tokens_of_a_pass, monkeypatch):
-    """So that one compiled model or one CUDA graph serves all of them."""
-    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", tokens_of_a_pass)
-    _, data = make(length)
-    x, y = data.validation(CONFIG.model.block_size)
-    batches = evaluation.equal_batches(x, y)
-    assert len({each.shape for pair in batches for each in pair}) == 1
-    assert batches[0][0].numel() <= max(tokens_of_a_pass, CONFIG.model.block_size)
-    for whole, parts in ((x, 0), (y, 1)):
-        together = torch.cat([batch[parts] for batch in batches])
-        assert torch.equal(together[: len(whole)], whole)
-    assert (together[len(y) :] == IGNORE_INDEX).all()
