@@ -1,12 +1,14 @@
 """When a batch does not fit in memory: find the largest part of it that does."""
 
+import copy
 import gc
+from dataclasses import replace
 
 import torch
 
 from gpt import UserError, hardware
 from gpt.training import distributed
-from gpt.training.gradients import BatchPlan, Gradients
+from gpt.training.gradients import Gradients
 from gpt.training.precision import Precision
 from gpt.training.step import EagerStep
 
@@ -40,19 +42,14 @@ def take_step(step: EagerStep, number: int) -> torch.Tensor:
 
 def _fits(gradients: Gradients, rows: int, number: int) -> bool:
     """Whether one pass over `rows` sequences, and the optimizers' state, fit in memory."""
-    precision, plan = gradients.precision, gradients.plan
+    precision = gradients.precision
     gradients.clear()
     gc.collect()
     if precision.device.type == "cuda":
         torch.cuda.empty_cache()
-    trial = Gradients(
-        gradients.model,
-        gradients.optimizers,
-        gradients.data,
-        BatchPlan(rows, plan.block_size, seed=plan.seed),
-        Precision(precision.device, precision.dtype),  # with a loss scaler of its own
-        gradients.grad_clip,
-    )
+    trial = copy.copy(gradients)
+    trial.plan = replace(gradients.plan, batch_size=rows, passes=1)
+    trial.precision = Precision(precision.device, precision.dtype)  # with a loss scaler of its own
     try:
         reserved = _state_to_come(gradients)
         trial(number)
