@@ -142,7 +142,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     )
     is_auto = config.kernels == "auto" and ops is not None
     why = kernels.explain_auto(device)[1] if is_auto else ""
-    print_header(config, precision, run.kernels, why, run.parameters, reason)
+    print_header(run, why, reason)
     return run
 
 
