@@ -97,7 +97,10 @@ def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Resul
     except RuntimeError as error:
         _failed.append(graph)
         torch.cuda.set_stream(stream)  # `torch.cuda.graph` does not restore it after an error
-        _restore_generator(state)
+        # its state still counts as captured: replace it by a copy that does not
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        torch.cuda.set_rng_state(state)
         cause = error.__context__ or error  # ending a failed capture raises a second error
         if isinstance(cause, RuntimeError) and hardware.out_of_memory(cause):
             raise cause from None
@@ -107,10 +110,3 @@ def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Resul
 
 
 _failed: list[torch.cuda.CUDAGraph] = []  # kept: PyTorch's allocator may still refer to them
-
-
-def _restore_generator(state: torch.Tensor) -> None:
-    """Replace the generator's state, which still counts as captured, by a copy that does not."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    generator.graphsafe_set_state(generator.clone_state())
-    torch.cuda.set_rng_state(state)
