@@ -23,8 +23,7 @@ from gpt.config.cli import parse
 from gpt.data.corpus import read_text
 from gpt.data.tasks import is_task, open_task
 from gpt.generation.generate import generate
-from gpt.generation.int8 import is_quantized
-from gpt.generation.int8_run import quantize_run
+from gpt.generation.int8 import is_quantized, quantize_run
 from gpt.generation.load import load_model, open_draft
 from gpt.generation.sampling import Sampling
 from gpt.generation.speculation import speculate

@@ -7,17 +7,24 @@ the blocks, the head, and the token table, whose channels are tokens. Norms, bia
 activations keep their dtype, so what is saved is memory and the time to read it.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 import torch.nn as nn
 
 from gpt import UserError
+from gpt.config.train import TrainConfig
+from gpt.data.corpus import open_data
 from gpt.models import reference
 from gpt.models.packed import GPT
 from gpt.models.residual import IntoStream, Linear
+from gpt.runs import checkpoint
+from gpt.runs.portable_state import portable_state
+from gpt.training.evaluation import evaluate, validation_batches
+from gpt.training.precision import Precision
 
 LEVELS = 127  # on either side of zero
-
-State = dict[str, torch.Tensor]
 
 
 class Quantized(nn.Module):
@@ -85,7 +92,7 @@ def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, Quantized) for module in model.modules())
 
 
-def match_quantization(model: nn.Module, state: State) -> State:
+def match_quantization(model: nn.Module, state: checkpoint.Tensors) -> checkpoint.Tensors:
     """Make `model` and int8 weights fit each other, and return the weights to load.
 
     A packed GPT is quantized; for the reference the weights are dequantized. A state without int8
@@ -98,17 +105,60 @@ def match_quantization(model: nn.Module, state: State) -> State:
         return state
     if not isinstance(model, reference.GPT):
         raise UserError("the weights are int8, which a stage of the lecture does not support")
-    return {
-        name.replace(".int8", ".weight"): _dequantized(name, tensor, state)
-        for name, tensor in state.items()
-        if name.removesuffix(".scale") + ".int8" not in state
-    }
+    loaded = {}
+    for name, tensor in state.items():
+        if name.endswith(".int8"):
+            scale = state.get(name.replace(".int8", ".scale"))
+            if scale is None or scale.shape != tensor.shape[:1]:
+                raise UserError(f"weights: {name} has no matching scale; the checkpoint is damaged")
+            loaded[name.replace(".int8", ".weight")] = tensor * scale[:, None]
+        elif name.removesuffix(".scale") + ".int8" not in state:
+            loaded[name] = tensor
+    return loaded
 
 
-def _dequantized(name: str, tensor: torch.Tensor, state: State) -> torch.Tensor:
-    if not name.endswith(".int8"):
-        return tensor
-    scale = state.get(name.replace(".int8", ".scale"))
-    if scale is None or scale.shape != tensor.shape[:1]:
-        raise UserError(f"weights: {name} has no matching scale; the checkpoint is damaged")
-    return tensor * scale[:, None]
+def megabytes(model: nn.Module) -> float:
+    """The memory of the model's weights, each counted once, in MB."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
+
+
+def quantize_run(
+    model: nn.Module, record: dict, device: torch.device, save_dir: str, log: Callable[[str], None]
+) -> None:
+    """Quantize the model of a run in place. With `save_dir`, save it there as a run.
+
+    Saving logs the model's size and its perplexity before and after. record: the JSON record of the
+    model's checkpoint.
+    """
+    if not isinstance(model, GPT):
+        raise UserError("--quantize needs the packed model; remove --kernels reference")
+    if is_quantized(model):
+        raise UserError("the model is int8 already; remove --quantize")
+    if not save_dir:
+        quantize(model)
+        return
+    folder = Path(save_dir)
+    if (folder / "best.json").exists():
+        raise UserError(f"{folder} holds a run already; name a new folder with --save-dir")
+    config = TrainConfig.from_dict(record["train"], folder)
+    precision = Precision(device, torch.float32)
+    data = open_data(config.data, config.data_dir, config.tokenizer, log).to(device)
+    batches = validation_batches(data, config.model.block_size)
+
+    def perplexity() -> float:
+        return torch.tensor(evaluate(model, batches, precision)).exp().item()
+
+    before, size = perplexity(), megabytes(model)
+    quantize(model)
+    after = perplexity()
+    log(
+        f"int8: {megabytes(model):.1f} MB instead of {size:.1f}, perplexity {after:.4f} instead of "
+        f"{before:.4f} ({100 * (after / before - 1):+.2f}%); saved to {folder}"
+    )
+    record = {key: value for key, value in record.items() if key not in ("version", "files")}
+    record["int8"] = {"perplexity": after, "perplexity_before": before}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be created: {error.strerror}") from None
+    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)

@@ -12,9 +12,9 @@ from gpt.generation.int8 import (
     QuantizedLinear,
     is_quantized,
     match_quantization,
+    megabytes,
     quantize,
 )
-from gpt.generation.int8_run import megabytes
 from gpt.generation.kv_cache import CachedGPT
 from gpt.models import lecture, packed, reference
 from gpt.runs.portable_state import load_portable_state, portable_state
