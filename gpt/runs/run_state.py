@@ -14,10 +14,13 @@ from gpt.data.dataset import Dataset
 from gpt.data.tokenizers import from_json
 from gpt.models.build import Model
 from gpt.runs import checkpoint
+from gpt.runs.checkpoint import Tensors
 from gpt.runs.portable_state import load_portable_state, portable_state
 from gpt.training import distributed
 from gpt.training.muon import Muon
 from gpt.training.precision import Precision
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 ADAMW_STATE, MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 ALL_KINDS = ("weights", "optimizer", "random")  # what resuming needs; generating needs weights
@@ -44,19 +47,19 @@ class RunState:
     @classmethod
     def from_dict(cls, record: dict, source: Path) -> "RunState":
         """From a checkpoint's record. Raises UserError if `source` holds no valid state."""
-        losses, number = record.get("losses"), (int, float)
+        number = (int, float)
+        types: dict[str, Any] = {"step": int, "skipped": int, "seconds": number}
+        types |= {"best_val_loss": number, "losses": list, "val_loss": number, "scores": dict}
+        values = {name: record[name] for name in types if name in record}
         good = (
-            all(isinstance(record.get(name), int) for name in ("step", "skipped"))
-            and all(isinstance(record.get(name), number) for name in ("seconds", "best_val_loss"))
-            and isinstance(losses, list)
-            and all(isinstance(loss, number) for loss in losses)
-            and isinstance(record.get("val_loss", 0.0), number)
-            and isinstance(record.get("scores", {}), dict)
+            types.keys() - values.keys() <= {"val_loss", "scores"}
+            and all(isinstance(value, types[name]) for name, value in values.items())
+            and all(isinstance(loss, number) for loss in values["losses"])
+            and values["step"] >= 0
         )
-        if not good or record["step"] < 0:
+        if not good:
             raise UserError(f"{source} does not hold the state of a run; it is damaged")
-        known = cls.__dataclass_fields__
-        return cls(**{name: value for name, value in record.items() if name in known})
+        return cls(**values)
 
 
 class Saver:
@@ -70,7 +73,7 @@ class Saver:
         self,
         folder: Path,
         model: Model,
-        optimizers: Sequence[torch.optim.Optimizer],
+        optimizers: Optimizers,
         precision: Precision,
         description: dict,  # plain JSON that every checkpoint of the run holds
         keep: int = 0,  # older checkpoints to keep, besides `last` and `best`
@@ -133,11 +136,7 @@ def _save_if_finite(folder: Path, names, tensors, record, forget) -> None:
 
 
 def restore_run(
-    folder: Path,
-    model: Model,
-    optimizers: Sequence[torch.optim.Optimizer],
-    precision: Precision,
-    data: Dataset,
+    folder: Path, model: Model, optimizers: Optimizers, precision: Precision, data: Dataset
 ) -> RunState:
     """Restore model, optimizers, loss scaler and generators from `last`; return the run's state.
 
@@ -164,7 +163,7 @@ def restore_run(
     return state
 
 
-def check_finite(weights: checkpoint.Tensors, source: Path) -> None:
+def check_finite(weights: Tensors, source: Path) -> None:
     """Raise UserError unless all weights are finite and fp32, or int8."""
     for name, weight in weights.items():
         if name.endswith(".int8") and weight.dtype == torch.int8:
@@ -173,12 +172,12 @@ def check_finite(weights: checkpoint.Tensors, source: Path) -> None:
             raise UserError(f"{source}: the weight {name} is not finite fp32")
 
 
-def _to_host(tensors: checkpoint.Tensors) -> checkpoint.Tensors:
+def _to_host(tensors: Tensors) -> Tensors:
     """Copies in host memory, which training does not change."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _generator_states(device: torch.device) -> checkpoint.Tensors:
+def _generator_states(device: torch.device) -> Tensors:
     """The states of the default generators on every rank."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -193,9 +192,7 @@ def _generator_states(device: torch.device) -> checkpoint.Tensors:
 # --- the state of the optimizers -----------------------------------------------------------------
 
 
-def _optimizer_tensors(
-    optimizers: Sequence[torch.optim.Optimizer], model: Model
-) -> checkpoint.Tensors:
+def _optimizer_tensors(optimizers: Optimizers, model: Model) -> Tensors:
     """The optimizers' state as "NUMBER/PARAMETER/KEY" -> tensor."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors = {
@@ -207,9 +204,7 @@ def _optimizer_tensors(
     return distributed.full_on_main(tensors)
 
 
-def _load_optimizer_tensors(
-    optimizers: Sequence[torch.optim.Optimizer], model: Model, tensors: checkpoint.Tensors
-) -> None:
+def _load_optimizer_tensors(optimizers: Optimizers, model: Model, tensors: Tensors) -> None:
     """Restore what `_optimizer_tensors` returned. Raises UserError if it is another model's."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     left = dict(tensors)
