@@ -53,22 +53,21 @@ class Progress:
         self._unread.append(loss)
         self._unlogged += 1
         self.bar.update()
-        if (step + 1) % self.log_interval == 0:
-            self._log(step + 1, distributed.all_reduce_mean(loss).item())  # waits for the device
-
-    def _log(self, step: int, loss: float) -> None:
+        if (step + 1) % self.log_interval:
+            return
+        value = distributed.all_reduce_mean(loss).item()  # waits for the device
         seconds = self._lap() / self._unlogged
         self._unlogged = 0
         tokens_per_second = self.tokens_per_step / seconds
-        milliseconds = 1e3 * seconds
+        values = {"step": step + 1, "loss": value, "milliseconds": 1e3 * seconds}
         if self.log:
-            self.log.log(step=step, loss=loss, milliseconds=milliseconds, seconds=self.seconds)
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tok/s")
+            self.log.log(**values, seconds=self.seconds)
+        self.bar.set_postfix_str(f"loss {value:.4f}, {tokens_per_second:,.0f} tok/s")
         if self.bar.disable:
             utilisation = self.flops_per_step / seconds / self.peak_flops if self.peak_flops else 0
             mfu = f"mfu {100 * utilisation:.2f}%, " if utilisation else ""
             print(
-                f"iter {step}: loss {loss:.4f}, time {milliseconds:.2f}ms, {mfu}"
+                f"iter {step + 1}: loss {value:.4f}, time {1e3 * seconds:.2f}ms, {mfu}"
                 f"{tokens_per_second:,.0f} tok/s",
                 flush=True,
             )
