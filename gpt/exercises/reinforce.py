@@ -30,7 +30,7 @@ from gpt.data.tasks.arithmetic import END
 from gpt.generation.generate import generate
 from gpt.generation.sampling import Sampling
 from gpt.models.build import Model
-from gpt.training.schedule import set_learning_rates
+from gpt.training.optimizers import set_learning_rates
 
 GRAD_CLIP = 1.0  # largest norm of all gradients together
 WARM_UP = 10  # steps, because the first gradients are mostly noise

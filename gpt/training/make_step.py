@@ -11,8 +11,8 @@ from gpt.data.dataset import Dataset
 from gpt.training import distributed
 from gpt.training.gradients import BatchPlan, Gradients
 from gpt.training.non_finite import NonFinitePolicy
+from gpt.training.optimizers import schedule_of
 from gpt.training.precision import Precision
-from gpt.training.schedule import schedule_of
 from gpt.training.step import DeviceStep, EagerStep, GraphStep
 
 

@@ -11,7 +11,7 @@ from gpt.training import distributed
 from gpt.training.cuda_graph import GraphedFunction, print_failure
 from gpt.training.gradients import Gradients
 from gpt.training.non_finite import NonFiniteMonitor, NonFinitePolicy
-from gpt.training.schedule import set_learning_rates
+from gpt.training.optimizers import set_learning_rates
 
 
 class EagerStep:
