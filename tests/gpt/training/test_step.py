@@ -13,7 +13,7 @@ from gpt.models.packed import GPT
 from gpt.training import distributed
 from gpt.training.make_step import batch_plan, choose_step
 from gpt.training.precision import Precision
-from gpt.training.step import DeviceStep, EagerStep
+from gpt.training.step import DeviceStep, EagerStep, GraphStep
 from kernels.torch_ops import OPS
 from tests.gpt.configs import LECTURE, randomise
 from tests.gpt.training.steps import small_step, weights_of
@@ -91,31 +91,29 @@ def test_tokens_per_step_determines_the_passes():
         batch_plan(replace(config, tokens_per_step=16, gradient_accumulation_steps=1))
 
 
-def choose(device, dtype=torch.float32, **changes):
+DROPOUT = {"model": replace(LECTURE, dropout=0.1), "activation_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "changes", "kind", "reason"),
+    [
+        (CPU, 1, {}, EagerStep, "eager because the device is cpu"),
+        (CPU, 1, {"step": "eager"}, EagerStep, "eager"),
+        (CPU, 1, {"step": "compile"}, EagerStep, "eager, with the model compiled by torch.compile"),
+        (GPU, 1, {}, GraphStep, "one CUDA graph"),
+        (GPU, 1, DROPOUT, DeviceStep, "eager because activation checkpointing with dropout "),
+        (GPU, 2, {"parallel": "ddp"}, DeviceStep, "eager because ranks exchange gradients"),
+        (GPU, 2, {"parallel": "fsdp"}, DeviceStep, "eager because ranks exchange gradients"),
+    ],
+)
+def test_the_step_that_is_chosen(device, ranks, changes, kind, reason, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     config, data = replace(CONFIG, **changes), SimpleNamespace(source=device)
-    return choose_step(config, Precision(device, dtype), data)
-
-
-def test_cuda_graphs_need_a_gpu():
-    assert choose(CPU) == (EagerStep, "eager because the device is cpu")
-    assert choose(CPU, step="eager") == (EagerStep, "eager")
-    compiled = (EagerStep, "eager, with the model compiled by torch.compile")
-    assert choose(CPU, step="compile") == compiled
-    assert replace(CONFIG, step="compile").compiles_model
-    assert not CONFIG.compiles_model
-    with pytest.raises(UserError, match="because the device is cpu; use --step eager"):
-        choose(CPU, step="graph")
-
-
-def test_dropout_with_activation_checkpointing_is_not_captured():
-    model = replace(LECTURE, dropout=0.1)
-    kind, reason = choose(GPU, torch.bfloat16, model=model, activation_checkpointing=True)
-    assert kind is DeviceStep
-    assert "restores generator states" in reason
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_ranks_on_gpus_take_device_steps(parallel, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    expected = (DeviceStep, "eager because ranks exchange gradients")
-    assert choose(GPU, torch.bfloat16, parallel=parallel) == expected
+    precision = Precision(device, torch.bfloat16)
+    chosen, printed = choose_step(config, precision, data)
+    assert chosen is kind
+    assert printed.startswith(reason)
+    assert config.compiles_model == (config.step == "compile")
+    if "because" in reason:
+        with pytest.raises(UserError, match=reason.removeprefix("eager ")):
+            choose_step(replace(config, step="graph"), precision, data)
