@@ -35,15 +35,15 @@ def device():
         yield device
 
 
-def train(kind, implementation, steps=STEPS, change=lambda step: None, on_device=True, **options):
-    """The losses of some steps, and the weights after them."""
+def train(kind, implementation, steps=STEPS, change=lambda step: None, **options):
+    """The losses of some steps, and the step."""
     step = step_over(kind, implementation, **options)
     change(step)
-    for muon in (one for one in step.optimizers if isinstance(one, Muon) and on_device):
-        for group in muon.param_groups:  # as on a GPU
+    for muon in (one for one in step.optimizers if isinstance(one, Muon)):
+        for group in muon.param_groups:  # as on a GPU; replays would repeat a Python number
             group["lr"] = torch.as_tensor(group["lr"])
     torch.manual_seed(7)
-    return [step(number).item() for number in range(steps)], weights_of(step)
+    return [step(number).item() for number in range(steps)], step
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,18 @@ def train(kind, implementation, steps=STEPS, change=lambda step: None, on_device
     + [(name, optimizer, 2) for name in TABLES[1:] for optimizer in ("adamw", "muon") if HAS_GPU],
 )
 def test_graph_steps_equal_eager_steps(implementation, optimizer, passes):
-    """Batches, learning rates and dropout masks change from replay to replay."""
+    """Batches, learning rates and dropout masks change from replay to replay.
+
+    With one pass the graph computes with 16-bit copies of the weights, which AdamW rewrites, and
+    the eager step casts the weights under autocast.
+    """
     options = {"optimizer": optimizer, "gradient_accumulation_steps": passes}
-    eager, weights = train(EagerStep, implementation, **options)
-    graphed, others = train(GraphStep, implementation, **options)
+    eager, step = train(EagerStep, implementation, **options)
+    graphed, other = train(GraphStep, implementation, **options)
     assert graphed == eager
     assert len(set(eager)) == STEPS
-    assert all_equal(weights, others)
+    assert all_equal(weights_of(step), weights_of(other))
+    assert len(other.gradients.copies) == (5 if passes == 1 else 0)  # four weights and a bias
 
 
 @pytest.mark.parametrize("implementation", TABLES)
@@ -71,22 +76,6 @@ def test_graph_steps_with_activation_checkpointing_equal_those_without(implement
     plain, _ = train(GraphStep, implementation, model=model)
     recomputed, _ = train(GraphStep, implementation, model=model, change=recompute)
     assert recomputed == plain
-
-
-def test_16_bit_copies_of_weights_change_no_bit():
-    """AdamW rewrites the copies; the eager step casts the weights under autocast."""
-    options = {"model": replace(SMALL, n_layer=2), "batch_size": 1}
-    eager, copying = (step_over(kind, "triton", **options) for kind in (DeviceStep, GraphStep))
-    assert len(copying.gradients.copies) == 2 * (4 + 1)  # of each block: four weights, one bias
-    for number in range(3):
-        torch.manual_seed(number)
-        loss = eager.run(number)
-        torch.manual_seed(number)
-        assert torch.equal(copying.run(number), loss)
-    assert all_equal(weights_of(eager), weights_of(copying))
-    weights = dict(copying.gradients.model.named_parameters())
-    for name, copy in copying.gradients.copies.items():
-        assert torch.equal(copy, weights[name].bfloat16()), name
 
 
 @pytest.mark.parametrize("implementation", TABLES)
@@ -105,7 +94,7 @@ def test_graphed_evaluation_equals_eager_evaluation(implementation):
     assert len(losses) == 6
 
 
-@pytest.mark.parametrize("implementation", TABLES)
+@pytest.mark.parametrize("implementation", TABLES[1:])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_graphed_generation_equals_eager_generation(implementation, temperature, monkeypatch):
     model = step_over(EagerStep, implementation).gradients.model.eval()
@@ -145,11 +134,11 @@ def test_step_graph_raises_if_a_step_waits_for_the_device(change, message):
 
 def test_step_auto_runs_eagerly_if_a_step_cannot_be_captured(capsys):
     stream = torch.cuda.current_stream()
-    eager, weights = train(DeviceStep, TABLES[0], steps=6)
-    found, others = train(GraphStep, TABLES[0], steps=6, change=read_norm_on_host)
+    eager, step = train(DeviceStep, TABLES[0], steps=6)
+    found, other = train(GraphStep, TABLES[0], steps=6, change=read_norm_on_host)
     assert torch.cuda.current_stream() == stream
     assert found == eager
-    assert all_equal(weights, others)
+    assert all_equal(weights_of(step), weights_of(other))
     (line,) = capsys.readouterr().out.splitlines()
     assert "the training step cannot be captured as a CUDA graph" in line
     assert line.endswith("it runs eagerly")
@@ -186,13 +175,3 @@ def test_evaluation_and_generation_run_eagerly_if_they_cannot_be_captured(monkey
     monkeypatch.setattr(generation, "captures", lambda device: True)
     with pytest.warns(UserWarning, match="decoding cannot be captured"):
         assert list(generate(model, prompt, 9, Sampling(temperature=0.0))) == eager
-
-
-@needs_stand_in
-def test_replays_repeat_a_learning_rate_that_is_a_python_number():
-    """So that the comparisons above fail if one of the optimizers keeps such a number."""
-    options = {"optimizer": "muon", "on_device": False, "steps": 7}
-    eager, _ = train(DeviceStep, TABLES[0], **options)
-    graphed, _ = train(GraphStep, TABLES[0], **options)
-    assert graphed[:5] == eager[:5]  # the fourth step is captured, and its update is right
-    assert graphed[5:] != eager[5:]
