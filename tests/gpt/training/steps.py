@@ -47,6 +47,12 @@ def weights_of(step):
     return [weight.detach().clone() for weight in step.gradients.model.parameters()]
 
 
+def state_of(step):
+    """Copies of everything that an update changes."""
+    states = (s for optimizer in step.optimizers for s in optimizer.state.values())
+    return weights_of(step) + [value.clone() for s in states for value in s.values()]
+
+
 def all_equal(tensors, others):
     """Whether all pairs of tensors are equal bit for bit."""
     return all(one.equal(other) for one, other in zip(tensors, others, strict=True))

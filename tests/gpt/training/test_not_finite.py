@@ -15,7 +15,7 @@ from gpt.training.step import DeviceStep, EagerStep, GraphStep
 from kernels import triton_ops
 from kernels.torch_ops import OPS
 from tests.gpt.configs import LECTURE, randomise
-from tests.gpt.training.steps import DEVICE, all_equal, fused_adamw, small_step, weights_of
+from tests.gpt.training.steps import DEVICE, all_equal, fused_adamw, small_step, state_of
 from tests.runs import metrics, record, run, tensor_files
 
 CONFIG = TrainConfig(model=LECTURE, batch_size=2, learning_rate=0.01, nan="skip")
@@ -49,15 +49,9 @@ def take(step, number):
     return step(number)
 
 
-def state(step):
-    """Copies of everything that an update changes."""
-    states = (s for optimizer in step.optimizers for s in optimizer.state.values())
-    return weights_of(step) + [value.clone() for s in states for value in s.values()]
-
-
 def is_unchanged(before, step):
     """Whether the step is in state `before`, except for what its optimizers have allocated."""
-    return all_equal(before, state(step)[: len(before)])
+    return all_equal(before, state_of(step)[: len(before)])
 
 
 @pytest.mark.parametrize(("kind", "adamw"), KINDS)
@@ -68,13 +62,13 @@ def test_nan_skip_leaves_out_steps_that_are_not_finite(kind, adamw, optimizer, g
     options = {"optimizer": optimizer, "grad_clip": grad_clip}
     good, spoilt = make_step(kind, adamw, **options), make_step(kind, adamw, (0, 2, 3), **options)
     for number in range(5):
-        before = state(spoilt)
+        before = state_of(spoilt)
         take(spoilt, number)
         if number in (0, 2, 3):
             assert is_unchanged(before, spoilt)
             continue
         take(good, number)
-        assert all_equal(state(good), state(spoilt))
+        assert all_equal(state_of(good), state_of(spoilt))
     assert "skipped" not in capsys.readouterr().out or kind is EagerStep
     spoilt.check()
     assert spoilt.policy.skipped == 3
@@ -90,13 +84,13 @@ def test_nan_skip_leaves_out_steps_that_are_not_finite(kind, adamw, optimizer, g
 def test_nan_stop_raises_with_the_weights_of_the_step_before(kind, adamw):
     step = make_step(kind, adamw, (1, 3), nan="stop")
     take(step, 0)
-    before = state(step)
+    before = state_of(step)
     if kind is not EagerStep:  # the device continues until the check, and changes nothing
         for number in range(1, 4):
             take(step, number)
     with pytest.raises(UserError, match=r"step 1: the loss is .* are not finite, on rows"):
         take(step, 1) if kind is EagerStep else step.check()
-    assert all_equal(before, state(step))
+    assert all_equal(before, state_of(step))
 
 
 def test_a_device_step_checks_once_per_log_interval(monkeypatch):
@@ -114,7 +108,7 @@ def test_a_step_that_is_not_finite_on_another_rank_is_skipped(kind, monkeypatch)
     step = make_step(kind)
     monkeypatch.setattr(distributed, "any_rank", lambda flag: True)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda value: value + 1)
-    before = state(step)
+    before = state_of(step)
     take(step, 0)
     assert is_unchanged(before, step)
     step.check()
