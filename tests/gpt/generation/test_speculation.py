@@ -9,7 +9,7 @@ import kernels
 from gpt.generation.generate import generate
 from gpt.generation.kv_cache import CachedGPT
 from gpt.generation.sampling import Sampling
-from gpt.generation.speculation import AHEAD, Draft, Lookup, judge, speculate
+from gpt.generation.speculation import AHEAD, Draft, Lookup, speculate
 from gpt.models import packed
 from tests.gpt.configs import CONFIGS, draw_tokens
 from tests.gpt.generation.test_generate import BLOCK, VOCABULARY, build
@@ -90,33 +90,6 @@ def test_right_guesses_save_passes():
 
 
 # --- the distribution -----------------------------------------------------------------------------
-
-P = torch.tensor([[0.5, 0.2, 0.3, 0.0], [0.1, 0.1, 0.1, 0.7], [0.25, 0.25, 0.5, 0.0]])
-Q = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.4, 0.3, 0.3, 0.0]])
-
-
-@pytest.mark.parametrize("certain", [False, True], ids=["drawn", "certain"])
-def test_every_token_of_a_pass_has_the_distribution_of_the_model(certain):
-    """P does not depend on the text here, so the tokens at each place are sampled from its row."""
-    generator = torch.Generator().manual_seed(0)
-    places = [[], [], []]
-    q = torch.eye(4)[[2, 0]] if certain else Q
-    for _ in range(SAMPLE):
-        guesses = torch.multinomial(q, 1, generator=generator)[:, 0].tolist()
-        for place, token in zip(places, judge(guesses, q, P, generator), strict=False):
-            place.append(token)
-    for place, p in zip(places, P, strict=True):
-        assert_drawn_from(torch.tensor(place), p)
-    assert len(places[0]) == SAMPLE
-    assert SAMPLE > len(places[1]) > len(places[2]) > 0
-
-
-def test_a_guess_from_the_models_own_distribution_is_always_kept():
-    generator = torch.Generator().manual_seed(0)
-    p = torch.rand(3, 50, generator=generator).softmax(-1)
-    for _ in range(200):
-        guesses = torch.multinomial(p[:2], 1, generator=generator)[:, 0].tolist()
-        assert judge(guesses, p[:2], p, generator)[:2] == guesses
 
 
 @torch.no_grad()
