@@ -1,19 +1,16 @@
 """The generation loop yields the tokens of the lecture's own loop, with a cache and without."""
 
 import functools
-import itertools
 import os
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import kernels
 from gpt.data.tokenizers import CharTokenizer
-from gpt.generation.generate import READ_EVERY, generate, window_start
+from gpt.generation.generate import READ_EVERY, generate
 from gpt.generation.preview import print_sample, sample_text
 from gpt.generation.sampling import Sampling
 from gpt.models import lecture, packed, reference
@@ -122,51 +119,12 @@ def test_the_stages_of_the_lecture_generate(step):
     assert torch.equal(greedy(model, prompts, 20), lecture_loop(model, prompts, 20))
 
 
-@given(st.integers(1, 300), st.integers(1, 40), st.data())
-def test_the_context_is_not_empty_and_moves_by_slide(length, block_size, data):
-    slide = data.draw(st.integers(1, block_size))
-    start = window_start(length, block_size, slide)
-    assert 1 <= length - start <= block_size
-    assert start % slide == 0
-    assert start == 0 or length - start > block_size - slide  # no further than necessary
-    if slide == 1:
-        assert start == max(0, length - block_size)  # the lecture's crop
-
-
-@pytest.mark.parametrize("table", ["reference", "torch"])
-def test_padding_of_the_vocabulary_is_not_sampled(table):
-    model = build("lecture", table)
-    prompts = draw_tokens(4, 2).to(DEVICE)
-    made = generate(model, prompts, 50, Sampling(5.0, vocab_size=3))
-    assert torch.stack(list(made)).unique().tolist() == [0, 1, 2]
-
-
 def test_samples_of_a_run_have_no_padding_of_the_vocabulary(capsys):
     model, tokenizer = build("lecture", "torch"), CharTokenizer("abc")
     print_sample(model, tokenizer, 50, 0, torch.device(DEVICE))
     assert set(capsys.readouterr().out) <= set("abc\n")
     precision = Precision(torch.device(DEVICE), torch.float32)
     assert set(sample_text(model, tokenizer, 50, 0, precision)) <= set("abc")
-
-
-@pytest.mark.parametrize("table", ["reference", "torch"])
-def test_the_generator_determines_every_sample(table):
-    model, prompt = build("lecture", table), draw_tokens(2, 2).to(DEVICE)
-
-    def made(seed):
-        generator = torch.Generator(DEVICE).manual_seed(seed)
-        return torch.stack(list(generate(model, prompt, 20, Sampling(3.0), generator=generator)))
-
-    first = made(1)
-    torch.rand(1)  # the default generator has no effect
-    assert torch.equal(made(1), first)
-    assert not torch.equal(made(2), first)
-    assert not torch.equal(first[:, 0], first[:, 1])  # rows have different random numbers
-
-
-def test_tokens_are_yielded_one_by_one():
-    made = generate(build("lecture", "torch"), draw_tokens(1, 2).to(DEVICE), 10_000)
-    assert len(list(itertools.islice(made, 3))) == 3
 
 
 def test_empty_prompts_and_wrong_slides_are_rejected():

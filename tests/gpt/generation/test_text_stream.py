@@ -42,14 +42,3 @@ def test_a_row_is_yielded_once_the_rows_before_it_are_finished():
         (6, 2, "a"),
     ]
     assert [stream.tokens for stream in streams] == [4, 2, 6]
-
-
-def test_no_token_is_taken_once_all_rows_have_stopped():
-    def tokens():
-        yield torch.tensor([0, 0])
-        yield torch.tensor([1, 1])
-        raise AssertionError("one too many")
-
-    streams = [TextStream("a|".__getitem__, "|") for _ in range(2)]
-    pieces = [piece for piece in in_order(tokens(), streams) if piece[1]]
-    assert pieces == [(0, "a"), (1, "a")]
