@@ -51,42 +51,38 @@ def assert_old_or_new(folder, old, new):
     return last
 
 
-class Faults:
-    """A context that calls `strike(half)` before the `when`-th call to the file system.
+NAMES = (
+    (os, "open"),
+    (os, "fsync"),
+    (os, "replace"),
+    (checkpoint, "save_file"),
+    (Path, "write_bytes"),
+    (Path, "unlink"),
+)
 
-    `half()` writes half of the file. `calls` are the names of the calls so far.
+
+@contextlib.contextmanager
+def faults(when, strike):
+    """Call `strike(half)` before the `when`-th call to the file system; yield the calls so far.
+
+    `half()` writes half of the file.
     """
+    calls = []
 
-    NAMES = (
-        (os, "open"),
-        (os, "fsync"),
-        (os, "replace"),
-        (checkpoint, "save_file"),
-        (Path, "write_bytes"),
-        (Path, "unlink"),
-    )
-
-    def __init__(self, when, strike):
-        self.when, self.strike, self.calls = when, strike, []
-        self.patches = contextlib.ExitStack()
-
-    def wrapped(self, function, name):
+    def wrapped(function, name):
         def call(*arguments, **options):
-            self.calls.append(name)
-            if len(self.calls) == self.when:
-                self.strike(lambda: half(function, name, arguments, options))
+            calls.append(name)
+            if len(calls) == when:
+                strike(lambda: half(function, name, arguments, options))
             return function(*arguments, **options)
 
         return call
 
-    def __enter__(self):
-        for owner, name in self.NAMES:
-            wrapped = self.wrapped(getattr(owner, name), name)
-            self.patches.enter_context(mock.patch.object(owner, name, wrapped))
-        return self
-
-    def __exit__(self, *error):
-        self.patches.close()
+    with contextlib.ExitStack() as stack:
+        for owner, name in NAMES:
+            patch = mock.patch.object(owner, name, wrapped(getattr(owner, name), name))
+            stack.enter_context(patch)
+        yield calls
 
 
 def half(function, name, arguments, options):
@@ -103,13 +99,13 @@ def kill(half):
 
 def main(folder):
     save_step(folder, 0)
-    with Faults(0, None) as faults:
+    with faults(0, None) as calls:
         save_step(folder, 1)
     kept = {"old": 0, "new": 0}
-    for when, name in enumerate(faults.calls, start=1):
+    for when, name in enumerate(calls, start=1):
         step, process = when + 1, os.fork()
         if process == 0:
-            with Faults(when, kill):
+            with faults(when, kill):
                 save_step(folder, step)
             os._exit(0)
         _, status = os.waitpid(process, 0)
@@ -120,7 +116,7 @@ def main(folder):
         save_step(folder, step)  # the next save succeeds and removes what is not needed
         remove_partial(folder)
         assert len(list(folder.iterdir())) == 5, list(folder.iterdir())
-    print(json.dumps({"calls": faults.calls, **kept}))
+    print(json.dumps({"calls": calls, **kept}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gpt import UserError
-from tests.gpt.runs.saving import Faults, assert_old_or_new, save_step, step_of
+from tests.gpt.runs.saving import assert_old_or_new, faults, save_step, step_of
 
 
 def test_kill_9_at_any_call_leaves_the_old_or_the_new_checkpoint(tmp_path):
@@ -34,11 +34,11 @@ def test_an_error_at_any_call_leaves_the_old_or_the_new_checkpoint(tmp_path, num
         raise OSError(number, os.strerror(number))
 
     save_step(tmp_path, 0)
-    with Faults(0, fail) as faults:
+    with faults(0, fail) as calls:
         save_step(tmp_path, 1)
-    for when, name in enumerate(faults.calls, start=1):
+    for when, name in enumerate(calls, start=1):
         old = step_of(tmp_path, "last")
-        with Faults(when, fail):
+        with faults(when, fail):
             if name == "unlink":  # the checkpoint is complete
                 save_step(tmp_path, old + 1)
             else:
@@ -48,10 +48,3 @@ def test_an_error_at_any_call_leaves_the_old_or_the_new_checkpoint(tmp_path, num
                 assert "\n" not in str(error.value)
         assert_old_or_new(tmp_path, old, old + 1)
         assert not list(tmp_path.glob("*.partial"))
-
-
-def test_a_missing_folder_is_reported(tmp_path):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "nowhere", tmp_path / "file"):
-        with pytest.raises(UserError, match="could not be saved to"):
-            save_step(folder, 1)
