@@ -65,8 +65,8 @@ class RunState:
 class Saver:
     """Saves a run: training waits for the copy to host memory, a thread writes it to disk.
 
-    Leaving its context waits for the write, and so does the end of the process. An error of the
-    write is raised by the next `save`, or on leaving.
+    Leaving its context waits for the write. An error of the write is raised by the next `save`, or
+    on leaving.
     """
 
     def __init__(

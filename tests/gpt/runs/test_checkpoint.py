@@ -132,8 +132,6 @@ def test_a_damaged_tensor_file_is_rejected(tmp_path, kind, damage, message):
     damage(next(tmp_path.glob(f"*.{kind}.safetensors")))
     with pytest.raises(UserError, match=f"{kind}.safetensors {message}"):
         load(tmp_path, "last", KINDS)
-    others = [other for other in KINDS if other != kind]
-    assert load(tmp_path, "last", others)[0]["step"] == 1
 
 
 @pytest.mark.parametrize(
