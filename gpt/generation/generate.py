@@ -15,12 +15,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from gpt.generation.kv_cache import CachedGPT
 from gpt.generation.sampling import Sampling
 from gpt.models.build import Model
 from gpt.models.packed import GPT
 from gpt.training.cuda_graph import GraphedFunction
+
+Prompts = Tensor | Sequence[Tensor]  # (B, T) int64, or B prompts of different lengths
 
 READ_EVERY = 8  # tokens between two reads from a GPU, each of which waits for it
 
@@ -33,17 +36,17 @@ def window_start(length: int, block_size: int, slide: int) -> int:
 @torch.no_grad()
 def generate(
     model: Model,
-    tokens: torch.Tensor | Sequence[torch.Tensor],
+    tokens: Prompts,
     max_new_tokens: int,
     sampling: Sampling = Sampling(),  # noqa: B008 (it is frozen)
     *,
     slide: int = 1,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """Yield the next token of each row, shape (B,), int64, on the CPU, `max_new_tokens` times.
 
-    tokens: (B, T) int64, or B prompts of different lengths, each with at least one token.
+    tokens: the prompts, each with at least one token.
     sampling: how a token is chosen; by default it is sampled from the model's distribution.
     slide: how many tokens the context moves by when it is full; 1 is the lecture's crop.
     use_cache: False computes the whole context for every token, whatever the model is.
@@ -64,13 +67,7 @@ def generate(
 class Text:
     """B rows of text on the device, (B, columns), aligned at the right end of their prompts."""
 
-    def __init__(
-        self,
-        prompts: torch.Tensor | Sequence[torch.Tensor],
-        max_new_tokens: int,
-        block_size: int,
-        slide: int,
-    ):
+    def __init__(self, prompts: Prompts, max_new_tokens: int, block_size: int, slide: int):
         self.lengths = [len(prompt) for prompt in prompts]
         if 0 in self.lengths:
             raise ValueError("a prompt is empty; give at least one token")
@@ -88,9 +85,7 @@ class Text:
             for length in self.lengths
         ]
 
-    def contexts(
-        self, rows: list[int], starts: list[int], end: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def contexts(self, rows: list[int], starts: list[int], end: int) -> tuple[Tensor, Tensor]:
         """The columns starts[row] to end - 1 of R rows, padded on the right, and their lengths.
 
         Returns (R, T) and (R,), both int64.
@@ -102,9 +97,7 @@ class Text:
         return self.tokens[index, columns.clamp(max=end - 1)], end - start[:, 0]
 
 
-def _without_cache(
-    model: Model, text: Text, sampling: Sampling, generator
-) -> Iterator[torch.Tensor]:
+def _without_cache(model: Model, text: Text, sampling: Sampling, generator) -> Iterator[Tensor]:
     """The lecture's way: compute the whole context for each token."""
     rows = list(range(len(text.tokens)))
     for made in range(text.max_new_tokens):
@@ -115,7 +108,7 @@ def _without_cache(
         yield text.tokens[:, end].cpu()
 
 
-def _with_cache(model: GPT, text: Text, sampling: Sampling, generator) -> Iterator[torch.Tensor]:
+def _with_cache(model: GPT, text: Text, sampling: Sampling, generator) -> Iterator[Tensor]:
     """Decode one token at a time, with a prefill whenever a context has moved."""
     device = text.tokens.device
     cached = CachedGPT(model, len(text.tokens))

@@ -12,9 +12,6 @@ A cache cannot roll. When the context moves on and its first token drops out, le
 shift by one for every token; with rotary positions the keys of the first layer could stay, but from
 the second layer on they are computed from values that have seen the dropped token. Only another
 `prefill` equals the cropped context.
-
-Letters: B rows, T time, C channels, H heads, Hkv heads of keys and values, D head size, L layers,
-V vocabulary, K new tokens.
 """
 
 from collections.abc import Sequence
@@ -130,7 +127,5 @@ class Extension(NamedTuple):
         keys, values = self.cache[:, :, :, : self.seen.shape[1]]
         keys[:, :, self.start :], values[:, :, self.start :] = k, v
         grouped = q.shape[1] != keys.shape[1]
-        out = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=self.seen, enable_gqa=grouped
-        )
+        out = F.scaled_dot_product_attention(q, keys, values, self.seen, enable_gqa=grouped)
         return out[0].transpose(0, 1).flatten(1)  # (K, C)

@@ -23,7 +23,7 @@ def sample_text(
     """
     length = min(length, LENGTH)
     with precision.autocast():
-        made = list(_tokens(model, tokenizer, length, seed, precision.device, use_cache=False))
+        made = list(_tokens(model, tokenizer, length, seed, precision.device, cache=False))
     model.train()
     return tokenizer.decode([int(token) for token in made])
 
@@ -32,7 +32,7 @@ def print_sample(
     model: Model, tokenizer: Tokenizer, length: int, seed: int, device: torch.device
 ) -> None:
     """Print `length` tokens as they are generated."""
-    tokens = _tokens(model, tokenizer, length, seed, device)
+    tokens = _tokens(model, tokenizer, length, seed, device, cache=True)
     for _, text in in_order(tokens, [TextStream(tokenizer.stream())]):
         print(text, end="", flush=True)
     if length and not model.config.source_size:
@@ -40,7 +40,7 @@ def print_sample(
 
 
 def _tokens(
-    model: Model, tokenizer: Tokenizer, length: int, seed: int, device: torch.device, **options
+    model: Model, tokenizer: Tokenizer, length: int, seed: int, device: torch.device, cache: bool
 ) -> Iterator[torch.Tensor]:
     """`length` tokens (1,) after token 0, as in the lecture; none from a model with an encoder.
 
@@ -51,4 +51,4 @@ def _tokens(
     generator = torch.Generator(device).manual_seed(seed)
     length = 0 if model.config.source_size else length
     sampling = Sampling(vocab_size=tokenizer.vocab_size)
-    return generate(model, prompt, length, sampling, generator=generator, **options)
+    return generate(model, prompt, length, sampling, generator=generator, use_cache=cache)

@@ -13,7 +13,6 @@ context moves: with slide = 1 there are none once the text is longer than the bl
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,18 +74,18 @@ class Follower:
 
     def __init__(self, model: GPT, slide: int):
         self.device = model.ln_f.weight.device
-        self.start_of = partial(window_start, block_size=model.config.block_size, slide=slide)
-        self.block_size, self.cached = model.config.block_size, CachedGPT(model.eval(), 1)
+        self.block_size, self.slide = model.config.block_size, slide
+        self.cached = CachedGPT(model.eval(), 1)
         self.start = 0  # of the context in the cache
         self.kept: list[int] = []  # its tokens
 
     def room(self, length: int) -> int:
         """How many tokens can follow a text of this length before its context moves."""
-        return self.start_of(length) + self.block_size - length
+        return window_start(length, self.block_size, self.slide) + self.block_size - length
 
     def logits(self, text: list[int], last: int) -> Tensor:
         """The logits (last, V) of what follows each of the last tokens of the text."""
-        start = self.start_of(len(text))
+        start = window_start(len(text), self.block_size, self.slide)
         context = text[start:]
         before = len(context) - last
         pairs = zip(self.kept, context[:before], strict=False)
