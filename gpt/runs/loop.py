@@ -54,11 +54,12 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
         raise UserError(
             f"the run has taken {first} steps, more than --max-iters {config.max_iters}"
         )
-    log = _open_log(config, folder, first)
+    is_main, resume_at = distributed.is_main(), first if config.resume else None
+    log = MetricsLog(folder, config.to_dict(), config.log, resume_at) if is_main else None
     progress = _make_progress(run, log, state)
     description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
     saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
-    profiler = Profiler(config.profile and distributed.is_main(), folder, run.precision.device)
+    profiler = Profiler(config.profile and is_main, folder, run.precision.device)
     with StopSignals() as signals, _prefetched(run) as data, log or nullcontext(), saver, profiler:
         model, optimizers = run.parallel_model, run.optimizers
         take = make_step(run.step_class, model, optimizers, data, config, run.precision)
@@ -139,24 +140,11 @@ def _summary(run: Run, state: RunState, progress: Progress) -> dict:
     }
 
 
-def _open_log(config: TrainConfig, folder: Path, first: int) -> MetricsLog | None:
-    if not distributed.is_main():
-        return None
-    return MetricsLog(folder, config.to_dict(), config.log, first if config.resume else None)
-
-
 def _make_progress(run: Run, log: MetricsLog | None, state: RunState) -> Progress:
-    tokens_per_step = batch_plan(run.config).tokens_per_step
-    flops_per_token = hardware.flops_per_token(run.config.model, run.parameters)
-    return Progress(
-        log,
-        run.precision.device,
-        state,
-        max_iters=run.config.max_iters,
-        log_interval=run.config.log_interval,
-        tokens_per_step=tokens_per_step,
-        flops_per_step=flops_per_token * tokens_per_step,
-    )
+    config, device = run.config, run.precision.device
+    tokens = batch_plan(config).tokens_per_step
+    flops = tokens * hardware.flops_per_token(config.model, run.parameters)
+    return Progress(log, device, state, config.max_iters, config.log_interval, tokens, flops)
 
 
 def _prefetched(run: Run) -> AbstractContextManager:

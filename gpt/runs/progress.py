@@ -26,7 +26,6 @@ class Progress:
         log: MetricsLog | None,  # None on all ranks but the main one
         device: torch.device,
         state: RunState,  # where the run begins or resumes
-        *,
         max_iters: int,
         log_interval: int,
         tokens_per_step: int,
@@ -36,14 +35,14 @@ class Progress:
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self.peak_flops = hardware.peak_flops(device)
         self.seconds = state.seconds  # earlier parts of the run included
-        self.first_step, self.first_seconds = state.step, state.seconds
+        self.first = state
         self._unlogged = 0  # steps since the last line
         self._losses: list[float] = list(state.losses)  # since the last evaluation
         self._unread: list[torch.Tensor] = []  # the latest losses, still on the device
         self._since = time.perf_counter()
         self.bar = tqdm(
             total=max_iters,
-            initial=self.first_step,
+            initial=state.step,
             unit="step",
             disable=not (sys.stderr.isatty() and distributed.is_main()),
         )
@@ -113,5 +112,5 @@ class Progress:
 
     def tokens_per_second(self, step: int) -> float:
         """The mean over this part of the run, which has reached `step`."""
-        seconds = self.seconds - self.first_seconds
-        return (step - self.first_step) * self.tokens_per_step / seconds if seconds else 0.0
+        seconds = self.seconds - self.first.seconds
+        return (step - self.first.step) * self.tokens_per_step / seconds if seconds else 0.0

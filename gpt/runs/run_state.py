@@ -86,11 +86,8 @@ class Saver:
     def save(self, state: RunState, improved: bool) -> None:
         """Save the run as `last`, as `best` if it has improved, and under its step with --keep."""
         self.wait()  # one write at a time, or copies would pile up
-        record = {
-            **state.to_dict(),
-            **self.description,
-            "scaler": self.precision.scaler.state_dict(),
-        }
+        record = state.to_dict() | self.description
+        record["scaler"] = self.precision.scaler.state_dict()
         tensors = {
             "weights": portable_state(self.model),
             "optimizer": _optimizer_tensors(self.optimizers, self.model),
@@ -187,9 +184,6 @@ def _generator_states(device: torch.device) -> Tensors:
         for kind, own in states.items()
         for rank, state in enumerate(distributed.all_gather(own))
     }
-
-
-# --- the state of the optimizers -----------------------------------------------------------------
 
 
 def _optimizer_tensors(optimizers: Optimizers, model: Model) -> Tensors:
