@@ -38,8 +38,7 @@ class GraphedFunction(Generic[Result]):
         warm_up: int = WARM_UP,
         before: Callable[[], None] = lambda: None,
     ):
-        self.function, self.name = function, name
-        self.on_failure, self.before = on_failure, before
+        self.function, self.name, self.on_failure, self.before = function, name, on_failure, before
         self.warm_up_left = warm_up
         self.captured: tuple[torch.cuda.CUDAGraph, Result] | None = None
         self.is_eager = self.is_capturing = False

@@ -124,9 +124,7 @@ def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (world_size(),))
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in cast(nn.Sequential, model.blocks):
         # a bias that is added in the next block would already have been freed there
         block.register_forward_hook(lambda block, inputs, stream: residual.total(stream))

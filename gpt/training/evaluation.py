@@ -55,13 +55,10 @@ def evaluate(
     """
     model.eval()
     batch_loss = batch_loss or BatchLoss(model, precision)
-    losses, counts = [], []
-    for x, y in batches:
-        losses.append(batch_loss(x, y))
-        counts.append((y != IGNORE_INDEX).sum())
+    pairs = [(batch_loss(x, y), (y != IGNORE_INDEX).sum()) for x, y in batches]
     model.train()
     # read once; a batch without targets has no loss
-    loss, count = (torch.stack(each).cpu().double() for each in (losses, counts))
+    loss, count = (torch.stack(each).cpu().double() for each in zip(*pairs, strict=True))
     total = torch.stack([(loss * count)[count > 0].sum(), count.sum()])
     loss_sum, targets = distributed.all_reduce_sum(total).tolist()
     return loss_sum / targets
@@ -130,6 +127,6 @@ def text_metrics(
         raise UserError(f"the text has {len(tokens)} tokens; at least two are needed")
     x, y = windows(tokens.to(precision.device), block_size)
     loss = evaluate(model, equal_batches(x, y), precision)
-    scores = {"loss": loss, "perplexity": math.exp(loss)}
-    scores["bits_per_byte"] = loss / math.log(2) * len(tokens) / size
+    bits = loss / math.log(2) * len(tokens) / size
+    scores = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
     return scores | {"tokens": len(tokens), "bytes": size}

@@ -10,6 +10,8 @@ import torch.nn as nn
 from gpt.config.train import TrainConfig
 from gpt.training.muon import Muon
 
+Schedule = Callable[[int], float]  # step -> factor of the learning rates
+
 
 def make_optimizers(
     model: nn.Module,
@@ -27,11 +29,8 @@ def make_optimizers(
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in in_muon]
     decayed = [p for p in rest if config.decay_all or p.dim() >= 2]
     others = [p for p in rest if not config.decay_all and p.dim() < 2]  # as GPT-2: biases and norms
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    pairs = ((decayed, config.weight_decay), (others, 0.0))
+    groups = [{"params": params, "weight_decay": decay} for params, decay in pairs if params]
     betas = (config.beta1, config.beta2)
     optimizers = [adamw(groups, lr=config.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0)]
     if matrices:
@@ -55,8 +54,8 @@ def block_matrices(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     ]
 
 
-def schedule_of(config: TrainConfig) -> Callable[[int], float]:
-    """A function: step -> the learning rate as a fraction of the configured one.
+def schedule_of(config: TrainConfig) -> Schedule:
+    """The learning rate at a step, as a fraction of the configured one.
 
     As in nanoGPT: (step + 1) / (warmup_iters + 1) during warm-up; then, with --decay-lr, a cosine
     from 1 down to min_lr / learning_rate at lr_decay_iters, by default max_iters, and constant

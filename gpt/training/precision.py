@@ -21,8 +21,5 @@ class Precision:
 
 
 def set_float32_matmul_precision(dtype: torch.dtype) -> None:
-    """Allow TF32 for the fp32 products that remain in a run in 16 bits; for the whole process.
-
-    A run in fp32 is for parity, and its products stay exact.
-    """
+    """In this process, allow TF32 for the fp32 products of a run in 16 bits, not of one in fp32."""
     torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")

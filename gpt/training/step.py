@@ -1,7 +1,6 @@
 """One training step: gradients, then the update; eagerly or as one CUDA graph."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -11,7 +10,7 @@ from gpt.training import distributed
 from gpt.training.cuda_graph import GraphedFunction, print_failure
 from gpt.training.gradients import Gradients
 from gpt.training.non_finite import NonFiniteMonitor, NonFinitePolicy
-from gpt.training.optimizers import set_learning_rates
+from gpt.training.optimizers import Schedule, set_learning_rates
 
 
 class EagerStep:
@@ -21,11 +20,7 @@ class EagerStep:
     """
 
     def __init__(
-        self,
-        gradients: Gradients,
-        schedule: Callable[[int], float],  # step -> factor of the learning rates
-        policy: NonFinitePolicy,
-        check_interval: int = 1,  # in steps, for the subclasses
+        self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy, check_interval: int
     ):
         self.gradients, self.schedule, self.policy = gradients, schedule, policy
         self.check_interval, self.optimizers = check_interval, gradients.optimizers
@@ -64,11 +59,13 @@ class DeviceStep(EagerStep):
     `check`, every `check_interval` steps, when it reads a loss anyway.
     """
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        device = self.gradients.precision.device
+    def __init__(
+        self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy, check_interval: int
+    ):
+        super().__init__(gradients, schedule, policy, check_interval)
+        device = gradients.precision.device
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the step
-        self.monitor = NonFiniteMonitor(device, self.policy)
+        self.monitor = NonFiniteMonitor(device, policy)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.monitor.found_inf  # type: ignore[attr-defined]
 
@@ -110,8 +107,10 @@ class GraphStep(DeviceStep):
 
     must_capture = False  # --step graph: raise UserError if the capture fails
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(
+        self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy, check_interval: int
+    ):
+        super().__init__(gradients, schedule, policy, check_interval)
         self.graphed = GraphedFunction(
             lambda: self.run(self.number), "the training step", self._on_failure, before=self._send
         )
@@ -119,9 +118,8 @@ class GraphStep(DeviceStep):
     def copy_weights(self) -> None:
         """Compute with 16-bit copies of the blocks' weights, which the optimizer rewrites.
 
-        Nothing is cast then, and the rounding is that of autocast. There are no copies if the
-        optimizer does not support them, or if several passes are accumulated, because gradients in
-        16 bits must not be summed.
+        Nothing is cast then, and the rounding is that of autocast. No weight is copied if the
+        optimizer cannot, or if passes are accumulated: gradients in 16 bits must not be summed.
         """
         gradients, dtype = self.gradients, self.gradients.precision.dtype
         optimizer = gradients.clipping_optimizer
