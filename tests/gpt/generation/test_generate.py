@@ -1,7 +1,6 @@
 """The generation loop yields the tokens of the lecture's own loop, with a cache and without."""
 
 import functools
-import os
 import warnings
 from dataclasses import replace
 
@@ -20,10 +19,7 @@ from tests.gpt.configs import CONFIGS, draw_tokens, randomise
 from tests.numerics import DEVICE
 
 VOCABULARY, BLOCK = 65, 16
-interpreted_for_minutes = pytest.mark.skipif(
-    DEVICE == "cpu" and "SLOW" not in os.environ,
-    reason="needs a GPU, or SLOW=1 and some minutes in the interpreter",
-)
+TABLES = ["reference", "torch", *(["triton"] if torch.cuda.is_available() else [])]
 LENGTHS = (1, 3, 20, 16, 7, 2, 15, 17)  # of prompts: shorter than the block, equal, longer
 
 
@@ -79,9 +75,7 @@ def alone(name, slide):
 
 @pytest.mark.parametrize("slide", [1, 5, BLOCK])
 @pytest.mark.parametrize("name", ["qkv bias", "modern", "grouped", "grouped window"])
-@pytest.mark.parametrize(
-    "table", ["reference", "torch", pytest.param("triton", marks=interpreted_for_minutes)]
-)
+@pytest.mark.parametrize("table", TABLES)
 def test_prompts_of_different_lengths_continue_as_in_the_lecture(name, table, slide):
     prompts = prompts_of(LENGTHS)
     made = greedy(build(name, table), prompts, 3 * BLOCK, slide=slide)

@@ -13,7 +13,6 @@ from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 from tests.numerics import DEVICE
 
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
-SOME = ("lecture", "gpt2", "modern")  # for what does not depend on the switches
 
 
 def reference_and_cached(name, table, rows):
@@ -40,7 +39,7 @@ def assert_follows(cached, model, rows):
 @pytest.mark.parametrize(
     ("name", "table"),
     [(name, "torch") for name in CONFIGS]
-    + [(name, "triton") for name in (*SOME, "grouped", "grouped window")],
+    + [(name, "triton") for name in ("lecture", "gpt2", "modern", "grouped", "grouped window")],
 )
 @torch.no_grad()
 def test_decoding_has_the_logits_of_the_whole_context(name, table):

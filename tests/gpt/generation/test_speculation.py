@@ -1,6 +1,7 @@
 """Speculation changes only the time: greedy text and the distribution of samples stay equal."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,8 +15,6 @@ from gpt.models import packed
 from tests.gpt.configs import CONFIGS, draw_tokens
 from tests.gpt.generation.test_generate import BLOCK, VOCABULARY, build
 from tests.numerics import DEVICE, assert_drawn_from
-
-SAMPLE = 8_000
 
 
 def text_of(model, prompt, new, guess, *, temperature=0.0, slide=BLOCK // 2, seed=0, **options):
@@ -78,15 +77,10 @@ def test_greedy_text_does_not_depend_on_the_guesses(name, slide):
 
 def test_right_guesses_save_passes():
     model, prompt = build("modern", "torch"), draw_tokens(1, 4, vocab_size=VOCABULARY)[0]
-    rounds = []
-
-    def counted(text, most):
-        rounds.append(most)
-        return draft(text, most)
-
-    draft = Draft(model, Sampling(temperature=0.0))
-    assert len(text_of(model, prompt.to(DEVICE), 12, counted, slide=BLOCK)) == 12
-    assert rounds == [AHEAD, AHEAD, 1]  # five, five, and the last two
+    guess = Mock(wraps=Draft(model, Sampling(temperature=0.0)))
+    assert len(text_of(model, prompt.to(DEVICE), 12, guess, slide=BLOCK)) == 12
+    rounds = [call.args[1] for call in guess.call_args_list]
+    assert rounds == [AHEAD, AHEAD, 1]  # five tokens, five, and the last two
 
 
 # --- the distribution -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gpt.config.train import TrainConfig
 from gpt.data.batches import TokenDataset
 from gpt.data.tokenizers import ByteTokenizer
-from gpt.models import packed, reference
+from gpt.models.build import build
 from gpt.runs.loop import evaluation_batches
 from gpt.training import distributed, evaluation
 from gpt.training.precision import Precision
@@ -22,11 +22,11 @@ CONFIG = TrainConfig(model=replace(LECTURE, dropout=0.5), batch_size=4)
 BLOCK = LECTURE.block_size
 
 
-def make(length=101):
+def make(length=101, ops=OPS):
     """A model, and a text whose validation split has `length` tokens."""
     text, val = draw_tokens(1, 300)[0], draw_tokens(1, length, 1)[0]
     data = TokenDataset("text", text, val, ByteTokenizer())
-    return randomise(packed.GPT(CONFIG.model, OPS)), data
+    return randomise(build(CONFIG.model, ops)), data
 
 
 def by_hand(gpt, tokens):
@@ -46,15 +46,13 @@ def by_hand(gpt, tokens):
 @pytest.mark.parametrize("length", [2, 9, 10, 82, 83, 96, 97, 98])  # around multiples of the block
 @pytest.mark.parametrize("tokens_of_a_pass", [8, 24, 16_384])
 @pytest.mark.parametrize("world", [1, 2, 5])
-@pytest.mark.parametrize("implementation", [packed.GPT, reference.GPT])
+@pytest.mark.parametrize("ops", [OPS, None])
 def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_every_rank(
-    world, length, tokens_of_a_pass, implementation, monkeypatch
+    world, length, tokens_of_a_pass, ops, monkeypatch
 ):
     """One shape, so that one compiled model or one CUDA graph serves all of them."""
     monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", tokens_of_a_pass)
-    gpt, data = make(length)
-    if implementation is reference.GPT:
-        gpt = randomise(reference.GPT(CONFIG.model))
+    gpt, data = make(length, ops)
     totals, one = [], torch.ones(2)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda total: totals.append(total) or one)
