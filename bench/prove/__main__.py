@@ -18,57 +18,54 @@ update the tables. Exit code: 0; 1 if a stage has failed; 2 without a GPU.
 """
 
 import argparse
-import contextlib
 import datetime
 import signal
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from bench import results
-from bench.prove.run import beside, run_stage
-from bench.prove.stage import Outcome, no_time, worst_state
+from bench.prove.compile import compile_kernels, compile_step
+from bench.prove.stage import Outcome, beside, no_time, run_stage, worst_state
 from bench.prove.stages import step
-from bench.workloads import timed
 
 
 class Stage(NamedTuple):
     module: str
     share: float  # of the time, relative to the other stages of the command
-    by_operation: bool = False  # its parts are operations, which --only selects
-    plan_parts: tuple[str, ...] = ()  # the parts that run in the plan; by name all run
-    compile: tuple[str, ...] = ()  # parts of bench.prove.compile that run at the same time
+    parts: tuple[str, ...] = ()  # that run; by default all
+    compiled: tuple[str, ...] = ()  # parts of the stage `step` that the plan compiles beside it
 
 
 PLAN = {  # the shares are seconds of nine minutes
     "profile": Stage("profile", 60),
-    "step": Stage("step", 60, plan_parts=tuple(step.UNCOMPILED)),
-    "bench": Stage("speed", 130, by_operation=True),
-    "tune": Stage("tune", 80, by_operation=True),
-    "parity": Stage("parity", 100, compile=("torch.compile",)),
-    "compiled": Stage("step", 60, plan_parts=tuple(step.COMPILED)),
+    "step": Stage("step", 60, step.UNCOMPILED),
+    "bench": Stage("speed", 130),
+    "tune": Stage("tune", 80),
+    "parity": Stage("parity", 100, compiled=step.COMPILED),
+    "compiled": Stage("step", 60, step.COMPILED),
     "loss": Stage("loss", 30),
 }
 STAGES = PLAN | {
     "decode": Stage("decode", 60),
-    "repeat": Stage("repeat", 60, by_operation=True),
+    "repeat": Stage("repeat", 60),
     "sanitize": Stage("sanitize", 120),
-    "ledger": Stage("ledger", 30, by_operation=True),
+    "ledger": Stage("ledger", 30),
 }
-GPU, COMPILE, STAGE = "bench.prove.gpu", "bench.prove.compile", "bench.prove.stages."
+GPU, STAGE = "bench.prove.gpu", "bench.prove.stages."
 GPU_SECONDS = 60  # at most; the ceilings take about ten
 COMPILE_SHARE = 20 / 540  # of the time, at most
 MAX_LINES = 12  # printed per part; the file has all
-LOG = "prove.log"
+LOGS = "prove.log", "compile.log"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
     options = _options(arguments)
+    limit, in_plan = 60 * options.minutes, options.stages == list(PLAN)
+    deadline = clock() + limit
     if not torch.cuda.is_available():
         print(
             "make prove needs a CUDA GPU and PyTorch finds none; without one, `make test` runs "
@@ -76,72 +73,37 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    date, commit = datetime.date.today().isoformat(), options.commit or results.commit()
-
-    def save(result: dict) -> Path:
-        stamped = stamp(result, date, commit)
-        path = options.out / results.file_name(result["gpu"]["name"], date)
-        if path.exists():
-            stamped = results.merge(results.read(path), stamped)
-        results.write(path, stamped)
-        return path
-
-    log = options.out / LOG
-    result = prove(options.stages, 60 * options.minutes, log, save, options.only)
-    if "gpu" not in result:
-        print(f"the GPU does not work: {result['stages']['gpu']['message']}")
-        return 1
-    print(f"\n{summary(result)}\n\n{save(result)}")
-    return 1 if worst_state(result["stages"].values()) == "failed" else 0
-
-
-def prove(
-    stages: list[str],
-    seconds: float,
-    log: Path,
-    save: Callable[[dict], object],
-    only=(),
-    clock=time.monotonic,
-) -> dict:
-    """Run the stages within `seconds`; return {"gpu", "ceilings", "stages", "rows"}.
-
-    `save` is called with the result so far after each stage.
-    """
-    deadline, in_plan = clock() + seconds, list(stages) == list(PLAN)
-    with _compiling(("kernels",) if in_plan else (), COMPILE_SHARE * seconds, log):
-        gpu = run_stage(GPU, min(GPU_SECONDS, seconds), log)["gpu"]
+    log, compile_log = (options.out / name for name in LOGS)
+    with beside([(compile_kernels,)] if in_plan else [], COMPILE_SHARE * limit, compile_log):
+        gpu = run_stage(GPU, min(GPU_SECONDS, limit), log)["gpu"]
     if gpu["state"] != "passed":
-        return {"stages": {"gpu": gpu}, "rows": []}
+        print(f"the GPU does not work: {gpu['message']}")
+        return 1
     print(f"{gpu['gpu']['name']}: {gpu['message']}", flush=True)
-    result = {"gpu": gpu["gpu"], "ceilings": gpu["ceilings"], "stages": {}, "rows": []}
-    for index, name in enumerate(stages):
-        stage, shares = STAGES[name], [STAGES[later].share for later in stages[index:]]
-        start = clock()
-        allowance = (deadline - start) * shares[0] / sum(shares)
-        print(f"{name}: at most {max(allowance, 0):.0f} s", flush=True)
+
+    made = {"commit": options.commit or results.commit(), "date": datetime.date.today().isoformat()}
+    result = {"schema": results.SCHEMA, "date": made["date"], "stages": {}, "rows": []}
+    result |= {"gpu": gpu["gpu"], "ceilings": gpu["ceilings"]}
+    path = options.out / results.file_name(gpu["gpu"]["name"], made["date"])
+    earlier = results.read(path) if path.exists() else result
+    for index, name in enumerate(options.stages):
+        shares, start = [STAGES[later].share for later in options.stages[index:]], clock()
+        seconds = (deadline - start) * shares[0] / sum(shares)
+        print(f"{name}: at most {max(seconds, 0):.0f} s", flush=True)
         parts = {name: no_time()}
-        if allowance > 0:
-            selected = only if stage.by_operation else stage.plan_parts if in_plan else ()
-            arguments = [f"--only={part}" for part in selected]
-            with _compiling(stage.compile if in_plan else (), allowance, log):
-                parts = run_stage(STAGE + stage.module, allowance, log, arguments)
+        if seconds > 0:
+            stage = STAGES[name]
+            compiled = [(compile_step, part) for part in stage.compiled if in_plan]
+            with beside(compiled, seconds, compile_log):
+                only = options.only or stage.parts
+                parts = run_stage(STAGE + stage.module, seconds, log, only)
         for part in parts.values():
-            result["rows"] += part.pop("rows", [])
-        result["stages"][name] = {
-            "state": worst_state(parts.values()),
-            "message": message(parts),
-            "seconds": round(clock() - start, 1),
-            "parts": parts,
-        }
-        save(result)
-    return result
-
-
-def _compiling(parts: tuple[str, ...], seconds: float, log: Path):
-    """Compile `parts` of bench.prove.compile during the block."""
-    if not parts:
-        return contextlib.nullcontext()
-    return beside(COMPILE, seconds, log, [f"--only={part}" for part in parts])
+            result["rows"] += [row | made for row in part.pop("rows", [])]
+        outcome = {"state": worst_state(parts.values()), "message": message(parts), "parts": parts}
+        result["stages"][name] = outcome | {"seconds": round(clock() - start, 1)} | made
+        results.write(path, results.merge(earlier, result))
+    print(f"\n{summary(result['stages'])}\n\n{path}")
+    return 1 if worst_state(result["stages"].values()) == "failed" else 0
 
 
 def message(parts: dict[str, Outcome]) -> str:
@@ -150,68 +112,51 @@ def message(parts: dict[str, Outcome]) -> str:
         return "no part was run"
     state = worst_state(parts.values())
     worst = [name for name, part in parts.items() if part["state"] == state]
-    text = parts[worst[0]]["message"]
-    if len(parts) == 1:
-        return text
     count = "" if state == "failed" else f"{len(worst)} of {len(parts)} {state}; "
-    return f"{count}{worst[0]}: {text}"
+    text = parts[worst[0]]["message"]
+    return f"{count}{worst[0]}: {text}" if len(parts) > 1 else text
 
 
-def stamp(result: dict, date: str, commit: str) -> dict:
-    """The result with schema and date, and every stage and row with its commit and date."""
-    state = {"commit": commit, "date": date}
-    stages = {name: stage | state for name, stage in result["stages"].items()}
-    rows = [row | state for row in result["rows"]]
-    return {"schema": results.SCHEMA, "date": date, **result, "stages": stages, "rows": rows}
-
-
-def summary(result: dict) -> str:
-    """The lines of each stage, and the table of stages."""
-    stages = result["stages"].items()
+def summary(stages: dict[str, dict]) -> str:
+    """The lines of each stage, the table of stages, and what has not run."""
     lines = [
         f"{name}: {line}"
-        for name, stage in stages
+        for name, stage in stages.items()
         for part in stage["parts"].values()
         for line in part.get("lines", ())[:MAX_LINES]
     ]
     lines += [
         f"{name:<9}{stage['state']:<14}{stage['seconds']:>6.1f} s  {stage['message']}"
-        for name, stage in stages
-    ]
-    if missing := not_run(result["stages"]):
-        lines.append(f"not run: {missing}")
-    return "\n".join(lines)
-
-
-def not_run(stages: dict) -> str:
-    """Stages that were not selected, and parts for which no time was left."""
-    late = [
-        f"{name} ({', '.join(parts)})" if len(parts) < len(stage["parts"]) else name
         for name, stage in stages.items()
-        if (parts := [key for key, part in stage["parts"].items() if part["state"] == "no time"])
     ]
-    return ", ".join([*late, *(name for name in STAGES if name not in stages)])
+    late = [
+        f"{name} ({part})"
+        for name, stage in stages.items()
+        for part, outcome in stage["parts"].items()
+        if outcome["state"] == "no time"
+    ]
+    missing = late + [name for name in STAGES if name not in stages]
+    return "\n".join([*lines, f"not run: {', '.join(missing)}"])
 
 
-def _options(arguments: list[str] | None):
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.prove", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument
-    stages, operations = list(STAGES), list(dict.fromkeys(case.operation for case in timed.GPU))
-    add("--stages", type=partial(_list_of, stages), default=list(PLAN), help=", ".join(stages))
-    add("--only", type=partial(_list_of, operations), default=[], help=", ".join(operations))
+    add("--stages", type=_stages, default=list(PLAN), metavar="NAME,NAME", help=", ".join(STAGES))
+    add("--only", action="append", help="a part of the stage, as an operation; by default all")
     add("--minutes", type=float, default=9.0, help="for the whole command")
     add("--out", type=Path, default=Path("out-prove"), metavar="DIR", help="for results and log")
     add("--commit", help="the commit to record, for a copy of the files without .git")
     return parser.parse_args(arguments)
 
 
-def _list_of(known, text: str) -> list[str]:
+def _stages(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(STAGES)}")
     return names
 
 

@@ -1,66 +1,45 @@
 """Compiles ahead, in parallel: our kernels into Triton's cache, torch.compile's steps into its own.
 
-    python -m bench.prove.compile 90 0 16      compile one share in 16 of the kernels for sm_90
-
 Kernels of whole steps come first, then those of the timed operations, then their neighbouring
 tiles. Launches are recorded as for the ledger, so that the GPU is free for other stages.
 """
 
-import contextlib
 import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from bench.compare import Failed, attempt
 from bench.ledger.compiled import compile_launch, record, set_offline_driver
-from bench.prove.stage import Outcome, passed
-from bench.prove.stages.step import COMPILED
+from bench.prove.stage import SPAWN
+from bench.prove.stages import step
 from bench.prove.stages.tune import neighbours, tiles_used_by, use_tile
-from bench.results import REPOSITORY
 from bench.workloads import timed
 from bench.workloads.operations import BLOCK
 from bench.workloads.steps import STEPS
 from kernels.common import launch
 
 META = torch.device("meta")
-KERNELS, TORCH_COMPILE = "kernels", "torch.compile"
-STEP = ("-m", "bench.prove.stage", "bench.prove.stages.step", "--seconds=0.1")
-THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "3"}  # for each step
 
 
-def work(part: str, seconds: float) -> Outcome:
-    deadline = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        if part == KERNELS:
-            count = os.cpu_count() or 1
-            share = ("-m", __name__, str(launch.architecture(torch.device("cuda"))))
-            commands = [[*share, str(index), str(count)] for index in range(count)]
-        else:
-            commands = [[*STEP, f"--only={step}"] for step in COMPILED]
-            commands = [
-                [*command, f"--report={folder}/{index}"] for index, command in enumerate(commands)
-            ]
-        jobs = [
-            subprocess.Popen([sys.executable, *one], cwd=REPOSITORY, env=os.environ | THREADS)
-            for one in commands
-        ]
-        for job in jobs:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.wait(max(0.0, deadline - time.monotonic()))
-            job.kill()
-    done = sum(job.wait() == 0 for job in jobs)
-    return passed(f"{done} of {len(jobs)} jobs were done in time")
+def compile_kernels() -> None:
+    """Compile the kernels of the plan for this GPU, on every core."""
+    architecture, count = launch.architecture(torch.device("cuda")), os.cpu_count() or 1
+    os.environ["TRITON_INTERPRET"] = "0"  # read on import
+    with SPAWN.Pool(count) as pool:
+        pool.starmap(_compile_share, [(architecture, index, count) for index in range(count)])
 
 
-def main(architecture: str, index: str, count: str) -> None:
-    set_offline_driver(architecture)
-    for one in list(distinct(launches(int(architecture))))[int(index) :: int(count)]:
+def _compile_share(architecture: int, index: int, count: int) -> None:
+    set_offline_driver(str(architecture))
+    for one in list(distinct(launches(architecture)))[index::count]:
         attempt(compile_launch, one)  # some tiles are too large
+
+
+def compile_step(part: str) -> None:
+    """Compile a part of the stage `step`, which others do at the same time."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "3"
+    step.work(part, 0.1)
 
 
 def launches(architecture: int) -> Iterator[launch.Launch]:
@@ -78,7 +57,7 @@ def launches(architecture: int) -> Iterator[launch.Launch]:
                     yield from (one.launch for one in recorded)
 
 
-def distinct(launches) -> Iterator[launch.Launch]:
+def distinct(launches: Iterable[launch.Launch]) -> Iterator[launch.Launch]:
     """One launch of each compiled kernel."""
     seen = set()
     for one in launches:
@@ -93,11 +72,3 @@ def _specialised(value):
     if isinstance(value, torch.Tensor):
         return value.dtype
     return (value == 1, value % 16 == 0) if isinstance(value, int) else repr(value)
-
-
-def parts() -> dict[str, float]:
-    return {KERNELS: 1, TORCH_COMPILE: 1}
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,41 +1,35 @@
-"""The protocol of a stage of `make prove`, each of which is a process of its own.
-
-    python -m bench.prove.stage bench.prove.stages.repeat --seconds 60 --report FILE
+"""Runs a stage of `make prove` as a process, with a time limit, whatever happens in it.
 
 A stage is a module with `parts()`, their weights, and `work(part, seconds)`, which returns
 its outcome: its `state`, one of `STATES`, a `message` of one line, and optionally
-`figures` or `rows` for the result file and `lines` to print. The report is a JSON file
-{part: outcome}; the outcome of the current part is null. A stage catches no errors: if one ends the
-process, the report names the part, and `bench.prove.run` starts the stage again without it.
+`figures` or `rows` for the result file and `lines` to print. A stage catches no errors: if one ends
+the process, that part has failed, and the stage starts again without it.
 """
 
-import argparse
+import contextlib
 import importlib
-import json
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from gpt.files import write_whole
-
+SPAWN = multiprocessing.get_context("spawn")
+SOFT_LIMIT = 0.85  # of its time, after which a stage starts no further part; at 1 it is killed
 STATES = ("passed", "not available", "no time", "failed")  # from best to worst
 Outcome = dict
 
 
-def passed(message: str, **more) -> Outcome:
-    return {"state": "passed", "message": message, **more}
+def _outcome(state: str, message: str, **more) -> Outcome:
+    return {"state": state, "message": message, **more}
 
 
-def failed(message: str, **more) -> Outcome:
-    return {"state": "failed", "message": message, **more}
-
-
-def not_available(message: str) -> Outcome:
-    return {"state": "not available", "message": message}
-
-
-def no_time(message: str = "no time was left") -> Outcome:
-    return {"state": "no time", "message": message}
+passed, failed = partial(_outcome, "passed"), partial(_outcome, "failed")
+not_available = partial(_outcome, "not available")
+no_time = partial(_outcome, "no time", message="no time was left")
 
 
 def worst_state(outcomes: Iterable[Outcome]) -> str:
@@ -43,49 +37,86 @@ def worst_state(outcomes: Iterable[Outcome]) -> str:
     return max((outcome["state"] for outcome in outcomes), key=STATES.index, default="failed")
 
 
-def work_through(
-    parts: dict[str, float],
-    work: Callable[[str, float], Outcome],
-    seconds: float,
-    report: Path,
-    clock=time.monotonic,
-) -> None:
-    """Work on each part within its share of the remaining time, and report it at once."""
+def run_stage(module: str, seconds: float, log: Path, only: Iterable[str] = ()) -> dict:
+    """Run a stage until each part has an outcome or the time is over; its outcomes by part."""
+    deadline = time.monotonic() + seconds
+    outcomes: dict[str, Outcome] = {}
+    while (left := deadline - time.monotonic()) > 0:
+        receiver, sender = SPAWN.Pipe(duplex=False)
+        arguments = (module, SOFT_LIMIT * left, list(only), list(outcomes), sender)
+        current = None
+        with started(log, work_through, *arguments) as process:
+            sender.close()
+            with contextlib.suppress(EOFError):  # the process has ended
+                while receiver.poll(max(0.0, deadline - time.monotonic())):
+                    part, outcome = receiver.recv()
+                    current = part if outcome is None else None
+                    outcomes |= {part: outcome} if outcome else {}
+            process.join(max(0.0, deadline - time.monotonic()))
+            code = process.exitcode
+        if code == 0:
+            break
+        reason = failed(f"ended with {code}: {_last_line(log)}") if code else no_time()
+        outcomes[current or module.rpartition(".")[2]] = reason
+        if current is None:  # it failed before its first part
+            break
+    return outcomes
+
+
+def work_through(module: str, seconds: float, only, skip, connection, clock=time.monotonic) -> None:
+    """Work on each part of a stage, by default all, within its share of the remaining time.
+
+    Sends (part, None) when it starts with a part, and then (part, its outcome).
+    """
     deadline = clock() + seconds
-    outcomes: dict[str, Outcome | None] = {}
-
-    def record(part: str, outcome: Outcome | None) -> None:
-        outcomes[part] = outcome
-        write_whole(report, json.dumps(outcomes).encode())
-
-    waiting = dict(parts)
-    for part, weight in parts.items():
-        left, share = deadline - clock(), weight / sum(waiting.values())
-        del waiting[part]
-        record(part, None)
-        outcome = work(part, left * share) if left > 0 else no_time()
-        record(part, outcome)
+    stage = importlib.import_module(module)
+    parts = stage.parts()
+    chosen = [part for part in parts if part not in skip and (part in only or not only)]
+    waiting = {part: parts[part] for part in chosen}
+    while waiting:
+        left, total = deadline - clock(), sum(waiting.values())
+        part = next(iter(waiting))
+        share = waiting.pop(part) / total
+        connection.send((part, None))
+        outcome = stage.work(part, left * share) if left > 0 else no_time()
+        connection.send((part, outcome))
         print(f"{part}: {outcome['state']}, {outcome['message']}", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="run one stage of python -m bench.prove")
-    add = parser.add_argument
-    add("module", help="the stage, for example bench.prove.stages.repeat")
-    add("--seconds", type=float, required=True, help="start no part after this time")
-    add("--report", type=Path, required=True, help="the JSON file of outcomes")
-    # one option per part, because their names contain commas
-    add("--skip", action="append", default=[], help="a part to leave out")
-    add("--only", action="append", default=[], help="a part to run; by default all run")
-    options = parser.parse_args(arguments)
-    stage = importlib.import_module(options.module)
-    parts = {
-        part: weight
-        for part, weight in stage.parts().items()
-        if part not in options.skip and (not options.only or part in options.only)
-    }
-    work_through(parts, stage.work, options.seconds, options.report)
+@contextlib.contextmanager
+def beside(calls: Iterable[tuple], seconds: float, log: Path) -> Iterator[None]:
+    """Make calls, (function, *arguments), during the block; wait at most `seconds` for both."""
+    deadline = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(started(log, *call)) for call in calls]
+        yield
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
 
 
-if __name__ == "__main__":
-    main()
+@contextlib.contextmanager
+def started(log: Path, function: Callable, *arguments) -> Iterator[BaseProcess]:
+    """Call `function` in a process; on exit, kill it with every process that it has started."""
+    process = SPAWN.Process(target=_logged, args=(log, function, *arguments))
+    process.start()
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # it may not have its own group yet
+        process.join()
+
+
+def _logged(log: Path, function: Callable, *arguments) -> None:
+    os.setsid()
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    print(f"\n{function.__name__}{arguments}", flush=True)
+    function(*arguments)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

@@ -20,34 +20,119 @@ import gc
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+import kernels
+from bench import checkouts
 from bench.compare import Failed, attempt
 from bench.recipes import common
-from bench.recipes.decoders import (
-    Decoder,
-    Generate,
-    Peers,
-    decoders,
-    make_generate,
-    sizes,
-    unavailable_reason,
-)
 from bench.timer import Trial, make_timer, time_interleaved
 from gpt import hardware
 from gpt.config.model import ModelConfig
-from gpt.generation.generate import READ_EVERY
+from gpt.config.presets import PRESETS
+from gpt.generation.generate import READ_EVERY, generate
+from gpt.generation.int8 import quantize
+from gpt.models.build import build
 
 BATCHES = (1, 8, 64)
 NEW = {"lecture": 1000, "gpt2": 256}  # tokens: far beyond the lecture's block, within GPT-2's
+VOCABULARY = {"lecture": 65, "gpt2": 50257}
+SLIDE = 64  # tokens; the context then has at least 193 of its 256 tokens
 RUNS = 3  # at most, within the time
 COPIED = 2**28  # bytes
+LOW = "bfloat16"
+
+# generate(tokens (B, 1), new, on_tokens) appends `new` tokens to each row, and calls
+# on_tokens(count) whenever `count` more tokens per row are on the host
+Generate = Callable[[torch.Tensor, int, Callable[[int], None]], None]
 
 
-class TimeOver(Exception):
-    """Raised in a decoder's callback to stop it."""
+class Decoder(NamedTuple):
+    implementation: str  # a peer, or one of ours: reference, torch, triton
+    dtype: str = "float32"  # of weights and cache
+    slide: int = 1
+    int8: bool = False
+
+    def __str__(self):
+        dtype = f"int8 and {self.dtype}" if self.int8 else self.dtype
+        slide = f", slide {self.slide}" if self.slide > 1 else ""
+        return f"{self.implementation}, {dtype}{slide}"
+
+
+class Peers(NamedTuple):
+    lecture: Path | None = None  # its gpt.py
+    nanogpt: Path | None = None  # a checkout
+
+
+def decoders(model: str, device: torch.device) -> list[Decoder]:
+    """The decoders of a model; the first is the baseline of the speedups.
+
+    The lecture's model computes in fp32, like its file; GPT-2 in the dtype of nanoGPT's sample.py.
+    """
+    low, fast = (LOW, "triton") if device.type == "cuda" else ("float32", "torch")
+    if model == "gpt2":
+        found = [Decoder("nanogpt", low), Decoder("torch", low)]
+        return [*found, Decoder(fast, LOW), Decoder(fast, LOW, int8=True)]
+    found = [Decoder("lecture"), Decoder("nanogpt", low), Decoder("reference")]
+    found += [Decoder("torch", low, SLIDE), Decoder(fast, low), Decoder(fast, low, SLIDE)]
+    found += [Decoder(fast, LOW, SLIDE), Decoder(fast, LOW, SLIDE, int8=True)]
+    return list(dict.fromkeys(found))
+
+
+def sizes(model: str) -> ModelConfig:
+    return replace(PRESETS[model].model, vocab_size=VOCABULARY[model])
+
+
+def make_generate(
+    config: ModelConfig, decoder: Decoder, device: torch.device, peers: Peers
+) -> Generate:
+    """A model of these sizes with random weights, as a function that generates."""
+    dtype, name = getattr(torch, decoder.dtype), decoder.implementation
+    torch.manual_seed(0)
+    if name in Peers._fields and getattr(peers, name) is None:
+        raise ValueError(f"its file is missing; give --{name}")
+    if name == "lecture":
+        names = checkouts.lecture(peers.lecture, config.vocab_size, device)
+        return in_pieces(names.GPTLanguageModel().to(device).eval())
+    if name == "nanogpt":
+        module = checkouts.nanogpt(peers.nanogpt)
+        fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
+        fields = {field: getattr(config, field) for field in fields}
+        model = module.GPT(module.GPTConfig(**fields)).to(device).eval()
+        return in_pieces(model, torch.autocast(device.type, dtype, dtype != torch.float32))
+    model = build(config, None if name == "reference" else kernels.load(name, device))
+    if decoder.int8:
+        quantize(model)
+    model.to(device, dtype)
+
+    def ours(tokens, new, on_tokens):
+        for _ in generate(model, tokens, new, slide=decoder.slide):
+            on_tokens(1)
+
+    return ours
+
+
+def in_pieces(model, context=None) -> Generate:
+    """A model whose `generate` returns all tokens at its end, called as often as ours are read."""
+
+    @torch.no_grad()
+    def run(tokens, new, on_tokens):
+        made = 0
+        while made < new:
+            piece = READ_EVERY if made and tokens.device.type == "cuda" else 1
+            piece = min(piece, new - made)
+            with context or contextlib.nullcontext():
+                tokens = model.generate(tokens, piece)
+            hardware.synchronise(tokens.device)
+            made += piece
+            on_tokens(piece)
+
+    return run
 
 
 def compare(model: str, batch: int, device: torch.device, seconds: float, peers: Peers):
@@ -55,53 +140,37 @@ def compare(model: str, batch: int, device: torch.device, seconds: float, peers:
 
     Each row has its speedup over the first decoder, the model's own implementation.
     """
-    copy, rows, lines = copy_rate(device), [], []
-    every = decoders(model, device)
-    for decoder in every:
-        if reason := unavailable_reason(decoder, device, peers):
-            row = Failed(reason, "")
-        else:
-            row = attempt(measure, model, batch, decoder, device, seconds, peers, copy)
+    copy, rows, lines, baseline = copy_rate(device), [], [], None
+    for number, decoder in enumerate(decoders(model, device)):
+        row = attempt(measure, model, batch, decoder, device, seconds, peers, copy)
         if isinstance(row, Failed):
             lines.append(f"{model}, batch {batch}, {decoder}: {row.reason}")
-        else:
-            rows.append(row)
-    rates = {row["implementation"]: row["tokens/s"] for row in rows}
-    baseline = rates.get(str(every[0]))
-    for row in rows:
-        row["speedup"] = f"{row['tokens/s'] / baseline:.1f}" if baseline else ""
+            continue
+        baseline = row["tokens/s"] if number == 0 else baseline
+        rows.append(row | {"speedup": f"{row['tokens/s'] / baseline:.1f}" if baseline else ""})
     return rows, lines
 
 
-def measure(
-    model: str,
-    batch: int,
-    decoder: Decoder,
-    device: torch.device,
-    seconds: float,
-    peers: Peers,
-    copy: float,
-) -> dict:
+def measure(model, batch, decoder, device, seconds, peers, copy: float) -> dict:
     """The row of one decoder. copy: the memory's rate in bytes per second."""
     gc.collect()
     config = sizes(model)
     generate = make_generate(config, decoder, device, peers)
     tokens = torch.zeros((batch, 1), dtype=torch.int64, device=device)
     timed_run(generate, tokens, 2 * READ_EVERY, seconds / 4)  # loads, compiles, allocates
-    runs = [timed_run(generate, tokens, NEW[model], seconds)]
-    while len(runs) < RUNS and sum(run["seconds"] for run in runs) < seconds / 2:
+    runs = []
+    while not runs or (len(runs) < RUNS and sum(run["seconds"] for run in runs) < seconds / 2):
         runs.append(timed_run(generate, tokens, NEW[model], seconds))
     made = min(run["made"] for run in runs)
     limit = batch * copy / bytes_per_token(config, batch, decoder, made)
     rate = statistics.median(batch * (run["made"] - 1) / run["seconds"] for run in runs)
-    first = statistics.median(run["first"] for run in runs)
     return {
         "model": model,
         "batch": batch,
         "implementation": str(decoder),
         "tokens per row": made,
         "runs": len(runs),
-        "first token, ms": rounded(1e3 * first),
+        "first token, ms": rounded(1e3 * statistics.median(run["first"] for run in runs)),
         "tokens/s": rounded(rate),
         "memory limit, tokens/s": rounded(limit),
     }
@@ -117,9 +186,9 @@ def timed_run(generate: Generate, tokens: torch.Tensor, new: int, seconds: float
         last = time.perf_counter() - start
         first, made = first or last, made + count
         if last > seconds and made > 1:
-            raise TimeOver
+            raise TimeoutError  # stops the decoder
 
-    with contextlib.suppress(TimeOver):
+    with contextlib.suppress(TimeoutError):
         generate(tokens, new, on_tokens)
     return {"made": made, "first": first, "seconds": last - first}
 
@@ -150,11 +219,11 @@ def rounded(value: float) -> float:
 
 
 def describe(row: dict) -> str:
-    return (
-        f"{row['model']}, batch {row['batch']}, {row['implementation']}: "
-        f"{row['tokens/s']:,} tokens/s ({row['tokens per row']:,} per row), "
-        f"memory limit {row['memory limit, tokens/s']:,}"
+    text = (
+        "{model}, batch {batch}, {implementation}: {tokens/s:,} tokens/s "
+        "({tokens per row:,} per row), memory limit {memory limit, tokens/s:,}"
     )
+    return text.format(**row)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from tests import graphs
 
 NAME = "Fake H200"
 FAULT = "FAKE_GPU_FAULT"  # an environment variable: "part=dies;other part=hangs"
+FAULTS = dict(one.split("=") for one in os.environ.get(FAULT, "").split(";") if one)
 CPU = torch.device("cpu")
 QUICK = "tests/rehearsal/test_sample.py"
 
@@ -111,6 +112,7 @@ def shrink() -> None:
 
     import kernels
     from bench import timer, training
+    from bench.ledger import compiled
     from bench.workloads import timed
     from bench.workloads.operations import Sizes
     from gpt.config import presets
@@ -155,16 +157,15 @@ def shrink() -> None:
 
     kernels.load = load
 
-    from bench.prove import compile
-
-    for stage in (compile, step):
-        stage.work = partial(_work_or_fault, stage.work)
+    step.work = partial(_or_fault, step.work)
+    compiled.compile_launch = partial(_or_fault, compiled.compile_launch)
 
 
-def _work_or_fault(work, part: str, seconds: float):
-    faults = dict(one.split("=") for one in os.environ.get(FAULT, "").split(";") if one)
-    if faults.get(part) == "dies":
+def _or_fault(work, part, *arguments):
+    """Work, unless the part, or the launch to compile, shall hang or die."""
+    fault = FAULTS.get(part if isinstance(part, str) else "compile")
+    if fault == "dies":
         os._exit(7)
-    if faults.get(part) == "hangs":
+    if fault == "hangs":
         time.sleep(3600)
-    return work(part, seconds)
+    return work(part, *arguments)

@@ -9,8 +9,7 @@ import os
 import torch
 
 from bench.prove.stage import Outcome, failed, passed
-from bench.recipes.decode import BATCHES, NEW, compare, describe
-from bench.recipes.decoders import Peers, decoders
+from bench.recipes.decode import BATCHES, NEW, Peers, compare, decoders, describe
 
 SHARE = 0.25  # of a decoder's time for one run; it may run twice, and is made and compiled before
 MAX_SECONDS = 10.0

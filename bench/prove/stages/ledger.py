@@ -18,10 +18,13 @@ WORKLOADS = (*CASES, *UPDATES, *STEPS)
 
 
 def work(part: str, seconds: float) -> Outcome:
-    committed = committed_rows(launch.architecture(torch.device("cuda")))
-    if committed is None:
+    architecture = launch.architecture(torch.device("cuda"))
+    versions = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
+    if triton.__version__ not in versions:
         version = triton.__version__
         return not_available(f"bench/ledger/ledger.json has no kernels by triton {version}")
+    rows = versions[triton.__version__]
+    committed = {row["key"]: row for row in rows if architecture in row["architectures"]}
     loaded = {}
     for case in select(part, WORKLOADS):
         loaded |= loaded_kernels(case)
@@ -51,14 +54,6 @@ def loaded_kernels(case) -> dict[str, dict]:
             "shared": kernel.metadata.shared,
         }
     return found
-
-
-def committed_rows(architecture: int) -> dict[str, dict] | None:
-    """The ledger's rows for `architecture` by key, or None if it has none by this Triton."""
-    rows = json.loads(COMMITTED.read_text()).get(triton.__version__) if COMMITTED.exists() else None
-    if rows is None:
-        return None
-    return {row["key"]: row for row in rows if architecture in row["architectures"]}
 
 
 def parts() -> dict[str, float]:

@@ -5,6 +5,7 @@ access the GPU refuses all further work, so the plugin then ends the process; py
 installed, starts another one with the next test and reports the guilty test as crashed.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -38,12 +39,10 @@ def run_tests(*arguments: str, seconds: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes"
         environment = os.environ | NO_PLUGINS | {OUTCOMES: str(file)}
-        try:
-            code = subprocess.run(
-                command, cwd=REPOSITORY, env=environment, timeout=seconds
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run = subprocess.run(command, cwd=REPOSITORY, env=environment, timeout=seconds)
+            code = run.returncode
         lines = file.read_text().splitlines() if file.exists() else []
     return judge([tuple(json.loads(line)) for line in lines], code)
 
@@ -57,7 +56,7 @@ def judge(ran: list[tuple[str, str, str]], code: int | None) -> Outcome:
     if lines:
         return failed(message, lines=lines)
     if code is None:
-        return no_time(f"{message} before the time was over")
+        return no_time(message=f"{message} before the time was over")
     if code != 0 or not counts["passed"]:
         return failed(f"{message}; pytest ended with {code}")
     return passed(message)

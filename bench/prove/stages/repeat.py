@@ -66,9 +66,8 @@ def gradients(step: GraphStep) -> list[torch.Tensor]:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits as integers, so that NaN equals itself and -0 differs from 0."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(integers[tensor.element_size()])
+    """The bytes, so that NaN equals itself and -0 differs from 0."""
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
 
 
 def select(part: str, cases) -> list:

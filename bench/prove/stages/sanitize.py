@@ -52,17 +52,15 @@ def work(tool: str, seconds: float) -> Outcome:
 
 def judge(output: str, code: int) -> Outcome:
     """Failed if an error was found in one of our kernels; others' errors are only mentioned."""
-    errors = [int(number) for number in re.findall(r"ERROR SUMMARY: (\d+) error", output)]
-    errors += [int(number) for number in re.findall(r"RACECHECK SUMMARY: (\d+) hazard", output)]
-    ours = next((line for line in output.splitlines() if line.startswith(OURS)), None)
-    if not errors and "not supported" in output.lower():
+    summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", output)
+    ours = re.search(f"^{OURS}(.*)", output, re.MULTILINE)
+    if not summaries and "not supported" in output.lower():
         return not_available("compute-sanitizer does not support this machine")
-    if not errors or ours is None:
+    if not summaries or ours is None:
         last = [line for line in output.splitlines() if line.strip()][-1:] or ["no output"]
         return failed(f"ended with {code}: {last[0]}")
-    names = set(ours.removeprefix(OURS).split())
+    names, count = set(ours[1].split()), sum(map(int, summaries))
     reported = set(re.findall(r"\bat (?:void )?([\w:]+)", output))
-    count = sum(errors)
     if count and (reported & names or not reported):
         places = ", ".join(sorted(reported & names)) or "an unnamed kernel"
         return failed(f"{count} errors in {places}")

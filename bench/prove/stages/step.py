@@ -13,8 +13,8 @@ from bench.training import SIZES, VARIANTS, measure, summary, unavailable_reason
 SHARE = 0.5  # of a part's time for timing; the rest is for compilation and capture
 MAX_SECONDS = 2.0
 PARTS = {f"{preset}: {variant}": (preset, variant) for variant in VARIANTS for preset in SIZES}
-COMPILED = [part for part, (_, variant) in PARTS.items() if variant.compile]
-UNCOMPILED = [part for part in PARTS if part not in COMPILED]
+COMPILED = tuple(part for part, (_, variant) in PARTS.items() if variant.compile)
+UNCOMPILED = tuple(part for part in PARTS if part not in COMPILED)
 
 
 def work(part: str, seconds: float) -> Outcome:
@@ -28,4 +28,4 @@ def work(part: str, seconds: float) -> Outcome:
 
 
 def parts() -> dict[str, float]:
-    return {part: 3 if part in COMPILED else 1 for part in PARTS}
+    return dict.fromkeys(PARTS, 1)

@@ -6,11 +6,12 @@ run the kernel's tests and `make ledger`.
 """
 
 import contextlib
-import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -45,32 +46,28 @@ def work(operation: str, seconds: float) -> Outcome:
     return passed(f"{len(tried)} tiles timed, {len(lines)} faster", lines=lines, tried=tried)
 
 
-def time_neighbours(case, kernel: str, device, timer) -> list[dict]:
-    """The times of the neighbours of the kernel's present tile."""
+def time_neighbours(case, kernel: str, device: torch.device, timer) -> list[dict]:
+    """Time both passes with the neighbours of the kernel's present tile; a row for each of them."""
     present = launch.tile(kernel, device)
     now = launches(case, kernel, present, device)
-    contexts = {PRESENT: functools.partial(_tile_and_route, case, kernel, present)}
+    tiles = {PRESENT: present}
     for tile in neighbours(present):
         then = attempt(launches, case, kernel, tile, device)
         if not isinstance(then, Failed) and then != now:
-            contexts[repr(tile)] = functools.partial(_tile_and_route, case, kernel, tile)
-    return compare(case, kernel, contexts, device, timer)
-
-
-def compare(case, kernel: str, contexts: dict[str, Callable], device, timer) -> list[dict]:
-    """Time both passes in each context, interleaved; one row for each but the present one."""
+            tiles[repr(tile)] = tile
     function = getattr(kernels.load("triton", device), case.operation)
     torch.manual_seed(0)
     makers = {
-        tile: functools.partial(Baseline, function, context) for tile, context in contexts.items()
+        label: partial(Baseline, function, partial(_tile_and_route, case, kernel, tile))
+        for label, tile in tiles.items()
     }
     samples = Comparison(case, makers, device, timer).run("both")
     seconds = {
-        tile: statistics.median(of_tile.seconds)
-        for tile, of_tile in samples.items()
+        label: statistics.median(of_tile.seconds)
+        for label, of_tile in samples.items()
         if not isinstance(of_tile, Failed)
     }
-    present = seconds.pop(PRESENT)
+    at_present = seconds.pop(PRESENT)
     fastest = min(seconds, key=seconds.get, default=None)
     route = f" by {' '.join(case.route)}" if case.route else ""
     return [
@@ -78,11 +75,11 @@ def compare(case, kernel: str, contexts: dict[str, Callable], device, timer) -> 
             "case": f"{case.operation} {timed.shape(case)}{route}",
             "kernel": kernel,
             "architecture": launch.architecture(device),
-            "tile": tile,
-            "time": round(one / present, 3),  # relative to the present tile
-            "best": tile == fastest and one < (1 - MIN_GAIN) * present,
+            "tile": label,
+            "time": round(one / at_present, 3),  # relative to the present tile
+            "best": label == fastest and one < (1 - MIN_GAIN) * at_present,
         }
-        for tile, one in seconds.items()
+        for label, one in seconds.items()
     ]
 
 
@@ -91,15 +88,9 @@ def proposal(one: dict) -> str:
     return f"{line}  # {100 * (1 - one['time']):.0f}% faster at {one['case']}"
 
 
-@contextlib.contextmanager
-def use_tile(kernel: str, tile: Any) -> Iterator[None]:
+def use_tile(kernel: str, tile: Any) -> contextlib.AbstractContextManager:
     """Launch `kernel` with `tile` on every architecture."""
-    rows = launch.TILES[kernel]
-    launch.TILES[kernel] = dict.fromkeys(rows, tile)
-    try:
-        yield
-    finally:
-        launch.TILES[kernel] = rows
+    return mock.patch.dict(launch.TILES, {kernel: dict.fromkeys(launch.TILES[kernel], tile)})
 
 
 @contextlib.contextmanager
@@ -108,29 +99,21 @@ def _tile_and_route(case, kernel: str, tile: Any) -> Iterator[None]:
         yield
 
 
-class _Watched(dict):
-    """A table that remembers which of its rows were read."""
-
-    def __init__(self, table: dict):
-        super().__init__(table)
-        self.read: dict[str, None] = {}
-
-    def __getitem__(self, key):
-        self.read[key] = None
-        return super().__getitem__(key)
-
-
 def tiles_used_by(case, device: torch.device) -> list[str]:
     """The rows of `launch.TILES` that a case is launched with."""
-    tiles, launch.TILES = launch.TILES, _Watched(launch.TILES)
-    try:
+    used: dict[str, None] = {}
+
+    class Watched(dict):
+        def __getitem__(self, key):
+            used[key] = None
+            return super().__getitem__(key)
+
+    with mock.patch.object(launch, "TILES", Watched(launch.TILES)):
         record(case, launch.architecture(device))
-        return list(launch.TILES.read)
-    finally:
-        launch.TILES = tiles
+    return list(used)
 
 
-def launches(case, kernel: str, tile: Any, device) -> list:
+def launches(case, kernel: str, tile: Any, device: torch.device) -> list:
     """The launches of a case with a tile."""
     with use_tile(kernel, tile):
         recorded = record(case, launch.architecture(device))
@@ -139,16 +122,18 @@ def launches(case, kernel: str, tile: Any, device) -> list:
 
 def neighbours(tile: Any) -> list:
     """Every tile that differs in one number, doubled or halved; numbers up to 4 also by one."""
-    if isinstance(tile, bool) or not isinstance(tile, (int, tuple, list, dict)):
+    if isinstance(tile, bool) or not isinstance(tile, (int, tuple, dict)):
         return []
     if isinstance(tile, int):
         near = (tile - 1, tile + 1) if tile <= 4 else ()
         return sorted({number for number in (tile // 2, 2 * tile, *near) if 0 < number != tile})
     if isinstance(tile, dict):
         return [{**tile, key: other} for key, value in tile.items() for other in neighbours(value)]
-    places = [(i, other) for i, value in enumerate(tile) for other in neighbours(value)]
-    make = tile._make if hasattr(tile, "_make") else type(tile)
-    return [make([*tile[:i], other, *tile[i + 1 :]]) for i, other in places]
+    return [
+        (*tile[:i], other, *tile[i + 1 :])
+        for i, value in enumerate(tile)
+        for other in neighbours(value)
+    ]
 
 
 def parts() -> dict[str, float]:

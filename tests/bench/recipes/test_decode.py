@@ -1,17 +1,15 @@
 """The timing of generation: the decoders, the rows, and the stage of `make prove`."""
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from bench import checkouts, results
 from bench.prove.stages import decode as stage
-from bench.recipes import decode, decoders, int8
-from bench.recipes.decoders import Decoder, Peers
+from bench.recipes import decode
+from bench.recipes.decode import Decoder, Peers
 from gpt.config.model import ModelConfig
 from gpt.generation.generate import READ_EVERY
 
@@ -75,7 +73,7 @@ def peers(tmp_path):
 )
 def test_every_decoder_reports_each_token(decoder, peers):
     reported = []
-    generate = decoders.make_generate(SMALL, decoder, CPU, peers)
+    generate = decode.make_generate(SMALL, decoder, CPU, peers)
     generate(torch.zeros(2, 1, dtype=torch.int64), 11, reported.append)
     assert reported == [1] * 11
 
@@ -89,8 +87,8 @@ def test_peers_synchronise_on_a_gpu_as_often_as_ours(monkeypatch):
             return tokens
 
     reported, waits = [], []
-    monkeypatch.setattr(decoders.hardware, "synchronise", waits.append)
-    decoders.in_pieces(Model())(Tokens(), 2 + READ_EVERY, reported.append)
+    monkeypatch.setattr(decode.hardware, "synchronise", waits.append)
+    decode.in_pieces(Model())(Tokens(), 2 + READ_EVERY, reported.append)
     assert reported == [1, READ_EVERY, 1]
     assert waits == [CUDA] * 3
 
@@ -109,17 +107,6 @@ def test_a_file_that_is_not_the_peer_s_is_an_error(tmp_path):
         checkouts.lecture(tmp_path / "no.py", 65, CPU)
     with pytest.raises(ValueError, match=r"it has no model\.py"):
         checkouts.nanogpt(tmp_path)
-
-
-@pytest.mark.parametrize("model", decode.NEW)
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_the_decoders_of_a_model_start_with_the_baseline(model, device):
-    found = decoders.decoders(model, device)
-    assert len(found) == len(set(map(str, found)))
-    assert found[0].implementation == {"lecture": "lecture", "gpt2": "nanogpt"}[model]
-    ours = [d for d in found if d.implementation == ("triton" if device is CUDA else "torch")]
-    assert {decoder.int8 for decoder in ours} == {True, False}
-    assert ({decoder.slide for decoder in ours} == {1}) == (model == "gpt2")
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -154,37 +141,34 @@ def test_the_rate_excludes_the_first_token_and_a_slow_decoder_is_stopped():
 
 
 def test_the_limit_counts_weights_and_cache():
-    config, decoder = replace(decoders.sizes("gpt2"), block_size=1), Decoder("triton", "bfloat16")
-    read = decode.bytes_per_token(config, 1, decoder, 1)
+    config, decoder = decode.sizes("gpt2"), Decoder("triton", "bfloat16")
+    read = decode.bytes_per_token(replace(config, block_size=1), 1, decoder, 1)
     assert 4.3e12 / read == pytest.approx(17_300, rel=0.01)  # GPT-2 on an H200
-    quantized = decode.bytes_per_token(config, 1, decoder._replace(int8=True), 1)
-    assert quantized == pytest.approx(read / 2, rel=1e-3)
-    config = replace(decoders.sizes("gpt2"), n_layer=1, vocab_size=0)
+
+    def values(tokens, **options):  # of one layer, two rows, and a head without tokens
+        changed = replace(config, n_layer=1, vocab_size=0, **options)
+        return decode.bytes_per_token(changed, 2, Decoder("triton"), tokens) / 4 / config.n_embd
+
     C = config.n_embd
-
-    def values(tokens, **options):
-        changed = replace(config, **options)
-        return decode.bytes_per_token(changed, 2, Decoder("triton"), tokens) / 4 / C
-
-    assert values(3) == 12 * C + 2 * 2 * 2  # two rows, mean context 2, keys and values
-    assert values(3, n_kv_head=3) == (10 + 2 / 4) * C + 2 * 2 * 2 / 4
+    assert values(3, n_kv_head=3) == (10 + 2 / 4) * C + 2 * 2 * 2 / 4  # mean context 2
     assert values(3, window=1) == 12 * C + 2 * 1 * 2
-
-
-def fake_measure(model, batch, decoder, device, seconds, peers, copy):
-    if decoder.implementation == "reference":
-        raise RuntimeError("out of memory")
-    rate = {"lecture": 4.0, "nanogpt": 20.0}.get(decoder.implementation, 50.0)
-    row = {"model": model, "batch": batch, "implementation": str(decoder), "tokens/s": rate}
-    return row | {"runs": 1, "tokens per row": 3, "memory limit, tokens/s": 500}
+    config, decoder = replace(config, block_size=1), decoder._replace(int8=True)
+    assert decode.bytes_per_token(config, 1, decoder, 1) == pytest.approx(read / 2, rel=1e-3)
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(decode, "measure", fake_measure)
+    """Decoders with given rates, one of which fails."""
+
+    def measure(model, batch, decoder, device, seconds, peers, copy):
+        if decoder.implementation == "reference":
+            raise RuntimeError("out of memory")
+        rate = {"lecture": 4.0, "nanogpt": 20.0}.get(decoder.implementation, 50.0)
+        row = {"model": model, "batch": batch, "implementation": str(decoder), "tokens/s": rate}
+        return row | {"runs": 1, "tokens per row": 3, "memory limit, tokens/s": 500}
+
+    monkeypatch.setattr(decode, "measure", measure)
     monkeypatch.setattr(decode, "copy_rate", lambda device: 1e12)
-    monkeypatch.setattr(decode, "unavailable_reason", lambda *_: None)
-    return monkeypatch
 
 
 def test_the_speedup_is_over_the_model_s_own_implementation(fake):
@@ -198,10 +182,15 @@ def test_the_speedup_is_over_the_model_s_own_implementation(fake):
         "torch, int8 and bfloat16, slide 64": "12.5",
     }
     assert failures == ["lecture, batch 1, reference, float32: RuntimeError: out of memory"]
-    fake.setattr(decode, "unavailable_reason", decoders.unavailable_reason)
-    rows, failures = decode.compare("lecture", 1, CPU, 1.0, Peers(nanogpt=Path()))
-    assert {row["speedup"] for row in rows} == {""}  # without the lecture's file
-    assert failures[0] == "lecture, batch 1, lecture, float32: its file is missing; give --lecture"
+
+
+def test_without_the_peers_files_there_is_no_speedup(monkeypatch):
+    monkeypatch.setattr(decode, "sizes", lambda model: SMALL)
+    monkeypatch.setattr(decode, "NEW", {"gpt2": 2})
+    monkeypatch.setattr(decode, "copy_rate", lambda device: 1e12)
+    rows, failures = decode.compare("gpt2", 1, CPU, 0.0, Peers())
+    assert [row["speedup"] for row in rows] == ["", "", ""]
+    assert "nanogpt, float32: ValueError: its file is missing; give --nanogpt" in failures[0]
 
 
 def test_the_command_writes_its_rows(fake, tmp_path, capsys):
@@ -213,29 +202,11 @@ def test_the_command_writes_its_rows(fake, tmp_path, capsys):
     assert all(decode.describe(row) in printed for row in result["rows"])
 
 
-def test_the_stage_reports_the_fastest_of_ours(fake):
+def test_the_stage_reports_the_fastest_of_ours(fake, monkeypatch):
     outcome = stage.work("gpt2, batch 8", 60.0)
     assert outcome["state"] == "passed"
     assert outcome["message"].startswith("gpt2, batch 8, triton, bfloat16: 50.0 tokens/s")
     assert {row["batch"] for row in outcome["figures"]} == {8}
     assert len(outcome["lines"]) == len(outcome["figures"])
-    fake.setattr(decode, "unavailable_reason", lambda *_: "it is not available")
+    monkeypatch.setattr(stage, "compare", lambda *_: ([], ["it failed"]))
     assert stage.work("gpt2, batch 1", 60.0)["state"] == "failed"
-
-
-def test_the_cost_of_int8_is_read_from_the_runs(tmp_path):
-    for name, size, record in (
-        ("run", 4_000_000, {}),
-        ("int8", 1_010_000, {"int8": {"perplexity": 5.01, "perplexity_before": 5.0}}),
-    ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "w.safetensors").write_bytes(bytes(size))
-        record |= {"files": {"weights": {"name": "w.safetensors"}}}
-        (tmp_path / name / "best.json").write_text(json.dumps(record))
-    assert int8.compare(tmp_path / "run", tmp_path / "int8") == {
-        "size, MB": 4.0,
-        "int8 size, MB": 1.01,
-        "perplexity": 5.0,
-        "int8 perplexity": 5.01,
-        "increase": "0.20%",
-    }

@@ -1,0 +1,80 @@
+"""The stages of `make prove`: how each of them judges what it has measured."""
+
+import json
+
+import torch
+import triton
+
+from bench.prove.stage import failed, no_time, passed
+from bench.prove.stages import ledger, parity, repeat, sanitize, speed
+from bench.prove.stages.tune import neighbours
+from kernels.common import launch
+
+ROW = {"shape": "x", "precision": "x", "pass": "x", "implementation": "triton"}
+
+
+def test_sanitizer_fails_for_errors_in_our_kernels():
+    def judge(report, count):
+        ours = "our kernels: _backward _forward"
+        return sanitize.judge(f"{report}\n{ours}\n=== ERROR SUMMARY: {count} errors\n", 1)
+
+    assert judge("", 0) == passed("2 kernels")
+    assert judge("===     at _forward+0x1f0", 3) == failed("3 errors in _forward")
+    others = judge("===     at void at::native::fill<float>+0x10", 1)
+    assert others == passed("2 kernels; 1 reports, all in other kernels")
+    race = "our kernels: _forward\n=== Write Thread (0,0,0) at _forward+0x90\n"
+    race += "=== RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"
+    assert sanitize.judge(race, 1) == failed("2 errors in _forward")
+    assert sanitize.judge("boom\n", 1) == failed("ended with 1: boom")
+
+
+def test_parity_fails_unless_tests_pass():
+    ran = [("t::a", "passed", ""), ("t::b", "skipped", "no"), ("t::c", "passed", "")]
+    assert parity.judge(ran, 0) == passed("2 passed, 1 skipped")
+    wrong = parity.judge([*ran, ("t::d", "failed", "t.py:3\nE   assert 1 == 2\nt.py:3: E")], 1)
+    assert (wrong["state"], wrong["lines"]) == ("failed", ["t::d: assert 1 == 2"])
+    assert parity.judge(ran, 2)["state"] == "failed"  # interrupted
+    assert parity.judge(ran, None) == no_time(
+        message="2 passed, 1 skipped before the time was over"
+    )
+    assert parity.judge([("t::b", "skipped", "no")], 0)["state"] == "failed"
+
+
+def test_bench_keeps_what_was_measured_before_a_failure():
+    assert speed.judge("attention", [ROW], 0)["state"] == "passed"
+    broken = speed.judge("attention", [ROW], 1)
+    assert (broken["state"], broken["rows"]) == ("failed", [ROW])
+    assert speed.judge("attention", [], 0) == no_time()
+
+
+def test_loaded_kernels_are_compared_with_the_ledger(monkeypatch, tmp_path):
+    numbers = {"registers": 40, "spills": 0, "shared": 1024}
+    key = "layer_norm_forward_kernel() C=768"
+    row = {"target": "80", "key": key} | numbers
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps({triton.__version__: [row | {"architectures": [80, 86]}]}))
+    loaded = {key: row}
+    monkeypatch.setattr(ledger, "COMMITTED", path)
+    monkeypatch.setattr(ledger, "loaded_kernels", lambda case: loaded)
+    with launch.target(86):
+        assert ledger.work("layer_norm", 1.0)["state"] == "passed"
+        loaded[key] = row | {"registers": 41}
+        loaded["new"] = row | {"key": "new"}
+        wrong = ledger.work("layer_norm", 1.0)
+        assert wrong["lines"] == [f"80 {key}: registers 40 -> 41", "80 new: is new"]
+        assert wrong["state"] == "failed"
+        path.write_text(json.dumps({"0.0.1": []}))
+        assert ledger.work("layer_norm", 1.0)["state"] == "not available"
+
+
+def test_repeat_compares_bits():
+    x = torch.tensor([float("nan"), 0.0], dtype=torch.bfloat16)
+    y = torch.tensor([float("nan"), -0.0], dtype=torch.bfloat16)
+    assert torch.equal(repeat.bits(x), repeat.bits(x.clone()))
+    assert not torch.equal(repeat.bits(x), repeat.bits(y))
+
+
+def test_neighbours_of_a_tile_differ_in_one_number():
+    assert neighbours((64, 8)) == [(32, 8), (128, 8), (64, 4), (64, 16)]
+    assert neighbours(3) == [1, 2, 4, 6]
+    assert neighbours({64: (128, True)}) == [{64: (64, True)}, {64: (256, True)}]
