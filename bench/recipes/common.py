@@ -10,20 +10,39 @@ import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 import kernels
 from bench import results
 from gpt import UserError
+from gpt.config.cli import parse
+from gpt.files import read_json
 from gpt.runs.metrics import read_metrics
 
+Options = TypeVar("Options")
 
-def parser(doc: str, **options) -> argparse.ArgumentParser:
+
+def parser(doc: str) -> argparse.ArgumentParser:
     """A parser with --json; the first line of `doc` is its description."""
-    made = argparse.ArgumentParser(description=doc.partition("\n")[0], **options)
+    made = argparse.ArgumentParser(description=doc.partition("\n")[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table to it")
     return made
+
+
+def run(recipe: Callable[[Options], None], default: Options, arguments, doc: str) -> int:
+    """Run a recipe with the options that its config has; an error is one line, exit code 2."""
+    name = re.search(r"python -m (\S+)", doc)[1]
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        recipe(parse(type(default), default, given, doc.partition("\n")[0]))
+    except (UserError, kernels.Unavailable) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+    return 0
 
 
 def write(table: str, rows: list[dict], path: Path | None = None, machine: str = "") -> None:
@@ -53,9 +72,10 @@ def run_script(*arguments) -> None:
         raise SystemExit(f"{arguments[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def show(row: dict) -> dict:
-    print(json.dumps(row), flush=True)
-    return row
+def train(folder: Path, *options) -> dict:
+    """Train a run in `folder`; its summary."""
+    run_script("train.py", *options, "--sample=0", f"--out-dir={folder}")
+    return read_json(folder / "summary.json")
 
 
 def evaluations(folder: Path) -> list[dict]:
@@ -63,13 +83,6 @@ def evaluations(folder: Path) -> list[dict]:
     return [line for line in read_metrics(folder) if "val_loss" in line]
 
 
-def exit_code(recipe: str, run: Callable[[], None]) -> int:
-    """Run a recipe; print an error of the user's as one line. Returns the exit code."""
-    try:
-        run()
-    except (UserError, kernels.Unavailable) as error:
-        print(f"bench.recipes.{recipe}: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    return 0
+def show(row: dict) -> dict:
+    print(json.dumps(row), flush=True)
+    return row

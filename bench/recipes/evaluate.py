@@ -4,15 +4,17 @@ python -m bench.recipes.evaluate out --text book.txt
 python -m bench.recipes.evaluate gpt2 --hellaswag hellaswag_val.jsonl --limit 1000
 """
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from bench.recipes.common import exit_code
+from bench.recipes import common
 from gpt import UserError, hardware
+from gpt.config.base import Config, option
 from gpt.data.corpus import read_text
 from gpt.exercises import hellaswag
 from gpt.generation.load import load_model
@@ -24,30 +26,32 @@ from gpt.training.precision import Precision
 from sample import load_ops
 
 
+@dataclass(frozen=True)
+class Options(Config):
+    model: str = option("out", "a run, or anything else that --init-from accepts", positional=True)
+    text: str = option("", "a file: print its loss, perplexity and bits per byte")
+    hellaswag: str = option("", "a file of HellaSwag examples: print the accuracy")
+    limit: int = option(0, "use only the first examples of HellaSwag; 0: all")
+    json: bool = option(False, "print one JSON object")
+    kernels: str = option("auto", "auto, triton, torch, reference, or triton,attention=torch")
+    device: str = option("auto", "cuda, cuda:1, cpu or mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32", "dtype of matrix products"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("model", nargs="?", default="out", help="a run, or anything else that --init-from accepts")
-    add("--text", type=Path, help="a file: print its loss, perplexity and bits per byte")
-    add("--hellaswag", type=Path, help="a file of HellaSwag examples: print the accuracy")
-    add("--limit", type=int, default=0, help="use only the first examples of HellaSwag; 0: all")
-    add("--json", action="store_true", help="print one JSON object")
-    add("--kernels", default="auto", help="auto, triton, torch, reference, triton,attention=torch")
-    add("--device", default="auto")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
-    options = parser.parse_args(arguments)
+    return common.run(evaluate, Options(), arguments, __doc__)
+
+
+def evaluate(options: Options) -> None:
     if not options.text and not options.hellaswag:
-        parser.error("there is nothing to evaluate; give --text FILE or --hellaswag FILE")
-    if options.limit < 0:
-        parser.error(f"--limit is {options.limit}; it must be at least 0")
-    return exit_code("evaluate", lambda: evaluate(options))
-
-
-def evaluate(options: argparse.Namespace) -> None:
+        raise UserError("there is nothing to evaluate; give --text FILE or --hellaswag FILE")
     device = hardware.choose_device(options.device)
     precision = Precision(device, hardware.choose_dtype(options.dtype, device))
-    text = read_text(options.text) if options.text else ""
-    examples = hellaswag.examples(options.hellaswag, options.limit) if options.hellaswag else []
+    text = read_text(Path(options.text)) if options.text else ""
+    path = Path(options.hellaswag)
+    examples = hellaswag.examples(path, options.limit) if options.hellaswag else []
     model, tokenizer = open_model(options.model, load_ops(options.kernels, device), device)
     found, lines = {"model": options.model}, []
     if options.text:

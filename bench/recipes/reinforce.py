@@ -8,18 +8,17 @@ The new run has weights to sample from or to initialise another run with (`--ini
 accuracy is that of greedy answers to held-out problems, which no stage has trained on.
 """
 
-import argparse
-import math
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 import kernels
-from bench.recipes.common import exit_code
+from bench.recipes import common
 from gpt import UserError, hardware
+from gpt.config.base import Config, option
 from gpt.data.tasks import is_task, open_task
 from gpt.exercises.reinforce import ReinforceConfig, accuracy, reinforce
 from gpt.generation.int8 import is_quantized
@@ -28,42 +27,35 @@ from gpt.runs import checkpoint
 from gpt.runs.portable_state import portable_state
 from sample import load_ops
 
-LEAST = {"steps": 1, "problems": 1, "group": 2}  # of the others 0
+
+@dataclass(frozen=True)
+class Options(Config):
+    run: str = option("out", "trained with --data addition-3, calculator, ...", positional=True)
+    out_dir: str = option("", "a new folder")
+    kernels: str = option("auto", "auto, triton, torch, reference, or triton,attention=torch")
+    device: str = option("auto", "cuda, cuda:1, cpu or mps")
+    training: ReinforceConfig = field(default_factory=ReinforceConfig)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("run", type=Path, help="trained with --data addition-3, calculator, ...")
-    add("--out-dir", type=Path, required=True, help="a new folder")
-    add("--kernels", default="auto", help="auto, triton, torch, reference, triton,attention=torch")
-    add("--device", default="auto")
-    for field in fields(ReinforceConfig):
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
-        add(flag, type=type(default), default=default, help=f"default: {default}")
-    options = parser.parse_args(arguments)
-    config = ReinforceConfig(**{f.name: getattr(options, f.name) for f in fields(ReinforceConfig)})
-    for name, value in asdict(config).items():
-        least = LEAST.get(name, 0)
-        if not (least <= value and math.isfinite(value)):
-            parser.error(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-    return exit_code("reinforce", lambda: run(options, config))
+    return common.run(run, Options(), arguments, __doc__)
 
 
-def run(options: argparse.Namespace, config: ReinforceConfig) -> None:
+def run(options: Options) -> None:
     # the model and its task
     device = hardware.choose_device(options.device)
     ops = load_ops(options.kernels, device)
-    model, tokenizer, record = load_model(options.run, "best", ops, device)
+    model, tokenizer, record = load_model(Path(options.run), "best", ops, device)
     name = str(record["train"].get("data"))
     if not is_task(name):
         raise UserError(f"{options.run} was trained on {name}, which is not a task with answers")
     if is_quantized(model):
         raise UserError(f"{options.run} has int8 weights; name the run that it was made from")
     task = open_task(name).to(device)
-    make_new(options.out_dir)  # now, so that the result of training can be saved
+    folder = new_folder(options.out_dir)  # now, so that the result of training can be saved
 
     # reinforcement
+    config = options.training
     before, problems = accuracy(model, task)
     print(f"{name}: {100 * before:.2f}% of {problems:,} held-out problems answered correctly")
     start = time.perf_counter()
@@ -84,21 +76,21 @@ def run(options: argparse.Namespace, config: ReinforceConfig) -> None:
         "step": config.steps,
         "train": record["train"],
         "tokenizer": tokenizer.to_json(),
-        "reinforce": {**asdict(config), "run": str(options.run), **scores},
+        "reinforce": {**config.to_dict(), "run": options.run, **scores},
     }
-    checkpoint.save(
-        options.out_dir, {"best": ("weights",)}, {"weights": portable_state(model)}, record
-    )
-    print(f"the run is in {options.out_dir}")
+    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
+    print(f"the run is in {folder}")
 
 
-def make_new(folder: Path) -> None:
+def new_folder(name: str) -> Path:
+    folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"--out-dir {folder} is not empty; give a new folder")
+        if not name or any(folder.iterdir()):
+            raise UserError(f"--out-dir {name!r} is not an empty folder; give a new one")
     except OSError as error:
         raise UserError(f"--out-dir {folder} cannot be created: {error.strerror}") from None
+    return folder
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt import UserError
-from gpt.config.base import option
+from gpt.config.base import Config, option
 from gpt.config.model import IGNORE_INDEX
 from gpt.data.dataset import Task
 from gpt.data.tasks.arithmetic import END
@@ -38,12 +38,12 @@ ROWS = 2048  # problems per batch of an evaluation
 
 
 @dataclass(frozen=True)
-class ReinforceConfig:
+class ReinforceConfig(Config):
     """The length of the training, the size of its batches, and its optimizer."""
 
-    steps: int = option(100, "number of training steps")
-    problems: int = option(128, "problems in a step")
-    group: int = option(8, "answers drawn for each problem")
+    steps: int = option(100, "number of training steps", at_least=1)
+    problems: int = option(128, "problems in a step", at_least=1)
+    group: int = option(8, "answers drawn for each problem", at_least=2)
     learning_rate: float = option(1e-3, "AdamW's learning rate, which decays linearly to 0")
     kl: float = option(0.01, "weight of the KL divergence from the initial model")
     seed: int = option(1337, "seed of problems and answers")

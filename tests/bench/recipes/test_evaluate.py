@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -116,14 +117,11 @@ def test_both_are_printed_as_sentences(folder, tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text(TEXT, encoding="utf-8")
     path = write_examples(tmp_path / "val.jsonl", {"ctx": "a", "endings": ["b", "c"], "label": 0})
-    capsys.readouterr()
     arguments = [str(folder), f"--text={text}", f"--hellaswag={path}", "--device=cpu"]
     assert evaluate.main(arguments) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{text}: loss ")
-    assert first.endswith("bits per byte (20 tokens, 27 bytes)")
-    assert "acc_norm" in second
-    assert second.endswith(" 1 examples")
+    assert re.fullmatch(rf"{text}: loss .* bits per byte \(20 tokens, 27 bytes\)", first)
+    assert re.fullmatch(rf"{path}: acc .* acc_norm .* 1 examples", second)
 
 
 def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
@@ -139,17 +137,9 @@ def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [([], "there is nothing to evaluate"), (["--text=a", "--limit=-1"], "--limit is -1")],
-)
-def test_a_wrong_option_is_an_error(folder, capsys, options, message):
-    with pytest.raises(SystemExit, match="2"):
-        evaluate.main([str(folder), *options])
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
     [
+        ([], "there is nothing to evaluate"),
+        (["--text=a", "--limit=-1"], "--limit is -1"),
         (["--text=missing"], "missing"),
         (["--text=unknown"], "'Z'"),
         (["--text=short"], "1 tokens"),
@@ -158,7 +148,7 @@ def test_a_wrong_option_is_an_error(folder, capsys, options, message):
         (["--text=letters", "--kernels=other"], "kernels"),
     ],
 )
-def test_a_wrong_file_is_an_error(folder, tmp_path, monkeypatch, capsys, options, message):
+def test_a_mistake_is_one_sentence(folder, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     for name, content in {"unknown": "aZ", "short": "a", "empty": "\n", "letters": "abc"}.items():
         (tmp_path / name).write_text(content)
