@@ -41,13 +41,14 @@ OPTIONS = [
     *("--preset=quickstart", "--data=python-docs", "--dtype=float32", "--dropout=0.1"),
     *("--n-layer=2", "--n-head=2", "--n-embd=32", "--block-size=32", "--batch-size=8"),
     *("--eval-interval=10", "--eval-iters=1", "--log-interval=5", "--keep=2", "--sample=0"),
-    "--lr-decay-iters=100000",
+    *("--lr-decay-iters=100000", "--device=cpu"),
 ]
 FORK = multiprocessing.get_context("fork")
 ENDLESS = 10**9  # steps
 LONGEST = 3  # times until an interruption, at most, relative to the time to the first checkpoint
 SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGTERM, signal.SIGINT)
-UNHANDLED = (-signal.SIGTERM, -signal.SIGINT, 130)  # exit codes if stopped before training starts
+# exit codes of an interrupted run; the last three if it is stopped before training starts
+INTERRUPTED = (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130)
 
 
 class Lost(Exception):
@@ -61,32 +62,44 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", help="more options of train.py, after --")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    options = [*OPTIONS, "--device=cpu", *asked.options]
-    end = time.monotonic() + 60 * asked.minutes
     try:
         with tempfile.TemporaryDirectory() as name:
-            whole, parts = Path(name, "whole"), Path(name, "parts")
-            rows, first_save = uninterrupted(whole, options, 10 * asked.minutes)
-            steps = checkpoint.load(whole, "last")[0]["step"]
-            interrupted = Interrupted(parts, options, steps, LONGEST * first_save, asked.seed)
-            while not interrupted.count["equal"] or time.monotonic() < end:
-                interrupted.run_to_end(end)
-                compare(whole, parts)
-                interrupted.count["equal"] += 1
-        rows += interrupted.rows()
+            options = [*OPTIONS, *asked.options]
+            rows = soak(Path(name), options, 60 * asked.minutes, random.Random(asked.seed))
     except (Lost, UserError) as lost:
         print(f"LOST: {lost}")
         return 1
-    for one in rows:
-        print("{}: {}, lost {}".format(*one.values()))
+    for row in rows:
+        print("{event}: {count}, lost {lost}".format(**row))
     if asked.json:
         common.write("reliability", rows, asked.json)
     return 0
 
 
-def row(event: str, count: int | str, lost: int | str = 0) -> dict:
-    count = f"{count:,}" if isinstance(count, int) else count
-    return {"event": event, "count": count, "lost": lost}
+def soak(folder: Path, options: list[str], seconds: float, draw: random.Random) -> list[dict]:
+    """Run it without and with interruptions; the rows of the table. draw: the random moments."""
+    whole, parts, count = folder / "whole", folder / "parts", Counter()
+    end = time.monotonic() + seconds
+    first_save, (memory, files), (last, last_files) = uninterrupted(whole, options, seconds / 6)
+    steps = checkpoint.load(whole, "last")[0]["step"]
+    while not count["equal"] or time.monotonic() < end:
+        interrupted(parts, options, steps, LONGEST * first_save, end, draw, count)
+        compare(whole, parts)
+        count["equal"] += 1
+    counts = {
+        "training steps of the uninterrupted run": steps,
+        "its memory halfway and at the end": f"{memory:,}, {last:,} KiB",
+        "its open files halfway and at the end": f"{files}, {last_files}",
+        "kill -9 at a random moment": count["kills"],
+        "of these, while a file was being written": count["in a file"],
+        "SIGTERM or SIGINT at a random moment": count["signals"],
+        "checkpoints loaded by another process during training": count["loads"],
+        "interrupted runs bitwise equal to the uninterrupted run": count["equal"],
+    }
+    rows = [{"event": event, "count": value, "lost": 0} for event, value in counts.items()]
+    for row in rows:
+        row |= {"lost": ""} if isinstance(row["count"], str) else {"count": f"{row['count']:,}"}
+    return rows
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -109,10 +122,11 @@ def run_train(folder: Path, *options) -> None:
         sys.exit(130)
 
 
-def exit_code(process: BaseProcess) -> int:
-    """Wait for the end of a process; the number of a signal is negative."""
-    process.join()
-    return process.exitcode
+def wait(process: BaseProcess, folder: Path, seconds: float) -> None:
+    """Wait while the run goes on."""
+    process.join(seconds)
+    if process.exitcode is not None:
+        raise Lost(f"the run ended with {process.exitcode}: {output(folder)}")
 
 
 def resources(process: BaseProcess) -> tuple[int, int]:
@@ -129,101 +143,74 @@ def output(folder: Path) -> str:
 # --- one run, and the same run interrupted --------------------------------------------------------
 
 
-def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple[list[dict], float]:
-    """Train for `seconds`; rows of memory and open files, and seconds to the first checkpoint."""
-    process, used, first_save = start(folder, *options, f"--max-iters={ENDLESS}"), [], None
-    now = time.monotonic()
-    while time.monotonic() < now + seconds:
-        time.sleep(seconds / 200)
-        if first_save is None and (folder / "last.json").exists():
-            first_save = time.monotonic() - now
-        if process.exitcode is not None:
-            raise Lost(f"the run ended with {process.exitcode}: {output(folder)}")
+def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple:
+    """Train for `seconds`; the seconds to the first checkpoint, and the resources used twice."""
+    process, begin = start(folder, *options, f"--max-iters={ENDLESS}"), time.monotonic()
+    while not (folder / "last.json").exists():
+        wait(process, folder, 0.02)
+        if time.monotonic() > begin + seconds:
+            process.kill()
+            raise Lost(f"nothing was saved in {seconds:.0f} s; give more --minutes")
+    first_save, used = time.monotonic() - begin, []
+    for fraction in (0.5, 1):  # everything has been loaded by then
+        wait(process, folder, max(0.0, begin + fraction * seconds - time.monotonic()))
         used.append(resources(process))
     process.terminate()
-    if code := exit_code(process):
-        raise Lost(f"the run ended with {code} when stopped: {output(folder)}")
-    used = used[len(used) // 2 :]  # everything has been loaded by then
-    (memory, files), (last, last_files) = used[0], used[-1]
-    if last > 1.05 * memory or max(files for _, files in used) > files + 3:
-        raise Lost(f"memory or open files grew from {used[0]} to {used[-1]}")
-    if first_save is None:
-        raise Lost(f"nothing was saved in {seconds:.0f} s; give more --minutes")
-    steps = checkpoint.load(folder, "last")[0]["step"]
-    rows = [
-        row("training steps of the uninterrupted run", steps),
-        row("its memory halfway and at the end", f"{memory:,}, {last:,} KiB", ""),
-        row("its open files halfway and at the end", f"{files}, {last_files}", ""),
-    ]
-    return rows, first_save
+    process.join()
+    if process.exitcode:
+        raise Lost(f"the run ended with {process.exitcode} when stopped: {output(folder)}")
+    if used[1][0] > 1.05 * used[0][0] or used[1][1] > used[0][1] + 3:
+        raise Lost(f"memory or open files grew from {used[0]} to {used[1]}")
+    return first_save, *used
 
 
-class Interrupted:
-    """Runs train.py in `folder` with random interruptions until it has taken `steps`."""
+def interrupted(folder: Path, options, steps: int, longest: float, end: float, draw, count) -> None:
+    """Train to `steps` with interruptions until `end`, which are counted."""
+    reached, code = -1, None  # nothing is saved
+    while (code, reached) != (0, steps):
+        if reached < 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        given = options if reached < 0 else ["--resume"]
+        process = start(folder, *given, f"--max-iters={steps}")
+        sent = time.monotonic() < end and interrupt(process, folder, longest, draw, count)
+        process.join()
+        reached, code = check(folder, reached), process.exitcode
+        if code not in INTERRUPTED if sent else (code, reached) != (0, steps):
+            raise Lost(f"train.py ended with {code} at step {reached}: {output(folder)}")
 
-    def __init__(self, folder: Path, options: list[str], steps: int, longest: float, seed: int):
-        self.folder, self.options, self.steps, self.longest = folder, options, steps, longest
-        self.random = random.Random(seed)
-        self.count = Counter()
 
-    def run_to_end(self, end: float) -> None:
-        """One run from its first to its last step; it is not interrupted after `end`."""
-        reached = -1  # nothing is saved
-        while True:
-            options = ["--resume"] if reached >= 0 else self.options
-            if reached < 0:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            process = start(self.folder, *options, f"--max-iters={self.steps}")
-            if time.monotonic() > end:
-                code, was_interrupted = exit_code(process), False
-            else:
-                code, was_interrupted = self.interrupt(process)
-            reached = self.check(reached)
-            if code == 0 and reached == self.steps:
-                return
-            if code not in (0, -signal.SIGKILL, *UNHANDLED) or (code == 0 and not was_interrupted):
-                raise Lost(f"train.py ended with {code} at step {reached}: {output(self.folder)}")
+def interrupt(process: BaseProcess, folder: Path, longest: float, draw, count) -> bool:
+    """Load the model during training, then send a signal. Returns whether one was sent."""
+    moment = time.monotonic() + draw.uniform(0, longest)
+    while time.monotonic() < moment:
+        process.join(0.01)
+        if process.exitcode is not None:
+            return False
+        if draw.random() < 0.02 and (folder / "best.json").exists():
+            load_model(folder, "best", load("torch"), torch.device("cpu"))
+            count["loads"] += 1
+    sent = draw.choice(SIGNALS)
+    os.kill(process.pid, sent)
+    process.join()
+    count["kills" if sent == signal.SIGKILL else "signals"] += 1
+    if sent == signal.SIGKILL and list(folder.glob("*.partial")):
+        count["in a file"] += 1
+    return True
 
-    def interrupt(self, process: BaseProcess) -> tuple[int, bool]:
-        """Load the model during training, then send a signal. Returns (exit code, was it sent)."""
-        moment = time.monotonic() + self.random.uniform(0, self.longest)
-        while time.monotonic() < moment:
-            if process.exitcode is not None:
-                return process.exitcode, False
-            time.sleep(0.01)
-            if self.random.random() < 0.02 and (self.folder / "best.json").exists():
-                load_model(self.folder, "best", load("torch"), torch.device("cpu"))
-                self.count["loads"] += 1
-        sent = self.random.choice(SIGNALS)
-        os.kill(process.pid, sent)
-        code = exit_code(process)
-        self.count["kills" if sent == signal.SIGKILL else "signals"] += 1
-        if sent == signal.SIGKILL and list(self.folder.glob("*.partial")):
-            self.count["in a file"] += 1
-        return code, True
 
-    def check(self, before: int) -> int:
-        """Check that all checkpoints are whole; the step of the last one, at least `before`."""
-        if not (self.folder / "last.json").exists():
-            if before >= 0:
-                raise Lost("the last checkpoint is missing")
-            return before
-        for path in self.folder.glob("step-*.json"):
-            checkpoint.load(self.folder, path.stem, ALL_KINDS)
-        checkpoint.load(self.folder, "best")
-        reached = checkpoint.load(self.folder, "last", ALL_KINDS)[0]["step"]
-        if reached < before:
-            raise Lost(f"the last checkpoint is of step {reached}, after one of step {before}")
-        return reached
-
-    def rows(self) -> list[dict]:
-        return [
-            row("kill -9 at a random moment", self.count["kills"]),
-            row("of these, while a file was being written", self.count["in a file"]),
-            row("SIGTERM or SIGINT at a random moment", self.count["signals"]),
-            row("checkpoints loaded by another process during training", self.count["loads"]),
-            row("interrupted runs bitwise equal to the uninterrupted run", self.count["equal"]),
-        ]
+def check(folder: Path, before: int) -> int:
+    """Check that all checkpoints are whole; the step of the last one, at least `before`."""
+    if not (folder / "last.json").exists():
+        if before >= 0:
+            raise Lost("the last checkpoint is missing")
+        return before
+    for path in folder.glob("step-*.json"):
+        checkpoint.load(folder, path.stem, ALL_KINDS)
+    checkpoint.load(folder, "best")
+    reached = checkpoint.load(folder, "last", ALL_KINDS)[0]["step"]
+    if reached < before:
+        raise Lost(f"the last checkpoint is of step {reached}, after one of step {before}")
+    return reached
 
 
 def compare(whole: Path, parts: Path) -> None:

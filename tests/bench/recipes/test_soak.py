@@ -10,20 +10,16 @@ from gpt.runs.checkpoint import load, save
 from tests.gpt.runs.saving import KINDS, save_step, tensors_of
 
 
-def interrupted(folder):
-    return soak.Interrupted(folder, [], steps=9, longest=1.0, seed=0)
-
-
 def test_a_saved_step_may_not_be_missing(tmp_path):
-    assert interrupted(tmp_path).check(-1) == -1  # nothing is saved yet
+    assert soak.check(tmp_path, -1) == -1  # nothing is saved yet
     save_step(tmp_path, 4)
-    assert interrupted(tmp_path).check(-1) == 4
-    assert interrupted(tmp_path).check(4) == 4
+    assert soak.check(tmp_path, -1) == 4
+    assert soak.check(tmp_path, 4) == 4
     with pytest.raises(soak.Lost, match="of step 4, after one of step 6"):
-        interrupted(tmp_path).check(6)
+        soak.check(tmp_path, 6)
     (tmp_path / "last.json").unlink()
     with pytest.raises(soak.Lost, match="the last checkpoint is missing"):
-        interrupted(tmp_path).check(4)
+        soak.check(tmp_path, 4)
 
 
 @pytest.mark.parametrize("name", ["best", "last", "step-0000003"])
@@ -33,7 +29,7 @@ def test_every_checkpoint_must_be_whole(tmp_path, name):
     damaged = (tmp_path / f"{name}.json").read_text().replace('"step": ', '"step": 1')
     (tmp_path / f"{name}.json").write_text(damaged)
     with pytest.raises(UserError, match="damaged"):
-        interrupted(tmp_path).check(3)
+        soak.check(tmp_path, 3)
 
 
 def test_a_changed_bit_or_loss_is_found(tmp_path):
