@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import triton
 
 import kernels
 from bench.baselines import REFERENCES
@@ -39,7 +40,7 @@ TIMED = {
 FACTOR = 2.0  # the error allowed, relative to PyTorch's
 SECONDS = 0.3  # of timing, per rung and pass
 PYTORCH = "PyTorch"
-COMPILED_FOR = "90"  # sm_90
+COMPILED_FOR = 90
 
 
 class Rung(NamedTuple):
@@ -80,34 +81,24 @@ def results(function: Callable, inputs: tuple) -> list[torch.Tensor]:
     return [output.detach(), *gradients]
 
 
-class Errors(NamedTuple):
-    """The largest errors of values and gradients, relative to the largest exact value."""
-
-    ours: float
-    pytorch: float
-    is_right: bool
-
-
-def check(rung: Rung, device: torch.device, sizes: Sizes = SMALL) -> Errors:
-    """Compare a rung, and PyTorch with the same inputs in the same dtype, with fp64."""
+def check(rung: Rung, device: torch.device) -> tuple[float, float]:
+    """The errors of a rung, and of PyTorch with the same inputs in the same dtype."""
     precision = "bf16" if device.type == "cuda" else "fp32"
     torch.manual_seed(0)
-    inputs = TIMED[rung.operation]._replace(sizes=sizes, precision=precision).inputs(device)
+    inputs = TIMED[rung.operation]._replace(sizes=SMALL, precision=precision).inputs(device)
     wide = tuple(
         one.detach().double().requires_grad_() if one.is_floating_point() else one for one in inputs
     )
     plain = REFERENCES.get(rung.operation, getattr(torch_ops, rung.operation))
-    actual = results(rung.function, inputs)
-    expected, pytorch = results(plain, wide), results(plain, inputs)
-    worst = Errors(0.0, 0.0, True)
-    for one, exact, baseline in zip(actual, expected, pytorch, strict=False):
-        largest = exact.abs().max().item()
-        errors = [(value.double() - exact).abs().max().item() for value in (one, baseline)]
-        allowed = FACTOR * errors[1] + 4 * torch.finfo(torch.float32).eps * largest
-        ours, theirs = (error / largest for error in errors)
-        is_right = worst.is_right and errors[0] <= allowed  # False for NaN
-        worst = Errors(max(worst.ours, ours), max(worst.pytorch, theirs), is_right)
-    return worst
+    expected = results(plain, wide)
+    return tuple(error(results(one, inputs), expected) for one in (rung.function, plain))
+
+
+def error(values: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """The largest error relative to the largest exact value; NaN if there is one."""
+    pairs = zip(values, expected, strict=False)  # some have no gradients
+    errors = [(value.double() - exact).abs().max() / exact.abs().max() for value, exact in pairs]
+    return torch.stack(errors).max().item()
 
 
 def measure(
@@ -128,14 +119,6 @@ def measure(
     return rows
 
 
-def describe(row: dict) -> str:
-    rate = f"{row['tflop_s']:,.1f} TFLOP/s" if "tflop_s" in row else f"{row['gb_s']:,.0f} GB/s"
-    return (
-        f"{row['implementation']}, {row['pass']}, {row['shape']}: "
-        f"{row['median_us']:,.0f} µs, {rate}, {100 * row['ceiling']:.0f}% of peak"
-    )
-
-
 def show(file: str, function: Callable) -> None:
     """The main program of a rung: check it, and time it on a GPU."""
     path = Path(file)
@@ -149,17 +132,20 @@ def check_and_time(rungs: list[Rung]) -> int:
         return 2
     all_right = True
     for rung in rungs:
-        errors = check(rung, device)
-        verdict = "right" if errors.is_right else "WRONG"
-        print(f"{rung}: {verdict}, error {errors.ours:.1e}, PyTorch's {errors.pytorch:.1e}")
-        all_right = all_right and errors.is_right
+        ours, pytorch = check(rung, device)
+        is_right = ours <= FACTOR * pytorch + 4 * torch.finfo(torch.float32).eps  # False for NaN
+        verdict = "right" if is_right else "WRONG"
+        print(f"{rung}: {verdict}, error {ours:.1e}, PyTorch's {pytorch:.1e}")
+        all_right = all_right and is_right
     if device.type == "cuda":
         timer = DeviceTimer(device)
         ceilings = measure_ceilings(device, timer)
         for operation in dict.fromkeys(rung.operation for rung in rungs):
             some = [rung for rung in rungs if rung.operation == operation]
             for one in measure(some, device, timer, ceilings, 2 * SECONDS * (len(some) + 1)):
-                print(describe(one))
+                rate = "{tflop_s:,.1f} TFLOP/s" if "tflop_s" in one else "{gb_s:,.0f} GB/s"
+                line = "{implementation}, {pass}, {shape}: {median_us:,.0f} µs, " + rate
+                print((line + ", {ceiling:.0%} of peak").format(**one))
     return 0 if all_right else 1
 
 
@@ -178,15 +164,16 @@ def compiled_rows(rungs: list[Rung]) -> list[dict]:
             "shared bytes": f"{one['shared']:,}",
             "instructions": f"{one['instructions']:,}",
             "tensor-core": sum(one["tensor"].values()),
-            "widest load": "tile" if "tile" in one["loads"] else widest(one["loads"]),
+            "widest load": widest(one["loads"]),
         }
         for rung in rungs
-        for one in compiled.rows(compiled.record(rung, int(COMPILED_FOR)), COMPILED_FOR)
+        for one in compiled.rows(compiled.record(rung, COMPILED_FOR), str(COMPILED_FOR))
     ]
 
 
 def widest(loads: dict[str, int]) -> str:
-    return f"{next(iter(loads))} bytes" if loads else ""
+    width = "tile" if "tile" in loads else next(iter(loads), "")
+    return f"{width} bytes" if width.isdigit() else width
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,8 +183,6 @@ def main(arguments: list[str] | None = None) -> int:
     rungs = [load(path) for path in paths()]
     if options.compiled is None:
         return check_and_time(rungs)
-    import triton
-
     machine = f"triton {triton.__version__}, compiled for sm_{COMPILED_FOR}, bf16"
     common.write("ladder", compiled_rows(rungs), options.compiled, machine)
     return 0
