@@ -80,33 +80,31 @@ def soak(folder: Path, options: list[str], seconds: float, draw: random.Random) 
     """Run it without and with interruptions; the rows of the table. draw: the random moments."""
     whole, parts, count = folder / "whole", folder / "parts", Counter()
     end = time.monotonic() + seconds
-    first_save, (memory, files), (last, last_files) = uninterrupted(whole, options, seconds / 6)
+    longest = LONGEST * seconds_to_first_checkpoint(parts, options)
+    (memory, files), (last, last_files) = uninterrupted(whole, options, seconds / 6)
     steps = checkpoint.load(whole, "last")[0]["step"]
     while not count["equal"] or time.monotonic() < end:
-        interrupted(parts, options, steps, LONGEST * first_save, end, draw, count)
+        interrupted(parts, options, steps, longest, end, draw, count)
         compare(whole, parts)
         count["equal"] += 1
-    counts = {
-        "training steps of the uninterrupted run": steps,
-        "its memory halfway and at the end": f"{memory:,}, {last:,} KiB",
-        "its open files halfway and at the end": f"{files}, {last_files}",
-        "kill -9 at a random moment": count["kills"],
-        "of these, while a file was being written": count["in a file"],
-        "SIGTERM or SIGINT at a random moment": count["signals"],
-        "checkpoints loaded by another process during training": count["loads"],
-        "interrupted runs bitwise equal to the uninterrupted run": count["equal"],
-    }
-    rows = [{"event": event, "count": value, "lost": 0} for event, value in counts.items()]
-    for row in rows:
-        row |= {"lost": ""} if isinstance(row["count"], str) else {"count": f"{row['count']:,}"}
-    return rows
+    events = [
+        ("training steps of the uninterrupted run", f"{steps:,}", 0),
+        ("its memory halfway and at the end", f"{memory:,}, {last:,} KiB", ""),
+        ("its open files halfway and at the end", f"{files}, {last_files}", ""),
+        ("kill -9 at a random moment", f"{count['kills']:,}", 0),
+        ("of these, while a file was being written", f"{count['in a file']:,}", 0),
+        ("SIGTERM or SIGINT at a random moment", f"{count['signals']:,}", 0),
+        ("checkpoints loaded by another process during training", f"{count['loads']:,}", 0),
+        ("interrupted runs bitwise equal to the uninterrupted run", f"{count['equal']:,}", 0),
+    ]
+    return [dict(zip(("event", "count", "lost"), event, strict=True)) for event in events]
 
 
 # --- processes ------------------------------------------------------------------------------------
 
 
 def start(folder: Path, *options) -> BaseProcess:
-    """Fork a process that runs train.py."""
+    """Fork a process that runs train.py; its output goes to a file beside the folder."""
     process = FORK.Process(target=run_train, args=(folder, *options))
     process.start()
     return process
@@ -120,13 +118,6 @@ def run_train(folder: Path, *options) -> None:
         sys.exit(train.main([*options, f"--out-dir={folder}"]))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def wait(process: BaseProcess, folder: Path, seconds: float) -> None:
-    """Wait while the run goes on."""
-    process.join(seconds)
-    if process.exitcode is not None:
-        raise Lost(f"the run ended with {process.exitcode}: {output(folder)}")
 
 
 def resources(process: BaseProcess) -> tuple[int, int]:
@@ -143,17 +134,19 @@ def output(folder: Path) -> str:
 # --- one run, and the same run interrupted --------------------------------------------------------
 
 
-def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple:
-    """Train for `seconds`; the seconds to the first checkpoint, and the resources used twice."""
-    process, begin = start(folder, *options, f"--max-iters={ENDLESS}"), time.monotonic()
-    while not (folder / "last.json").exists():
-        wait(process, folder, 0.02)
-        if time.monotonic() > begin + seconds:
-            process.kill()
-            raise Lost(f"nothing was saved in {seconds:.0f} s; give more --minutes")
-    first_save, used = time.monotonic() - begin, []
-    for fraction in (0.5, 1):  # everything has been loaded by then
-        wait(process, folder, max(0.0, begin + fraction * seconds - time.monotonic()))
+def seconds_to_first_checkpoint(folder: Path, options: list[str]) -> float:
+    begin, process = time.monotonic(), start(folder, *options, "--max-iters=1")
+    process.join()
+    return time.monotonic() - begin
+
+
+def uninterrupted(folder: Path, options: list[str], seconds: float) -> list[tuple[int, int]]:
+    """Train for `seconds`; the resources used after half of them, and at the end."""
+    process, used = start(folder, *options, f"--max-iters={ENDLESS}"), []
+    for _ in range(2):
+        process.join(seconds / 2)
+        if process.exitcode is not None:
+            raise Lost(f"the run ended with {process.exitcode}: {output(folder)}")
         used.append(resources(process))
     process.terminate()
     process.join()
@@ -161,7 +154,7 @@ def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple:
         raise Lost(f"the run ended with {process.exitcode} when stopped: {output(folder)}")
     if used[1][0] > 1.05 * used[0][0] or used[1][1] > used[0][1] + 3:
         raise Lost(f"memory or open files grew from {used[0]} to {used[1]}")
-    return first_save, *used
+    return used
 
 
 def interrupted(folder: Path, options, steps: int, longest: float, end: float, draw, count) -> None:
