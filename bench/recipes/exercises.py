@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(folder: Path, options: str, seed: int) -> dict:
     """Train a run in `folder`; its summary."""
-    fixed = (f"--seed={seed}", "--sample=0", "--device=cpu", f"--out-dir={folder}")
-    common.run_script("train.py", *options.split(), *fixed)
-    return read_json(folder / "summary.json")
+    return common.train(folder, *options.split(), f"--seed={seed}", "--device=cpu")
 
 
 def summary_of(options: str, seed: int) -> dict:
@@ -49,7 +47,7 @@ def summary_of(options: str, seed: int) -> dict:
 
 
 def percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.2f}%"
+    return "" if fraction is None else f"{fraction:.2%}"
 
 
 def accuracies(exercise: dict, text: str) -> list[dict]:
@@ -92,23 +90,23 @@ def features(exercise: dict, text: str) -> list[dict]:
 
 def finetune(exercise: dict, text: str) -> list[dict]:
     """Exercise 3: tiny shakespeare from scratch, and initialised from a run on another text."""
-    losses: dict[int, list[tuple[float, float]]] = {}  # step -> the pair of each seed
+    losses: dict[int, dict[str, list[float]]] = {}  # step -> start -> the loss of each seed
     options = f"{exercise['finetune']} --data {text}"
     for seed in exercise["seeds"]:
         with tempfile.TemporaryDirectory() as folder:
-            first, scratch, tuned = (Path(folder, name) for name in ("first", "scratch", "tuned"))
+            first = Path(folder, "first")
             train(first, exercise["pretrain"], seed)
-            train(scratch, options, seed)
-            train(tuned, f"{options} --init-from {first}", seed)
-            both = zip(common.evaluations(scratch), common.evaluations(tuned), strict=True)
-            for one, other in both:
-                losses.setdefault(one["step"], []).append((one["val_loss"], other["val_loss"]))
+            for start, initial in zip(STARTS, ("", f" --init-from {first}"), strict=True):
+                train(Path(folder, start), options + initial, seed)
+                for line in common.evaluations(Path(folder, start)):
+                    of_step = losses.setdefault(line["step"], {})
+                    of_step.setdefault(start, []).append(line["val_loss"])
     rows = []
-    for step, pairs in losses.items():
+    for step, of_step in losses.items():
         row = {"step": step}
-        for name, each in zip(STARTS, zip(*pairs, strict=True), strict=True):
-            row[name] = f"{statistics.mean(each):.4f}"
-            row[f"{name}, each seed"] = ", ".join(f"{loss:.4f}" for loss in each)
+        for start, each in of_step.items():
+            row[start] = f"{statistics.mean(each):.4f}"
+            row[f"{start}, each seed"] = ", ".join(f"{loss:.4f}" for loss in each)
         rows.append(common.show(row))
     return rows
 
@@ -116,17 +114,17 @@ def finetune(exercise: dict, text: str) -> list[dict]:
 def stages(exercise: dict, text: str) -> list[dict]:
     """The lecture's last chapter: the accuracy after each stage of training."""
     rows = []
-    for task, run in exercise["runs"].items():
-        for seed in run["seeds"]:
+    for task, of_task in exercise["runs"].items():
+        for seed in of_task["seeds"]:
             with tempfile.TemporaryDirectory() as folder:
-                rows += stages_of(Path(folder), task, seed, run["stages"])
+                rows += stages_of(Path(folder), task, seed, of_task["stages"])
     return rows
 
 
 def stages_of(folder: Path, task: str, seed: int, options_of: dict[str, str]) -> list[dict]:
-    rows, before = [], None
-    for stage, options in options_of.items():
-        run = folder / str(len(rows))
+    rows = []
+    for number, (stage, options) in enumerate(options_of.items()):
+        run, before = folder / str(number), folder / str(number - 1)
         if stage == "reinforced":
             fixed = (f"--seed={seed}", "--device=cpu", f"--out-dir={run}")
             common.run_script("-m", "bench.recipes.reinforce", before, *options.split(), *fixed)
@@ -134,12 +132,37 @@ def stages_of(folder: Path, task: str, seed: int, options_of: dict[str, str]) ->
             seconds = found["seconds"]
             rows[-1] |= scores(found["accuracy_before"])  # judged by results alone, like its own
         else:
-            found = train(run, f"{options} --init-from {before}" if before else options, seed)
+            found = train(run, f"{options} --init-from {before}" if rows else options, seed)
             seconds = found["training_seconds"]
         row = {"task": task, "seed": seed, "stage": stage, "options": f"`{options}`"}
         row |= {"steps": found["steps"], "seconds": round(seconds)}
         rows.append(common.show(row | scores(found.get("accuracy"))))
-        before = run
+    return rows
+
+
+def int8(exercise: dict, text: str) -> list[dict]:
+    """The effect of int8 weights on the size of a model on disk and on its perplexity."""
+    rows = []
+    for name, options in exercise["runs"].items():
+        with tempfile.TemporaryDirectory() as folder:
+            run, quantized = Path(folder, "run"), Path(folder, "int8")
+            train(run, f"{options} --data {text}", exercise["seeds"][0])
+            sample = ("sample.py", f"--out-dir={run}", "--max-new-tokens=1")
+            quantize = ("--kernels=torch", "--quantize=int8", f"--save-dir={quantized}")
+            common.run_script(*sample, *quantize)
+            records = [read_json(one / "best.json") for one in (run, quantized)]
+            files = [record["files"]["weights"]["name"] for record in records]
+            sizes = [(run / files[0]).stat().st_size, (quantized / files[1]).stat().st_size]
+        before, after = (records[1]["int8"][key] for key in ("perplexity_before", "perplexity"))
+        row = {
+            "model": name,
+            "size, MB": round(sizes[0] / 1e6, 2),
+            "int8 size, MB": round(sizes[1] / 1e6, 2),
+            "perplexity": round(before, 4),
+            "int8 perplexity": round(after, 4),
+            "increase": f"{after / before - 1:.2%}",
+        }
+        rows.append(common.show(row))
     return rows
 
 
@@ -153,6 +176,7 @@ RECIPES = {
     "arithmetic": accuracies,
     "features": features,
     "finetune": finetune,
+    "int8": int8,
     "pairs": accuracies,
     "stages": stages,
 }

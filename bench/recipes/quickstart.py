@@ -46,10 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         nanogpt_loss, nanogpt_seconds = run_nanogpt(options.nanogpt, data, Path(folder, "nanogpt"))
         run = Path(folder, "run")
-        train = ("train.py", "--preset=quickstart", f"--data={options.text.resolve()}")
-        common.run_script(
-            *train, f"--out-dir={run}", f"--eval-interval={EVAL_INTERVAL}", "--sample=0"
-        )
+        text = f"--data={options.text.resolve()}"
+        common.train(run, "--preset=quickstart", text, f"--eval-interval={EVAL_INTERVAL}")
         ours = common.evaluations(run)
     reached = next((e["seconds"] for e in ours if e["val_loss"] <= nanogpt_loss), None)
     row = {

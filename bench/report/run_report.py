@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from gpt import UserError
 from gpt.config.presets import PRESETS
 from gpt.files import read_json, write_whole
-from gpt.generation.generate import generate
 from gpt.generation.load import load_model
 from gpt.models import reference
 from gpt.runs.metrics import read_metrics
@@ -43,15 +42,14 @@ def write(folder: Path, prompt: str | None) -> Path:
     except ImportError:
         raise UserError("the page of a run needs jinja2; pip install -e '.[report]'") from None
     config, metrics = read_json(folder / "config.json"), read_metrics(folder)
-    path = folder / "summary.json"
-    summary = read_json(path) if path.exists() else {}
+    summary = folder / "summary.json"
     samples = [line for line in metrics if isinstance(line.get("sample"), str)]
     environment = jinja2.Environment(autoescape=True, finalize=printable)
     environment.tests["drawable"] = is_number
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=folder.resolve().name,
         config=config,
-        summary=summary,
+        summary=read_json(summary) if summary.exists() else {},
         samples=reversed(samples),
         curves=curves(metrics),
         attention=attention(folder, prompt or (samples[-1]["sample"] if samples else "")),
@@ -116,16 +114,12 @@ def curves(metrics: list[dict]) -> list[tuple[str, str]]:
 
 
 def attention(folder: Path, prompt: str) -> dict[str, str]:
-    """The maps of the best model; without a prompt, for a text that the model generates."""
+    """The maps of the best model for a prompt, or why there are none."""
+    if not prompt:
+        return {"text": "There is no sample to show the attention of; give --prompt TEXT."}
     try:
         model, tokenizer, _ = load_model(folder, "best", None, "cpu")
-        if prompt:
-            tokens = torch.from_numpy(tokenizer.encode(prompt))[None]  # (1, T)
-        else:
-            start = torch.zeros((1, 1), dtype=torch.long)
-            generator = torch.Generator().manual_seed(0)
-            new = generate(model, start, PROMPT_TOKENS, generator=generator)
-            tokens = torch.stack(list(new), dim=1)
+        tokens = torch.from_numpy(tokenizer.encode(prompt))[None]  # (1, T)
         tokens = tokens[:, : min(PROMPT_TOKENS, model.config.block_size)]
         words = [tokenizer.decode([token]) for token in tokens[0].tolist()]
     except UserError as error:

@@ -1,11 +1,11 @@
 """The tables of the README and the docs, as Markdown, generated from measured results.
 
-Each function of `GPU_TABLES` takes the result of one GPU, and each of `LEDGER_TABLES` the Triton
-version and rows of the ledger; they return the rows of a table as dicts of column title -> cell.
-`RECIPE_TABLES` are printed as their recipe wrote them.
+Each function of `GPU_TABLES` takes the rows that a stage of `make prove` measured on one GPU, or
+its whole result, and each of `LEDGER_TABLES` the rows of the ledger; a table is a list of dicts of
+column title -> cell. `RECIPE_TABLES` are printed as their recipe wrote them.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 from bench.baselines import OURS
 from bench.workloads import timed
@@ -34,6 +34,37 @@ HEADLINES = (
 )
 
 
+def render(name: str, gpus: list[dict], recipes: dict, ledger, links: str) -> str:
+    """The Markdown of one table. links: the folder of pictures, relative to the document."""
+    if name == "gpu":
+        return "\n".join(f"- {provenance(result)}" for result in gpus) or f"- GPU: {NOT_MEASURED}"
+    if name == "pictures":
+        lines = [
+            f"![{result['gpu']['name']}: {kind}]({links}/{gpu_stem(result)}-{kind}.svg)"
+            for result in gpus
+            for kind in GPU_PICTURES
+        ]
+        return "\n\n".join(lines) or f"- pictures: {NOT_MEASURED}"
+    if name == "speed":
+        return "\n\n".join(map(speed, gpus)) or f"- {NOT_MEASURED} on a GPU"
+    if name in GPU_TABLES:
+        to_rows, stage = GPU_TABLES[name]
+        tables = [
+            f"{provenance(result, stage)}\n\n{markdown(rows)}"
+            for result in gpus
+            if (rows := to_rows(stage_rows(result, stage) if stage else result))
+        ]
+        return "\n\n".join(tables) or f"- {NOT_MEASURED} on a GPU"
+    if name in LEDGER_TABLES and ledger:
+        return ledger_table(LEDGER_TABLES[name], *ledger)
+    if name in recipes:
+        result = recipes[name]
+        return "{machine}, {date}, commit {commit}\n\n".format(**result) + markdown(result["rows"])
+    if name in NAMES:
+        return f"- {NOT_MEASURED}"
+    raise UserError(f"there is no table {name!r}; choose one of {', '.join(NAMES)}")
+
+
 def markdown(rows: list[dict]) -> str:
     """A Markdown table; the keys of the first row are the column titles."""
     lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
@@ -43,62 +74,25 @@ def markdown(rows: list[dict]) -> str:
 
 def provenance(result: dict, stage: str | None = None) -> str:
     """The GPU, versions, dates and commits of the rows of a result, or of one of its stages."""
-    gpu, ceilings = result["gpu"], result["ceilings"]
     measured = [result["stages"][stage]] if stage else result["rows"]
     commits = sorted({one["commit"] for one in measured})
     dates = sorted({one["date"] for one in measured} or {result["date"]})
+    ceilings = result["ceilings"]
+    gpu = "{name}, driver {driver}, torch {torch}, triton {triton}".format(**result["gpu"])
     return (
-        f"{gpu['name']}, driver {gpu['driver']}, torch {gpu['torch']}, triton {gpu['triton']}, "
-        f"{' and '.join(dates)}, commit {', '.join(commits) or 'unknown'}; measured peak: "
+        f"{gpu}, {' and '.join(dates)}, commit {', '.join(commits) or 'unknown'}; measured peak: "
         f"copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
         f"bf16 matrix product {ceilings['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s"
     )
-
-
-def render(name: str, gpus: list[dict], recipes: dict, ledger, links: str) -> str:
-    """The Markdown of one table. links: the folder of pictures, relative to the document."""
-    if name == "gpu":
-        return "\n".join(f"- {provenance(result)}" for result in gpus) or f"- GPU: {NOT_MEASURED}"
-    if name == "speed":
-        return speed(gpus)
-    if name == "pictures":
-        lines = [
-            f"![{result['gpu']['name']}: {kind}]({links}/{gpu_stem(result)}-{kind}.svg)"
-            for result in gpus
-            for kind in GPU_PICTURES
-        ]
-        return "\n\n".join(lines) or f"- pictures: {NOT_MEASURED}"
-    if name in GPU_TABLES:
-        return gpu_table(name, gpus)
-    if name in LEDGER_TABLES:
-        return ledger_table(name, ledger)
-    if name in RECIPE_TABLES:
-        return recipe_table(recipes.get(name))
-    raise UserError(f"there is no table {name!r}; choose one of {', '.join(NAMES)}")
-
-
-def gpu_table(name: str, gpus: list[dict]) -> str:
-    """The table `name` of every GPU that measured it, each below a line that names the GPU."""
-    to_rows, stage = GPU_TABLES[name]
-    tables = []
-    for result in gpus:
-        if stage is None or stage in result["stages"]:
-            rows = to_rows(result) if stage is None else to_rows(stage_rows(result, stage))
-            if rows:
-                tables.append(f"{provenance(result, stage)}\n\n{markdown(rows)}")
-    return "\n\n".join(tables) or f"- {NOT_MEASURED} on a GPU"
 
 
 def gpu_stem(result: dict) -> str:
     return "-".join(result["gpu"]["name"].lower().split())
 
 
-def recipe_table(result: dict | None) -> str:
-    """The rows of a recipe's result file, unchanged."""
-    if result is None:
-        return f"- {NOT_MEASURED}"
-    machine = f"{result['machine']}, {result['date']}, commit {result['commit']}"
-    return f"{machine}\n\n{markdown(result['rows'])}"
+def cells(columns: dict[str, str], row: dict) -> dict[str, str]:
+    """A row of a table. columns: title -> format of the measured row."""
+    return {title: cell.format(**row) for title, cell in columns.items()}
 
 
 # --- operations on a GPU --------------------------------------------------------------------------
@@ -114,7 +108,7 @@ def peers(result: dict) -> list[dict]:
             best, ours = peer_speedup(found), ours_of(found)
             cell = f"{best[0]:.2f}x {best[1]}" if best else NOT_MEASURED
             row["both" if direction == timed.STEP else direction] = cell
-        fraction = f"{100 * ours['ceiling']:.0f}%" if ours else NOT_MEASURED
+        fraction = f"{ours['ceiling']:.0%}" if ours else NOT_MEASURED
         rows.append(row | {"fraction of peak, both": fraction})
     return rows
 
@@ -140,35 +134,32 @@ def ours_of(rows: list[dict]) -> dict | None:
     return next((row for row in rows if row["implementation"] == OURS), None)
 
 
-def speed(results: list[dict]) -> str:
+def speed(result: dict) -> str:
     """Every measurement, in a table for each operation."""
-    parts = []
-    for result in results:
-        parts.append(provenance(result))
-        missing = []
-        for operation in dict.fromkeys(case.operation for case in timed.GPU):
-            case = next(case for case in timed.GPU if case.operation == operation)
-            rows = [speed_row(row) for row in result["rows"] if row["operation"] == operation]
-            rows = [row for row in rows if row["pass"] in timed.passes(case)]
-            parts += [f"**{operation}**\n\n{markdown(rows)}"] if rows else []
-            missing += [] if rows else [operation]
-        parts += [f"{NOT_MEASURED}: {', '.join(missing)}"] if missing else []
-    return "\n\n".join(parts) or f"- {NOT_MEASURED} on a GPU"
+    parts, missing = [provenance(result)], []
+    passes = {case.operation: timed.passes(case) for case in timed.GPU}
+    for operation, shown in passes.items():
+        rows = [row for row in result["rows"] if row["operation"] == operation]
+        rows = [speed_row(row) for row in rows if row["pass"] in shown]
+        if rows:
+            parts.append(f"**{operation}**\n\n{markdown(rows)}")
+        else:
+            missing.append(operation)
+    return "\n\n".join(parts + [f"{NOT_MEASURED}: {', '.join(missing)}"] * bool(missing))
 
 
 def speed_row(row: dict) -> dict:
-    kernel = (row.get("kernels") or [""])[0][:60]
-    return {
-        "shape": f"{row['shape']}, {row['precision']}",
-        "pass": row["pass"],
-        "implementation": row["implementation"],
-        "µs": f"{row['median_us']:,.1f}",
-        "p20-p80": f"{row['p20_us']:,.1f}-{row['p80_us']:,.1f}",
-        "GB/s": f"{row['gb_s']:,.0f}",
-        "TFLOP/s": f"{row['tflop_s']:,.0f}" if "tflop_s" in row else "",
-        "fraction of peak": f"{100 * row['ceiling']:.0f}%",
-        "longest kernel": f"`{kernel}`" if kernel else "",
+    columns = {
+        "shape": "{shape}, {precision}",
+        "pass": "{pass}",
+        "implementation": "{implementation}",
+        "µs": "{median_us:,.1f}",
+        "p20-p80": "{p20_us:,.1f}-{p80_us:,.1f}",
+        "GB/s": "{gb_s:,.0f}",
+        "TFLOP/s": "{tflop_s:,.0f}" if "tflop_s" in row else "",
+        "fraction of peak": "{ceiling:.0%}",
     }
+    return cells(columns, row)
 
 
 # --- the stages of make prove ---------------------------------------------------------------------
@@ -176,9 +167,8 @@ def speed_row(row: dict) -> dict:
 
 def stage_rows(result: dict, name: str) -> list[dict]:
     """The rows that a stage of `make prove` measured; those of losses have the name of the run."""
-    parts = result["stages"].get(name, {"parts": {}})["parts"]
     rows = []
-    for part, outcome in parts.items():
+    for part, outcome in result["stages"].get(name, {"parts": {}})["parts"].items():
         measured = outcome.get("figures", [])
         measured = measured if isinstance(measured, list) else [measured]
         rows += [row | {"run": part} if name == "loss" else row for row in measured]
@@ -186,44 +176,45 @@ def stage_rows(result: dict, name: str) -> list[dict]:
 
 
 def proof(result: dict) -> list[dict]:
-    names = ("state", "message", "commit")
-    return [
-        {"stage": stage, **{name: outcome[name] for name in names}}
-        for stage, outcome in result["stages"].items()
-    ]
+    columns = {"state": "{state}", "message": "{message}", "commit": "{commit}"}
+    return [{"stage": name} | cells(columns, one) for name, one in result["stages"].items()]
 
 
 def steps(rows: list[dict]) -> list[dict]:
     """Whole training steps, the fastest of each preset first."""
     rows = sorted(rows, key=lambda row: (row["preset"], row["milliseconds"]))
     ours = {row["preset"]: row["milliseconds"] for row in rows[::-1] if row["kernels"] == OURS}
-    return [
-        {
-            "preset": row["preset"],
-            "batch": f"{row['batch_size']} x {row['block_size']:,}",
-            "implementation": f"{row['kernels']}{' compiled' * row['compile']}, {row['step']}",
-            "ms": f"{row['milliseconds']:.2f}",
-            "relative time": f"{row['milliseconds'] / ours[row['preset']]:.2f}x"
-            if row["preset"] in ours
-            else "",
-            "tokens/s": f"{row['tokens_per_second']:,.0f}",
-            "MFU": f"{100 * row['mfu']:.0f}%",
-            "peak memory, GiB": f"{row['peak_memory_bytes'] / 2**30:.1f}",
-        }
-        for row in rows
-    ]
+    columns = {
+        "preset": "{preset}",
+        "batch": "{batch_size} x {block_size:,}",
+        "implementation": "{kernels}{compiled}, {step}",
+        "ms": "{milliseconds:.2f}",
+        "relative time": "{relative}",
+        "tokens/s": "{tokens_per_second:,.0f}",
+        "MFU": "{mfu:.0%}",
+        "peak memory, GiB": "{gib:.1f}",
+    }
+    table = []
+    for row in rows:
+        baseline = ours.get(row["preset"])
+        relative = f"{row['milliseconds'] / baseline:.2f}x" if baseline else ""
+        more = {"compiled": " compiled" * row["compile"], "relative": relative}
+        table.append(cells(columns, row | more | {"gib": row["peak_memory_bytes"] / 2**30}))
+    return table
 
 
 def profile(rows: list[dict]) -> list[dict]:
     """The time of each kernel in one replay of a captured training step."""
+    columns = {
+        "preset": "{preset}",
+        "kernel": "{kernel}",
+        "launches": "{launches}",
+        "µs": "{microseconds:,.0f}",
+        "fraction of the step": "{share:.1%}",
+    }
+    ours = columns | {"kernel": "`{kernel}`"}
     return [
-        {
-            "preset": row["preset"],
-            "kernel": f"`{row['kernel']}`" if row["kernel"].endswith("_kernel") else row["kernel"],
-            "launches": row["launches"],
-            "µs": f"{row['microseconds']:,.0f}",
-            "fraction of the step": f"{100 * row['share']:.1f}%",
-        }
+        cells(ours if row["kernel"].endswith("_kernel") else columns, row)
         for row in rows
         if row["share"] >= MIN_FRACTION
     ]
@@ -231,64 +222,55 @@ def profile(rows: list[dict]) -> list[dict]:
 
 def losses(rows: list[dict]) -> list[dict]:
     """The time of training to nanoGPT's best validation loss on tiny shakespeare."""
-    return [
-        {
-            "run": row["run"],
-            "validation loss": f"{row['val_loss']:.4f}",
-            "steps": f"{row['step']:,}",
-            "training time, s": f"{row['seconds']:.2f}",
-        }
-        for row in rows
-    ]
+    columns = {
+        "run": "{run}",
+        "validation loss": "{val_loss:.4f}",
+        "steps": "{step:,}",
+        "training time, s": "{seconds:.2f}",
+    }
+    return [cells(columns, row) for row in rows]
 
 
 # --- the ledger -----------------------------------------------------------------------------------
 
 
-def ledger_table(name: str, ledger: tuple[str, list[dict]] | None) -> str:
+def ledger_table(to_cells: Callable, version: str, rows: list[dict]) -> str:
     """One row per kernel or property, one column per architecture."""
-    if ledger is None:
-        return f"- compiled kernels: {NOT_MEASURED}"
-    version, rows = ledger
-    architectures = sorted({row["target"] for row in rows}, key=int)
-    lines = []
-    for label, cell in LEDGER_TABLES[name](rows).items():
-        line = {f"triton {version}": label}
-        for one in architectures:
-            line[f"sm_{one}"] = cell([row for row in rows if row["target"] == one])
-        lines.append(line)
-    return markdown(lines)
+    targets = sorted({row["target"] for row in rows}, key=int)
+    columns = {
+        f"sm_{target}": to_cells([row for row in rows if row["target"] == target])
+        for target in targets
+    }
+    table = [
+        {f"triton {version}": label} | {name: of.get(label, "") for name, of in columns.items()}
+        for label in to_cells(rows)
+    ]
+    return markdown(table)
 
 
-def kernel_cells(rows: list[dict]) -> dict:
+def kernel_cells(rows: list[dict]) -> dict[str, str]:
     """For each kernel, the most registers and shared memory that a variant of it uses."""
-
-    def cell(some: list[dict], name: str) -> str:
-        some = [row for row in some if kernel_name(row) == name]
-        if not some:
-            return ""
+    variants: dict[str, list[dict]] = {}
+    for row in rows:
+        variants.setdefault(f"`{row['key'].partition('(')[0]}`", []).append(row)
+    found = {}
+    for name, some in variants.items():
         registers, shared = (max(row[key] for row in some) for key in ("registers", "shared"))
         spills = sum(row["spills"] for row in some)
-        return f"{registers} registers, {shared:,} bytes" + f", {spills} spills" * bool(spills)
-
-    return {f"`{name}`": partial(cell, name=name) for name in map(kernel_name, rows)}
-
-
-def kernel_name(row: dict) -> str:
-    return row["key"].partition("(")[0]
+        found[name] = f"{registers} registers, {shared:,} bytes" + f", {spills} spills" * bool(
+            spills
+        )
+    return found
 
 
-def summary_cells(rows: list[dict]) -> dict:
+def summary_cells(rows: list[dict]) -> dict[str, str]:
     counts = {
-        "compiled kernel variants": lambda row: 1,
-        "spilled registers": lambda row: row["spills"],
-        "atomic instructions": lambda row: row["atomics"],
-        "tensor-core instructions": lambda row: sum(row["tensor"].values()),
+        "compiled kernel variants": len(rows),
+        "spilled registers": sum(row["spills"] for row in rows),
+        "atomic instructions": sum(row["atomics"] for row in rows),
+        "tensor-core instructions": sum(sum(row["tensor"].values()) for row in rows),
     }
-    return {
-        label: lambda some, count=count: f"{sum(map(count, some)):,}"
-        for label, count in counts.items()
-    }
+    return {label: f"{count:,}" for label, count in counts.items()}
 
 
 GPU_TABLES = {  # name -> rows of a table, and the stage of make prove that measured them
@@ -301,15 +283,8 @@ GPU_TABLES = {  # name -> rows of a table, and the stage of make prove that meas
 }
 LEDGER_TABLES = {"ledger": kernel_cells, "ledger-summary": summary_cells}
 RECIPE_TABLES = (
-    "quickstart",
-    "decode",
-    "int8",
-    "reliability",
-    "ladder",
-    "exercises-arithmetic",
-    "exercises-features",
-    "exercises-finetune",
-    "exercises-pairs",
+    *("quickstart", "decode", "reliability", "ladder", "exercises-arithmetic"),
+    *("exercises-features", "exercises-finetune", "exercises-int8", "exercises-pairs"),
     "exercises-stages",
 )
 NAMES = ("gpu", "speed", "pictures", *GPU_TABLES, *LEDGER_TABLES, *RECIPE_TABLES)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import sample
 import train
 from bench.recipes import common, exercises, reinforce
 from bench.recipes.exercises import EXERCISES
@@ -32,9 +33,9 @@ def test_the_options_of_every_run_parse(options):
 @pytest.fixture
 def in_process(monkeypatch):
     def run_script(script, *arguments):
-        arguments = list(map(str, arguments))
-        main = train.main if script == "train.py" else reinforce.main
-        assert main(arguments if script == "train.py" else arguments[1:]) == 0
+        main = {"train.py": train.main, "sample.py": sample.main}.get(script, reinforce.main)
+        arguments = arguments[1:] if script == "-m" else arguments
+        assert main(list(map(str, arguments))) == 0
 
     monkeypatch.setattr(common, "run_script", run_script)
 
@@ -46,10 +47,9 @@ def test_features_are_compared_seed_by_seed(monkeypatch):
 
     monkeypatch.setattr(exercises, "summary_of", run)
     rows = {row["change"]: row for row in exercises.features(EXERCISES["features"], "text")}
-    assert rows["SwiGLU"]["validation loss"] == "1.5000"
-    assert rows["SwiGLU"]["each seed"] == "0.5000, 1.5000, 2.5000"
-    assert rows["SwiGLU"]["difference"] == "-0.5000"
-    assert rows["SwiGLU"]["relative time"] == "1.50x"
+    assert list(rows["SwiGLU"].values())[2:] == [
+        *("1.5000", "0.5000, 1.5000, 2.5000", "-0.5000", "1.50x")
+    ]
     assert rows["RoPE"]["difference"] == "+0.0000"
     assert rows["the lecture's modules"]["difference"] == ""
 
@@ -62,10 +62,8 @@ def test_accuracies_are_written_to_a_result_file(in_process, tmp_path, monkeypat
     assert exercises.main(["pairs"]) == 0
     (path,) = tmp_path.glob("exercises-pairs-*.json")
     rows = json.loads(path.read_text())["rows"]
-    assert [(row["model"], row["seed"], row["steps"]) for row in rows] == [
-        ("small", 1, 4),
-        ("small", 2, 4),
-    ]
+    found = [(row["model"], row["seed"], row["steps"]) for row in rows]
+    assert found == [("small", 1, 4), ("small", 2, 4)]
     assert all(row["accuracy"].endswith("%") for row in rows)
 
 
@@ -76,6 +74,15 @@ def test_finetuning_is_compared_with_training_from_scratch(in_process, tmp_path)
     rows = exercises.finetune(exercise, str(write_text(tmp_path)))
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert rows[0]["from scratch"] != rows[0]["initialised from python-docs"]
+
+
+def test_sizes_and_perplexities_of_int8_weights_are_those_of_the_files(in_process, tmp_path):
+    small = " ".join([*SIZES, *CPU, *SHORT, "--preset quickstart"])
+    exercise = {"seeds": [1], "runs": {"small": small}}
+    (row,) = exercises.int8(exercise, str(write_text(tmp_path)))
+    assert 0 < row["int8 size, MB"] < row["size, MB"] == pytest.approx(0.03, abs=0.02)
+    change = float(row["increase"].rstrip("%")) / 100
+    assert row["int8 perplexity"] == pytest.approx(row["perplexity"] * (1 + change), rel=1e-4)
 
 
 def test_each_stage_is_initialised_from_the_one_before(in_process, tmp_path):

@@ -4,81 +4,54 @@ import json
 
 import pytest
 
-from bench import results
+from bench import compare, results
 from bench.report import __main__ as report
 from bench.report import pictures, tables
+from bench.timer import Ceilings, Samples
 from bench.workloads import timed
 from bench.workloads.operations import GPT2, Case
 from bench.workloads.timed import GPT2_64K
 
-CEILINGS = {"copy_bytes_per_second": 4e12, "matmul_flops_per_second": 8e14}
+CEILINGS = Ceilings(copy_bytes_per_second=4e12, matmul_flops_per_second=8e14)
 GPU = {"name": "GPU 9000", "driver": "580.1", "torch": "2.11.0", "triton": "3.6.0"}
+MADE = {"commit": "abc", "date": "2026-11-21"}
 NORM = Case("layer_norm", GPT2_64K)
 ATTENTION = Case("attention", GPT2)
 
 
-def make_row(case, direction, implementation, microseconds, **more):
-    work = timed.work(case)[direction]
-    seconds = microseconds * 1e-6
-    row = {
-        "operation": case.operation,
-        "shape": timed.shape(case),
-        "precision": case.precision,
-        "pass": direction,
-        "implementation": implementation,
-        "median_us": microseconds,
-        "p20_us": microseconds - 1,
-        "p80_us": microseconds + 1,
-        "gb_s": work.bytes / seconds / 1e9,
-        "ceiling": max(work.bytes / 4e12, work.flops / 8e14) / seconds,
-        "commit": "abc",
-        "date": "2026-11-21",
-    }
-    if work.flops:
-        row["tflop_s"] = work.flops / seconds / 1e12
-    return row | more
+def make_row(case, direction, implementation, *microseconds):
+    samples = Samples([1e-6 * time for time in microseconds], host=1e-6)
+    return compare.row(case, direction, implementation, samples, CEILINGS) | MADE
 
 
-def make_result(*rows, name="GPU 9000", date="2026-11-21", **stages):
-    state = {"state": "passed", "message": "10 passed", "commit": "abc", "date": date}
-    return {
-        "schema": results.SCHEMA,
-        "date": date,
-        "gpu": GPU | {"name": name},
-        "ceilings": CEILINGS,
-        "stages": {stage: state | {"parts": parts} for stage, parts in stages.items()},
-        "rows": list(rows),
-    }
+def write(root, name, **result):
+    path = root / "bench" / "results" / f"{name}.json"
+    results.write(path, {"schema": results.SCHEMA, **MADE, **result})
 
 
-@pytest.fixture
-def root(tmp_path):
-    """A repository with a README of one table and a page of all tables."""
-    (tmp_path / "bench" / "results").mkdir(parents=True)
-    (tmp_path / "bench" / "ledger").mkdir()
-    (tmp_path / "docs").mkdir()
-    blocks = "\n\n".join(f"<!-- begin {n} -->\n<!-- end {n} -->" for n in tables.NAMES)
-    readme = "# Title\n\n<!-- begin peers -->\nold\n<!-- end peers -->\n\nEnd.\n"
-    (tmp_path / "README.md").write_text(readme)
-    (tmp_path / "docs" / "page.md").write_text(f"Before.\n\n{blocks}\n\nAfter.\n")
-    return tmp_path
-
-
-def write(root, result):
-    name = results.file_name(result["gpu"]["name"], result["date"])
-    results.write(root / "bench" / "results" / name, result)
-
-
-def write_recipe(root, table, *rows):
-    result = {"schema": results.SCHEMA, "table": table, "machine": "two cores", "commit": "abc"}
-    path = root / "bench" / "results" / f"{table}-2026-11-21.json"
-    results.write(path, result | {"date": "2026-11-21", "rows": list(rows)})
+def write_gpu(root, *rows, name="GPU 9000", date="2026-11-21", **stages):
+    state = {"state": "passed", "message": "10 passed", **MADE}
+    stages = {stage: state | {"parts": parts} for stage, parts in stages.items()}
+    result = {"date": date, "gpu": GPU | {"name": name}, "ceilings": CEILINGS._asdict()}
+    write(root, f"{name} {date}", **result, stages=stages, rows=list(rows))
 
 
 def written(root, page="docs/page.md"):
     assert report.main([], root) == 0
     assert report.main(["--check"], root) == 0
     return (root / page).read_text()
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository with a README of one table and a page of all tables."""
+    for folder in ("bench/results", "bench/ledger", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    blocks = "\n\n".join(f"<!-- begin {n} -->\n<!-- end {n} -->" for n in tables.NAMES)
+    readme = "# Title\n\n<!-- begin peers -->\nold\n<!-- end peers -->\n\nEnd.\n"
+    (tmp_path / "README.md").write_text(readme)
+    (tmp_path / "docs" / "page.md").write_text(f"Before.\n\n{blocks}\n\nAfter.\n")
+    return tmp_path
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -105,7 +78,7 @@ def test_headlines_are_cases_that_are_timed():
 
 def test_the_best_peer_is_named_with_the_speedup(root):
     times = {"triton": 100.0, "torch": 150.0, "torch.compile": 140.0, "reference": 110.0}
-    write(root, make_result(*(make_row(NORM, "backward", *one) for one in times.items())))
+    write_gpu(root, *(make_row(NORM, "backward", *one) for one in times.items()))
     readme = written(root, "README.md")
     line = next(line for line in readme.splitlines() if line.startswith("| LayerNorm"))
     assert "| not measured | 1.40x torch.compile | not measured | not measured |" in line
@@ -113,16 +86,8 @@ def test_the_best_peer_is_named_with_the_speedup(root):
     assert "copy 4.00 TB/s, bf16 matrix product 800 TFLOP/s" in readme
 
 
-def test_every_measurement_is_in_the_long_table(root):
-    row = make_row(ATTENTION, "both", "triton", 1234.5, kernels=["a_kernel|with_a_bar"])
-    write(root, make_result(row))
-    line = next(line for line in written(root).splitlines() if "1,234.5" in line)
-    assert "1,233.5-1,235.5" in line
-    assert "`a_kernel\\|with_a_bar`" in line
-
-
 def test_check_finds_a_stale_table(root, capsys):
-    write(root, make_result(make_row(NORM, "forward", "triton", 60.0)))
+    write_gpu(root, make_row(NORM, "forward", "triton", 60.0))
     assert report.main(["--check"], root) == 1
     assert "README.md" in capsys.readouterr().out
     assert "old" in (root / "README.md").read_text()  # it changes nothing
@@ -134,14 +99,15 @@ def test_check_finds_a_stale_table(root, capsys):
 def test_the_newest_measurement_of_each_gpu_counts(root):
     old, new = (make_row(NORM, "forward", "triton", time) for time in (60.0, 50.0))
     kept = make_row(NORM, "backward", "triton", 70.0)
-    write(root, make_result(old, kept, date="2026-11-20"))
-    write(root, make_result(new))
-    write(root, make_result(kept, name="Another"))
+    write_gpu(root, new, make_row(ATTENTION, "both", "torch|flash", 1210.0, 1230.0, 1240.0))
+    write_gpu(root, old, kept, date="2026-11-20")
+    write_gpu(root, kept, name="Another")
     page = written(root)
     assert "| forward | triton | 50.0 |" in page
     assert "| forward | triton | 60.0 |" not in page
     assert page.count("| backward | triton | 70.0 |") == 2
     assert "- Another, driver" in page
+    assert "| both | torch\\|flash | 1,230.0 | 1,218.0-1,236.0 |" in page
 
 
 def test_the_stages_of_make_prove_have_tables(root):
@@ -151,13 +117,13 @@ def test_the_stages_of_make_prove_have_tables(root):
     ours = step | {"kernels": "triton", "compile": False, "milliseconds": 55.387}
     decoded = {"model": "lecture", "batch": 1, "implementation": "triton", "tokens/s": 4321.0}
     kernel = {"preset": "gpt2", "kernel": "a_kernel", "launches": 12, "microseconds": 350.1}
-    result = make_result(
+    write_gpu(
+        root,
         step={"slow": {"figures": step}, "fast": {"figures": ours}, "nanogpt": {"state": "failed"}},
         loss={"speedrun": {"figures": {"val_loss": 1.46951, "step": 1050, "seconds": 5.123}}},
         decode={"lecture, batch 1": {"figures": [decoded]}},
         profile={"gpt2": {"figures": [kernel | {"share": 0.0875}]}},
     )
-    write(root, result)
     page = written(root)
     for line in (
         "| gpt2 | 32 x 1,024 | triton, graph | 55.39 | 1.00x | 546,133 | 48% | 15.0 |\n"
@@ -190,7 +156,8 @@ def test_the_newest_ledger_is_summarised(root):
 
 
 def test_the_rows_of_a_recipe_are_printed_unchanged(root):
-    write_recipe(root, "int8", {"model": "this", "size": 12.5}, {"model": "that", "size": 66})
+    rows = [{"model": "this", "size": 12.5}, {"model": "that", "size": 66}]
+    write(root, "int8", table="exercises-int8", machine="two cores", rows=rows)
     page = written(root)
     assert "two cores, 2026-11-21, commit abc\n\n| model | size |" in page
     assert "| this | 12.5 |\n| that | 66 |" in page
@@ -200,7 +167,6 @@ def test_the_rows_of_a_recipe_are_printed_unchanged(root):
     ("text", "message"),
     [
         ("<!-- begin peers -->\n", "not a begin and an end in turn"),
-        ("<!-- end peers -->\n", "not a begin and an end in turn"),
         ("<!-- begin peers -->\n<!-- end speed -->\n", "not a begin and an end in turn"),
         ("<!-- begin nothing -->\n<!-- end nothing -->\n", "there is no table 'nothing'"),
     ],
@@ -215,17 +181,13 @@ def test_unknown_or_unmatched_markers_are_an_error(root, capsys, text, message):
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_stale_when_its_results_change(root, capsys):
-    row = make_row(NORM, "both", "triton", 60.0)
-    rows = [row, make_row(NORM, "both", "torch", 90.0)]
-    write(root, make_result(*rows))
+def test_a_picture_is_stale_when_its_results_or_its_drawing_change(root, capsys):
+    rows = [make_row(NORM, "both", *one) for one in (("triton", 60.0), ("torch", 90.0))]
+    write_gpu(root, *rows)
     assert "![GPU 9000: speedup](pictures/gpu-9000-speedup.svg)" in written(root)
-    write(root, make_result(row | {"median_us": 61.0}, rows[1]))
+    write_gpu(root, make_row(NORM, "both", "triton", 61.0), rows[1])
     assert report.main(["--check"], root) == 1
     assert "gpu-9000-speedup.svg" in capsys.readouterr().out
-
-
-def test_a_picture_is_stale_when_its_drawing_changes():
     drawn = [pictures.Picture(draw, [1]) for draw in (pictures.finetune, pictures.two_cores)]
     assert drawn[0].digest != drawn[1].digest
 

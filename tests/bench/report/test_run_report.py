@@ -19,7 +19,7 @@ HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&$\\
 
 
 class Page(HTMLParser):
-    """Parses a page and fails if its elements are not closed in order."""
+    """A page whose elements are closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -56,8 +56,9 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_the_page_has_the_numbers_of_the_run(finished):
-    found = Page(written(finished))
+def test_the_page_has_the_numbers_of_the_run_and_no_script(finished):
+    text = written(finished)
+    found = Page(text)
     summary = json.loads((finished / "summary.json").read_text())
     values = dict(zip(found.text_of("dt"), found.text_of("dd"), strict=True))
     assert values["best validation loss"] == f"{summary['best_val_loss']:.4f}"
@@ -72,15 +73,12 @@ def test_the_page_has_the_numbers_of_the_run(finished):
         *("12", "8", "2", "16", "True", str(finished.parent / "text"), "4", "1"),
         *("cpu", "float32", str(finished)),
     }
-
-
-def test_the_page_is_one_file_without_a_script(finished):
-    found = Page(written(finished))
+    # one file without a script
     assert not found.seen & {"script", "link", "iframe", "object", "a"}
     links = [value for name, value in found.attributes if name in ("href", "src")]
     assert len(links) == 3  # loss, time of a step, attention
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
-    assert "http" not in written(finished).replace("http-equiv", "")
+    assert "http" not in text.replace("http-equiv", "")
     assert "default-src 'none'" in dict(found.attributes)["content"]
 
 
@@ -133,16 +131,15 @@ def test_text_from_a_run_stays_text(finished, tmp_path):
     assert not re.search("[\x00-\x08]", text)
 
 
-def test_a_run_that_has_not_ended_has_a_page(finished, tmp_path):
+def test_a_run_that_has_not_ended_has_a_page(finished, tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    assert "config.json does not exist" in capsys.readouterr().err
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(finished / name, tmp_path / name)
     text = written(tmp_path)
     assert "the run has not ended" in text
     assert "best.json does not exist" in text
     (tmp_path / "metrics.jsonl").unlink()
-    assert "No training step was recorded." in written(tmp_path)
-
-
-def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
-    assert "config.json does not exist" in capsys.readouterr().err
+    text = written(tmp_path)
+    assert "No training step was recorded." in text
+    assert "give --prompt TEXT" in text
