@@ -203,16 +203,5 @@ def test_the_bars_of_two_cores_are_the_measurements():
     assert widths == [[90.0, 15.0], [20, 300]]
 
 
-def test_the_curves_of_finetuning_leave_the_first_evaluation_out():
-    names = pictures.STARTS
-    losses = ((0, 9.0, 9.0), (10, 3.0, 2.5), (20, 2.0, 2.0), (40, 1.5, 1.0))
-    rows = [{"step": step, names[0]: f"{a}", names[1]: f"{b}"} for step, a, b in losses]
-    lines = pictures.finetune(rows).axes[0].lines
-    assert [line.get_xydata().tolist() for line in lines] == [
-        [[10, 3.0], [20, 2.0], [40, 1.5]],
-        [[10, 2.5], [20, 2.0], [40, 1.0]],
-    ]
-
-
 def test_the_pages_of_this_repository_are_current(capsys):
     assert report.main(["--check"]) == 0, capsys.readouterr().out
