@@ -70,28 +70,25 @@ def install() -> None:
     properties = SimpleNamespace(
         name=NAME, major=9, minor=0, multi_processor_count=132, total_memory=2**37
     )
-    replacements = {
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
-        "get_device_name": lambda device=None: NAME,
-        "get_device_capability": lambda device=None: (9, 0),
-        "get_device_properties": lambda device=None: properties,
-        "mem_get_info": lambda device=None: (2**36, 2**37),
-        "memory_allocated": lambda device=None: 0,
-        "max_memory_allocated": lambda device=None: 0,
-        "reset_peak_memory_stats": lambda device=None: None,
-        "empty_cache": lambda: None,
-        "synchronize": lambda device=None: None,
-        "manual_seed": torch.manual_seed,
-        "is_current_stream_capturing": lambda: False,
-        "_sleep": lambda cycles: time.sleep(1e-4),
-        "Event": _Event,
+    values = {
+        "is_available": True,
+        "is_initialized": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_name": NAME,
+        "get_device_capability": (9, 0),
+        "get_device_properties": properties,
+        "mem_get_info": (2**36, 2**37),
+        "memory_allocated": 0,
+        "max_memory_allocated": 0,
+        "is_current_stream_capturing": False,
     }
-    for name, replacement in replacements.items():
-        setattr(torch.cuda, name, replacement)
+    nothing = ("set_device", "reset_peak_memory_stats", "empty_cache", "synchronize")
+    for name, value in (values | dict.fromkeys(nothing)).items():
+        setattr(torch.cuda, name, lambda *arguments, value=value: value)
+    torch.cuda.manual_seed = torch.manual_seed
+    torch.cuda._sleep = lambda cycles: time.sleep(1e-4)
+    torch.cuda.Event = _Event
     torch.Generator, torch.autocast, torch.amp.autocast = _Generator, _Autocast, _Autocast
     profile = torch.profiler.profile
     torch.profiler.profile = lambda **options: profile()  # of the CPU

@@ -1,8 +1,6 @@
 """`make prove` without a GPU: it keeps to its time, and no failure stops the other stages."""
 
 import contextlib
-import subprocess
-import sys
 from functools import partial
 from unittest import mock
 
@@ -134,20 +132,18 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def test_process_that_dies_fails_one_part(run, tmp_path):
+def test_process_that_dies_fails_one_part(run):
     parts = run("one, first;raises;two;dies;differs")
     assert [part for part in parts if parts[part]["state"] == "passed"] == ["one, first", "two"]
     assert parts["raises"] == failed("ended with 1: RuntimeError: an illegal memory access")
-    assert parts["dies"]["state"] == "failed"
+    assert parts["dies"]["message"].startswith("ended with 7")
     assert parts["differs"] == failed("a bit differs")
-    assert "illegal memory access" in (tmp_path / "log").read_text()
     assert list(run("one;two, again;dies", only=["two, again"])) == ["two, again"]
 
 
 def test_part_that_hangs_is_killed(run):
     parts = run("one;hangs;two", seconds=8.0)
-    assert parts["one"]["state"] == "passed"
-    assert parts["hangs"] == no_time()
+    assert parts == {"one": passed("as expected", rows=[{"part": "one"}]), "hangs": no_time()}
 
 
 def test_stage_that_does_not_start_has_failed(tmp_path):
@@ -164,8 +160,11 @@ def test_without_a_working_gpu_no_stage_is_run(monkeypatch, capsys, command):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert broken() == 2
     assert "needs a CUDA GPU" in capsys.readouterr().out
+
+
+def test_unknown_stage_is_rejected(command, capsys):
     with pytest.raises(SystemExit):
-        broken("--stages=parity,speling")
+        command(1.0)("--stages=parity,speling")
     assert "'speling' is not one of profile, step" in capsys.readouterr().err
 
 
@@ -187,39 +186,16 @@ def test_runs_of_one_day_share_a_file(command, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
 
 
-def test_results_of_another_version_are_dropped():
+def test_results_of_another_version_or_schema_are_not_merged(tmp_path):
     earlier = {"gpu": GPU, "stages": {}, "rows": [ROW]}
     later = {"gpu": GPU | {"torch": "2.13.0"}, "stages": {}, "rows": []}
     assert results.merge(earlier, later) == later
-
-
-def test_unknown_schema_is_rejected(tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text('{"schema": 99}')
+    (tmp_path / "result.json").write_text('{"schema": 99}')
     with pytest.raises(ValueError, match="schema 99 instead of 2"):
-        results.read(path)
+        results.read(tmp_path / "result.json")
 
 
 def test_commit_is_unknown_without_git(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert results.commit() == "unknown"
-
-
-WITHOUT_PACKAGES = """
-import importlib, sys
-for name in "pytest xdist pytest_benchmark hypothesis tqdm matplotlib safetensors tiktoken".split():
-    sys.modules[name] = None
-from bench.prove.__main__ import STAGE, STAGES
-for name, stage in STAGES.items():
-    try:
-        importlib.import_module(STAGE + stage.module)
-    except ModuleNotFoundError as error:
-        print(name, error.name)
-"""
-
-
-def test_missing_package_affects_only_the_stage_that_needs_it():
-    command = [sys.executable, "-c", WITHOUT_PACKAGES]
-    printed = subprocess.check_output(command, cwd=results.REPOSITORY, text=True)
-    assert printed.splitlines() == ["bench pytest"]

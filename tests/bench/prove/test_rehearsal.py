@@ -3,6 +3,7 @@
 All processes are real; the GPU is `tests/rehearsal/fake_gpu.py`, and sizes are small.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,12 +40,9 @@ def test_plan_completes_although_parts_hang_and_die(tmp_path):
     assert process.returncode == 1, printed + log
     result = results.read(next(tmp_path.glob("*.json")))
     assert result["gpu"]["name"] == NAME
-    assert set(result["ceilings"]) == {"copy_bytes_per_second", "matmul_flops_per_second"}
     stages = result["stages"]
-    assert list(stages) == list(prove.PLAN)
     states = {name: stage["state"] for name, stage in stages.items()}
-    assert states.pop("step") == "failed"
-    assert set(states.values()) == {"passed"}, printed + log
+    assert states == dict.fromkeys(prove.PLAN, "passed") | {"step": "failed"}, printed + log
     parts = stages["step"]["parts"]
     assert parts.pop(DYING)["message"].startswith("ended with 7")
     assert {part["state"] for part in parts.values()} == {"passed"}
@@ -57,10 +55,9 @@ def test_plan_completes_although_parts_hang_and_die(tmp_path):
 def test_sigterm_keeps_finished_stages_and_ends_every_process(tmp_path):
     hanging = "lecture: triton, graph=hangs"
     process = start(tmp_path, hanging, "--stages=loss,step", "--minutes=20")
-    log = tmp_path / prove.LOGS[0]
-    while process.poll() is None and not _mentions(log, "bench.prove.stages.step"):
-        time.sleep(0.2)
-    time.sleep(1.0)
+    while process.stdout.readline().partition(":")[0] != "step":
+        pass  # the stage before it has ended
+    time.sleep(3.0)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
@@ -74,16 +71,10 @@ def test_sigterm_keeps_finished_stages_and_ends_every_process(tmp_path):
     assert not left
 
 
-def _mentions(log: Path, text: str) -> bool:
-    return log.exists() and text in log.read_text()
-
-
 def _processes_with(variable: str) -> list[str]:
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
+        with contextlib.suppress(OSError):
             if variable.encode() in environment.read_bytes():
                 found.append(environment.parent.name)
-        except OSError:
-            continue
     return found

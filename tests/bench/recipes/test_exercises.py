@@ -11,21 +11,18 @@ from bench.recipes.exercises import EXERCISES
 from gpt.config.cli import parse_run
 from tests.runs import CPU, SHORT, SIZES, write_text
 
-RUNS = [
-    *EXERCISES["arithmetic"]["runs"].values(),
-    *(f"{EXERCISES['features']['base']} {o}" for o in EXERCISES["features"]["runs"].values()),
-    *(EXERCISES["finetune"][name] for name in ("pretrain", "finetune")),
-    *EXERCISES["pairs"]["runs"].values(),
-    *(
-        options
-        for task in EXERCISES["stages"]["runs"].values()
-        for stage, options in task["stages"].items()
-        if stage != "reinforced"
-    ),
-]
+
+def runs_of(exercise, base=""):
+    """The options of every run of train.py in an exercise."""
+    base = exercise.get("base", base)
+    for name, value in exercise.items():
+        if isinstance(value, dict):
+            yield from runs_of(value, base)
+        elif isinstance(value, str) and name not in ("label", "base", "reinforced"):
+            yield f"{base} {value}"
 
 
-@pytest.mark.parametrize("options", RUNS)
+@pytest.mark.parametrize("options", list(runs_of(EXERCISES)))
 def test_the_options_of_every_run_parse(options):
     parse_run(options.split(), "lecture")
 
