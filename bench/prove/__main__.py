@@ -7,9 +7,9 @@ The plan, most important first: ceilings, while all cores compile the kernels of
 profile (losses of captured steps against PyTorch's, the tests of CUDA graphs, time per kernel);
 step (whole training steps); bench (pytest-benchmark against baselines); tune (other tiles); parity
 (the tests of the kernels and of the model in random order, while torch.compile compiles); compiled
-(training steps with torch.compile); loss (training to nanoGPT's best loss). By name only: decode
-(generation), repeat (250 bit-equal runs), sanitize (compute-sanitizer) and ledger (the loaded
-kernels against the committed ones).
+(training steps with torch.compile); loss (training to nanoGPT's best loss). By name only: repeat
+(250 bit-equal runs), sanitize (compute-sanitizer) and ledger (the loaded kernels against the
+committed ones).
 
 Each stage is a process of its own with its share of the time; a failure does not stop the others.
 After each stage the results are saved in one JSON file in --out, named after GPU and date; a second
@@ -50,7 +50,6 @@ PLAN = {  # the shares are seconds of nine minutes
     "loss": Stage("loss", 30),
 }
 STAGES = PLAN | {
-    "decode": Stage("decode", 60),
     "repeat": Stage("repeat", 60),
     "sanitize": Stage("sanitize", 120),
     "ledger": Stage("ledger", 30),

@@ -6,6 +6,8 @@ from bench import results
 from bench.prove.stage import Outcome, passed
 from bench.timer import DeviceTimer, measure_ceilings
 
+PARTS = ("gpu",)
+
 
 def work(part: str, seconds: float) -> Outcome:
     device = torch.device("cuda")
@@ -16,7 +18,3 @@ def work(part: str, seconds: float) -> Outcome:
         gpu=results.gpu(),
         ceilings=ceilings._asdict(),
     )
-
-
-def parts() -> dict[str, float]:
-    return {"gpu": 1}

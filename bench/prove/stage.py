@@ -1,9 +1,10 @@
 """Runs a stage of `make prove` as a process, with a time limit, whatever happens in it.
 
-A stage is a module with `parts()`, their weights, and `work(part, seconds)`, which returns
-its outcome: its `state`, one of `STATES`, a `message` of one line, and optionally
-`figures` or `rows` for the result file and `lines` to print. A stage catches no errors: if one ends
-the process, that part has failed, and the stage starts again without it.
+A stage is a module with `PARTS`, which are names, perhaps with weights, or a function that returns
+them, and `work(part, seconds)`, which returns its outcome: its `state`, one of `STATES`, a
+`message` of one line, and optionally `figures` or `rows` for the result file and `lines` to print.
+A stage catches no errors: if one ends the process, that part has failed, and the stage starts again
+without it.
 """
 
 import contextlib
@@ -70,9 +71,10 @@ def work_through(module: str, seconds: float, only, skip, connection, clock=time
     """
     deadline = clock() + seconds
     stage = importlib.import_module(module)
-    parts = stage.parts()
-    chosen = [part for part in parts if part not in skip and (part in only or not only)]
-    waiting = {part: parts[part] for part in chosen}
+    parts = stage.PARTS() if callable(stage.PARTS) else stage.PARTS
+    weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, 1)
+    chosen = [part for part in weights if part not in skip and (part in only or not only)]
+    waiting = {part: weights[part] for part in chosen}
     while waiting:
         left, total = deadline - clock(), sum(waiting.values())
         part = next(iter(waiting))

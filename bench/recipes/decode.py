@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 
 import kernels
-from bench import checkouts
+from bench import checkouts, results
 from bench.compare import Failed, attempt
 from bench.recipes import common
 from bench.timer import Trial, make_timer, time_interleaved
@@ -243,8 +243,11 @@ def main(arguments: list[str] | None = None) -> int:
             found, failures = compare(model, batch, device, options.seconds, peers)
             print("\n".join([*map(describe, found), *failures]), flush=True)
             rows += found
-    if options.json:
-        common.write("decode", rows, options.json)
+            if options.json and device.type == "cuda":
+                machine = "{name}, driver {driver}, torch {torch}, triton {triton}"
+                common.write("decode-gpu", rows, options.json, machine.format(**results.gpu()))
+            elif options.json:
+                common.write("decode", rows, options.json)
     return 0
 
 

@@ -279,11 +279,10 @@ GPU_TABLES = {  # name -> rows of a table, and the stage of make prove that meas
     "steps": (steps, "step"),
     "profile": (profile, "profile"),
     "losses": (losses, "loss"),
-    "decode-gpu": (list, "decode"),
 }
 LEDGER_TABLES = {"ledger": kernel_cells, "ledger-summary": summary_cells}
 RECIPE_TABLES = (
-    *("quickstart", "decode", "reliability", "ladder", "exercises-arithmetic"),
+    *("quickstart", "decode", "decode-gpu", "reliability", "ladder", "exercises-arithmetic"),
     *("exercises-features", "exercises-finetune", "exercises-int8", "exercises-pairs"),
     "exercises-stages",
 )

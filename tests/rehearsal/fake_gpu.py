@@ -132,16 +132,15 @@ def shrink() -> None:
     from bench.prove.stages import loss, parity, profile, step, tune
 
     profile.STEPS, profile.PARTS = 5, ("lecture",)
-    parity.TESTS, parity.WORKERS = (QUICK,), 0
+    parity.PARTS, parity.WORKERS = (QUICK,), 0
     step.MAX_SECONDS = 0.1
     neighbours, tiles_used_by = tune.neighbours, tune.tiles_used_by
     tune.tiles_used_by = lambda case, device: tiles_used_by(case, device)[:1]
     tune.neighbours = lambda tile: neighbours(tile)[:1]
     loss.TARGET_LOSS = 10.0
     options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
-    loss.RUNS = {
-        "speedrun, seed 1": ["--preset=quickstart", "--kernels=torch", "--max-iters=2", *options]
-    }
+    options += ["--preset=quickstart", "--kernels=torch", "--max-iters=2"]
+    loss.RUNS, loss.PARTS = {"speedrun": options}, ("speedrun",)
 
     # only one operation and AdamW by our kernels; all of them would take minutes
     load_all = kernels.load

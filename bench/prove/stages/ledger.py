@@ -1,6 +1,7 @@
 """Compares the kernels that this GPU loads with bench/ledger/ledger.json."""
 
 import json
+from functools import partial
 
 import torch
 import triton
@@ -15,6 +16,7 @@ from bench.workloads.steps import STEPS
 from kernels.common import launch
 
 WORKLOADS = (*CASES, *UPDATES, *STEPS)
+PARTS = partial(served_names, WORKLOADS)
 
 
 def work(part: str, seconds: float) -> Outcome:
@@ -54,7 +56,3 @@ def loaded_kernels(case) -> dict[str, dict]:
             "shared": kernel.metadata.shared,
         }
     return found
-
-
-def parts() -> dict[str, float]:
-    return dict.fromkeys(served_names(WORKLOADS), 1)

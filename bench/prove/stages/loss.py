@@ -27,6 +27,7 @@ RUNS = {
     "nanoGPT's recipe, torch compiled": [NANOGPT, "--kernels=torch", "--compile"],
     "nanoGPT's recipe, reference": [NANOGPT, "--kernels=reference"],
 }
+PARTS = {part: 1 if part.startswith("speedrun") else 4 for part in RUNS}
 
 
 def work(part: str, seconds: float) -> Outcome:
@@ -57,7 +58,3 @@ def first_evaluation(metrics: Path) -> dict | None:
     written = metrics.read_text() if metrics.exists() else ""
     lines = map(json.loads, written[: written.rfind("\n") + 1].splitlines())
     return next((line for line in lines if line.get("val_loss", math.inf) <= TARGET_LOSS), None)
-
-
-def parts() -> dict[str, float]:
-    return {part: 1 if part.startswith("speedrun") else 4 for part in RUNS}

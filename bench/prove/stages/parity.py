@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.prove.stage import Outcome, failed, no_time, passed
 from bench.results import REPOSITORY
 
-TESTS = ("tests/kernels", "tests/gpt")
+PARTS = ("tests/kernels", "tests/gpt")
 WORKERS = 12  # processes, which mostly compile, each on one core
 NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others may be installed on a GPU machine
 OUTCOMES = "GPT_KERNELS_OUTCOMES"  # an environment variable, which xdist's workers inherit
@@ -67,10 +67,6 @@ def _error(traceback: str) -> str:
     lines = traceback.strip().splitlines() or [""]
     marked = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
     return (marked or lines)[-1][:200]
-
-
-def parts() -> dict[str, float]:
-    return dict.fromkeys(TESTS, 1)
 
 
 # --- the pytest plugin ----------------------------------------------------------------------------

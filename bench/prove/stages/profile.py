@@ -87,7 +87,3 @@ def kind(name: str) -> str:
     if name.startswith(("Memset", "Memcpy", "memcpy")):
         return "copies and fills"
     return "PyTorch's other kernels"
-
-
-def parts() -> dict[str, float]:
-    return dict.fromkeys(PARTS, 1)

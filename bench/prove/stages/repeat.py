@@ -86,5 +86,4 @@ def served_names(cases) -> list[str]:
     return list(found)
 
 
-def parts() -> dict[str, float]:
-    return dict.fromkeys(served_names(WORKLOADS), 1)
+PARTS = partial(served_names, WORKLOADS)

@@ -25,7 +25,7 @@ from bench.workloads.steps import STEPS
 from kernels import torch_ops
 from kernels.common import launch
 
-TOOLS = ("memcheck", "racecheck", "initcheck")
+PARTS = ("memcheck", "racecheck", "initcheck")
 FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 # with caching, a write past the end of one tensor would land in another tensor and go unnoticed
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -88,10 +88,6 @@ def cases() -> list[Case | Update]:
         if "dropout_p" in inspect.signature(getattr(torch_ops.OPS, operation)).parameters:
             found.append(Case(operation, RAGGED, options={"dropout_p": 0.2}))
     return [*found, Case("feed_forward", RAGGED, route=launch.GEMM)]
-
-
-def parts() -> dict[str, float]:
-    return dict.fromkeys(TOOLS, 1)
 
 
 if __name__ == "__main__":

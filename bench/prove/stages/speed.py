@@ -12,6 +12,8 @@ from bench.prove.stage import Outcome, failed, no_time, passed
 from bench.prove.stages.parity import CONTEXT_LOST, NO_PLUGINS
 from bench.workloads import timed
 
+PARTS = Counter(case.operation for case in timed.GPU)  # weighted by the number of cases
+
 
 def work(operation: str, seconds: float) -> Outcome:
     os.environ |= NO_PLUGINS
@@ -34,8 +36,3 @@ def judge(operation: str, rows: list[dict], code: int) -> Outcome:
     if code != 0:
         return failed(f"{message}; pytest ended with {code}", rows=rows)
     return passed(message, rows=rows) if rows else no_time()
-
-
-def parts() -> dict[str, float]:
-    """Every operation and module, weighted by its number of cases."""
-    return Counter(case.operation for case in timed.GPU)

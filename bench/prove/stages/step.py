@@ -12,20 +12,17 @@ from bench.training import SIZES, VARIANTS, measure, summary, unavailable_reason
 
 SHARE = 0.5  # of a part's time for timing; the rest is for compilation and capture
 MAX_SECONDS = 2.0
-PARTS = {f"{preset}: {variant}": (preset, variant) for variant in VARIANTS for preset in SIZES}
-COMPILED = tuple(part for part, (_, variant) in PARTS.items() if variant.compile)
+STEPS = {f"{preset}: {variant}": (preset, variant) for variant in VARIANTS for preset in SIZES}
+PARTS = tuple(STEPS)
+COMPILED = tuple(part for part, (_, variant) in STEPS.items() if variant.compile)
 UNCOMPILED = tuple(part for part in PARTS if part not in COMPILED)
 
 
 def work(part: str, seconds: float) -> Outcome:
-    preset, variant = PARTS[part]
+    preset, variant = STEPS[part]
     device, nanogpt = torch.device("cuda", 0), os.environ.get("NANOGPT")
     reason = unavailable_reason(variant, device, nanogpt)
     if reason:
         return not_available(reason)
     row = measure(preset, variant, device, min(MAX_SECONDS, SHARE * seconds), nanogpt)
     return passed(summary(row), figures=row, lines=[summary(row)])
-
-
-def parts() -> dict[str, float]:
-    return dict.fromkeys(PARTS, 1)

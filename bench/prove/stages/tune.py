@@ -28,6 +28,7 @@ from kernels.common import launch
 
 MIN_GAIN = 0.02  # smaller gains are noise
 PRESENT = "present"
+PARTS = partial(served_names, (*timed.TRAINING, *CASES))  # training first
 
 
 def work(operation: str, seconds: float) -> Outcome:
@@ -134,7 +135,3 @@ def neighbours(tile: Any) -> list:
         for i, value in enumerate(tile)
         for other in neighbours(value)
     ]
-
-
-def parts() -> dict[str, float]:
-    return dict.fromkeys(served_names((*timed.TRAINING, *CASES)), 1)  # training first

@@ -102,7 +102,7 @@ def test_parts_share_the_time_by_weight(monkeypatch):
         now[0] += 0.5 * seconds
         return passed("well")
 
-    monkeypatch.setattr(stage, "parts", lambda: {"a": 1, "b": 2, "c": 1})
+    monkeypatch.setattr(stage, "PARTS", {"a": 1, "b": 2, "c": 1})
     monkeypatch.setattr(stage, "work", work)
     work_through(stage.__name__, 80.0, [], [], sent, clock=lambda: now[0])
     assert given == {"a": 20, "b": pytest.approx(70 * 2 / 3), "c": pytest.approx(70 * 2 / 3)}

@@ -1,4 +1,4 @@
-"""The timing of generation: the decoders, the rows, and the stage of `make prove`."""
+"""The timing of generation: the decoders and the rows."""
 
 import time
 from dataclasses import replace
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bench import checkouts, results
-from bench.prove.stages import decode as stage
 from bench.recipes import decode
 from bench.recipes.decode import Decoder, Peers
 from gpt.config.model import ModelConfig
@@ -175,13 +174,3 @@ def test_the_command_writes_its_rows(fake, tmp_path, capsys):
     result = results.read(path)
     assert result["table"] == "decode"
     assert all(decode.describe(row) in printed for row in result["rows"])
-
-
-def test_the_stage_reports_the_fastest_of_ours(fake, monkeypatch):
-    outcome = stage.work("gpt2, batch 8", 60.0)
-    assert outcome["state"] == "passed"
-    assert outcome["message"].startswith("gpt2, batch 8, triton, bfloat16: 50.0 tokens/s")
-    assert {row["batch"] for row in outcome["figures"]} == {8}
-    assert len(outcome["lines"]) == len(outcome["figures"]) + 1  # and why nanoGPT has no row
-    monkeypatch.setattr(stage, "compare", lambda *_: ([], ["it failed"]))
-    assert stage.work("gpt2, batch 1", 60.0)["state"] == "failed"

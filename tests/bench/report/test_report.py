@@ -115,13 +115,11 @@ def test_the_stages_of_make_prove_have_tables(root):
     step |= {"batch_size": 32, "block_size": 1024, "milliseconds": 60.0, "mfu": 0.478}
     step |= {"tokens_per_second": 546_133.3, "peak_memory_bytes": 15 * 2**30}
     ours = step | {"kernels": "triton", "compile": False, "milliseconds": 55.387}
-    decoded = {"model": "lecture", "batch": 1, "implementation": "triton", "tokens/s": 4321.0}
     kernel = {"preset": "gpt2", "kernel": "a_kernel", "launches": 12, "microseconds": 350.1}
     write_gpu(
         root,
         step={"slow": {"figures": step}, "fast": {"figures": ours}, "nanogpt": {"state": "failed"}},
         loss={"speedrun": {"figures": {"val_loss": 1.46951, "step": 1050, "seconds": 5.123}}},
-        decode={"lecture, batch 1": {"figures": [decoded]}},
         profile={"gpt2": {"figures": [kernel | {"share": 0.0875}]}},
     )
     page = written(root)
@@ -129,7 +127,6 @@ def test_the_stages_of_make_prove_have_tables(root):
         "| gpt2 | 32 x 1,024 | triton, graph | 55.39 | 1.00x | 546,133 | 48% | 15.0 |\n"
         "| gpt2 | 32 x 1,024 | torch compiled, graph | 60.00 | 1.08x | 546,133 | 48% | 15.0 |",
         "| speedrun | 1.4695 | 1,050 | 5.12 |",
-        "| lecture | 1 | triton | 4321.0 |",
         "| gpt2 | `a_kernel` | 12 | 350 | 8.8% |",
         "| step | passed | 10 passed | abc |",
     ):
