@@ -128,13 +128,8 @@ def summary(stages: dict[str, dict]) -> str:
         f"{name:<9}{stage['state']:<14}{stage['seconds']:>6.1f} s  {stage['message']}"
         for name, stage in stages.items()
     ]
-    late = [
-        f"{name} ({part})"
-        for name, stage in stages.items()
-        for part, outcome in stage["parts"].items()
-        if outcome["state"] == "no time"
-    ]
-    missing = late + [name for name in STAGES if name not in stages]
+    ran = [name for name, stage in stages.items() if stage["state"] != "no time"]
+    missing = [name for name in STAGES if name not in ran]
     return "\n".join([*lines, f"not run: {', '.join(missing)}"])
 
 

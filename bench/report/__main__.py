@@ -76,11 +76,9 @@ def update(root: Path, check: bool) -> int:
 def read_ledger(root: Path) -> tuple[str, list[dict]] | None:
     """The newest Triton version of the ledger and its rows, or None without a ledger."""
     path = root / "bench" / "ledger" / "ledger.json"
-    if not path.exists():
-        return None
-    versions = json.loads(path.read_text())
-    newest = max(versions, key=lambda text: [int(part) for part in re.findall(r"\d+", text)])
-    return newest, versions[newest]
+    versions = json.loads(path.read_text()) if path.exists() else {}
+    newest = max(versions, key=lambda one: [*map(int, re.findall(r"\d+", one))], default=None)
+    return newest and (newest, versions[newest])
 
 
 if __name__ == "__main__":

@@ -35,22 +35,19 @@ def work(part: str, seconds: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", *RUNS[part], f"--out-dir={folder}/run", "--sample=0"]
         command += [f"--data={text}", f"--eval-interval={EVAL_INTERVAL}"]
-        found, start, metrics = None, time.monotonic(), Path(folder, "run", "metrics.jsonl")
+        found, ended, start = None, False, time.monotonic()
         with subprocess.Popen(command, cwd=REPOSITORY) as process:
-            while time.monotonic() < start + seconds:
-                ended = process.poll() is not None
-                if (found := first_evaluation(metrics)) or ended:
-                    break
+            while not found and not ended and time.monotonic() < start + seconds:
                 time.sleep(0.2)
+                ended = process.poll() is not None
+                found = first_evaluation(Path(folder, "run", "metrics.jsonl"))
             process.kill()
-        wall = time.monotonic() - start
-    if found is None and wall >= seconds:
-        return no_time()
     if found is None:
-        return failed(f"train.py ended with {process.returncode} before it reached {TARGET_LOSS}")
+        message = f"train.py ended with {process.returncode} before it reached {TARGET_LOSS}"
+        return failed(message) if ended else no_time()
     message = f"{TARGET_LOSS} after {found['seconds']:.2f} s of training, step {found['step']}"
-    more = {"figures": {**found, "wall_seconds": wall}, "lines": [f"{part}: {message}"]}
-    return passed(message, **more)
+    figures = {**found, "wall_seconds": time.monotonic() - start}
+    return passed(message, figures=figures, lines=[f"{part}: {message}"])
 
 
 def first_evaluation(metrics: Path) -> dict | None:

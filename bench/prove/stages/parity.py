@@ -48,11 +48,11 @@ def run_tests(*arguments: str, seconds: float) -> Outcome:
 
 
 def judge(ran: list[tuple[str, str, str]], code: int | None) -> Outcome:
-    """ran: (test, outcome, traceback) of each test. code: pytest's, None if time ran out."""
+    """ran: (test, outcome, error) of each test. code: pytest's, None if time ran out."""
     counts = Counter(outcome for _, outcome, _ in ran)
     message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     message = message or "no test was run"
-    lines = [f"{test}: {_error(text)}" for test, outcome, text in ran if outcome == "failed"]
+    lines = [f"{test}: {error}" for test, outcome, error in ran if outcome == "failed"]
     if lines:
         return failed(message, lines=lines)
     if code is None:
@@ -60,13 +60,6 @@ def judge(ran: list[tuple[str, str, str]], code: int | None) -> Outcome:
     if code != 0 or not counts["passed"]:
         return failed(f"{message}; pytest ended with {code}")
     return passed(message)
-
-
-def _error(traceback: str) -> str:
-    """The last line that pytest marks with an E."""
-    lines = traceback.strip().splitlines() or [""]
-    marked = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
-    return (marked or lines)[-1][:200]
 
 
 # --- the pytest plugin ----------------------------------------------------------------------------
@@ -81,8 +74,10 @@ def pytest_runtest_logreport(report):
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # the controller receives the same report, and only it knows of crashes
     if report.when == "call" or report.outcome != "passed":
+        crash = getattr(report.longrepr, "reprcrash", None)
+        error = " ".join((crash.message if crash else report.longreprtext).split())[:200]
         with Path(os.environ[OUTCOMES]).open("a") as file:
-            file.write(json.dumps([report.nodeid, report.outcome, report.longreprtext]) + "\n")
+            file.write(json.dumps([report.nodeid, report.outcome, error]) + "\n")
 
 
 def pytest_runtest_teardown(item):

@@ -15,23 +15,23 @@ ROW = {"shape": "x", "precision": "x", "pass": "x", "implementation": "triton"}
 
 def test_sanitizer_fails_for_errors_in_our_kernels():
     def judge(report, count):
-        ours = "our kernels: _backward _forward"
-        return sanitize.judge(f"{report}\n{ours}\n=== ERROR SUMMARY: {count} errors\n", 1)
+        return sanitize.judge(f"{report}\n{sanitize.DONE}\n=== ERROR SUMMARY: {count} errors", 1)
 
-    assert judge("", 0) == passed("2 kernels")
-    assert judge("===     at _forward+0x1f0", 3) == failed("3 errors in _forward")
-    others = judge("===     at void at::native::fill<float>+0x10", 1)
-    assert others == passed("2 kernels; 1 reports, all in other kernels")
-    race = "our kernels: _forward\n=== Write Thread (0,0,0) at _forward+0x90\n"
+    assert judge("", 0) == passed("no errors")
+    assert judge("===     at a_kernel+0x1f0", 3) == failed("3 errors in a_kernel")
+    others = judge("===     at void at::native::fill_kernel<float>+0x10", 1)
+    assert others == passed("no errors; 1 reports in other kernels")
+    race = f"{sanitize.DONE}\n=== Write Thread (0,0,0) at a_kernel+0x90\n"
     race += "=== RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"
-    assert sanitize.judge(race, 1) == failed("2 errors in _forward")
+    assert sanitize.judge(race, 1) == failed("2 errors in a_kernel")
+    assert sanitize.judge("boom\n=== ERROR SUMMARY: 0 errors", 1)["state"] == "failed"
     assert sanitize.judge("boom\n", 1) == failed("ended with 1: boom")
 
 
 def test_parity_fails_unless_tests_pass():
     ran = [("t::a", "passed", ""), ("t::b", "skipped", "no"), ("t::c", "passed", "")]
     assert parity.judge(ran, 0) == passed("2 passed, 1 skipped")
-    wrong = parity.judge([*ran, ("t::d", "failed", "t.py:3\nE   assert 1 == 2\nt.py:3: E")], 1)
+    wrong = parity.judge([*ran, ("t::d", "failed", "assert 1 == 2")], 1)
     assert (wrong["state"], wrong["lines"]) == ("failed", ["t::d: assert 1 == 2"])
     assert parity.judge(ran, 2)["state"] == "failed"  # interrupted
     assert parity.judge(ran, None) == no_time(

@@ -20,18 +20,13 @@ LECTURE = """
 import torch
 import torch.nn as nn
 block_size = 4 # what is the maximum context length for predictions?
-device = 'cuda' if torch.cuda.is_available() else 'cpu'
 text = open('input.txt').read()
 vocab_size = len(sorted(list(set(text))))
 class GPTLanguageModel(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(vocab_size, block_size)
     def generate(self, idx, max_new_tokens):
         assert not self.training and not torch.is_grad_enabled()
-        for _ in range(max_new_tokens):
-            idx = torch.cat((idx, self.table(idx[:, -1:]).argmax(-1)), dim=1)
-        return idx
+        assert (vocab_size, block_size, device) == (65, 4, "cpu")
+        return torch.cat((idx, torch.zeros(len(idx), max_new_tokens)), dim=1)
 model = GPTLanguageModel().cuda()
 raise SystemExit("it trains")
 """
