@@ -147,20 +147,19 @@ def int8(exercise: dict, text: str) -> list[dict]:
         with tempfile.TemporaryDirectory() as folder:
             run, quantized = Path(folder, "run"), Path(folder, "int8")
             train(run, f"{options} --data {text}", exercise["seeds"][0])
-            sample = ("sample.py", f"--out-dir={run}", "--max-new-tokens=1")
-            quantize = ("--kernels=torch", "--quantize=int8", f"--save-dir={quantized}")
-            common.run_script(*sample, *quantize)
-            records = [read_json(one / "best.json") for one in (run, quantized)]
-            files = [record["files"]["weights"]["name"] for record in records]
-            sizes = [(run / files[0]).stat().st_size, (quantized / files[1]).stat().st_size]
-        before, after = (records[1]["int8"][key] for key in ("perplexity_before", "perplexity"))
+            sample = ("sample.py", f"--out-dir={run}", "--max-new-tokens=1", "--kernels=torch")
+            common.run_script(*sample, "--quantize=int8", f"--save-dir={quantized}")
+            records = {one: read_json(one / "best.json") for one in (run, quantized)}
+            files = [one / of["files"]["weights"]["name"] for one, of in records.items()]
+            sizes = [round(file.stat().st_size / 1e6, 2) for file in files]
+            found = records[quantized]["int8"]
         row = {
             "model": name,
-            "size, MB": round(sizes[0] / 1e6, 2),
-            "int8 size, MB": round(sizes[1] / 1e6, 2),
-            "perplexity": round(before, 4),
-            "int8 perplexity": round(after, 4),
-            "increase": f"{after / before - 1:.2%}",
+            "size, MB": sizes[0],
+            "int8 size, MB": sizes[1],
+            "perplexity": round(found["perplexity_before"], 4),
+            "int8 perplexity": round(found["perplexity"], 4),
+            "increase": f"{found['perplexity'] / found['perplexity_before'] - 1:.2%}",
         }
         rows.append(common.show(row))
     return rows

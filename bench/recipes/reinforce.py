@@ -52,7 +52,11 @@ def run(options: Options) -> None:
     if is_quantized(model):
         raise UserError(f"{options.run} has int8 weights; name the run that it was made from")
     task = open_task(name).to(device)
-    folder = new_folder(options.out_dir)  # now, so that the result of training can be saved
+    folder = Path(options.out_dir)
+    try:  # now, so that the result of training can be saved
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out-dir {folder}: {error.strerror}; give a new folder") from None
 
     # reinforcement
     config = options.training
@@ -80,17 +84,6 @@ def run(options: Options) -> None:
     }
     checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
     print(f"the run is in {folder}")
-
-
-def new_folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not name or any(folder.iterdir()):
-            raise UserError(f"--out-dir {name!r} is not an empty folder; give a new one")
-    except OSError as error:
-        raise UserError(f"--out-dir {folder} cannot be created: {error.strerror}") from None
-    return folder
 
 
 if __name__ == "__main__":

@@ -46,11 +46,17 @@ def online(scores=SCORES, tile: int = TILE) -> list[dict[str, float]]:
     return states
 
 
-def draw_tiles(axes, grid: list[list[str]]) -> None:
+def draw_tiles(size, grid: list[list[str]], labels: dict[str, str], loc: str) -> tuple:
+    """A figure of `size`, its axes with a grid of tiles, and a legend at `loc`."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
     names, colours = list(COLOURS), ListedColormap(list(COLOURS.values()))
     numbers = [[names.index(kind) for kind in row] for row in grid]
     axes.pcolormesh(numbers, cmap=colours, vmin=0, vmax=len(names) - 1, edgecolors="white")
     axes.invert_yaxis()
+    handles = [Patch(color=COLOURS[kind], label=label) for kind, label in labels.items()]
+    figure.legend(handles=handles, loc=loc, frameon=False)
+    return figure, axes
 
 
 def tiling() -> Figure:
@@ -58,9 +64,8 @@ def tiling() -> Figure:
     tiles, row, now = 8, 5, 3
     line = ["done"] * now + ["now"] + ["skipped"] * (tiles - now - 1)
     grid = [line if place == row else ["skipped"] * tiles for place in range(tiles)]
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.subplots()
-    draw_tiles(axes, grid)
+    labels = {"done": "tiles already used", "now": "tile in progress"}
+    figure, axes = draw_tiles((7.5, 4), grid, labels, "upper right")
     axes.set(title="Tiles of the scores S (T, T) in attention's forward pass", aspect="equal")
     axes.set(xlabel="K, V: tiles of N keys, in order", ylabel="Q: one program per M rows")
     axes.set(xticks=[], yticks=[row + 0.5], yticklabels=["this program"])
@@ -70,14 +75,7 @@ def tiling() -> Figure:
         "z (M,)  the sum of 2^(S - m)\nacc (M, D)  the weighted sum of V"
     )
     axes.text(tiles + 0.4, row - 0.5, state, va="center", linespacing=1.5)
-    labels = {"done": "tiles already used", "now": "tile in progress"}
-    legend(figure, labels, loc="upper right")
     return figure
-
-
-def legend(figure: Figure, labels: dict[str, str], loc: str) -> None:
-    drawn = [Patch(color=COLOURS[kind], label=label) for kind, label in labels.items()]
-    figure.legend(handles=drawn, loc=loc, frameon=False)
 
 
 def online_softmax(states: list[dict[str, float]]) -> Figure:
@@ -104,20 +102,17 @@ def online_softmax(states: list[dict[str, float]]) -> Figure:
 
 def causal_skip(T: int, M: int, N: int, grid: list[list[str]]) -> Figure:
     """The tiles of a causal S that are computed, and those that need the mask."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    draw_tiles(axes, grid)
-    axes.set(title=f"Tiles of causal attention, T = {T}, M = {M} rows, N = {N} keys")
-    axes.set(xlabel="first key of the tile", ylabel="first row of the tile")
-    axes.set_xticks(range(0, T // N, 4), range(0, T, 4 * N))
-    axes.set_yticks(range(T // M), range(0, T, M))
     count = Counter(kind for row in grid for kind in row)
     labels = {
         "plain": f"{count['plain']} tiles computed without a mask",
         "masked": f"{count['masked']} tiles computed with the mask",
         "skipped": f"{count['skipped']} tiles not computed",
     }
-    legend(figure, labels, loc="outside right center")
+    figure, axes = draw_tiles((8, 4), grid, labels, "outside right center")
+    axes.set(title=f"Tiles of causal attention, T = {T}, M = {M} rows, N = {N} keys")
+    axes.set(xlabel="first key of the tile", ylabel="first row of the tile")
+    axes.set_xticks(range(0, T // N, 4), range(0, T, 4 * N))
+    axes.set_yticks(range(T // M), range(0, T, M))
     return figure
 
 

@@ -45,9 +45,10 @@ def differing_runs(run: Callable[[], list[torch.Tensor]], device: torch.device) 
 
 def seeded(case, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
     """A function that returns all results of a case from the same random numbers, dropout too."""
-    results = partial(case.run, ops, device)
-    if isinstance(case, TrainingStep):
-        results = partial(gradients, case.step(device, ops))
+    is_step = isinstance(case, TrainingStep)
+    results = (
+        partial(gradients, case.step(device, ops)) if is_step else partial(case.run, ops, device)
+    )
 
     def run():
         torch.manual_seed(0)

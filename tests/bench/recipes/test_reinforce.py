@@ -58,8 +58,8 @@ def test_a_mistake_is_one_sentence_and_leaves_no_folder(supervised, tmp_path, ca
     (tmp_path / "file").write_text("")
     for source, folder, option, message in (
         (tmp_path / "none", "new", "--steps=1", "is there a run"),
-        (supervised, supervised, "--steps=1", "is not an empty folder; give a new one"),
-        (supervised, "file", "--steps=1", "file cannot be created: File exists"),
+        (supervised, supervised, "--steps=1", "supervised: File exists; give a new folder"),
+        (supervised, "file/new", "--steps=1", "file/new: Not a directory; give a new folder"),
         (tmp_path / "prose", "new", "--steps=1", "which is not a task with answers"),
         (supervised, "new", "--kernels=other", "kernels"),
         (supervised, "new", "--steps=0", "--steps is 0; it must be at least 1"),
