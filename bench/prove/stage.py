@@ -48,11 +48,14 @@ def run_stage(module: str, seconds: float, log: Path, only: Iterable[str] = ()) 
         current = None
         with started(log, work_through, *arguments) as process:
             sender.close()
-            with contextlib.suppress(EOFError):  # the process has ended
-                while receiver.poll(max(0.0, deadline - time.monotonic())):
-                    part, outcome = receiver.recv()
-                    current = part if outcome is None else None
-                    outcomes |= {part: outcome} if outcome else {}
+            with contextlib.suppress(EOFError, OSError):  # the process has ended
+                while time.monotonic() < deadline:
+                    if receiver.poll(0.2):
+                        part, outcome = receiver.recv()
+                        current = part if outcome is None else None
+                        outcomes |= {part: outcome} if outcome else {}
+                    elif not process.is_alive():  # others may keep its end of the pipe open
+                        break
             process.join(max(0.0, deadline - time.monotonic()))
             code = process.exitcode
         if code == 0:

@@ -38,10 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, required=True, help="tiny shakespeare")
     options = parser.parse_args(arguments)
-    if not (options.nanogpt / "train.py").is_file():
-        parser.error(f"--nanogpt {options.nanogpt} has no train.py; give a checkout of nanoGPT")
-    if not options.text.is_file():
-        parser.error(f"--text {options.text} does not exist")
+    for path in (options.nanogpt / "train.py", options.text):
+        if not path.is_file():
+            parser.error(f"{path} does not exist; give a checkout of nanoGPT and a text")
     data = open_data(str(options.text), "data", "char")
     with tempfile.TemporaryDirectory() as folder:
         nanogpt_loss, nanogpt_seconds = run_nanogpt(options.nanogpt, data, Path(folder, "nanogpt"))
