@@ -4,16 +4,17 @@ Kernels of whole steps come first, then those of the timed operations, then thei
 tiles. Launches are recorded as for the ledger, so that the GPU is free for other stages.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
 import torch
 
-from bench.compare import Failed, attempt
+from bench.compare import attempt
 from bench.ledger.compiled import compile_launch, record, set_offline_driver
 from bench.prove.stage import SPAWN
 from bench.prove.stages import step
-from bench.prove.stages.tune import neighbours, tiles_used_by, use_tile
+from bench.prove.stages.tune import tiles_used_by, variants
 from bench.workloads import timed
 from bench.workloads.operations import BLOCK
 from bench.workloads.steps import STEPS
@@ -48,13 +49,9 @@ def launches(architecture: int) -> Iterator[launch.Launch]:
         yield from (one.launch for one in record(case, architecture))
     for case in timed.TRAINING:
         with launch.target(architecture):
-            used = {kernel: launch.tile(kernel, META) for kernel in tiles_used_by(case, META)}
-        for kernel, present in used.items():
-            for tile in neighbours(present):
-                with use_tile(kernel, tile):
-                    recorded = attempt(record, case, architecture)
-                if not isinstance(recorded, Failed):
-                    yield from (one.launch for one in recorded)
+            tiles = [variants(case, kernel, META) for kernel in tiles_used_by(case, META)]
+        for _, found in itertools.chain(*tiles):
+            yield from found
 
 
 def distinct(launches: Iterable[launch.Launch]) -> Iterator[launch.Launch]:

@@ -25,6 +25,7 @@ from bench.timer import DeviceTimer
 from bench.workloads import timed
 from bench.workloads.operations import CASES
 from kernels.common import launch
+from kernels.common.launch import Launch
 
 MIN_GAIN = 0.02  # smaller gains are noise
 PRESENT = "present"
@@ -49,13 +50,8 @@ def work(operation: str, seconds: float) -> Outcome:
 
 def time_neighbours(case, kernel: str, device: torch.device, timer) -> list[dict]:
     """Time both passes with the neighbours of the kernel's present tile; a row for each of them."""
-    present = launch.tile(kernel, device)
-    now = launches(case, kernel, present, device)
-    tiles = {PRESENT: present}
-    for tile in neighbours(present):
-        then = attempt(launches, case, kernel, tile, device)
-        if not isinstance(then, Failed) and then != now:
-            tiles[repr(tile)] = tile
+    tiles = {PRESENT: launch.tile(kernel, device)}
+    tiles |= {repr(tile): tile for tile, _ in variants(case, kernel, device)}
     function = getattr(kernels.load("triton", device), case.operation)
     torch.manual_seed(0)
     makers = {
@@ -114,11 +110,20 @@ def tiles_used_by(case, device: torch.device) -> list[str]:
     return list(used)
 
 
-def launches(case, kernel: str, tile: Any, device: torch.device) -> list:
-    """The launches of a case with a tile."""
-    with use_tile(kernel, tile):
-        recorded = record(case, launch.architecture(device))
-    return [(name(one.launch), one.launch.grid, one.launch.options) for one in recorded]
+def variants(case, kernel: str, device: torch.device) -> list[tuple[Any, list[Launch]]]:
+    """The neighbours of the present tile that change the launches of a case, and these launches."""
+
+    def launches(tile):
+        with use_tile(kernel, tile):
+            return [one.launch for one in record(case, launch.architecture(device))]
+
+    def described(some):
+        return [(name(one), one.grid, one.options) for one in some]
+
+    present = launch.tile(kernel, device)
+    now = described(launches(present))
+    tried = [(tile, attempt(launches, tile)) for tile in neighbours(present)]
+    return [pair for pair in tried if isinstance(pair[1], list) and described(pair[1]) != now]
 
 
 def neighbours(tile: Any) -> list:
