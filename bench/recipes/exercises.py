@@ -26,12 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--text", default="auto", help="--data of train.py: tiny shakespeare")
     options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in RECIPES:
-            parser.error(f"there is no exercise {name}; choose from {', '.join(RECIPES)}")
+    if unknown := set(options.names) - set(RECIPES):
+        parser.error(f"there is no exercise {unknown.pop()}; choose from {', '.join(RECIPES)}")
     for name in options.names or RECIPES:
-        rows = RECIPES[name](EXERCISES[name], options.text)
-        common.write(f"exercises-{name}", rows)
+        common.write(f"exercises-{name}", RECIPES[name](EXERCISES[name], options.text))
     return 0
 
 

@@ -80,11 +80,10 @@ def soak(folder: Path, options: list[str], seconds: float, draw: random.Random) 
     """Run it without and with interruptions; the rows of the table. draw: the random moments."""
     whole, parts, count = folder / "whole", folder / "parts", Counter()
     end = time.monotonic() + seconds
-    longest = LONGEST * seconds_to_first_checkpoint(parts, options)
-    (memory, files), (last, last_files) = uninterrupted(whole, options, seconds / 6)
+    first_save, (memory, files), (last, last_files) = uninterrupted(whole, options, seconds / 6)
     steps = checkpoint.load(whole, "last")[0]["step"]
     while not count["equal"] or time.monotonic() < end:
-        interrupted(parts, options, steps, longest, end, draw, count)
+        interrupted(parts, options, steps, LONGEST * first_save, end, draw, count)
         compare(whole, parts)
         count["equal"] += 1
     events = [
@@ -134,16 +133,13 @@ def output(folder: Path) -> str:
 # --- one run, and the same run interrupted --------------------------------------------------------
 
 
-def seconds_to_first_checkpoint(folder: Path, options: list[str]) -> float:
-    begin, process = time.monotonic(), start(folder, *options, "--max-iters=1")
-    process.join()
-    return time.monotonic() - begin
-
-
-def uninterrupted(folder: Path, options: list[str], seconds: float) -> list[tuple[int, int]]:
-    """Train for `seconds`; the resources used after half of them, and at the end."""
-    process, used = start(folder, *options, f"--max-iters={ENDLESS}"), []
-    for _ in range(2):
+def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple:
+    """Train for `seconds`; the time to a checkpoint, and the resources halfway and at the end."""
+    begin, process = time.monotonic(), start(folder, *options, f"--max-iters={ENDLESS}")
+    while process.is_alive() and not (folder / "last.json").exists():
+        time.sleep(0.02)
+    first_save, used = time.monotonic() - begin, []
+    for _ in range(2):  # everything has been loaded by then
         process.join(seconds / 2)
         if process.exitcode is not None:
             raise Lost(f"the run ended with {process.exitcode}: {output(folder)}")
@@ -154,7 +150,7 @@ def uninterrupted(folder: Path, options: list[str], seconds: float) -> list[tupl
         raise Lost(f"the run ended with {process.exitcode} when stopped: {output(folder)}")
     if used[1][0] > 1.05 * used[0][0] or used[1][1] > used[0][1] + 3:
         raise Lost(f"memory or open files grew from {used[0]} to {used[1]}")
-    return used
+    return first_save, *used
 
 
 def interrupted(folder: Path, options, steps: int, longest: float, end: float, draw, count) -> None:
