@@ -40,37 +40,38 @@ def worst_state(outcomes: Iterable[Outcome]) -> str:
 
 def run_stage(module: str, seconds: float, log: Path, only: Iterable[str] = ()) -> dict:
     """Run a stage until each part has an outcome or the time is over; its outcomes by part."""
-    deadline = time.monotonic() + seconds
-    outcomes: dict[str, Outcome] = {}
+    deadline, name = time.monotonic() + seconds, module.rpartition(".")[2]
+    outcomes: dict[str, Outcome | None] = {}  # None: the part has not ended
     while (left := deadline - time.monotonic()) > 0:
         receiver, sender = SPAWN.Pipe(duplex=False)
-        arguments = (module, SOFT_LIMIT * left, list(only), list(outcomes), sender)
+        done = [part for part, outcome in outcomes.items() if outcome]
+        arguments = (module, SOFT_LIMIT * left, list(only), done, sender)
         current = None
         with started(log, work_through, *arguments) as process:
             sender.close()
             with contextlib.suppress(EOFError, OSError):  # the process has ended
                 while time.monotonic() < deadline:
                     if receiver.poll(0.2):
-                        part, outcome = receiver.recv()
-                        current = part if outcome is None else None
-                        outcomes |= {part: outcome} if outcome else {}
+                        current, more = receiver.recv()
+                        outcomes |= more
                     elif not process.is_alive():  # others may keep its end of the pipe open
                         break
             process.join(max(0.0, deadline - time.monotonic()))
             code = process.exitcode
         if code == 0:
+            return outcomes
+        if code is None:  # the time is over
             break
-        reason = failed(f"ended with {code}: {_last_line(log)}") if code else no_time()
-        outcomes[current or module.rpartition(".")[2]] = reason
-        if current is None:  # it failed before its first part
-            break
-    return outcomes
+        outcomes[current or name] = failed(f"ended with {code}: {_last_line(log)}")
+        if current is None or None not in outcomes.values():
+            break  # it failed before its first part, or in the last one
+    return {part: outcome or no_time() for part, outcome in (outcomes or {name: None}).items()}
 
 
 def work_through(module: str, seconds: float, only, skip, connection, clock=time.monotonic) -> None:
     """Work on each part of a stage, by default all, within its share of the remaining time.
 
-    Sends (part, None) when it starts with a part, and then (part, its outcome).
+    Sends pairs: the part that starts, or None, and the outcomes of parts; None is no outcome yet.
     """
     deadline = clock() + seconds
     stage = importlib.import_module(module)
@@ -78,13 +79,14 @@ def work_through(module: str, seconds: float, only, skip, connection, clock=time
     weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, 1)
     chosen = [part for part in weights if part not in skip and (part in only or not only)]
     waiting = {part: weights[part] for part in chosen}
+    connection.send((None, dict.fromkeys(chosen)))
     while waiting:
         left, total = deadline - clock(), sum(waiting.values())
         part = next(iter(waiting))
         share = waiting.pop(part) / total
-        connection.send((part, None))
+        connection.send((part, {}))
         outcome = stage.work(part, left * share) if left > 0 else no_time()
-        connection.send((part, outcome))
+        connection.send((None, {part: outcome}))
         print(f"{part}: {outcome['state']}, {outcome['message']}", flush=True)
 
 

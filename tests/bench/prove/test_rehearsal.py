@@ -34,7 +34,7 @@ def start(folder: Path, fault: str, *options: str) -> subprocess.Popen:
 
 
 def test_plan_completes_although_parts_hang_and_die(tmp_path):
-    process = start(tmp_path, f"compile=hangs;{DYING}=dies", "--minutes=5")
+    process = start(tmp_path, f"compile=hangs;{DYING}=dies", "--minutes=9")
     printed, _ = process.communicate()
     log = (tmp_path / prove.LOGS[0]).read_text()
     assert process.returncode == 1, printed + log
