@@ -36,7 +36,7 @@ def run(recipe: Callable[[Options], None], default: Options, arguments, doc: str
     name = re.search(r"python -m (\S+)", doc)[1]
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        recipe(parse(type(default), default, given, doc.partition("\n")[0]))
+        recipe(parse(default, given, doc.partition("\n")[0]))
     except (UserError, kernels.Unavailable) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
