@@ -43,12 +43,12 @@ def differing_runs(run: Callable[[], list[torch.Tensor]], device: torch.device) 
     return differing.item()
 
 
-def seeded(case, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
+def seeded(case, ops: kernels.Ops, device, **sizes) -> Callable[[], list[torch.Tensor]]:
     """A function that returns all results of a case from the same random numbers, dropout too."""
-    is_step = isinstance(case, TrainingStep)
-    results = (
-        partial(gradients, case.step(device, ops)) if is_step else partial(case.run, ops, device)
-    )
+    if isinstance(case, TrainingStep):
+        results = partial(gradients, case.step(device, ops, **sizes))
+    else:
+        results = partial(case.run, ops, device)
 
     def run():
         torch.manual_seed(0)
@@ -59,8 +59,8 @@ def seeded(case, ops: kernels.Ops, device) -> Callable[[], list[torch.Tensor]]:
 
 def gradients(step: GraphStep) -> list[torch.Tensor]:
     """The loss and all gradients of a training step."""
-    loss, _ = step.backward(step.number)
-    leaves = [*step.weights, *step.copies.values()]
+    loss, _ = step.gradients(step.number)
+    leaves = [*step.gradients.parameters, *step.gradients.copies.values()]
     found = [leaf.grad for leaf in leaves if leaf.grad is not None]
     step.clear()
     return [loss, *found]

@@ -8,6 +8,8 @@ import triton
 from bench.prove.stage import failed, no_time, passed
 from bench.prove.stages import ledger, parity, repeat, sanitize, speed
 from bench.prove.stages.tune import neighbours
+from bench.workloads.steps import TrainingStep
+from kernels import torch_ops
 from kernels.common import launch
 
 ROW = {"shape": "x", "precision": "x", "pass": "x", "implementation": "triton"}
@@ -65,6 +67,14 @@ def test_loaded_kernels_are_compared_with_the_ledger(monkeypatch, tmp_path):
         assert wrong["state"] == "failed"
         path.write_text(json.dumps({"0.0.1": []}))
         assert ledger.work("layer_norm", 1.0)["state"] == "not available"
+
+
+def test_repeat_compares_the_bits_of_a_training_step():
+    sizes = {"rows": 2, "block_size": 8, "n_head": 2, "n_embd": 16}
+    run = repeat.seeded(TrainingStep("lecture"), torch_ops.OPS, torch.device("cpu"), **sizes)
+    loss, *gradients = run()
+    assert len(gradients) == 28  # two blocks of 11, two tables, a norm and a head with biases
+    assert all(map(torch.equal, (loss, *gradients), run()))
 
 
 def test_repeat_compares_bits():
