@@ -6,6 +6,7 @@
 
 A rung is a file docs/ladder/OPERATION/NUMBER_NAME.py with a function that has the operation's name
 and takes the inputs of its case in `TIMED`; if its output has a gradient, it has a backward pass.
+The last rung of an operation is the shipped kernel.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from bench.results import REPOSITORY
 from bench.timer import Ceilings, DeviceTimer, Trial, measure_ceilings, time_interleaved
 from bench.workloads.operations import GPT2, Case, Sizes
 from bench.workloads.timed import GPT2_64K, shape
-from kernels import torch_ops
+from kernels import torch_ops, triton_ops
 
 FOLDER = REPOSITORY / "docs" / "ladder"
 SMALL = Sizes("small", B=1, T=37, C=48, H=3, V=101)  # odd where the rungs support it
@@ -57,7 +58,7 @@ class Rung(NamedTuple):
 
 
 def paths(folder: Path = FOLDER) -> list[Path]:
-    """The files of all rungs, in order."""
+    """The files of the rungs, in order."""
     found, order = folder.glob("*/[0-9]*_*.py"), list(TIMED)
     return sorted(found, key=lambda p: (order.index(p.parent.name), int(p.stem.partition("_")[0])))
 
@@ -68,6 +69,16 @@ def load(path: Path) -> Rung:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return Rung(operation, path.stem, getattr(module, operation))
+
+
+def rungs() -> list[Rung]:
+    """All rungs, in order."""
+    found = []
+    for operation in TIMED:
+        some = [load(path) for path in paths() if path.parent.name == operation]
+        shipped = getattr(triton_ops.OPS, operation)
+        found += [*some, Rung(operation, f"{len(some) + 1}_shipped", shipped)]
+    return found
 
 
 def results(function: Callable, inputs: tuple) -> list[torch.Tensor]:
@@ -180,11 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--compiled", type=Path, metavar="FILE", help="compile, write the table")
     options = parser.parse_args(arguments)
-    rungs = [load(path) for path in paths()]
     if options.compiled is None:
-        return check_and_time(rungs)
+        return check_and_time(rungs())
     machine = f"triton {triton.__version__}, compiled for sm_{COMPILED_FOR}, bf16"
-    common.write("ladder", compiled_rows(rungs), options.compiled, machine)
+    common.write("ladder", compiled_rows(rungs()), options.compiled, machine)
     return 0
 
 

@@ -34,9 +34,8 @@ def _linear(
     BLOCK_K: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # (BLOCK_M, 1)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(
-        0, BLOCK_N
-    )  # neighbouring programs share rows of x
+    # neighbouring programs share rows of x
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)[None, :]
