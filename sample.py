@@ -45,9 +45,7 @@ class SampleConfig(Config):
     start: str = option("\n", "the prompt, or FILE:path for the text of a file")
     num_samples: int = option(1, "number of samples, generated as one batch", at_least=1)
     max_new_tokens: int = option(500, "length of a sample in tokens", at_least=1)
-    temperature: float = option(
-        0.8, "1: the model's own distribution; 0: always the most likely token"
-    )
+    temperature: float = option(0.8, "1: the model's distribution; 0: always the most likely token")
     top_k: int = option(200, "sample only from the k most likely tokens; 0: from all")
     top_p: float = option(
         1.0, "sample only from the most likely tokens that together have this probability"
@@ -68,9 +66,7 @@ class SampleConfig(Config):
     draft: str = option(
         "", "speculate with the model of this smaller run, or by lookup in the text so far"
     )
-    save_dir: str = option(
-        "", "save the int8 model here as a run, and print its size and perplexity"
-    )
+    save_dir: str = option("", "save the int8 model here as a run; print its size and perplexity")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,9 +100,7 @@ def sample(config: SampleConfig) -> None:
         dtype = "float32"  # elsewhere 16 bits are faster: on a GPU, and with int8 weights
     model.to(hardware.choose_dtype(dtype, device))
     if config.slide > (block_size := model.config.block_size):
-        raise UserError(
-            f"--slide is {config.slide}; it must be at most the block size {block_size}"
-        )
+        raise UserError(f"--slide is {config.slide}; give at most the block size, {block_size}")
     if is_task(data := str(record["train"].get("data"))):
         print(answer(config, model, data, device))
         return

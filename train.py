@@ -170,9 +170,7 @@ def with_vocabulary(config: TrainConfig, data: Dataset) -> TrainConfig:
     needed = data.tokenizer.vocab_size
     vocab_size = config.model.vocab_size or needed
     if vocab_size < needed:
-        raise UserError(
-            f"--vocab-size {vocab_size} is less than the {needed} tokens of {data.name}"
-        )
+        raise UserError(f"--vocab-size is {vocab_size}, but {data.name} has {needed} tokens")
     return replace(config, data=data.name, model=replace(config.model, vocab_size=vocab_size))
 
 

@@ -50,9 +50,7 @@ def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
     }
     for name, value in required.items():
         if record.get(name, value) != value:
-            raise UserError(
-                f"{source} is not supported: its {name} is {record[name]!r}, not {value!r}"
-            )
+            raise UserError(f"{source} is not supported: {name} is {record[name]!r}, not {value!r}")
     activation = ACTIVATIONS.get(record.get("activation_function", "gelu_new"))
     try:
         C, width = record["n_embd"], record.get("n_inner") or 4 * record["n_embd"]

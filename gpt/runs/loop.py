@@ -51,9 +51,7 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     """Train from `state` to --max-iters. Return False if a signal has stopped the run before."""
     config, first = run.config, state.step
     if first > config.max_iters:
-        raise UserError(
-            f"the run has taken {first} steps, more than --max-iters {config.max_iters}"
-        )
+        raise UserError(f"the run has {first} steps, more than --max-iters {config.max_iters}")
     is_main, resume_at = distributed.is_main(), first if config.resume else None
     log = MetricsLog(folder, config.to_dict(), config.log, resume_at) if is_main else None
     progress = _make_progress(run, log, state)
