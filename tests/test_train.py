@@ -130,9 +130,7 @@ def test_samples_do_not_change_training(tmp_path):
     assert tensor_files(tmp_path / "with") == tensor_files(tmp_path / "without")
 
 
-def test_training_uses_python_docs_if_shakespeare_cannot_be_downloaded(
-    tmp_path, monkeypatch, capsys
-):
+def test_python_docs_replace_shakespeare_without_a_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/")  # nothing listens there
     monkeypatch.setenv("no_proxy", "*")
     options = ["--data=auto", f"--data-dir={tmp_path}", "--max-iters=1", "--eval-iters=1"]

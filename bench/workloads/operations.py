@@ -105,9 +105,7 @@ class Case(NamedTuple):
                 return tokens(), leaf((V, C), wide), leaf((T, C), wide)
             case "Block":
                 return (leaf((B, T, C), narrow),)
-            case (
-                "decode_linear"
-            ):  # the first product of the feed-forward: norm, bias and activation
+            case "decode_linear":  # the first of the feed-forward: norm, bias and activation
                 weight = draw((4 * C, C), narrow, C**-0.5)
                 weight = weight.to(torch.int8) if self.options.get("int8") else weight
                 return draw((B, C), narrow), weight, draw((4 * C,), narrow)

@@ -165,7 +165,6 @@ def test_the_speedup_is_over_the_model_s_own_implementation(fake):
 def test_the_command_writes_its_rows(fake, tmp_path, capsys):
     path = tmp_path / "decode.json"
     assert decode.main(["--model=lecture", "--batch=2", "--device=cpu", f"--json={path}"]) == 0
-    printed = capsys.readouterr().out
-    result = results.read(path)
+    printed, result = capsys.readouterr().out, results.read(path)
     assert result["table"] == "decode"
     assert all(decode.describe(row) in printed for row in result["rows"])

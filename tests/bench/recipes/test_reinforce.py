@@ -24,9 +24,7 @@ def supervised(tmp_path_factory):
 
 
 @pytest.mark.parametrize("implementation", ["torch", "reference"])
-def test_the_new_run_can_be_sampled_and_initialised_from(
-    supervised, tmp_path, capsys, implementation
-):
+def test_the_new_run_can_be_sampled_and_tuned(supervised, tmp_path, capsys, implementation):
     new, options = tmp_path / "new", [*SHORT, f"--kernels={implementation}"]
     capsys.readouterr()
     assert reinforce.main([str(supervised), f"--out-dir={new}", *options]) == 0

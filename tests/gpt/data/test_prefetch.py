@@ -31,9 +31,7 @@ def assert_same(batches, data, *arguments):
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_consecutive_batches_are_gathered_once_and_equal_the_direct_path(
-    tmp_path, monkeypatch, world
-):
+def test_consecutive_batches_equal_those_of_the_direct_path(tmp_path, monkeypatch, world):
     data, gathered = mapped(tmp_path), []
     gather = prefetch.gather
 

@@ -126,9 +126,7 @@ def test_train_py_checks_the_device_before_each_checkpoint(tmp_path, monkeypatch
     assert events == ["check", "save"] * 3
 
 
-def test_train_py_stops_at_a_loss_that_is_not_finite_and_names_its_last_checkpoint(
-    tmp_path, capsys
-):
+def test_train_py_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_path, capsys):
     folder = tmp_path / "out"
     assert run(folder) == 0
     before = tensor_files(folder)

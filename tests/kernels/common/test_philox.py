@@ -17,25 +17,21 @@ SEED = 0x0123456789ABCDEF
 
 
 @triton.jit
-def _write_rows(
-    keep_ptr, seed_ptr, stream, threshold, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first_column = tl.program_id(1) * COLUMNS
-    keep = philox.keep_in_rows(tl.load(seed_ptr), stream, rows, first_column, threshold, COLUMNS)
-    columns = first_column + tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < R) & (columns[None, :] < C)
-    tl.store(keep_ptr + rows[:, None] * C + columns[None, :], keep.to(tl.int8), inside)
-
-
-@triton.jit
-def _write_tile(
-    keep_ptr, seed_ptr, head, batch, threshold, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _write(
+    keep_ptr,  # (R, C)
+    seed_ptr,  # ()
+    stream,  # or head
+    batch,  # None: a mask of rows
+    threshold, R, C,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     row, column = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS
     seed = tl.load(seed_ptr)
-    keep = philox.keep_in_tile(seed, head, batch, row, column, threshold, ROWS, COLUMNS)
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    if batch is None:
+        keep = philox.keep_in_rows(seed, stream, rows, column, threshold, COLUMNS)
+    else:
+        keep = philox.keep_in_tile(seed, stream, batch, row, column, threshold, ROWS, COLUMNS)
     inside = (rows[:, None] < R) & (columns[None, :] < C)
     tl.store(keep_ptr + rows[:, None] * C + columns[None, :], keep.to(tl.int8), inside)
 
@@ -44,14 +40,14 @@ def seed_of(value):
     return torch.tensor(value, dtype=torch.int64, device=DEVICE)
 
 
-def mask_of(kernel, seed, *streams, R, C, p, ROWS, COLUMNS):
-    """The mask (R, C) that `kernel` writes in tiles of (ROWS, COLUMNS)."""
+def mask_of(seed, stream, batch, R, C, p, tile):
+    """The mask (R, C) of rows, or of a head of a batch, written in tiles."""
     keep = torch.full((R, C), 7, dtype=torch.int8, device=DEVICE)
     threshold, _ = philox.threshold_and_scale(p)
-    grid = (triton.cdiv(R, ROWS), triton.cdiv(C, COLUMNS))
-    operands = keep, seed_of(seed), *streams, threshold, R, C
-    launch(kernel, grid, *operands, ROWS=ROWS, COLUMNS=COLUMNS)
-    return keep
+    grid = (triton.cdiv(R, tile[0]), triton.cdiv(C, tile[1]))
+    operands = keep, seed_of(seed), stream, batch, threshold, R, C
+    launch(_write, grid, *operands, ROWS=tile[0], COLUMNS=tile[1])
+    return keep.bool()
 
 
 # counter, key -> words after 7 rounds, from the test vectors of Random123 by the authors
@@ -71,33 +67,34 @@ def test_the_authors_test_vectors(counter, key, words):
     assert philox._philox(seed_of(key), *counter).tolist() == words
 
 
+seeds = st.integers(-(2**63), 2**63 - 1)
+rates = st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536])
+
+
 @given(
-    st.integers(-(2**63), 2**63 - 1),
+    seeds,
     st.integers(0, 2**31 - 1),
     st.integers(1, 20),
     st.integers(1, 100),
-    st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
+    rates,
     st.sampled_from([(1, 8), (4, 16), (2, 64), (1, 256)]),
 )
 def test_masks_of_rows_do_not_depend_on_the_tile(seed, stream, R, C, p, tile):
-    expected = philox.rows_kept(seed_of(seed), stream, R, C, p).to(torch.int8)
-    options = {"R": R, "C": C, "p": p, "ROWS": tile[0], "COLUMNS": tile[1]}
-    assert torch.equal(mask_of(_write_rows, seed, stream, **options), expected)
+    expected = philox.rows_kept(seed_of(seed), stream, R, C, p)
+    assert torch.equal(mask_of(seed, stream, None, R, C, p, tile), expected)
 
 
 @given(
-    st.integers(-(2**63), 2**63 - 1),
+    seeds,
     st.integers(1, 40),
     st.integers(1, 140),
-    st.sampled_from([1 / 65536, 0.1, 0.2, 0.5, 0.9, 1 - 1 / 65536]),
+    rates,
     st.sampled_from([(16, 32), (32, 64), (64, 32), (16, 128)]),
 )
 def test_masks_of_tiles_do_not_depend_on_the_tile(seed, R, C, p, tile):
     kept = philox.attention_kept(seed_of(seed), 2, 3, R, C, p)
     for batch, head in ((0, 0), (1, 2)):
-        options = {"R": R, "C": C, "p": p, "ROWS": tile[0], "COLUMNS": tile[1]}
-        keep = mask_of(_write_tile, seed, head, batch, **options)
-        assert torch.equal(keep, kept[batch, head].to(torch.int8))
+        assert torch.equal(mask_of(seed, head, batch, R, C, p, tile), kept[batch, head])
 
 
 def test_a_mask_extends_a_smaller_one():

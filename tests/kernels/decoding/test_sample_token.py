@@ -105,25 +105,15 @@ def test_greedy_selects_the_first_of_equal_tokens():
     assert sample_token(logits, temperature=0.0).tolist() == [70]
 
 
+@pytest.mark.parametrize("sample", [sample_by_sorting, kernels.load("torch").sample_token])
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
-def test_the_noise_samples_from_the_distribution(temperature, top_k, top_p):
+def test_tokens_have_the_distribution(sample, temperature, top_k, top_p):
     """Over the rows of one seed, and over consecutive seeds, as used for consecutive tokens."""
-    rule = (temperature, top_k, top_p)
-    probabilities = restricted_softmax(LOGITS, *rule)
+    rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    probabilities = restricted_softmax(LOGITS, **rule)
     rows = LOGITS.repeat(20_000, 1).to(DEVICE)
-    assert_drawn_from(sample_by_sorting(rows, *rule, seed_of(1)), probabilities)
-    seeds = [sample_by_sorting(rows[:1], *rule, seed_of(seed)) for seed in range(1000)]
-    assert_drawn_from(torch.cat(seeds), probabilities)
-
-
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
-def test_pytorch_samples_from_the_distribution(temperature, top_k, top_p):
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    probabilities = restricted_softmax(LOGITS, *options.values())
-    table = kernels.load("torch", DEVICE)
-    rows = LOGITS.repeat(20_000, 1).to(DEVICE)
-    assert_drawn_from(table.sample_token(rows, **options, seed=seed_of(1)), probabilities)
-    seeds = [table.sample_token(rows[:1], **options, seed=seed_of(seed)) for seed in range(1000)]
+    assert_drawn_from(sample(rows, **rule, seed=seed_of(1)), probabilities)
+    seeds = [sample(rows[:1], **rule, seed=seed_of(seed)) for seed in range(1000)]
     assert_drawn_from(torch.cat(seeds), probabilities)
 
 
