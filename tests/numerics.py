@@ -1,4 +1,4 @@
-"""Shared by the kernel tests: one tolerance, guarded memory, deterministic operands.
+"""Shared by the kernel tests: one tolerance, and guarded memory.
 
 Most tests call `hold_against(operation, reference, operands)`. It compares values and gradients of
 a kernel with the same operation in fp64, places every operand between guards, and fills the memory
@@ -12,11 +12,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from hypothesis import strategies
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SIZES = (1, 2, 3, 7, 31, 33, 63, 64, 65, 127, 129, 257)  # around the powers of two
+from tests.operands import randn
+
 GUARD = 256  # elements on either side: more than a tile may overshoot, and 16-byte aligned
 
 
@@ -65,6 +63,13 @@ def differentiate(function, operands, upstream=None, dtype=None):
     upstream = [gradient if dtype is None else gradient.to(dtype) for gradient in upstream]
     gradients = torch.autograd.grad(outputs, wanted, upstream)
     return tuple(output.detach() for output in outputs), gradients
+
+
+def _leaf(operand, dtype, requires_grad):
+    if not torch.is_tensor(operand) or not operand.is_floating_point():
+        return operand
+    operand = operand.detach() if dtype is None else operand.detach().to(dtype)
+    return operand.requires_grad_(requires_grad)
 
 
 def hold_against(
@@ -127,36 +132,6 @@ def assert_deterministic(function, repeats=3) -> None:
         first = first or bits
         for index, (once, again) in enumerate(zip(first, bits, strict=True)):
             assert torch.equal(once, again), f"output {index} changed its bits in repeat {repeat}"
-
-
-# --- sampling -------------------------------------------------------------------------------------
-
-# temperature, top_k, top_p
-DRAWING_RULES = ((1.0, 0, 1.0), (2.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.7), (0.7, 5, 0.9))
-
-
-def restricted_softmax(logits, temperature, top_k, top_p):
-    """softmax(logits / temperature) in fp64 over the tokens that top_k and top_p keep: (V,)."""
-    p = (logits.cpu().double() / temperature).softmax(0)
-    for token, own in enumerate(p.tolist()):
-        more_likely = p[p > own]
-        if (0 < top_k <= len(more_likely)) or more_likely.sum() >= top_p:
-            logits = logits.index_fill(0, torch.tensor(token, device=logits.device), -math.inf)
-    return (logits.cpu().double() / temperature).softmax(0)
-
-
-def assert_drawn_from(drawn, probabilities) -> None:
-    """Assert by a chi-square test at p > 0.001 that tokens (N,) have the probabilities (V,)."""
-    observed = drawn.cpu().bincount(minlength=len(probabilities))
-    possible = probabilities > 0
-    assert observed[~possible].sum() == 0, f"impossible tokens were drawn: {observed.tolist()}"
-    observed, expected = observed[possible], len(drawn) * probabilities[possible]
-    assert expected.min() >= 5, "too few draws for a chi-square test"
-    if len(expected) > 1:
-        chi_square = ((observed - expected) ** 2 / expected).sum()
-        freedom = torch.tensor(len(expected) - 1, dtype=torch.float64)
-        p = torch.special.gammaincc(freedom / 2, chi_square / 2).item()
-        assert p > 0.001, f"drawn {observed.tolist()}, expected {expected.tolist()}: p = {p:.2g}"
 
 
 # --- guarded memory -------------------------------------------------------------------------------
@@ -246,65 +221,3 @@ def _between_guards(tensor):
         )
 
     return inside, check
-
-
-# --- operands -------------------------------------------------------------------------------------
-
-
-def randn(*shape, dtype=torch.float32, scale=1.0, shift=0.0, seed=0):
-    """Normal numbers on `DEVICE`, generated on the CPU from `seed`, the same on every machine."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, dtype=torch.float64, generator=generator) * scale + shift
-    return values.to(dtype).to(DEVICE)
-
-
-def transposed(x):
-    """The same values with the memory order of the dimensions reversed."""
-    order = tuple(reversed(range(x.ndim)))
-    return x.permute(order).contiguous().permute(order)
-
-
-def stepped(x):
-    """The same values, every second element of a wider buffer."""
-    return torch.stack((x, x), dim=-1)[..., 0]
-
-
-def offset(x):
-    """The same values, contiguous, from the second element of a buffer: not 16-byte aligned."""
-    return torch.cat((x.new_zeros(1), x.reshape(-1)))[1:].view(x.shape)
-
-
-LAYOUTS = (torch.clone, transposed, stepped, offset)
-
-
-def layouts():
-    """Functions that change the strides of a tensor and keep its values."""
-    return strategies.sampled_from(LAYOUTS)
-
-
-def dtypes():
-    return strategies.sampled_from(DTYPES)
-
-
-def sizes(largest=SIZES[-1]):
-    """Sizes up to `largest`, most of them at the edges of tiles."""
-    edges = [size for size in SIZES if size <= largest]
-    return strategies.one_of(strategies.sampled_from(edges), strategies.integers(1, largest))
-
-
-def shapes(largest, dimensions=3):
-    """Shapes (..., size) of one to `dimensions` dimensions with at most `largest` elements."""
-
-    def limited(shape):
-        return math.prod(shape) <= largest
-
-    few = strategies.integers(1, 5)
-    leading = strategies.lists(few, max_size=dimensions - 1).map(tuple)
-    return strategies.tuples(leading, sizes()).map(lambda s: (*s[0], s[1])).filter(limited)
-
-
-def _leaf(operand, dtype, requires_grad):
-    if not torch.is_tensor(operand) or not operand.is_floating_point():
-        return operand
-    operand = operand.detach() if dtype is None else operand.detach().to(dtype)
-    return operand.requires_grad_(requires_grad)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from kernels.common.launch import launch
 from tests import numerics
-from tests.numerics import LAYOUTS, randn
+from tests.operands import LAYOUTS, randn
 
 
 @triton.jit

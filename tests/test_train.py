@@ -12,7 +12,7 @@ import torch
 
 from gpt.config.presets import PRESETS
 from gpt.data import corpus
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 from tests.runs import losses, metrics, record, run, tensor_files
 
 STEPS = [0, 1, 2, 2, 3, 4, 4]  # of the metrics: evaluations at 0, 2 and 4, losses at 1 to 4

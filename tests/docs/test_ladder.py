@@ -17,7 +17,8 @@ from bench.timer import Ceilings, HostTimer
 from bench.workloads.operations import Sizes
 from kernels import torch_ops
 from tests.kernels.attention.plain_attention import plain_attention
-from tests.numerics import DEVICE, assert_deterministic, hold_against, randn
+from tests.numerics import assert_deterministic, hold_against
+from tests.operands import DEVICE, randn
 
 PATHS = ladder.paths()
 REFERENCES = {"attention": plain_attention}

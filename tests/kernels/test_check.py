@@ -7,7 +7,7 @@ import torch
 
 import kernels
 from kernels import check, doctor
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 SMALL = ((2, 17, 12, 2, 11),)
 OPS = kernels.load("triton", DEVICE)

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels import check, torch_ops, triton_ops
-from tests.numerics import DEVICE, assert_deterministic, offset, randn, stepped, transposed
+from tests.numerics import assert_deterministic
+from tests.operands import DEVICE, offset, randn, stepped, transposed
 
 B, T, C, H, V = 2, 3, 8, 2, 5
 OPERATIONS = [name for name in kernels.Ops._fields if name != "adamw"]

@@ -7,7 +7,8 @@ from torch.autograd import gradcheck
 
 from kernels import torch_ops
 from kernels.embedding import embedding
-from tests.numerics import DEVICE, DTYPES, hold_against, randn
+from tests.numerics import hold_against
+from tests.operands import DEVICE, DTYPES, randn
 
 
 def tokens_below(V, *shape, seed=1):

@@ -8,7 +8,7 @@ import torch
 
 from kernels import torch_ops, triton_ops
 from kernels.norms.layer_norm import WIDEST
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 # operation -> arguments that are right; a tuple is the shape of a tensor
 RIGHT = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.triton_ops import OPS
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 
 @pytest.mark.parametrize("rows", range(1, 9))

@@ -10,7 +10,7 @@ from gpt.data import prefetch
 from gpt.data.batches import TokenDataset
 from gpt.data.prefetch import Prefetched
 from gpt.data.tokenizers import ByteTokenizer
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 
 def mapped(folder, length=5000):

@@ -16,7 +16,7 @@ from gpt.models import lecture, packed, reference
 from gpt.models.layouts import packed_from_lecture
 from gpt.training.precision import Precision
 from tests.gpt.configs import CONFIGS, draw_tokens, randomise
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 VOCABULARY, BLOCK = 65, 16
 TABLES = ["reference", "torch", *(["triton"] if torch.cuda.is_available() else [])]

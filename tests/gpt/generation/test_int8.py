@@ -19,7 +19,7 @@ from gpt.generation.kv_cache import CachedGPT
 from gpt.models import lecture, packed, reference
 from gpt.runs.portable_state import load_portable_state, portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 SOME = ("lecture", "gpt2", "modern")  # biases, a tied head, no biases
 

@@ -10,7 +10,7 @@ from gpt.generation.kv_cache import CachedGPT
 from gpt.models import packed, reference
 from gpt.models.layouts import packed_from_lecture
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
 

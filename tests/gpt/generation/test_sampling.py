@@ -5,7 +5,7 @@ import torch
 
 from gpt import UserError
 from gpt.generation.sampling import Sampling
-from tests.numerics import DRAWING_RULES, assert_drawn_from, restricted_softmax
+from tests.sampling import DRAWING_RULES, assert_drawn_from, restricted_softmax
 
 LOGITS = torch.tensor([1.0, 3.0, -1.0, 2.0, 2.0, -float("inf"), 0.0, 0.5])
 

@@ -14,7 +14,8 @@ from gpt.generation.speculation import AHEAD, Draft, Lookup, speculate
 from gpt.models import packed
 from tests.gpt.configs import CONFIGS, draw_tokens
 from tests.gpt.generation.test_generate import BLOCK, VOCABULARY, build
-from tests.numerics import DEVICE, assert_drawn_from
+from tests.operands import DEVICE
+from tests.sampling import assert_drawn_from
 
 
 def text_of(model, prompt, new, guess, *, temperature=0.0, slide=BLOCK // 2, seed=0, **options):

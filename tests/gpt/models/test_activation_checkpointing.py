@@ -11,7 +11,7 @@ from gpt.models.activation_checkpointing import recompute_blocks
 from gpt.models.build import build
 from gpt.models.lecture import STAGES
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 from tests.runs import metrics, run, tensor_files
 
 DROPPING = replace(LECTURE, dropout=0.3, embedding_dropout=0.2)

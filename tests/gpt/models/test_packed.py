@@ -13,7 +13,7 @@ import kernels
 from gpt.models import packed, reference
 from gpt.models.layouts import packed_from_lecture
 from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, draw_tokens, randomise
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 EVERY = CONFIGS | ENCODERS
 TABLES = ("torch", "triton")

@@ -14,7 +14,7 @@ from gpt.config.train import TrainConfig
 from gpt.runs import self_check
 from gpt.training.precision import Precision
 from kernels import check
-from tests.numerics import DEVICE, DTYPES
+from tests.operands import DEVICE, DTYPES
 
 OPS, PEER = kernels.load("triton", DEVICE), kernels.load("torch")
 MODEL = ModelConfig(

@@ -6,7 +6,8 @@ import torch
 
 from kernels.attention.attention import attention
 from kernels.common import philox
-from tests.numerics import DEVICE, hold_against, randn
+from tests.numerics import hold_against
+from tests.operands import DEVICE, randn
 
 SEED = torch.tensor(0x0123456789ABCDEF, device=DEVICE)
 

@@ -17,7 +17,8 @@ from tests.kernels.attention.plain_attention import (
     operands,
     plain_attention,
 )
-from tests.numerics import DEVICE, DTYPES, differentiate, guarded_memory, layouts, randn, sizes
+from tests.numerics import differentiate, guarded_memory
+from tests.operands import DEVICE, DTYPES, layouts, randn, sizes
 
 # with fewer tokens some gradients are exactly 0, and the plain computation is exact by chance
 several = sizes(130).filter(lambda size: size >= 7)

@@ -10,7 +10,8 @@ from kernels import torch_ops
 from kernels.attention.attention import attention, attention_qkv
 from kernels.common import launch
 from tests.kernels.attention.plain_attention import operands, plain_attention
-from tests.numerics import LAYOUTS, hold_against, randn
+from tests.numerics import hold_against
+from tests.operands import LAYOUTS, randn
 
 
 @pytest.mark.parametrize("table", [torch_ops.attention_qkv, attention_qkv])

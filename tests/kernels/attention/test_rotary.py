@@ -9,7 +9,8 @@ from torch.autograd import gradcheck
 from kernels import torch_ops
 from kernels.attention.attention import attention_qkv
 from kernels.attention.rotary import rotary_backward, rotary_forward
-from tests.numerics import DTYPES, hold_against, randn
+from tests.numerics import hold_against
+from tests.operands import DTYPES, randn
 
 EPS = 1e-5
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels import doctor
 from kernels.common.launch import launch
 from tests import numerics
-from tests.numerics import DEVICE, randn
+from tests.operands import DEVICE, randn
 
 INTERPRETING = doctor.examine()._replace(interpreter=True)
 ROOT = Path(__file__).resolve().parents[3]

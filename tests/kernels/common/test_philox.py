@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernels.common import philox
 from kernels.common.launch import launch
-from tests.numerics import DEVICE
+from tests.operands import DEVICE
 
 SEED = 0x0123456789ABCDEF
 

@@ -9,7 +9,8 @@ from kernels import torch_ops
 from kernels.common import launch
 from kernels.decoding.decode_attention import decode_attention
 from tests.kernels.attention.plain_attention import plain_attention
-from tests.numerics import DEVICE, DTYPES, dtypes, hold_against, randn
+from tests.numerics import hold_against
+from tests.operands import DEVICE, DTYPES, dtypes, randn
 
 # elements of a tile of keys, fewest keys per part, programs from which on no parts are needed
 PARTS, WHOLE = (64, 16, 1_000), (64, 16, 1)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.decoding.decode_linear import MOST_ROWS, WIDEST, decode_linear
-from tests.numerics import DEVICE, DTYPES, dtypes, hold_against, layouts, randn
+from tests.numerics import hold_against
+from tests.operands import DEVICE, DTYPES, dtypes, layouts, randn
 
 TILES = ((64, 1), (1_024, 1), (8_192, 108))  # elements per program, fewest programs
 NORMS = (None, "layer_norm", "rms_norm")

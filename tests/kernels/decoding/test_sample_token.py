@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 import kernels
 from kernels.common import launch, philox
 from kernels.decoding.sample_token import sample_token
-from tests.numerics import (
-    DEVICE,
-    DRAWING_RULES,
-    DTYPES,
-    assert_deterministic,
-    assert_drawn_from,
-    guarded,
-    guarded_memory,
-    randn,
-    restricted_softmax,
-)
+from tests.numerics import assert_deterministic, guarded, guarded_memory
+from tests.operands import DEVICE, DTYPES, randn
+from tests.sampling import DRAWING_RULES, assert_drawn_from, restricted_softmax
 
 LOGITS = torch.tensor([1.0, 3.0, -1.0, 2.0, 2.0, -math.inf, 0.0, 0.5])
 

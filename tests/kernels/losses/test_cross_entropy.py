@@ -10,18 +10,8 @@ from torch.autograd import gradcheck
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.losses.cross_entropy import cross_entropy
-from tests.numerics import (
-    DEVICE,
-    DTYPES,
-    SIZES,
-    assert_rounded_once,
-    dtypes,
-    guarded_memory,
-    hold_against,
-    layouts,
-    randn,
-    sizes,
-)
+from tests.numerics import assert_rounded_once, guarded_memory, hold_against
+from tests.operands import DEVICE, DTYPES, SIZES, dtypes, layouts, randn, sizes
 
 IGNORED = -1
 

@@ -9,7 +9,8 @@ from kernels import torch_ops
 from kernels.common import launch
 from kernels.losses.linear_cross_entropy import linear_cross_entropy
 from tests.kernels.losses.test_cross_entropy import IGNORED, targets_below
-from tests.numerics import DEVICE, DTYPES, assert_rounded_once, guarded_memory, hold_against, randn
+from tests.numerics import assert_rounded_once, guarded_memory, hold_against
+from tests.operands import DEVICE, DTYPES, randn
 
 FLOAT32 = torch.float32
 

@@ -10,7 +10,8 @@ from hypothesis import given, strategies
 from kernels.matmul.activation import ACTIVATIONS, FROM_HIDDEN, ROWS, activation_backward
 from kernels.matmul.activation import activation_forward as forward
 from kernels.torch_ops import ACTIVATIONS as TORCH
-from tests.numerics import DEVICE, DTYPES, assert_rounded_once, guarded, guarded_memory, randn
+from tests.numerics import assert_rounded_once, guarded, guarded_memory
+from tests.operands import DEVICE, DTYPES, randn
 
 GELUS = ("gelu", "gelu_tanh")
 

@@ -8,7 +8,8 @@ from kernels import torch_ops
 from kernels.common import launch
 from kernels.common.philox import rows_kept
 from kernels.matmul.feed_forward import STREAM, feed_forward
-from tests.numerics import DEVICE, DTYPES, assert_rounded_once, hold_against, randn
+from tests.numerics import assert_rounded_once, hold_against
+from tests.operands import DEVICE, DTYPES, randn
 
 ACTIVATIONS = tuple(torch_ops.ACTIVATIONS)
 ROUTES = (launch.CUBLAS, launch.GEMM)
@@ -119,13 +120,8 @@ def test_autocast_casts_as_a_linear_layer_does(dtype, route):
     assert y.dtype == chain.dtype == dtype
     exact = torchs()(*casts)
     assert_rounded_once(y.detach(), exact.detach(), chain.detach(), "y")
-    exact = torch.autograd.grad(exact, casts, dy.double())
-    for actual, e, baseline in zip(
-        torch.autograd.grad(y, leaves, dy),
-        exact,
-        torch.autograd.grad(chain, leaves, dy),
-        strict=True,
-    ):
+    passes = ((y, leaves, dy), (exact, casts, dy.double()), (chain, leaves, dy))
+    for actual, e, baseline in zip(*(torch.autograd.grad(*one) for one in passes), strict=True):
         assert actual.dtype == torch.float32  # the parameters'
         assert_rounded_once(actual, e, baseline, "a gradient")
 
@@ -201,12 +197,7 @@ def test_a_row_of_the_table_changes_the_route(monkeypatch):
     mixed = ["gemm_kernel activate", *PASSES[1:3], "gemm_kernel derivative"]
     assert launched(90) == mixed
     assert launched(90, dtype=torch.float16) == mixed
-    for other in (
-        launched(90, C=512),
-        launched(80),
-        launched(100),
-        launched(90, dtype=torch.float32),
-    ):
-        assert other == PASSES
+    assert launched(80) == launched(100) == launched(90, C=512) == PASSES
+    assert launched(90, dtype=torch.float32) == PASSES
     with launch.routed(launch.GEMM):
         assert launched(120) == mixed

@@ -11,7 +11,8 @@ from kernels.common import launch
 from kernels.matmul import gemm
 from kernels.matmul.activation import FROM_HIDDEN, activation_backward, activation_forward
 from kernels.torch_ops import ACTIVATIONS
-from tests.numerics import DEVICE, assert_rounded_once, guarded, guarded_memory, randn
+from tests.numerics import assert_rounded_once, guarded, guarded_memory
+from tests.operands import DEVICE, randn
 
 ALIGNED = (129, 264, 72)  # rows are multiples of 16 bytes, so descriptors are used if supported
 SHAPES = [(1, 1, 1), (31, 65, 33), ALIGNED]  # M, N, K; the last takes several tiles

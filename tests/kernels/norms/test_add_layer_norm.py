@@ -10,17 +10,8 @@ from kernels.common import philox
 from kernels.norms import norm_parameter_gradients
 from kernels.norms.add_layer_norm import STREAM, add_layer_norm
 from kernels.norms.layer_norm import WIDEST
-from tests.numerics import (
-    DEVICE,
-    DTYPES,
-    SIZES,
-    assert_rounded_once,
-    differentiate,
-    hold_against,
-    layouts,
-    randn,
-    shapes,
-)
+from tests.numerics import assert_rounded_once, differentiate, hold_against
+from tests.operands import DEVICE, DTYPES, SIZES, layouts, randn, shapes
 
 SEED = torch.tensor(0x1234_5678_9ABC_DEF, device=DEVICE)
 

@@ -13,17 +13,8 @@ from kernels.common import launch, row_layout
 from kernels.norms import norm_parameter_gradients
 from kernels.norms.layer_norm import WIDEST, layer_norm, rms_norm
 from kernels.norms.norm_parameter_gradients import SUM_ROWS
-from tests.numerics import (
-    DEVICE,
-    DTYPES,
-    SIZES,
-    differentiate,
-    dtypes,
-    hold_against,
-    layouts,
-    randn,
-    shapes,
-)
+from tests.numerics import differentiate, hold_against
+from tests.operands import DEVICE, DTYPES, SIZES, dtypes, layouts, randn, shapes
 
 NORMS = {
     "layer_norm": (layer_norm, torch_ops.layer_norm, 2),

@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from kernels.common import launch
 from kernels.optimizer import multi_tensor
 from kernels.optimizer.adamw import AdamW
-from tests.numerics import DEVICE, assert_rounded_once, guarded, randn
+from tests.numerics import assert_rounded_once, guarded
+from tests.operands import DEVICE, randn
 
 SHAPES = ((1,), (7,), (65,), (5, 13), (3, 1001))  # less than a vector, no multiple, two chunks
 OPTIONS = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8}
