@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc):
 @functools.cache
 def timer_and_ceilings() -> tuple[HostTimer, Ceilings | None]:
     timer = make_timer(DEVICE)
-    return timer, measure_ceilings(DEVICE, timer) if DEVICE.type == "cuda" else None
+    return timer, measure_ceilings(timer) if DEVICE.type == "cuda" else None
 
 
 class Session:

@@ -54,9 +54,9 @@ def commit() -> str:
         return "unknown"  # a copy without .git: pass --commit
 
 
-def file_name(gpu_name: str, date: str) -> str:
-    """nvidia-h200-2026-11-21.json"""
-    return f"{'-'.join(gpu_name.lower().split())}-{date}.json"
+def stem(gpu: dict) -> str:
+    """nvidia-h200"""
+    return "-".join(gpu["name"].lower().split())
 
 
 def read(path: Path) -> dict:

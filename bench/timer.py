@@ -118,16 +118,21 @@ def spread(samples: list[float]) -> list[float]:
     return numpy.quantile(samples, (0.5, 0.2, 0.8)).tolist()
 
 
-def measure_ceilings(device: torch.device, timer: DeviceTimer) -> Ceilings:
-    """Time a copy of 1 GiB and an 8192^3 bf16 product of random numbers (zeros run faster)."""
-    source = torch.randn(COPY_ELEMENTS, dtype=torch.bfloat16, device=device)
+def median_seconds(call: Callable, timer: HostTimer) -> float:
+    return statistics.median(time_interleaved({"": Trial(call)}, timer, seconds=0.2)[""].seconds)
+
+
+def copy_rate(timer: HostTimer, elements: int) -> float:
+    """Bytes per second, read plus written, of a copy of random bf16 numbers (zeros run faster)."""
+    source = torch.randn(elements, dtype=torch.bfloat16, device=timer.device)
     target = torch.empty_like(source)
-    a, b = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.bfloat16, device=device)
+    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), timer)
+
+
+def measure_ceilings(timer: HostTimer) -> Ceilings:
+    """Time a copy of 1 GiB and an 8192^3 bf16 product of random numbers."""
+    shape = (2, PRODUCT_SIZE, PRODUCT_SIZE)
+    a, b = torch.randn(shape, dtype=torch.bfloat16, device=timer.device)
     product = torch.empty_like(a)
-    trials = {
-        "copy": Trial(lambda: target.copy_(source)),
-        "matmul": Trial(lambda: torch.mm(a, b, out=product)),
-    }
-    times = time_interleaved(trials, timer, seconds=0.2)
-    copy, matmul = (statistics.median(times[name].seconds) for name in trials)
-    return Ceilings(2 * source.nbytes / copy, 2 * PRODUCT_SIZE**3 / matmul)
+    seconds = median_seconds(lambda: torch.mm(a, b, out=product), timer)
+    return Ceilings(copy_rate(timer, COPY_ELEMENTS), 2 * PRODUCT_SIZE**3 / seconds)

@@ -16,10 +16,8 @@ from kernels import Ops, serving, torch_ops
 
 Sizes = tuple[int, int, int, int, int]  # B, T, C, H, V
 
-SIZES: tuple[Sizes, ...] = (
-    (2, 256, 384, 6, 1024),
-    (2, 77, 60, 3, 101),
-)  # whole tiles and wide loads; neither
+# whole tiles and wide loads; neither
+SIZES: tuple[Sizes, ...] = ((2, 256, 384, 6, 1024), (2, 77, 60, 3, 101))
 # raised by PyTorch and Triton when a kernel does not compile, load or run
 RAISED = (RuntimeError, ValueError, TypeError, AssertionError, TritonError)
 WITHOUT_GRADIENTS = ("decode_linear", "decode_attention", "sample_token")

@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
     made = {"commit": options.commit or results.commit(), "date": datetime.date.today().isoformat()}
     result = {"schema": results.SCHEMA, "date": made["date"], "stages": {}, "rows": []}
     result |= {"gpu": gpu["gpu"], "ceilings": gpu["ceilings"]}
-    path = options.out / results.file_name(gpu["gpu"]["name"], made["date"])
+    path = options.out / f"{results.stem(gpu['gpu'])}-{made['date']}.json"
     earlier = results.read(path) if path.exists() else result
     for index, name in enumerate(options.stages):
         shares, start = [STAGES[later].share for later in options.stages[index:]], clock()
@@ -138,20 +138,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.prove", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument
-    add("--stages", type=_stages, default=list(PLAN), metavar="NAME,NAME", help=", ".join(STAGES))
+    add("--stages", default=",".join(PLAN), metavar="NAME,NAME", help=", ".join(STAGES))
     add("--only", action="append", help="a part of the stage, as an operation; by default all")
     add("--minutes", type=float, default=9.0, help="for the whole command")
     add("--out", type=Path, default=Path("out-prove"), metavar="DIR", help="for results and log")
     add("--commit", help="the commit to record, for a copy of the files without .git")
-    return parser.parse_args(arguments)
-
-
-def _stages(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in STAGES:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(STAGES)}")
-    return names
+    options = parser.parse_args(arguments)
+    options.stages = options.stages.split(",")
+    if unknown := set(options.stages) - set(STAGES):
+        parser.error(f"there is no stage {unknown.pop()}; choose from {', '.join(STAGES)}")
+    return options
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ PARTS = ("gpu",)
 
 def work(part: str, seconds: float) -> Outcome:
     device = torch.device("cuda")
-    ceilings = measure_ceilings(device, DeviceTimer(device))
+    ceilings = measure_ceilings(DeviceTimer(device))
     copy, matmul = ceilings.copy_bytes_per_second, ceilings.matmul_flops_per_second
     return passed(
         f"copies {copy / 1e12:.2f} TB/s, multiplies {matmul / 1e12:.0f} TFLOP/s in bf16",

@@ -31,7 +31,7 @@ import kernels
 from bench import checkouts, results
 from bench.compare import Failed, attempt
 from bench.recipes import common
-from bench.timer import Trial, make_timer, time_interleaved
+from bench.timer import copy_rate, make_timer
 from gpt import hardware
 from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
@@ -44,7 +44,7 @@ NEW = {"lecture": 1000, "gpt2": 256}  # tokens: far beyond the lecture's block, 
 VOCABULARY = {"lecture": 65, "gpt2": 50257}
 SLIDE = 64  # tokens; the context then has at least 193 of its 256 tokens
 RUNS = 3  # at most, within the time
-COPIED = 2**28  # bytes
+COPIED = 2**27  # numbers of 16 bits: more than any cache holds
 LOW = "bfloat16"
 
 # generate(tokens (B, 1), new, on_tokens) appends `new` tokens to each row, and calls
@@ -140,7 +140,8 @@ def compare(model: str, batch: int, device: torch.device, seconds: float, peers:
 
     Each row has its speedup over the first decoder, the model's own implementation.
     """
-    copy, rows, lines, baseline = copy_rate(device), [], [], None
+    copy = copy_rate(make_timer(device), COPIED)
+    rows, lines, baseline = [], [], None
     for number, decoder in enumerate(decoders(model, device)):
         row = attempt(measure, model, batch, decoder, device, seconds, peers, copy)
         if isinstance(row, Failed):
@@ -203,15 +204,6 @@ def bytes_per_token(config: ModelConfig, batch: int, decoder: Decoder, made: int
     longest = min(config.window or T, T)
     context = statistics.mean(min(length, longest) for length in range(1, made + 1))
     return matrices * (1 if decoder.int8 else item) + batch * context * L * cached * item
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes per second, read plus written, of a copy larger than any cache."""
-    source = torch.randn(COPIED // 4, device=device)
-    target = torch.empty_like(source)
-    trials = {"copy": Trial(lambda: target.copy_(source))}
-    samples = time_interleaved(trials, make_timer(device), 0.3)
-    return 2 * COPIED / statistics.median(samples["copy"].seconds)
 
 
 def rounded(value: float) -> float:

@@ -150,7 +150,7 @@ def check_and_time(rungs: list[Rung]) -> int:
         all_right = all_right and is_right
     if device.type == "cuda":
         timer = DeviceTimer(device)
-        ceilings = measure_ceilings(device, timer)
+        ceilings = measure_ceilings(timer)
         for operation in dict.fromkeys(rung.operation for rung in rungs):
             some = [rung for rung in rungs if rung.operation == operation]
             for one in measure(some, device, timer, ceilings, 2 * SECONDS * (len(some) + 1)):

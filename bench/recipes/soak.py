@@ -59,13 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of interruptions")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("options", nargs="*", help="more options of train.py, after --")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as name:
-            options = [*OPTIONS, *asked.options]
-            rows = soak(Path(name), options, 60 * asked.minutes, random.Random(asked.seed))
+            rows = soak(Path(name), 60 * asked.minutes, random.Random(asked.seed))
     except (Lost, UserError) as lost:
         print(f"LOST: {lost}")
         return 1
@@ -76,14 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def soak(folder: Path, options: list[str], seconds: float, draw: random.Random) -> list[dict]:
+def soak(folder: Path, seconds: float, draw: random.Random) -> list[dict]:
     """Run it without and with interruptions; the rows of the table. draw: the random moments."""
     whole, parts, count = folder / "whole", folder / "parts", Counter()
     end = time.monotonic() + seconds
-    first_save, (memory, files), (last, last_files) = uninterrupted(whole, options, seconds / 6)
+    first_save, (memory, files), (last, last_files) = uninterrupted(whole, seconds / 6)
     steps = checkpoint.load(whole, "last")[0]["step"]
     while not count["equal"] or time.monotonic() < end:
-        interrupted(parts, options, steps, LONGEST * first_save, end, draw, count)
+        interrupted(parts, steps, LONGEST * first_save, end, draw, count)
         compare(whole, parts)
         count["equal"] += 1
     events = [
@@ -133,9 +131,9 @@ def output(folder: Path) -> str:
 # --- one run, and the same run interrupted --------------------------------------------------------
 
 
-def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple:
+def uninterrupted(folder: Path, seconds: float) -> tuple:
     """Train for `seconds`; the time to a checkpoint, and the resources halfway and at the end."""
-    begin, process = time.monotonic(), start(folder, *options, f"--max-iters={ENDLESS}")
+    begin, process = time.monotonic(), start(folder, *OPTIONS, f"--max-iters={ENDLESS}")
     while process.is_alive() and not (folder / "last.json").exists():
         time.sleep(0.02)
     first_save, used = time.monotonic() - begin, []
@@ -153,13 +151,13 @@ def uninterrupted(folder: Path, options: list[str], seconds: float) -> tuple:
     return first_save, *used
 
 
-def interrupted(folder: Path, options, steps: int, longest: float, end: float, draw, count) -> None:
+def interrupted(folder: Path, steps: int, longest: float, end: float, draw, count) -> None:
     """Train to `steps` with interruptions until `end`, which are counted."""
     reached, code = -1, None  # nothing is saved
     while (code, reached) != (0, steps):
         if reached < 0:
             shutil.rmtree(folder, ignore_errors=True)
-        given = options if reached < 0 else ["--resume"]
+        given = OPTIONS if reached < 0 else ["--resume"]
         process = start(folder, *given, f"--max-iters={steps}")
         sent = time.monotonic() < end and interrupt(process, folder, longest, draw, count)
         process.join()

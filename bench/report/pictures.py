@@ -17,15 +17,12 @@ from matplotlib.figure import Figure
 
 from bench.recipes.exercises import STARTS
 from bench.report import walk_pictures
-from bench.report.tables import GPU_PICTURES, HEADLINES, gpu_stem, ours_of, peer_speedup, rows_of
+from bench.report.tables import GPU_PICTURES, HEADLINES, ours_of, peer_speedup, rows_of
+from bench.results import stem
 from bench.workloads import timed
 
-COLOURS = {  # Tol's bright
-    "forward": "#4477aa",
-    "backward": "#ee6677",
-    "both": "#228833",
-    "step": "#aa3377",
-}
+# Tol's bright
+COLOURS = {"forward": "#4477aa", "backward": "#ee6677", "both": "#228833", "step": "#aa3377"}
 
 
 class Picture(NamedTuple):
@@ -52,7 +49,7 @@ def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture
     for result in results:
         inputs = [result["gpu"]["name"], result["rows"]]
         for kind, draw in zip(GPU_PICTURES, (speedup, fraction_of_peak), strict=True):
-            found[f"{gpu_stem(result)}-{kind}.svg"] = Picture(draw, inputs)
+            found[f"{stem(result['gpu'])}-{kind}.svg"] = Picture(draw, inputs)
     rows = {name: result["rows"] for name, result in recipes.items()}
     if {"quickstart", "decode"} <= rows.keys():
         found["two-cores.svg"] = Picture(two_cores, [rows["quickstart"][-1], rows["decode"]])

@@ -44,7 +44,8 @@ def write(folder: Path, prompt: str | None) -> Path:
     config, metrics = read_json(folder / "config.json"), read_metrics(folder)
     summary = folder / "summary.json"
     samples = [line for line in metrics if isinstance(line.get("sample"), str)]
-    environment = jinja2.Environment(autoescape=True, finalize=printable)
+    environment = jinja2.Environment(autoescape=True)
+    environment.finalize = lambda value: CONTROL.sub("\ufffd", str(value))
     environment.tests["drawable"] = is_number
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=folder.resolve().name,
@@ -57,10 +58,6 @@ def write(folder: Path, prompt: str | None) -> Path:
     )
     write_whole(folder / PAGE, page.encode())
     return folder / PAGE
-
-
-def printable(value) -> str:
-    return CONTROL.sub("\ufffd", str(value))
 
 
 def is_number(value) -> bool:

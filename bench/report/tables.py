@@ -8,6 +8,7 @@ column title -> cell. `RECIPE_TABLES` are printed as their recipe wrote them.
 from collections.abc import Callable
 
 from bench.baselines import OURS
+from bench.results import stem
 from bench.workloads import timed
 from bench.workloads.operations import BLOCK, GPT2, LECTURE, Case, Update
 from bench.workloads.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT
@@ -40,7 +41,7 @@ def render(name: str, gpus: list[dict], recipes: dict, ledger, links: str) -> st
         return "\n".join(f"- {provenance(result)}" for result in gpus) or f"- GPU: {NOT_MEASURED}"
     if name == "pictures":
         lines = [
-            f"![{result['gpu']['name']}: {kind}]({links}/{gpu_stem(result)}-{kind}.svg)"
+            f"![{result['gpu']['name']}: {kind}]({links}/{stem(result['gpu'])}-{kind}.svg)"
             for result in gpus
             for kind in GPU_PICTURES
         ]
@@ -84,10 +85,6 @@ def provenance(result: dict, stage: str | None = None) -> str:
         f"copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
         f"bf16 matrix product {ceilings['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s"
     )
-
-
-def gpu_stem(result: dict) -> str:
-    return "-".join(result["gpu"]["name"].lower().split())
 
 
 def cells(columns: dict[str, str], row: dict) -> dict[str, str]:
@@ -256,10 +253,9 @@ def kernel_cells(rows: list[dict]) -> dict[str, str]:
     found = {}
     for name, some in variants.items():
         registers, shared = (max(row[key] for row in some) for key in ("registers", "shared"))
-        spills = sum(row["spills"] for row in some)
-        found[name] = f"{registers} registers, {shared:,} bytes" + f", {spills} spills" * bool(
-            spills
-        )
+        found[name] = f"{registers} registers, {shared:,} bytes"
+        if spills := sum(row["spills"] for row in some):
+            found[name] += f", {spills} spills"
     return found
 
 

@@ -146,9 +146,8 @@ class Case(NamedTuple):
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if not leaves:
             return list(outputs)
-        upstream = [  # not randn_like: the same numbers whatever the strides of the output are
-            torch.randn(one.shape, dtype=one.dtype, device=one.device) for one in outputs
-        ]
+        # not randn_like: the same numbers whatever the strides of the output are
+        upstream = [torch.randn(one.shape, dtype=one.dtype, device=one.device) for one in outputs]
         return [*(one.detach() for one in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
 
 

@@ -60,13 +60,12 @@ def test_unavailable_variants_have_a_reason():
 
 
 def test_first_evaluation_at_or_below_the_loss_counts(tmp_path):
-    metrics, written = tmp_path / "metrics.jsonl", ""
-    assert loss.first_evaluation(metrics) is None
+    written = ""
     for step, key, value in ((25, "val_loss", 1.5), (30, "loss", 1.1), (50, "val_loss", 1.4697)):
-        assert loss.first_evaluation(metrics) is None
+        assert loss.first_evaluation(tmp_path) is None
         written += f'{{"step": {step}, "{key}": {value}}}\n'
-        metrics.write_text(written + '{"step": 80, "val_l')
-    assert loss.first_evaluation(metrics)["step"] == 50
+        (tmp_path / "metrics.jsonl").write_text(written + '{"step": 80, "val_l')
+    assert loss.first_evaluation(tmp_path)["step"] == 50
 
 
 def test_kernels_of_a_replay_are_grouped_by_kind():

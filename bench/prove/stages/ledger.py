@@ -21,20 +21,15 @@ PARTS = partial(served_names, WORKLOADS)
 
 def work(part: str, seconds: float) -> Outcome:
     architecture = launch.architecture(torch.device("cuda"))
-    versions = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
-    if triton.__version__ not in versions:
-        version = triton.__version__
+    rows, version = json.loads(COMMITTED.read_text()), triton.__version__
+    if version not in rows:
         return not_available(f"bench/ledger/ledger.json has no kernels by triton {version}")
-    rows = versions[triton.__version__]
-    committed = {row["key"]: row for row in rows if architecture in row["architectures"]}
+    known = {row["key"]: row for row in rows[version] if architecture in row["architectures"]}
     loaded = {}
     for case in select(part, WORKLOADS):
         loaded |= loaded_kernels(case)
-    expected = [
-        {column: committed[key][column] for column in row}
-        for key, row in loaded.items()
-        if key in committed
-    ]
+    both = loaded.keys() & known.keys()
+    expected = [{column: known[key][column] for column in loaded[key]} for key in sorted(both)]
     if lines := changes(list(loaded.values()), expected):
         return failed(f"{len(lines)} of {len(loaded)} kernels differ from the ledger", lines=lines)
     return passed(f"{len(loaded)} kernels are equal to the ledger's")

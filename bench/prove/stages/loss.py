@@ -4,8 +4,6 @@ Seconds are those of training; set-up, compilation and evaluation are not includ
 shakespeare is read from data/, or from the path in the environment variable SHAKESPEARE.
 """
 
-import json
-import math
 import os
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from bench.prove.stage import Outcome, failed, no_time, passed
 from bench.results import REPOSITORY
+from gpt.runs.metrics import read_metrics
 
 TARGET_LOSS = 1.4697  # nanoGPT's README, shakespeare_char on one A100
 EVAL_INTERVAL = 25
@@ -40,7 +39,7 @@ def work(part: str, seconds: float) -> Outcome:
             while not found and not ended and time.monotonic() < start + seconds:
                 time.sleep(0.2)
                 ended = process.poll() is not None
-                found = first_evaluation(Path(folder, "run", "metrics.jsonl"))
+                found = first_evaluation(Path(folder, "run"))
             process.kill()
     if found is None:
         message = f"train.py ended with {process.returncode} before it reached {TARGET_LOSS}"
@@ -50,8 +49,7 @@ def work(part: str, seconds: float) -> Outcome:
     return passed(message, figures=figures, lines=[f"{part}: {message}"])
 
 
-def first_evaluation(metrics: Path) -> dict | None:
-    """The first evaluation that reaches the loss, or None. An unfinished last line is ignored."""
-    written = metrics.read_text() if metrics.exists() else ""
-    lines = map(json.loads, written[: written.rfind("\n") + 1].splitlines())
-    return next((line for line in lines if line.get("val_loss", math.inf) <= TARGET_LOSS), None)
+def first_evaluation(run: Path) -> dict | None:
+    """The first evaluation of a run that reaches the loss, or None."""
+    losses = ((line.get("val_loss"), line) for line in read_metrics(run))
+    return next((line for loss, line in losses if loss is not None and loss <= TARGET_LOSS), None)

@@ -44,7 +44,8 @@ def work(operation: str, seconds: float) -> Outcome:
         for kernel in tiles_used_by(case, device):
             if time.monotonic() < deadline:
                 tried += time_neighbours(case, kernel, device, timer)
-    lines = [proposal(one) for one in tried if one["best"]]
+    proposal = '"{kernel}": {{{architecture}: {tile}}}  # {time:.0%} of the time at {case}'
+    lines = [proposal.format(**one) for one in tried if one["best"]]
     return passed(f"{len(tried)} tiles timed, {len(lines)} faster", lines=lines, tried=tried)
 
 
@@ -78,11 +79,6 @@ def time_neighbours(case, kernel: str, device: torch.device, timer) -> list[dict
         }
         for label, one in seconds.items()
     ]
-
-
-def proposal(one: dict) -> str:
-    line = f'"{one["kernel"]}": {{{one["architecture"]}: {one["tile"]}}}'
-    return f"{line}  # {100 * (1 - one['time']):.0f}% faster at {one['case']}"
 
 
 def use_tile(kernel: str, tile: Any) -> contextlib.AbstractContextManager:

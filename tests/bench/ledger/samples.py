@@ -15,11 +15,8 @@ import triton.language as tl
 from bench.ledger import compiled
 from kernels.common.launch import launch, record
 
-SAMPLES = {
-    "80": ("product", "deep product"),
-    "90": (),  # all
-    "100": ("product",),
-}
+# architecture -> the samples compiled for it; (): all
+SAMPLES = {"80": ("product", "deep product"), "90": (), "100": ("product",)}
 ROWS, LENGTH = 64, 1024  # a row of bf16 is 2 KiB: 16 bytes for each of 128 threads
 M, N, K, DEPTH = 128, 64, 64, 512
 

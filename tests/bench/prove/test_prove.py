@@ -167,7 +167,7 @@ def test_without_a_working_gpu_no_stage_is_run(monkeypatch, capsys, command):
 def test_unknown_stage_is_rejected(command, capsys):
     with pytest.raises(SystemExit):
         command(1.0)("--stages=parity,speling")
-    assert "'speling' is not one of profile, step" in capsys.readouterr().err
+    assert "there is no stage speling; choose from profile, step" in capsys.readouterr().err
 
 
 def test_runs_of_one_day_share_a_file(command, tmp_path, capsys):

@@ -150,7 +150,7 @@ def fake(monkeypatch):
         return row | {"runs": 1, "tokens per row": 3, "memory limit, tokens/s": 500}
 
     monkeypatch.setattr(decode, "measure", measure)
-    monkeypatch.setattr(decode, "copy_rate", lambda device: 1e12)
+    monkeypatch.setattr(decode, "copy_rate", lambda timer, elements: 1e12)
 
 
 def test_the_speedup_is_over_the_model_s_own_implementation(fake):
