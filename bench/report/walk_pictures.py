@@ -10,13 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-COLOURS = {
-    "skipped": "#eeeeee",
-    "plain": "#7fb0dd",
-    "masked": "#ddaa33",
-    "done": "#b9d3ea",
-    "now": "#4477aa",
-}
+COLOURS = {"skipped": "#eeeeee", "plain": "#7fb0dd", "masked": "#ddaa33", "now": "#4477aa"}
 SCORES = (1.0, 3.0, 0.0, 2.0, 2.0, 5.0, 1.0, 4.0, 6.0, 2.0, 4.0, 3.0)  # one row of S, in base 2
 TILE = 4  # keys
 
@@ -62,9 +56,9 @@ def draw_tiles(size, grid: list[list[str]], labels: dict[str, str], loc: str) ->
 def tiling() -> Figure:
     """One program: M rows of Q, and the tiles of K and V one after the other."""
     tiles, row, now = 8, 5, 3
-    line = ["done"] * now + ["now"] + ["skipped"] * (tiles - now - 1)
+    line = ["plain"] * now + ["now"] + ["skipped"] * (tiles - now - 1)
     grid = [line if place == row else ["skipped"] * tiles for place in range(tiles)]
-    labels = {"done": "tiles already used", "now": "tile in progress"}
+    labels = {"plain": "tiles already used", "now": "tile in progress"}
     figure, axes = draw_tiles((7.5, 4), grid, labels, "upper right")
     axes.set(title="Tiles of the scores S (T, T) in attention's forward pass", aspect="equal")
     axes.set(xlabel="K, V: tiles of N keys, in order", ylabel="Q: one program per M rows")

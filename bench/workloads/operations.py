@@ -49,10 +49,6 @@ def _draw(device, shape, dtype, scale=1.0) -> torch.Tensor:
     return scale * torch.randn(shape, dtype=dtype, device=device)
 
 
-def _leaf(device, *what) -> torch.Tensor:
-    return _draw(device, *what).requires_grad_()
-
-
 BLOCK = "Block"  # of the model; its options belong to its ModelConfig
 
 
@@ -77,8 +73,12 @@ class Case(NamedTuple):
         """Random operands; those that have a gradient require it."""
         name, B, T, C, H, V = self.sizes
         wide, narrow, stream = PRECISIONS[self.precision]
-        draw, leaf = functools.partial(_draw, device), functools.partial(_leaf, device)
+        draw = functools.partial(_draw, device)
         tokens = functools.partial(torch.randint, V, (B, T), device=device)
+
+        def leaf(*what) -> torch.Tensor:
+            return draw(*what).requires_grad_()
+
         match self.operation:
             case "layer_norm":
                 return leaf((B, T, C), stream), leaf((C,), wide), leaf((C,), wide)

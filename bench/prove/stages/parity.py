@@ -27,12 +27,8 @@ CONTEXT_LOST = 3  # exit code: after an illegal access the GPU refuses all furth
 
 
 def work(part: str, seconds: float) -> Outcome:
-    return run_tests(part, seconds=seconds)
-
-
-def run_tests(*arguments: str, seconds: float) -> Outcome:
-    """Run pytest with `arguments` for at most `seconds`."""
-    command = [sys.executable, "-m", "pytest", *arguments, "-p", __name__, "--tb=short"]
+    """Run pytest with the arguments in `part` for at most `seconds`."""
+    command = [sys.executable, "-m", "pytest", *part.split(), "-p", __name__, "--tb=short"]
     command += ["-W", "default"]  # a library's deprecation is no failure here
     if importlib.util.find_spec("xdist"):
         command += ["-p", "xdist.plugin", "-n", str(min(WORKERS, os.cpu_count() or 1))]

@@ -5,7 +5,7 @@ import gc
 import torch
 
 from bench.prove.stage import Outcome, failed, passed
-from bench.prove.stages.parity import run_tests
+from bench.prove.stages import parity
 from bench.training import Variant, configuration, make_step, random_data
 from gpt.training.precision import Precision
 
@@ -18,7 +18,7 @@ BOUND = 0.01  # of the loss: random tokens cannot be learned, so a wrong update 
 
 def work(part: str, seconds: float) -> Outcome:
     if part == GRAPHS:  # of steps, evaluation and decoding
-        return run_tests("tests/gpt", "-k", "graph", seconds=seconds)
+        return parity.work("tests/gpt -k graph", seconds)
     losses, step = train(part, OURS)
     rows = kernel_rows(part, profiled(step))
     del step
