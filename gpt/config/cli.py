@@ -61,9 +61,7 @@ def _resumed(given: dict[str, Any]) -> TrainConfig:
     before, after = (vars(each) | vars(each.model) for each in (saved, config))
     for name in (*vars(saved.model), *FIXED):
         if before[name] != after[name]:
-            raise UserError(
-                f"{flag(name)} cannot change when a run is resumed; it was {before[name]!r}"
-            )
+            raise UserError(f"{flag(name)} cannot change with --resume; it was {before[name]!r}")
     return config
 
 

@@ -28,19 +28,17 @@ def init_process_group(device_name: str) -> str:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device_name
-    on_gpus = device_name.startswith("cuda") or (
-        device_name == "auto" and torch.cuda.is_available()
-    )
+    on_gpu = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ["LOCAL_RANK"])
-    if on_gpus:
+    if on_gpu:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun started at least {local_rank + 1} ranks on this machine, which has "
                 f"{torch.cuda.device_count()} GPUs; set --nproc_per_node to the number of GPUs"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
-    return f"cuda:{local_rank}" if on_gpus else "cpu"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    return f"cuda:{local_rank}" if on_gpu else "cpu"
 
 
 def destroy_process_group() -> None:

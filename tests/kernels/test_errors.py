@@ -144,9 +144,8 @@ def test_right_arguments_are_not_an_error(operation):
 def test_wrong_shapes_are_named(operation):
     for name, shapes in WRONG_SHAPES[operation].items():
         for shape in shapes:
-            with pytest.raises(
-                ValueError, match=rf"^{operation}: .*\b{name} {re.escape(str(shape))}"
-            ):
+            message = rf"^{operation}: .*\b{name} {re.escape(str(shape))}"
+            with pytest.raises(ValueError, match=message):
                 call(operation, {name: shape})
 
 

@@ -150,5 +150,5 @@ def test_resume_takes_the_options_of_the_run(config, how):
     ["--n-layer=7", "--preset=lecture", "--data=x", "--optimizer=adamw", "--seed=1", "--bias"],
 )
 def test_resume_refuses_to_change_the_model_the_data_or_the_optimizer(config, change):
-    with pytest.raises(UserError, match="cannot change when a run is resumed; it was"):
+    with pytest.raises(UserError, match="cannot change with --resume; it was"):
         options("--resume", change)
