@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FILES = 12  # Python files in a folder, without __init__.py
 MAX_LINES = 350  # in a file
 MAX_FUNCTION = 60  # lines of a function that is not a kernel
-BUDGET = {"bench": 5_850, "tests": 16_000, "all Python": 35_800}  # lines; never raised
+BUDGET = {"bench": 5_000, "tests": 15_000, "all Python": 31_000}  # lines
 
 
 def files() -> list[Path]:
