@@ -130,6 +130,7 @@ SAMPLE += [
     ("--save-dir=FOLDER/saved", "--quantize int8", None),
     ("--quantize=int8 --kernels=reference", "--quantize", None),
     ("--quantize=int8 --save-dir=FOLDER/run", "--save-dir", None),
+    ("--quantize=int8 --save-dir=FOLDER/text/x", "Not a directory", None),
     ("--draft=lookup --kernels=reference", "--draft", None),
     ("--draft=lookup --num-samples=2", "--num-samples", None),
     ("--draft=FOLDER/nothing", "nothing", None),

@@ -94,10 +94,8 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
     perplexity = json.loads((folder / "best.json").read_text())["int8"]
     assert perplexity["perplexity"] == pytest.approx(perplexity["perplexity_before"], rel=0.005)
     assert f"{perplexity['perplexity']:.4f}" in saved.err
-    for source, place, words in ((folder, folder, "--quantize"), (trained, "best.json/x", "Not a")):
-        options = [f"--out-dir={source}", "--start=a", f"--save-dir={trained / place}"]
-        assert sample.main([*options, "--quantize=int8"]) == 2
-        assert words in capsys.readouterr().err
+    assert sample.main([f"--out-dir={folder}", "--start=a", "--quantize=int8"]) == 2
+    assert "--quantize" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("draft", ["lookup", "RUN"])

@@ -140,6 +140,10 @@ def quantize_run(
     folder = Path(save_dir)
     if (folder / "best.json").exists():
         raise UserError(f"{folder} holds a run already; name a new folder with --save-dir")
+    try:  # now, so that the result can be saved
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be created: {error.strerror}") from None
     config = TrainConfig.from_dict(record["train"], folder)
     precision = Precision(device, torch.float32)
     data = open_data(config.data, config.data_dir, config.tokenizer, log).to(device)
@@ -151,14 +155,10 @@ def quantize_run(
     before, size = perplexity(), megabytes(model)
     quantize(model)
     after = perplexity()
+    record = {key: value for key, value in record.items() if key not in ("version", "files")}
+    record["int8"] = {"perplexity": after, "perplexity_before": before}
+    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
     log(
         f"int8: {megabytes(model):.1f} MB instead of {size:.1f}, perplexity {after:.4f} instead of "
         f"{before:.4f} ({100 * (after / before - 1):+.2f}%); saved to {folder}"
     )
-    record = {key: value for key, value in record.items() if key not in ("version", "files")}
-    record["int8"] = {"perplexity": after, "perplexity_before": before}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be created: {error.strerror}") from None
-    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
