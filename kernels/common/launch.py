@@ -1,8 +1,8 @@
 """Launching kernels: on which device, with which tiles, and recorded for which architecture.
 
 Every kernel of this package is launched by `launch`, on the device of its first tensor. Tiles are
-chosen offline and listed in `TILES`; nothing is tuned at run time. `record` runs operations on meta
-tensors for any architecture and collects their launches: the ledger compiles exactly those.
+chosen offline and listed in `TILES`; nothing is tuned at run time. `record` collects the
+launches of operations on meta or fake tensors, for any architecture: the ledger compiles those.
 """
 
 import contextlib
@@ -253,7 +253,7 @@ def routed(route: Route | None) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def record(architecture: int) -> Iterator[list[Launch]]:
-    """Collect launches instead of running them; operations are called on meta tensors."""
+    """Collect launches instead of running them; the tensors are meta or fake ones."""
     launches: list[Launch] = []
     with _set(_recorded, launches), target(architecture):
         yield launches
