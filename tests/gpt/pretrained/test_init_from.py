@@ -147,7 +147,7 @@ def test_a_missing_or_unsupported_source_is_rejected(tmp_path):
     for name, message in (
         ("nothing", "no such run or file"),
         ("text", "is not a state dict of the lecture's model"),
-        ("llama", "its model_type is 'llama'"),
+        ("llama", "model_type is 'llama'"),
     ):
         with pytest.raises(UserError, match=message):
             defaults_of(str(tmp_path / name))
