@@ -91,8 +91,8 @@ def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **const
         features //= 2
     ROWS = min(next_power_of_2(max(B, 1)), MOST_ROWS)
     constants |= {"K": K, "FEATURES": features, "COLUMNS": COLUMNS, "ROWS": ROWS}
-    constants |= {"ACC": triton_accumulator(x.dtype), "maxnreg": registers}
-    constants["num_warps"] = min(max(features * COLUMNS // WARP, 1), 8)
+    warps = min(max(features * COLUMNS // WARP, 1), 8)
+    constants |= {"ACC": triton_accumulator(x.dtype), "num_warps": warps, "maxnreg": registers}
     operands = x, weight, y, scale, bias, norm_weight, norm_bias, residual, B, N
     launch(decode_linear_kernel, (cdiv(N, features), cdiv(B, ROWS)), *operands, **constants)
 
