@@ -92,8 +92,8 @@ def random_integers(
 ) -> torch.Tensor:
     """Elements `first` to `first + count - 1` of the random sequence `seed`: (count,) int64.
 
-    The integers are in [0, limit). splitmix64 (Steele, Lea and Flood 2014) hashes the index: there
-    is no state, and all devices generate the same integers.
+    The integers are in [0, limit). splitmix64 (Steele, Lea and Flood 2014) hashes the index, so
+    no state is kept and all devices generate the same integers.
     """
     places = torch.arange(count, dtype=torch.int64, device=device) + first
     return scramble(places, seed) % limit
