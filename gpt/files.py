@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from gpt import UserError
+from . import UserError
 
 LARGEST_JSON = 1 << 26  # bytes; a checkpoint's record has a few KiB and a vocabulary
 

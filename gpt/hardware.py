@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from gpt import UserError
-from gpt.config.model import ModelConfig
+from . import UserError
+from .config.model import ModelConfig
 
 # dense bf16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets; the first match counts
 PEAK_FLOPS = {

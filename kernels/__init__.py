@@ -14,7 +14,7 @@ products inside). Inputs are never written, and may have any strides. A wrong sh
 
 import torch
 
-from kernels.ops import Ops, Unavailable
+from .ops import Ops, Unavailable
 
 __all__ = ["Ops", "Unavailable", "explain_auto", "load", "serving", "unavailable_reason"]
 
@@ -78,7 +78,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def serving(ops: Ops) -> dict[str, str]:
     """Return the implementation of each operation in a table: {"layer_norm": "triton", ...}."""
     return {
-        name: "torch" if function.__module__ == "kernels.torch_ops" else "triton"
+        name: "torch" if function.__module__.endswith(".torch_ops") else "triton"
         for name, function in ops._asdict().items()
     }
 
@@ -87,7 +87,7 @@ def _table(name: str, device: str | torch.device | None) -> Ops:
     if name == "auto":
         name, _ = explain_auto(device)
     if name == "torch":
-        from kernels import torch_ops
+        from . import torch_ops
 
         return torch_ops.OPS
     if name == "triton":
@@ -97,7 +97,7 @@ def _table(name: str, device: str | torch.device | None) -> Ops:
                 f"--kernels triton cannot run here: {reason}; use --kernels torch, or set "
                 "TRITON_INTERPRET=1 to run the kernels slowly in the interpreter"
             )
-        from kernels import triton_ops
+        from . import triton_ops
 
         return triton_ops.OPS
     raise ValueError(f"kernels: {name!r} is not an implementation; choose auto, triton or torch")

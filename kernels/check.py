@@ -12,7 +12,7 @@ import torch
 import triton
 from triton.errors import TritonError
 
-from kernels import Ops, serving, torch_ops
+from . import Ops, serving, torch_ops
 
 Sizes = tuple[int, int, int, int, int]  # B, T, C, H, V
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-import kernels
+from . import Unavailable, explain_auto, load, serving
 
 OLDEST, NEWEST = (3, 6), (3, 9)  # the versions of Triton that the kernels are tested with
 OLDEST_TORCH = (2, 11)
@@ -43,7 +43,7 @@ class Facts(NamedTuple):
 def examine() -> Facts:
     """Collect the facts about this machine and this process."""
     triton, interpreter = _triton()
-    auto, reason = kernels.explain_auto()
+    auto, reason = explain_auto()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return Facts(
         python=platform.python_version(),
@@ -58,7 +58,7 @@ def examine() -> Facts:
         interpreter=interpreter,
         auto=auto,
         reason=reason,
-        serving=kernels.serving(kernels.load("auto")),
+        serving=serving(load("auto")),
     )
 
 
@@ -180,11 +180,11 @@ def _check() -> int:
     """Print whether each operation agrees with PyTorch; return the exit code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        ops = kernels.load("triton", device)
-    except kernels.Unavailable as error:
+        ops = load("triton", device)
+    except Unavailable as error:
         print(f"\ncannot check the kernels: {error}")
         return 2
-    from kernels import check
+    from . import check
 
     found = check.failures(ops, device)
     print()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.ops import Ops
+from .ops import Ops
 
 
 def embedding(tokens: Tensor, token_table: Tensor, position_table: Tensor | None = None) -> Tensor:

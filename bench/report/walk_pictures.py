@@ -1,6 +1,6 @@
 """The pictures of docs/walk.md: the tiles of attention, and the state of the online softmax.
 
-Their numbers are computed here by the rules of `kernels/attention/attention.py`, at small sizes.
+Their numbers are computed here at small sizes by the rules of `kernels/flash_attention`.
 """
 
 import math

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from gpt import UserError
+from .. import UserError
 
 SomeConfig = TypeVar("SomeConfig", bound="Config")
 

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from gpt import UserError
-from gpt.config.base import SomeConfig, flag
-from gpt.config.presets import PRESETS
-from gpt.config.train import TrainConfig
-from gpt.files import read_json
+from .. import UserError
+from ..files import read_json
+from .base import SomeConfig, flag
+from .presets import PRESETS
+from .train import TrainConfig
 
 ALIASES = {"--dataset": "--data", "--max-steps": "--max-iters"}
 PREFIXES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # of switches

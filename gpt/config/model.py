@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt import UserError
-from gpt.config.base import Config, option
+from .. import UserError
+from .base import Config, option
 
 NORM_EPS = 1e-5  # the default of PyTorch's LayerNorm, and GPT-2's
 ROPE_BASE = 10_000.0  # Su et al. 2021

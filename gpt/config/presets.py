@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from gpt.config.model import ModelConfig
-from gpt.config.train import TrainConfig
+from .model import ModelConfig
+from .train import TrainConfig
 
 _LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))
 

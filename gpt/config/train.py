@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gpt import UserError
-from gpt.config.base import Config, option
-from gpt.config.model import ModelConfig
+from .. import UserError
+from .base import Config, option
+from .model import ModelConfig
 
 
 @dataclass(frozen=True)

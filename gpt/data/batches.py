@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpt import UserError
-from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.data.dataset import Batch, Dataset, Row
-from gpt.data.tokenizers import Tokenizer
+from .. import UserError
+from ..config.model import IGNORE_INDEX, ModelConfig
+from .dataset import Batch, Dataset, Row
+from .tokenizers import Tokenizer
 
 
 @dataclass

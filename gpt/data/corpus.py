@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpt import UserError
-from gpt.data.batches import TokenDataset
-from gpt.data.dataset import Dataset
-from gpt.data.tasks import is_task, open_task
-from gpt.data.token_files import read_token_files
-from gpt.data.tokenizers import for_text
-from gpt.files import write_whole
+from .. import UserError
+from ..files import write_whole
+from .batches import TokenDataset
+from .dataset import Dataset
+from .tasks import is_task, open_task
+from .token_files import read_token_files
+from .tokenizers import for_text
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -4,9 +4,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from gpt import UserError
-from gpt.config.model import ModelConfig
-from gpt.data.tokenizers import Tokenizer
+from .. import UserError
+from ..config.model import ModelConfig
+from .tokenizers import Tokenizer
 
 # x and y, each (rows, block_size) int64: y is one token ahead, or IGNORE_INDEX if it does not count
 Batch = tuple[torch.Tensor, torch.Tensor]

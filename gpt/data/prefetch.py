@@ -3,8 +3,8 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from gpt.data.batches import TokenDataset, gather
-from gpt.data.dataset import Batch, Row
+from .batches import TokenDataset, gather
+from .dataset import Batch, Row
 
 AHEAD = 4  # batches
 

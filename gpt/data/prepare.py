@@ -25,11 +25,11 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from gpt import UserError
-from gpt.config.base import Config, option
-from gpt.config.cli import parse
-from gpt.data.tokenizers import Tokenizer, for_text
-from gpt.files import write_json
+from .. import UserError
+from ..config.base import Config, option
+from ..config.cli import parse
+from ..files import write_json
+from .tokenizers import Tokenizer, for_text
 
 KNOWN = {  # name -> data set on the hub, subset
     "openwebtext": ("Skylion007/openwebtext", None),

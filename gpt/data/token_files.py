@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt import UserError
-from gpt.data.tokenizers import GPT2Tokenizer, Tokenizer, from_json
-from gpt.files import read_json
+from .. import UserError
+from ..files import read_json
+from .tokenizers import GPT2Tokenizer, Tokenizer, from_json
 
 MAGIC = 20240520  # llm.c and modded-nanogpt: 256 int32 first, (MAGIC, version, tokens, ...)
 HEADER_BYTES = 256 * 4

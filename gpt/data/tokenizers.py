@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt import UserError
+from .. import UserError
 
 UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete character
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gpt import UserError
-from gpt.config.model import IGNORE_INDEX
-from gpt.data.corpus import read_text
-from gpt.data.tokenizers import Tokenizer
-from gpt.models.build import Model
-from gpt.training.precision import Precision
+from .. import UserError
+from ..config.model import IGNORE_INDEX
+from ..data.corpus import read_text
+from ..data.tokenizers import Tokenizer
+from ..models.build import Model
+from ..training.precision import Precision
 
 
 class Example(NamedTuple):

@@ -22,15 +22,15 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt import UserError
-from gpt.config.base import Config, option
-from gpt.config.model import IGNORE_INDEX
-from gpt.data.dataset import Task
-from gpt.data.tasks.arithmetic import END
-from gpt.generation.generate import generate
-from gpt.generation.sampling import Sampling
-from gpt.models.build import Model
-from gpt.training.optimizers import set_learning_rates
+from .. import UserError
+from ..config.base import Config, option
+from ..config.model import IGNORE_INDEX
+from ..data.dataset import Task
+from ..data.tasks.arithmetic import END
+from ..generation.generate import generate
+from ..generation.sampling import Sampling
+from ..models.build import Model
+from ..training.optimizers import set_learning_rates
 
 GRAD_CLIP = 1.0  # largest norm of all gradients together
 WARM_UP = 10  # steps, because the first gradients are mostly noise

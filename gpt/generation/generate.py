@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gpt.generation.kv_cache import CachedGPT
-from gpt.generation.sampling import Sampling
-from gpt.models.build import Model
-from gpt.models.packed import GPT
-from gpt.training.cuda_graph import GraphedFunction
+from ..models.build import Model
+from ..models.packed import GPT
+from ..training.cuda_graph import GraphedFunction
+from .kv_cache import CachedGPT
+from .sampling import Sampling
 
 Prompts = Tensor | Sequence[Tensor]  # (B, T) int64, or B prompts of different lengths
 

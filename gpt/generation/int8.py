@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from gpt import UserError
-from gpt.config.train import TrainConfig
-from gpt.data.corpus import open_data
-from gpt.models import reference
-from gpt.models.packed import GPT
-from gpt.models.residual import IntoStream, Linear
-from gpt.runs import checkpoint
-from gpt.runs.portable_state import portable_state
-from gpt.training.evaluation import evaluate, validation_batches
-from gpt.training.precision import Precision
+from .. import UserError
+from ..config.train import TrainConfig
+from ..data.corpus import open_data
+from ..models import reference
+from ..models.packed import GPT
+from ..models.residual import IntoStream, Linear
+from ..runs import checkpoint
+from ..runs.portable_state import portable_state
+from ..training.evaluation import evaluate, validation_batches
+from ..training.precision import Precision
 
 LEVELS = 127  # on either side of zero
 

@@ -20,9 +20,9 @@ from typing import NamedTuple, cast
 import torch
 from torch.nn import functional as F
 
-from gpt.models.layers import Block, LayerCache, MultiHeadAttention
-from gpt.models.packed import GPT
-from gpt.models.residual import total
+from ..models.layers import Block, LayerCache, MultiHeadAttention
+from ..models.packed import GPT
+from ..models.residual import total
 
 
 class CachedGPT:

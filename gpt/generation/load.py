@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 
-from gpt import UserError
-from gpt.config.model import ModelConfig
-from gpt.data.tokenizers import Tokenizer, from_json
-from gpt.generation.int8 import match_quantization
-from gpt.generation.sampling import Sampling
-from gpt.generation.speculation import Draft, Lookup
-from gpt.models.build import Model, build
-from gpt.models.packed import GPT
-from gpt.runs import checkpoint
-from gpt.runs.portable_state import load_portable_state
-from gpt.runs.run_state import check_finite
+from .. import UserError
+from ..config.model import ModelConfig
+from ..data.tokenizers import Tokenizer, from_json
+from ..models.build import Model, build
+from ..models.packed import GPT
+from ..runs import checkpoint
+from ..runs.portable_state import load_portable_state
+from ..runs.run_state import check_finite
+from .int8 import match_quantization
+from .sampling import Sampling
+from .speculation import Draft, Lookup
 
 
 def load_model(

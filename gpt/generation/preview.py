@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import torch
 
-from gpt.data.tokenizers import Tokenizer
-from gpt.generation.generate import generate
-from gpt.generation.sampling import Sampling
-from gpt.generation.text_stream import TextStream, in_order
-from gpt.models.build import Model
-from gpt.training.precision import Precision
+from ..data.tokenizers import Tokenizer
+from ..models.build import Model
+from ..training.precision import Precision
+from .generate import generate
+from .sampling import Sampling
+from .text_stream import TextStream, in_order
 
 LENGTH = 100  # tokens of the sample at each evaluation, at most
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt import UserError
-from gpt.config.base import Config, option
+from .. import UserError
+from ..config.base import Config, option
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt.generation.generate import window_start
-from gpt.generation.kv_cache import CachedGPT
-from gpt.generation.sampling import Sampling
-from gpt.models.packed import GPT
+from ..models.packed import GPT
+from .generate import window_start
+from .kv_cache import CachedGPT
+from .sampling import Sampling
 
 AHEAD = 4  # guesses for one pass; a fifth is rarely kept
 

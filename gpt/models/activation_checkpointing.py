@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt import UserError
-from gpt.config.model import ModelConfig
+from .. import UserError
+from ..config.model import ModelConfig
 
 
 class Recomputed(nn.Sequential):

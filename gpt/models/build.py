@@ -2,10 +2,10 @@
 
 import os
 
-from gpt import UserError
-from gpt.config.model import ModelConfig
-from gpt.models import lecture, reference
-from gpt.models.packed import GPT
+from .. import UserError
+from ..config.model import ModelConfig
+from . import lecture, reference
+from .packed import GPT
 
 Model = GPT | reference.GPT | lecture.LanguageModel
 

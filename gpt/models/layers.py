@@ -20,9 +20,9 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from gpt.config.model import NORM_EPS, ROPE_BASE, ModelConfig
-from gpt.models.reference import EncoderDecoder
-from gpt.models.residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
+from ..config.model import NORM_EPS, ROPE_BASE, ModelConfig
+from .reference import EncoderDecoder
+from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
 
 
 class LayerCache(Protocol):

@@ -8,10 +8,10 @@ Everything else is a change of name. A state dict that does not fit the config i
 
 import torch
 
-from gpt import UserError
-from gpt.config.model import ModelConfig
-from gpt.models import reference
-from gpt.models.packed import GPT
+from .. import UserError
+from ..config.model import ModelConfig
+from . import reference
+from .packed import GPT
 
 _RENAMED = {"ffwd.up.": "ffwd.net.0.", "ffwd.down.": "ffwd.net.2."}
 _PARTS = ("query", "key", "value")  # the order of the rows of the packed matrix

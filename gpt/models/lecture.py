@@ -18,8 +18,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.models.reference import GPT, Block, FeedForward, Head, LayerNorm, MultiHeadAttention
+from ..config.model import IGNORE_INDEX, ModelConfig
+from .reference import GPT, Block, FeedForward, Head, LayerNorm, MultiHeadAttention
 
 
 class LanguageModel(nn.Module):

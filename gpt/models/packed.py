@@ -10,9 +10,9 @@ Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size; R rows
 import torch
 import torch.nn as nn
 
-from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.models.layers import Norm, PackedProjection, make_blocks
-from gpt.models.residual import Linear
+from ..config.model import IGNORE_INDEX, ModelConfig
+from .layers import Norm, PackedProjection, make_blocks
+from .residual import Linear
 
 
 class GPT(nn.Module):

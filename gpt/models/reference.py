@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from gpt.config.model import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
+from ..config.model import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
 
 
 class Activation(nn.Module):

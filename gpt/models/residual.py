@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from gpt.config.model import NORM_EPS
+from ..config.model import NORM_EPS
 
 
 class Product(NamedTuple):

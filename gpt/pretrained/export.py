@@ -6,8 +6,8 @@ python -m gpt.pretrained.export RUN FOLDER
 import sys
 from pathlib import Path
 
-from gpt import UserError
-from gpt.pretrained.gpt2 import export
+from .. import UserError
+from .gpt2 import export
 
 
 def main(arguments: list[str]) -> int:

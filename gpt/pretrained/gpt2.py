@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt import UserError, files
-from gpt.config.model import NORM_EPS, ModelConfig
-from gpt.models.layouts import State, check_layout, rename
-from gpt.models.packed import GPT
-from gpt.runs import checkpoint
+from .. import UserError, files
+from ..config.model import NORM_EPS, ModelConfig
+from ..models.layouts import State, check_layout, rename
+from ..models.packed import GPT
+from ..runs import checkpoint
 
 NAMES = {  # theirs -> ours
     "wte.": "token_embedding_table.",

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpt import UserError, files
-from gpt.config.model import ModelConfig
-from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
-from gpt.models.build import Model
-from gpt.models.layouts import State, packed_from_lecture
-from gpt.pretrained.gpt2 import config_from_gpt2, packed_from_gpt2
-from gpt.runs import checkpoint
-from gpt.runs.portable_state import load_portable_state, portable_state
+from .. import UserError, files
+from ..config.model import ModelConfig
+from ..data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
+from ..models.build import Model
+from ..models.layouts import State, packed_from_lecture
+from ..runs import checkpoint
+from ..runs.portable_state import load_portable_state, portable_state
+from .gpt2 import config_from_gpt2, packed_from_gpt2
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row per token

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt import UserError
-from gpt.files import flush, read_json, write_json
+from .. import UserError
+from ..files import flush, read_json, write_json
 
 VERSION = 1
 TENSOR_FILE = re.compile(r"\d{7,}\.[0-9a-f]{16}\.\w+\.safetensors")  # step, sha256, kind

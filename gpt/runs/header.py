@@ -2,11 +2,11 @@
 
 import torch
 
-from gpt import hardware
-from gpt.config.presets import DEFAULT_PRESETS
-from gpt.runs.loop import Run
-from gpt.training import distributed
-from gpt.training.make_step import batch_plan
+from .. import hardware
+from ..config.presets import DEFAULT_PRESETS
+from ..training import distributed
+from ..training.make_step import batch_plan
+from .loop import Run
 
 
 def print_header(run: Run, kernels_reason: str, step: str) -> None:

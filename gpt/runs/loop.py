@@ -9,23 +9,23 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from gpt import UserError, hardware
-from gpt.config.train import TrainConfig
-from gpt.data.batches import TokenDataset
-from gpt.data.dataset import Batch, Dataset
-from gpt.data.prefetch import Prefetched
-from gpt.models.build import Model
-from gpt.runs.metrics import MetricsLog
-from gpt.runs.profiler import Profiler
-from gpt.runs.progress import Progress
-from gpt.runs.run_state import RunState, Saver
-from gpt.runs.signals import StopSignals
-from gpt.training import distributed
-from gpt.training.evaluation import BatchLoss, evaluate, task_accuracy, validation_batches
-from gpt.training.make_step import batch_plan, make_step
-from gpt.training.out_of_memory import take_step
-from gpt.training.precision import Precision
-from gpt.training.step import EagerStep, GraphStep
+from .. import UserError, hardware
+from ..config.train import TrainConfig
+from ..data.batches import TokenDataset
+from ..data.dataset import Batch, Dataset
+from ..data.prefetch import Prefetched
+from ..models.build import Model
+from ..training import distributed
+from ..training.evaluation import BatchLoss, evaluate, task_accuracy, validation_batches
+from ..training.make_step import batch_plan, make_step
+from ..training.out_of_memory import take_step
+from ..training.precision import Precision
+from ..training.step import EagerStep, GraphStep
+from .metrics import MetricsLog
+from .profiler import Profiler
+from .progress import Progress
+from .run_state import RunState, Saver
+from .signals import StopSignals
 
 
 @dataclass

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpt import UserError
-from gpt.files import write_json, write_whole
+from .. import UserError
+from ..files import write_json, write_whole
 
 Write = Callable[[dict, int], None]  # values, step
 

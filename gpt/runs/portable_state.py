@@ -2,10 +2,10 @@
 
 import torch
 
-from gpt.models import reference
-from gpt.models.build import Model
-from gpt.models.layouts import check_layout, lecture_from_packed, packed_from_lecture
-from gpt.training import distributed
+from ..models import reference
+from ..models.build import Model
+from ..models.layouts import check_layout, lecture_from_packed, packed_from_lecture
+from ..training import distributed
 
 
 def portable_state(model: Model) -> dict[str, torch.Tensor]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
-from gpt import hardware
-from gpt.runs.metrics import MetricsLog
-from gpt.runs.run_state import RunState
-from gpt.training import distributed
+from .. import hardware
+from ..training import distributed
+from .metrics import MetricsLog
+from .run_state import RunState
 
 
 class Progress:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from gpt import UserError
-from gpt.files import remove_partial
+from .. import UserError
+from ..files import remove_partial
 
 
 @contextlib.contextmanager

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from gpt import UserError
-from gpt.data.dataset import Dataset
-from gpt.data.tokenizers import from_json
-from gpt.models.build import Model
-from gpt.runs import checkpoint
-from gpt.runs.checkpoint import Tensors
-from gpt.runs.portable_state import load_portable_state, portable_state
-from gpt.training import distributed
-from gpt.training.muon import Muon
-from gpt.training.precision import Precision
+from .. import UserError
+from ..data.dataset import Dataset
+from ..data.tokenizers import from_json
+from ..models.build import Model
+from ..training import distributed
+from ..training.muon import Muon
+from ..training.precision import Precision
+from . import checkpoint
+from .checkpoint import Tensors
+from .portable_state import load_portable_state, portable_state
 
 Optimizers = Sequence[torch.optim.Optimizer]
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from gpt import UserError, hardware
-from gpt.config.model import ModelConfig
-from gpt.config.train import TrainConfig
-from gpt.data.corpus import cache_dir
-from gpt.data.dataset import Dataset
-from gpt.models.build import build
-from gpt.training.precision import Precision
+from .. import UserError, hardware
+from ..config.model import ModelConfig
+from ..config.train import TrainConfig
+from ..data.corpus import cache_dir
+from ..data.dataset import Dataset
+from ..models.build import build
+from ..training.precision import Precision
 
 LAYERS = 2  # of the model that is compared: all layers are alike
 ROWS = 8  # of the batch, at most

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from gpt.training import distributed
+from ..training import distributed
 
 NOTE = b"\nstopping after this step, which is saved; interrupt again to stop at once\n"
 ECHO = 1.0  # seconds: a rank may get one signal twice, from the process group and from torchrun

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from gpt import hardware
+from .. import hardware
 
 WARM_UP = 3  # eager calls before a capture: they load every kernel and allocate every buffer
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt import UserError
-from gpt.models import residual
+from .. import UserError
+from ..models import residual
 
 # --- the process group ------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from gpt import UserError
-from gpt.config.model import IGNORE_INDEX
-from gpt.data.batches import windows
-from gpt.data.dataset import Batch, Dataset, Task
-from gpt.data.tokenizers import Tokenizer
-from gpt.training import distributed
-from gpt.training.cuda_graph import GraphedFunction
-from gpt.training.precision import Precision
+from .. import UserError
+from ..config.model import IGNORE_INDEX
+from ..data.batches import windows
+from ..data.dataset import Batch, Dataset, Task
+from ..data.tokenizers import Tokenizer
+from . import distributed
+from .cuda_graph import GraphedFunction
+from .precision import Precision
 
 EVALUATION_TOKENS = 16_384  # in one forward pass
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from gpt.data.dataset import Dataset
-from gpt.training import distributed
-from gpt.training.precision import Precision
+from ..data.dataset import Dataset
+from . import distributed
+from .precision import Precision
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 
-from gpt import UserError
-from gpt.config.train import TrainConfig
-from gpt.data.dataset import Dataset
-from gpt.training import distributed
-from gpt.training.gradients import BatchPlan, Gradients
-from gpt.training.non_finite import NonFinitePolicy
-from gpt.training.optimizers import schedule_of
-from gpt.training.precision import Precision
-from gpt.training.step import DeviceStep, EagerStep, GraphStep
+from .. import UserError
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset
+from . import distributed
+from .gradients import BatchPlan, Gradients
+from .non_finite import NonFinitePolicy
+from .optimizers import schedule_of
+from .precision import Precision
+from .step import DeviceStep, EagerStep, GraphStep
 
 
 def choose_step(

@@ -4,8 +4,8 @@ from typing import Literal
 
 import torch
 
-from gpt import UserError
-from gpt.training import distributed
+from .. import UserError
+from . import distributed
 
 
 class NonFiniteError(UserError):

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 import torch.nn as nn
 
-from gpt.config.train import TrainConfig
-from gpt.training.muon import Muon
+from ..config.train import TrainConfig
+from .muon import Muon
 
 Schedule = Callable[[int], float]  # step -> factor of the learning rates
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from gpt import UserError, hardware
-from gpt.training import distributed
-from gpt.training.gradients import Gradients
-from gpt.training.precision import Precision
-from gpt.training.step import EagerStep
+from .. import UserError, hardware
+from . import distributed
+from .gradients import Gradients
+from .precision import Precision
+from .step import EagerStep
 
 
 def take_step(step: EagerStep, number: int) -> torch.Tensor:

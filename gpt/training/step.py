@@ -5,12 +5,12 @@ import math
 import torch
 import torch.nn as nn
 
-from gpt import UserError
-from gpt.training import distributed
-from gpt.training.cuda_graph import GraphedFunction, print_failure
-from gpt.training.gradients import Gradients
-from gpt.training.non_finite import NonFiniteMonitor, NonFinitePolicy
-from gpt.training.optimizers import Schedule, set_learning_rates
+from .. import UserError
+from . import distributed
+from .cuda_graph import GraphedFunction, print_failure
+from .gradients import Gradients
+from .non_finite import NonFiniteMonitor, NonFinitePolicy
+from .optimizers import Schedule, set_learning_rates
 
 
 class EagerStep:

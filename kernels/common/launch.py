@@ -119,7 +119,7 @@ INTERPRETED = 80  # the family whose tiles the interpreter uses, unless `target`
 
 
 if triton.knobs.runtime.interpret:
-    from kernels.common import interpreter
+    from . import interpreter
 
     interpreter.install()
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.launch import next_power_of_2, tile
+from .launch import next_power_of_2, tile
 
 VECTOR_BYTES = 16  # the load of a thread, if all rows begin at multiples of it
 MOST_WARPS = 16

@@ -22,9 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.dtypes import accumulator, triton_accumulator
-from kernels.common.launch import cdiv, launch, next_power_of_2, tile
-from kernels.common.operands import check_operands
+from ..common.dtypes import accumulator, triton_accumulator
+from ..common.launch import cdiv, launch, next_power_of_2, tile
+from ..common.operands import check_operands
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_HEAD = 256

@@ -24,11 +24,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import torch_ops
-from kernels.common.dtypes import triton_accumulator
-from kernels.common.launch import cdiv, launch, next_power_of_2, tile
-from kernels.common.operands import check_operands
-from kernels.matmul.activation import activate
+from .. import torch_ops
+from ..common.dtypes import triton_accumulator
+from ..common.launch import cdiv, launch, next_power_of_2, tile
+from ..common.operands import check_operands
+from ..matmul.activation import activate
 
 MOST_ROWS = 8  # computing so many products takes no longer than reading the weight
 WIDEST = 16_384  # columns: one row of the weight in the registers of one program

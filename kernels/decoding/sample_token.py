@@ -23,9 +23,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.launch import launch, next_power_of_2, tile
-from kernels.common.operands import check_operands
-from kernels.common.philox import ROUNDS, new_seed
+from ..common.launch import launch, next_power_of_2, tile
+from ..common.operands import check_operands
+from ..common.philox import ROUNDS, new_seed
 
 
 @triton.jit

@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.common.dtypes import accumulator, triton_accumulator
-from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
-from kernels.common.operands import check_operands
+from ..common.dtypes import accumulator, triton_accumulator
+from ..common.launch import cdiv, launch, next_power_of_2, opaque, tile
+from ..common.operands import check_operands
 
 VECTOR_BYTES = 16  # the widest load of a thread
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row, because -inf - -inf is NaN

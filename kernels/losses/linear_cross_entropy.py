@@ -24,10 +24,10 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.common import launch
-from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
-from kernels.common.operands import check_operands
-from kernels.losses.cross_entropy import count_targets, cross_entropy_forward_kernel, launch_rows
+from ..common import launch
+from ..common.dtypes import accumulator, autocast_dtype, triton_accumulator
+from ..common.operands import check_operands
+from .cross_entropy import count_targets, cross_entropy_forward_kernel, launch_rows
 
 LINE_BYTES = 128  # of the memory system
 ALIGNED = 8  # elements of 16 bits in 16 bytes, the row alignment that cuBLAS needs

@@ -30,8 +30,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.dtypes import accumulator, triton_accumulator
-from kernels.common.launch import cdiv, launch, tile
+from ..common.dtypes import accumulator, triton_accumulator
+from ..common.launch import cdiv, launch, tile
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu_squared")
 FROM_HIDDEN = ("relu", "relu_squared")  # their derivative is a function of hidden, others' of x

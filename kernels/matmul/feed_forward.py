@@ -26,17 +26,12 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from kernels.common.dtypes import autocast_dtype, triton_accumulator
-from kernels.common.launch import cdiv, launch, opaque, route, tile
-from kernels.common.operands import check_operands
-from kernels.common.philox import keep_in_rows, seed_of_call, threshold_and_scale
-from kernels.matmul import gemm
-from kernels.matmul.activation import (
-    ACTIVATIONS,
-    FROM_HIDDEN,
-    activation_backward,
-    activation_forward,
-)
+from ..common.dtypes import autocast_dtype, triton_accumulator
+from ..common.launch import cdiv, launch, opaque, route, tile
+from ..common.operands import check_operands
+from ..common.philox import keep_in_rows, seed_of_call, threshold_and_scale
+from . import gemm
+from .activation import ACTIVATIONS, FROM_HIDDEN, activation_backward, activation_forward
 
 STREAM = tl.constexpr(1)  # of Philox, so that other operations with the same seed drop others
 

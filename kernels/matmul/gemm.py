@@ -24,9 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.dtypes import triton_accumulator
-from kernels.common.launch import architecture, cdiv, launch, multiprocessors, tile
-from kernels.matmul.activation import FROM_HIDDEN, activate, derivative, empty_partial
+from ..common.dtypes import triton_accumulator
+from ..common.launch import architecture, cdiv, launch, multiprocessors, tile
+from .activation import FROM_HIDDEN, activate, derivative, empty_partial
 
 DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
 DESCRIBED_BYTES = 16  # alignment of the rows and of the first element of a described tensor

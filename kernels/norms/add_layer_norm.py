@@ -26,19 +26,13 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.common.dtypes import triton_accumulator
-from kernels.common.launch import cdiv, launch, opaque
-from kernels.common.operands import check_operands
-from kernels.common.philox import keep_in_rows, seed_of_call, threshold_and_scale
-from kernels.common.row_layout import as_rows, packed_rows, row_tile
-from kernels.norms.layer_norm import (
-    backward_constants,
-    check_width,
-    empty_statistics,
-    input_gradient,
-    normalise,
-)
-from kernels.norms.norm_parameter_gradients import empty_shares, store_share, sum_of_shares
+from ..common.dtypes import triton_accumulator
+from ..common.launch import cdiv, launch, opaque
+from ..common.operands import check_operands
+from ..common.philox import keep_in_rows, seed_of_call, threshold_and_scale
+from ..common.row_layout import as_rows, packed_rows, row_tile
+from .layer_norm import backward_constants, check_width, empty_statistics, input_gradient, normalise
+from .norm_parameter_gradients import empty_shares, store_share, sum_of_shares
 
 STREAM = tl.constexpr(0)  # of the mask; a seed is used for one call
 

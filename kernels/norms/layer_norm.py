@@ -26,16 +26,11 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.common.dtypes import accumulator, triton_accumulator
-from kernels.common.launch import cdiv, launch, opaque
-from kernels.common.operands import check_operands
-from kernels.common.row_layout import as_rows, packed_rows, row_pointers, row_tile
-from kernels.norms.norm_parameter_gradients import (
-    empty_shares,
-    parameter_gradients,
-    residency,
-    store_share,
-)
+from ..common.dtypes import accumulator, triton_accumulator
+from ..common.launch import cdiv, launch, opaque
+from ..common.operands import check_operands
+from ..common.row_layout import as_rows, packed_rows, row_pointers, row_tile
+from .norm_parameter_gradients import empty_shares, parameter_gradients, residency, store_share
 
 WIDEST = 8_192  # columns: the widest row that a program holds together with its share of dweight
 WIDEST_PREFETCHED = 4_096  # columns: the next tile of rows fits into the shared memory of every GPU

@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.dtypes import accumulator, triton_accumulator
-from kernels.common.launch import cdiv, launch, multiprocessors, tile
-from kernels.common.row_layout import row_tile
+from ..common.dtypes import accumulator, triton_accumulator
+from ..common.launch import cdiv, launch, multiprocessors, tile
+from ..common.row_layout import row_tile
 
 REGISTER_FILE = 65_536  # registers of an SM
 SUM_ROWS, SUM_COLUMNS = 64, 32  # a tile of shares: narrow, so that many programs take part

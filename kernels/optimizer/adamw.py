@@ -28,10 +28,10 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from kernels.common.dtypes import accumulator
-from kernels.common.launch import cdiv, launch
-from kernels.optimizer import multi_tensor
-from kernels.optimizer.adamw_kernels import (
+from ..common.dtypes import accumulator
+from ..common.launch import cdiv, launch
+from . import multi_tensor
+from .adamw_kernels import (
     ADDRESSES,
     COEFFICIENTS,
     adamw_advance_kernel,

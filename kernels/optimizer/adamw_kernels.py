@@ -8,7 +8,7 @@ one per chunk. Clipping launches `adamw_square_sum_kernel` with one program per 
 import triton
 import triton.language as tl
 
-from kernels.optimizer import multi_tensor
+from . import multi_tensor
 
 # Columns of the table of addresses, and their number; all are 0 for a tensor without a gradient.
 PARAMETER, GRADIENT, M, V, MASTER, STEP, ADDRESSES = map(tl.constexpr, range(7))

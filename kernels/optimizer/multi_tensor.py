@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.launch import cdiv
+from ..common.launch import cdiv
 
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 VECTOR = 8  # elements of 16 bits in 16 bytes

@@ -16,7 +16,7 @@ from bench.results import REPOSITORY
 from bench.timer import Ceilings, HostTimer
 from bench.workloads.operations import Sizes
 from kernels import torch_ops
-from tests.kernels.attention.plain_attention import plain_attention
+from tests.kernels.flash_attention.plain_attention import plain_attention
 from tests.numerics import assert_deterministic, hold_against
 from tests.operands import DEVICE, randn
 

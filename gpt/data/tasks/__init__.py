@@ -2,9 +2,9 @@
 
 import re
 
-from gpt.data.dataset import Task
-from gpt.data.tasks.arithmetic import DIGITS, ArithmeticTask, addition, result, with_work
-from gpt.data.tasks.dates import DatePairs
+from ..dataset import Task
+from .arithmetic import DIGITS, ArithmeticTask, addition, result, with_work
+from .dates import DatePairs
 
 
 def is_task(name: str) -> bool:

@@ -18,11 +18,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from gpt import UserError
-from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.data.batches import random_integers, scramble
-from gpt.data.dataset import Batch, Row, Task
-from gpt.data.tokenizers import CharTokenizer, Tokenizer
+from ... import UserError
+from ...config.model import IGNORE_INDEX, ModelConfig
+from ..batches import random_integers, scramble
+from ..dataset import Batch, Row, Task
+from ..tokenizers import CharTokenizer, Tokenizer
 
 DIGITS = {"+": 3, "-": 3, "*": 2, "/": 2}  # of the calculator's operands
 HELD_OUT = 10  # one pair in ten

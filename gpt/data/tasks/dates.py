@@ -14,11 +14,11 @@ from datetime import date, timedelta
 import numpy as np
 import torch
 
-from gpt import UserError
-from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.data.batches import random_integers, scramble
-from gpt.data.dataset import Batch, Row, Task
-from gpt.data.tokenizers import CharTokenizer, Tokenizer
+from ... import UserError
+from ...config.model import IGNORE_INDEX, ModelConfig
+from ..batches import random_integers, scramble
+from ..dataset import Batch, Row, Task
+from ..tokenizers import CharTokenizer, Tokenizer
 
 FIRST, DAYS = date(1900, 1, 1), 73_049  # to the end of 2099
 MONTHS = ["January", "February", "March", "April", "May", "June"]

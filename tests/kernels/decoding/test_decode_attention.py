@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.decoding.decode_attention import decode_attention
-from tests.kernels.attention.plain_attention import plain_attention
+from tests.kernels.flash_attention.plain_attention import plain_attention
 from tests.numerics import hold_against
 from tests.operands import DEVICE, DTYPES, dtypes, randn
 

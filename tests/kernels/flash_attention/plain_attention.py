@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from kernels.attention.attention import attention
 from kernels.common import philox
+from kernels.flash_attention.attention import attention
 from tests.numerics import hold_against
 from tests.operands import DEVICE, randn
 

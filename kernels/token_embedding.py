@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.common.dtypes import accumulator, triton_accumulator
-from kernels.common.launch import cdiv, launch, next_power_of_2, opaque, tile
-from kernels.common.operands import check_operands
+from .common.dtypes import accumulator, triton_accumulator
+from .common.launch import cdiv, launch, next_power_of_2, opaque, tile
+from .common.operands import check_operands
 
 ROWS_PER_SHARE = 8  # fewest rows of dy per program if all tokens were equally common
 MOST_SHARES = 32

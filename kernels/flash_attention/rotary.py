@@ -21,8 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.dtypes import triton_accumulator
-from kernels.common.launch import cdiv, launch, next_power_of_2, tile
+from ..common.dtypes import triton_accumulator
+from ..common.launch import cdiv, launch, next_power_of_2, tile
 
 
 @triton.jit

@@ -7,8 +7,8 @@ import torch
 from torch.autograd import gradcheck
 
 from kernels import torch_ops
-from kernels.attention.attention import attention_qkv
-from kernels.attention.rotary import rotary_backward, rotary_forward
+from kernels.flash_attention.attention import attention_qkv
+from kernels.flash_attention.rotary import rotary_backward, rotary_forward
 from tests.numerics import hold_against
 from tests.operands import DTYPES, randn
 

@@ -6,7 +6,7 @@ from hypothesis import given, strategies
 from torch.autograd import gradcheck
 
 from kernels import torch_ops
-from kernels.embedding import embedding
+from kernels.token_embedding import embedding
 from tests.numerics import hold_against
 from tests.operands import DEVICE, DTYPES, randn
 

@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.common.launch import cdiv, head_tile, launch
-from kernels.common.philox import keep_in_tile
+from ..common.launch import cdiv, head_tile, launch
+from ..common.philox import keep_in_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal

@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies
 from torch.autograd import gradcheck
 
 from kernels import torch_ops
-from kernels.attention.attention import attention, attention_qkv
 from kernels.common import launch
-from tests.kernels.attention.plain_attention import (
+from kernels.flash_attention.attention import attention, attention_qkv
+from tests.kernels.flash_attention.plain_attention import (
     SEED,
     assert_one_weight,
     hold,

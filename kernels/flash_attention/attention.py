@@ -33,7 +33,11 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.attention.attention_backward import (
+from ..common.dtypes import accumulator, autocast_dtype, triton_accumulator
+from ..common.launch import cdiv, launch, next_power_of_2, opaque
+from ..common.operands import check_operands
+from ..common.philox import keep_in_tile, seed_of_call, threshold_and_scale
+from .attention_backward import (
     LOG2_E,
     attention_backward,
     options,
@@ -42,11 +46,7 @@ from kernels.attention.attention_backward import (
     tile_pointers,
     together,
 )
-from kernels.attention.rotary import rotary_backward, rotary_forward
-from kernels.common.dtypes import accumulator, autocast_dtype, triton_accumulator
-from kernels.common.launch import cdiv, launch, next_power_of_2, opaque
-from kernels.common.operands import check_operands
-from kernels.common.philox import keep_in_tile, seed_of_call, threshold_and_scale
+from .rotary import rotary_backward, rotary_forward
 
 LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 
