@@ -12,11 +12,41 @@ products inside). Inputs are never written, and may have any strides. A wrong sh
 `ValueError`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from .ops import Ops, Unavailable
 
-__all__ = ["Ops", "Unavailable", "explain_auto", "load", "serving", "unavailable_reason"]
+if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need Triton
+    from .triton_ops import (
+        AdamW,
+        add_layer_norm,
+        attention,
+        attention_qkv,
+        cross_entropy,
+        decode_attention,
+        decode_linear,
+        embedding,
+        feed_forward,
+        layer_norm,
+        linear_cross_entropy,
+        rms_norm,
+        sample_token,
+    )
+
+__all__ = [
+    "AdamW", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv", "cross_entropy",
+    "decode_attention", "decode_linear", "embedding", "explain_auto", "feed_forward", "layer_norm",
+    "linear_cross_entropy", "load", "rms_norm", "sample_token", "serving", "unavailable_reason",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Return the Triton operation `name`: `from kernels import layer_norm`."""
+    if name not in Ops._fields and name != "AdamW":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_triton_table(), name.lower())
 
 
 def load(choice: str, device: str | torch.device | None = None) -> Ops:
@@ -83,6 +113,16 @@ def serving(ops: Ops) -> dict[str, str]:
     }
 
 
+def _triton_table() -> Ops:
+    try:
+        from . import triton_ops
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise Unavailable("triton is not installed") from None
+    return triton_ops.OPS
+
+
 def _table(name: str, device: str | torch.device | None) -> Ops:
     if name == "auto":
         name, _ = explain_auto(device)
@@ -93,11 +133,6 @@ def _table(name: str, device: str | torch.device | None) -> Ops:
     if name == "triton":
         reason = unavailable_reason(device)
         if reason is not None:
-            raise Unavailable(
-                f"--kernels triton cannot run here: {reason}; use --kernels torch, or set "
-                "TRITON_INTERPRET=1 to run the kernels slowly in the interpreter"
-            )
-        from . import triton_ops
-
-        return triton_ops.OPS
+            raise Unavailable(reason)
+        return _triton_table()
     raise ValueError(f"kernels: {name!r} is not an implementation; choose auto, triton or torch")

@@ -8,7 +8,14 @@ from torch.optim import Optimizer
 
 
 class Unavailable(RuntimeError):
-    """The requested implementation cannot run here; the message gives the reason and a remedy."""
+    """The Triton kernels cannot run here; the message gives the reason and a remedy."""
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"the Triton kernels cannot run here: {reason}; use PyTorch's operations "
+            '(--kernels torch, or kernels.load("torch")), or set TRITON_INTERPRET=1 before Python '
+            "starts to run the kernels slowly in the interpreter"
+        )
 
 
 class Ops(NamedTuple):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 import triton
 
+from ..ops import Unavailable
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -115,10 +117,11 @@ LOGITS_BYTES = 2**29
 
 FAMILIES = (80, 90, 100, 120)  # Ampere and Ada, Hopper, Blackwell (data centre), Blackwell (RTX)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-INTERPRETED = 80  # the family whose tiles the interpreter uses, unless `target` sets another
+DEFAULT = 80  # the family whose tiles are used without a GPU, unless `target` sets another
 
 
-if triton.knobs.runtime.interpret:
+INTERPRETED: bool = triton.knobs.runtime.interpret  # Triton decides when it decorates a kernel
+if INTERPRETED:
     from . import interpreter
 
     interpreter.install()
@@ -149,6 +152,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         return
     if 0 in grid:
         return  # CUDA rejects an empty grid
+    if not (INTERPRETED or arguments[0].is_cuda):
+        raise Unavailable(f"a tensor is on {arguments[0].device}, and the interpreter is off")
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **options)
 
@@ -184,7 +189,7 @@ def architecture(device: torch.device) -> int:
     if target is not None:
         return target
     if device.type != "cuda":
-        return INTERPRETED
+        return DEFAULT
     properties = _properties(device)
     return 10 * properties.major + properties.minor
 

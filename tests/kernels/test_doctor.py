@@ -107,5 +107,5 @@ def test_the_kernels_are_not_available_on_an_amd_gpu():
         mock.patch.dict(os.environ, TRITON_INTERPRET="0"),
     ):
         assert kernels.explain_auto("cuda")[0] == "torch"
-        with pytest.raises(kernels.Unavailable, match=r"an AMD GPU.*use --kernels torch"):
+        with pytest.raises(kernels.Unavailable, match=r"an AMD GPU.*--kernels torch"):
             kernels.load("triton", "cuda")
