@@ -18,11 +18,11 @@ Decisions:
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from .common.dtypes import accumulator, triton_accumulator
-from .common.launch import cdiv, launch, next_power_of_2, opaque, tile
+from .common.launch import cdiv, launch, next_power_of_2, tile
 from .common.operands import check_operands
+from .common.operator import Operation
 
 ROWS_PER_SHARE = 8  # fewest rows of dy per program if all tokens were equally common
 MOST_SHARES = 32
@@ -78,40 +78,50 @@ def embedding_backward_kernel(
     tl.store(gradient_ptr + at, gradient, mask=column < C)
 
 
-class Embedding(torch.autograd.Function):
+class Embedding(Operation):
     """tokens (B, T), token_table (V, C), position_table (P, C) or None -> y (B, T, C)."""
 
-    @staticmethod
-    def forward(ctx, tokens, token_table, position_table):
-        (B, T), (V, C) = tokens.shape, token_table.shape
-        dtype, position_stride = token_table.dtype, 0
-        if position_table is not None:
-            dtype = torch.promote_types(dtype, position_table.dtype)
-            position_stride = position_table.stride(0)
-        y = torch.empty(B, T, C, dtype=dtype, device=tokens.device)
-        tensors = tokens.contiguous(), token_table, position_table, y
-        sizes = B * T, T, V, C, token_table.stride(0), position_stride
-        options = _tiles(C, dtype, tokens.device)
-        grid = cdiv(B * T, options["ROWS"]), cdiv(C, options["COLUMNS"])
-        launch(embedding_forward_kernel, grid, *tensors, *sizes, **options)
-        ctx.save_for_backward(tokens)
-        ctx.tables = [
-            None if table is None else (table.shape, table.dtype)
-            for table in (token_table, position_table)
-        ]
-        return y
+    schema = (
+        "embedding(Tensor tokens, Tensor token_table, Tensor? position_table, int? padding_idx)"
+    )
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        (tokens,) = ctx.saved_tensors
-        token_table, position_table = ctx.tables
+    def empty(tokens, token_table, position_table, padding_idx):
+        dtype = token_table.dtype
+        if position_table is not None:
+            dtype = torch.promote_types(dtype, position_table.dtype)
+        shape = (*tokens.shape, token_table.shape[1])
+        return (torch.empty(shape, dtype=dtype, device=tokens.device),)
+
+    @staticmethod
+    def forward(tokens, token_table, position_table, padding_idx):
+        (y,) = Embedding.empty(tokens, token_table, position_table, padding_idx)
+        (B, T), (V, C) = tokens.shape, token_table.shape
+        tables = [
+            table if table is None or table.stride(1) == 1 else table.contiguous()
+            for table in (token_table, position_table)
+        ]
+        strides = (0 if table is None else table.stride(0) for table in tables)
+        operands = tokens.contiguous(), *tables, y, B * T, T, V, C, *strides
+        options = _tiles(C, y.dtype, tokens.device)
+        grid = cdiv(B * T, options["ROWS"]), cdiv(C, options["COLUMNS"])
+        launch(embedding_forward_kernel, grid, *operands, **options)
+        return (y,)
+
+    @staticmethod
+    def saved(tokens, token_table, position_table, padding_idx, y):
+        return tokens, token_table, position_table
+
+    @staticmethod
+    def backward(gradients, saved, needs, padding_idx):
+        (dy,), (tokens, token_table, position_table) = gradients, saved
         dtokens = dpositions = None
-        if ctx.needs_input_grad[1]:
-            dtokens = _token_gradient(dy, tokens, *token_table)
-        if ctx.needs_input_grad[2]:
-            shape, dtype = position_table
-            dpositions = torch.zeros(shape, dtype=dtype, device=dy.device)
+        if needs[1]:
+            dtokens = _token_gradient(dy, tokens, token_table.shape, token_table.dtype)
+            if padding_idx is not None:
+                dtokens[padding_idx] = 0
+        if needs[2]:
+            dpositions = torch.zeros_like(position_table, memory_format=torch.contiguous_format)
             dpositions[: dy.shape[1]] = dy.sum(0)
         return None, dtokens, dpositions
 
@@ -142,15 +152,25 @@ def _tiles(C, dtype, device):
     return tiles | {"ACC": triton_accumulator(dtype)}
 
 
-@opaque
 def embedding(
-    tokens: torch.Tensor, token_table: torch.Tensor, position_table: torch.Tensor | None = None
+    tokens: torch.Tensor,
+    token_table: torch.Tensor,
+    position_table: torch.Tensor | None = None,
+    *,
+    padding_idx: int | None = None,
 ) -> torch.Tensor:
-    """token_table[tokens], plus the first T rows of position_table if there is one: (B, T, C)."""
+    """token_table[tokens], plus the first T rows of position_table if there is one.
+
+    tokens (B, T) int64, token_table (V, C), position_table (>= T, C) -> (B, T, C), in the wider
+    dtype of the tables. As in `torch.nn.functional.embedding`, the row `padding_idx` of the token
+    table, which may count from the end, gets no gradient. A token outside the table gives NaN.
+    Raises ValueError if shapes or dtypes do not fit.
+    """
     form = "tokens (B, T) int64, token_table (V, C), position_table (>= T, C)"
     check_operands("embedding", form, tokens, token_table, position_table)
-    tables = (
-        table if table is None or table.stride(1) == 1 else table.contiguous()
-        for table in (token_table, position_table)
-    )
-    return Embedding.apply(tokens, *tables)
+    V = token_table.shape[0]
+    if padding_idx is not None and not -V <= padding_idx < V:
+        raise ValueError(
+            f"embedding: padding_idx is {padding_idx} for a table of {V} rows; give a row of it"
+        )
+    return Embedding.apply(tokens, token_table, position_table, padding_idx)

@@ -14,8 +14,14 @@ from torch.nn import functional as F
 from .ops import Ops
 
 
-def embedding(tokens: Tensor, token_table: Tensor, position_table: Tensor | None = None) -> Tensor:
-    x = F.embedding(tokens, token_table)  # (B, T, C)
+def embedding(
+    tokens: Tensor,
+    token_table: Tensor,
+    position_table: Tensor | None = None,
+    *,
+    padding_idx: int | None = None,
+) -> Tensor:
+    x = F.embedding(tokens, token_table, padding_idx)  # (B, T, C)
     return x if position_table is None else x + position_table[: tokens.shape[1]]
 
 

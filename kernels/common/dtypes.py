@@ -23,5 +23,6 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     That is the case if autocast is disabled, and always for fp64.
     """
     device = x.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if enabled and x.dtype != torch.float64 else None
+    if device not in ("cpu", "cuda") or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -143,6 +143,11 @@ _recorded: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar(
 )
 
 
+def is_recording() -> bool:
+    """Whether launches are collected by `record`."""
+    return _recorded.get() is not None
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch `kernel[grid](*arguments, **options)` on the device of the first argument."""
     options.setdefault("enable_fp_fusion", True)  # explicit: Triton is changing its default
@@ -152,6 +157,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         return
     if 0 in grid:
         return  # CUDA rejects an empty grid
+    if arguments[0].is_meta:
+        return  # shapes and dtypes are all that is asked for
     if not (INTERPRETED or arguments[0].is_cuda):
         raise Unavailable(f"a tensor is on {arguments[0].device}, and the interpreter is off")
     with torch.cuda.device_of(arguments[0]):

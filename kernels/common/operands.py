@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from .operator import is_traced
+
 NEVER_EMPTY = ("C", "D", "F", "K", "V")  # channels, features, vocabulary
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_operands(
@@ -17,43 +20,59 @@ def check_operands(
 
     `form` is the name and shape of each operand, as in "x (..., C), targets (...) int64". A letter
     is one size everywhere, "..." any dimensions that are the same everywhere, and ">= T" at least
-    T. With `one_dtype`, operands that are not int64 must share a floating-point dtype.
+    T. Operands are fp16, bf16, fp32 or fp64, unless "int64" or "or int8" follows; with `one_dtype`,
+    floating-point operands must share a dtype.
     """
     described = tuple(None if x is None else (x.shape, x.dtype) for x in operands)
-    _check(operation, form, described, one_dtype)
+    check = _check if is_traced() else _cached_check  # traced sizes may be symbols
+    check(operation, form, described, one_dtype)
 
 
-@functools.lru_cache(maxsize=4096)  # a check takes longer than a launch
 def _check(operation: str, form: str, described: tuple, one_dtype: bool) -> None:
-    named = re.findall(r"(\w+) \(([^()]*)\)( int64)?", form)
-    given = [(*name, *x) for name, x in zip(named, described, strict=True) if x is not None]
+    parsed = zip(_parsed(form), described, strict=True)
+    given = [(*name, *x) for name, x in parsed if x is not None]
     sizes: dict[str, Any] = {"2": 2}
-    if not all(_fits(letters, shape, sizes) for _, letters, _, shape, _ in given):
-        shapes = ", ".join(f"{name} {tuple(shape)}" for name, _, _, shape, _ in given)
-        raise ValueError(f"{operation}: {shapes} do not fit; give {form}")
-    for name, _, is_int64, _, dtype in given:
-        if is_int64 and dtype != torch.int64:
-            raise ValueError(f"{operation}: {name} has dtype {dtype}; give torch.int64")
-    dtypes = {name: dtype for name, _, is_int64, _, dtype in given if not is_int64}
-    if one_dtype and not (len({*dtypes.values()}) == 1 and given[0][-1].is_floating_point):
+    for _, letters, _, shape, _ in given:
+        if not _fits(letters, shape, sizes):
+            shapes = ", ".join(f"{name} {tuple(shape)}" for name, _, _, shape, _ in given)
+            raise ValueError(f"{operation}: {shapes} do not fit; give {form}")
+    for name, _, kind, _, dtype in given:
+        if kind == " int64":
+            if dtype != torch.int64:
+                raise ValueError(f"{operation}: {name} has dtype {dtype}; give torch.int64")
+        elif dtype not in FLOATS and not (kind and dtype == torch.int8):
+            raise ValueError(
+                f"{operation}: {name} has dtype {dtype}; give fp16, bf16, fp32 or fp64{kind}"
+            )
+    dtypes = {name: dtype for name, _, kind, _, dtype in given if not kind}
+    if one_dtype and len({*dtypes.values()}) > 1:
         words = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise ValueError(f"{operation}: dtypes are {words}; give one floating-point dtype")
 
 
-def _fits(letters: str, shape: Sequence[Any], sizes: dict[str, Any]) -> bool:
+_cached_check = functools.lru_cache(maxsize=4096)(_check)  # a check takes longer than a launch
+
+
+@torch.compiler.assume_constant_result
+def _parsed(form: str) -> list[tuple[str, tuple[str, ...], str]]:
+    """The name, the letters and the kind of dtype of each operand of a form."""
+    named = re.findall(r"(\w+) \(([^()]*)\)( int64| or int8)?", form)
+    return [(name, tuple(re.findall("[^, ][^,]*", letters)), kind) for name, letters, kind in named]
+
+
+def _fits(letters: Sequence[str], shape: Sequence[Any], sizes: dict[str, Any]) -> bool:
     """Whether a shape fits its letters and the `sizes` of letters so far, which are extended."""
-    named = re.findall(r"[^, ][^,]*", letters)
-    if named[0] == "...":
-        leading = len(shape) - len(named) + 1
+    if letters[:1] == ("...",):
+        leading = len(shape) - len(letters) + 1
         if leading < 0:
             return False
-        shape = (shape[:leading], *shape[leading:])
-    if len(shape) != len(named):
+        shape = (tuple(shape[:leading]), *shape[leading:])
+    if len(shape) != len(letters):
         return False
-    for letter, size in zip(named, shape, strict=True):
+    for letter, size in zip(letters, shape, strict=True):
         if letter.startswith(">= "):
             if size < sizes[letter[3:]]:
                 return False
-        elif sizes.setdefault(letter, size) != size or (size == 0 and letter in NEVER_EMPTY):
+        elif sizes.setdefault(letter, size) != size or (letter in NEVER_EMPTY and size == 0):
             return False
     return True

@@ -25,6 +25,7 @@ import triton.language as tl
 from ..common.dtypes import accumulator, triton_accumulator
 from ..common.launch import cdiv, launch, next_power_of_2, tile
 from ..common.operands import check_operands
+from ..common.operator import is_traced, register
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_HEAD = 256
@@ -148,9 +149,19 @@ def decode_attention_combine_kernel(
     tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), d < D)
 
 
-def _launch(qkv, cache, position, cos, sin, out, **constants):
+def _empty(qkv, cache, *_):
+    _, B, HKV, _, D = cache.shape
+    return qkv.new_empty((B, qkv.shape[1] - 2 * HKV * D))
+
+
+def _decode_attention(qkv, cache, position, cos, sin, window, qk_norm, eps):
     _, B, HKV, T, D = cache.shape
+    out = _empty(qkv, cache)
     H = out.shape[1] // D
+    qkv, position = qkv.contiguous(), position.contiguous()
+    cos, sin = (table if table is None else table.contiguous() for table in (cos, sin))
+    window = window if window < T else 0
+    constants = {"SCALE": D**-0.5, "EPS": eps, "QK_NORM": qk_norm, "WINDOW": window}
     elements, keys, programs = tile("decode_attention", qkv.device)
     BLOCK_D = next_power_of_2(D)
     part = max(keys, next_power_of_2(cdiv(T, MOST_PARTS)))
@@ -171,6 +182,15 @@ def _launch(qkv, cache, position, cos, sin, out, **constants):
         combined = {"PARTS": parts, "BLOCK_PARTS": next_power_of_2(parts)}
         combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4}
         launch(decode_attention_combine_kernel, (rows,), partial, m, z, out, rows, **combined)
+    return out
+
+
+_operator = register(
+    "decode_attention(Tensor qkv, Tensor(a!) cache, Tensor position, Tensor? cos, Tensor? sin, "
+    "int window, bool qk_norm, float eps) -> Tensor",
+    _decode_attention,
+    _empty,
+)
 
 
 def decode_attention(
@@ -184,13 +204,16 @@ def decode_attention(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of the new tokens over the cache, to which they are added, (B, H D).
+    """Attention of one new token of each row over the cache, to which it is added, no gradients.
 
-    See `kernels.Ops`; the cache is the only operand that is written.
+    qkv (B, (H + 2 Hkv) D), cache (2, B, Hkv, T, D), position (B,) int64, cos and sin (T, D) or None
+    -> (B, H D). The new key and value are written to the cache at `position`, and the query sees
+    all positions up to it, or with a window W > 0 the last W. Other options are those of
+    `attention_qkv`. Raises ValueError if shapes, dtypes or options do not fit.
     """
     form = "qkv (B, C), cache (2, B, Hkv, T, D), position (B,) int64, cos (T, D), sin (T, D)"
     check_operands("decode_attention", form, qkv, cache, position, cos, sin)
-    _, B, Hkv, T, D = cache.shape
+    _, _, Hkv, _, D = cache.shape
     width = Hkv * D
     if width == 0 or qkv.shape[1] % width or qkv.shape[1] < 3 * width:
         raise ValueError(
@@ -211,10 +234,5 @@ def decode_attention(
         raise ValueError("decode_attention: give both cos and sin, or neither")
     if window < 0:
         raise ValueError(f"decode_attention: window is {window}; give at least 1 key, or 0 for all")
-    out = torch.empty((B, qkv.shape[1] - 2 * width), dtype=qkv.dtype, device=qkv.device)
-    qkv, position = qkv.contiguous(), position.contiguous()
-    cos, sin = (table if table is None else table.contiguous() for table in (cos, sin))
-    window = window if window < T else 0
-    constants = {"SCALE": D**-0.5, "EPS": eps, "QK_NORM": qk_norm, "WINDOW": window}
-    _launch(qkv, cache, position, cos, sin, out, **constants)
-    return out
+    function = _operator if is_traced() else _decode_attention
+    return function(qkv, cache, position, cos, sin, window, qk_norm, eps)

@@ -28,12 +28,13 @@ from .. import torch_ops
 from ..common.dtypes import triton_accumulator
 from ..common.launch import cdiv, launch, next_power_of_2, tile
 from ..common.operands import check_operands
+from ..common.operator import is_traced, register
 from ..matmul.activation import activate
 
 MOST_ROWS = 8  # computing so many products takes no longer than reading the weight
 WIDEST = 16_384  # columns: one row of the weight in the registers of one program
 FORM = (
-    "x (B, K), weight (N, K), scale (N,), bias (N,), norm_weight (K,), norm_bias (K,), "
+    "x (B, K), weight (N, K) or int8, scale (N,), bias (N,), norm_weight (K,), norm_bias (K,), "
     "residual (B, N)"
 )
 WARP = 1_024  # elements of the weight per warp, 32 per thread
@@ -65,6 +66,7 @@ def decode_linear_kernel(
         if NORM is not None:
             if NORM == "layer_norm":
                 x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)
+                x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)  # the rounding error of the mean
             x *= tl.rsqrt(tl.sum(x * x, 0) / K + EPS)
             x *= tl.load(norm_weight_ptr + column, column < K, other=0).to(ACC)
             if norm_bias_ptr is not None:
@@ -82,19 +84,35 @@ def decode_linear_kernel(
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), feature < N)
 
 
-def _launch(y, x, weight, scale, bias, norm_weight, norm_bias, residual, **constants):
+def _decode_linear(
+    x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual
+):  # fmt: skip
     (B, K), N = x.shape, len(weight)
+    y = torch.empty((B, N), dtype=x.dtype, device=x.device)
     elements, programs, registers = tile("decode_linear", x.device)
     COLUMNS = next_power_of_2(K)
     features, least = max(elements // COLUMNS, 1), max(WARP // COLUMNS, 1)
     while features > least and cdiv(N, features) < programs:
         features //= 2
     ROWS = min(next_power_of_2(max(B, 1)), MOST_ROWS)
-    constants |= {"K": K, "FEATURES": features, "COLUMNS": COLUMNS, "ROWS": ROWS}
+    constants = {"EPS": eps, "NORM": norm, "ACTIVATION": activation, "K": K}
+    constants |= {"FEATURES": features, "COLUMNS": COLUMNS, "ROWS": ROWS}
     warps = min(max(features * COLUMNS // WARP, 1), 8)
     constants |= {"ACC": triton_accumulator(x.dtype), "num_warps": warps, "maxnreg": registers}
-    operands = x, weight, y, scale, bias, norm_weight, norm_bias, residual, B, N
-    launch(decode_linear_kernel, (cdiv(N, features), cdiv(B, ROWS)), *operands, **constants)
+    operands = x, weight, y, scale, bias, norm_weight, norm_bias, residual
+    dense = (operand if operand is None else operand.contiguous() for operand in operands)
+    grid = cdiv(N, features), cdiv(B, ROWS)
+    launch(decode_linear_kernel, grid, *dense, B, N, **constants)
+    return y
+
+
+_operator = register(
+    "decode_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, str? norm, "
+    "Tensor? norm_weight, Tensor? norm_bias, float eps, str? activation, Tensor? residual) "
+    "-> Tensor",
+    _decode_linear,
+    lambda x, weight, *_: x.new_empty((x.shape[0], weight.shape[0])),
+)
 
 
 def decode_linear(
@@ -110,7 +128,13 @@ def decode_linear(
     activation: str | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """residual + f(scale * (weight norm(x)) + bias), (B, N); see `kernels.Ops`."""
+    """residual + f(scale * (weight norm(x)) + bias) for one token of each row, without gradients.
+
+    x (B, K), weight (N, K), bias and scale (N,), norm_weight and norm_bias (K,), residual (B, N)
+    -> (B, N). `norm` is "layer_norm", "rms_norm" or None, and `activation`, which is f, one of
+    `feed_forward` or None. An int8 weight has a scale, other weights have none. Raises ValueError
+    if shapes, dtypes or options do not fit.
+    """
     operands = x, weight, scale, bias, norm_weight, norm_bias, residual
     check_operands("decode_linear", FORM, *operands)
     if (norm is None) != (norm_weight is None) or norm not in (None, "layer_norm", "rms_norm"):
@@ -128,12 +152,11 @@ def decode_linear(
             f"decode_linear: weight is {weight.dtype}, {'without' if scale is None else 'with'} a "
             "scale; give a scale with an int8 weight and with no other"
         )
-    (B, K), N = x.shape, len(weight)
+    B, K = x.shape
     if K > WIDEST or (B > MOST_ROWS and weight.dtype != torch.int8):
         options: dict[str, Any] = {"scale": scale, "activation": activation, "residual": residual}
         options |= {"norm": norm, "norm_weight": norm_weight, "norm_bias": norm_bias, "eps": eps}
         return torch_ops.decode_linear(x, weight, bias, **options)
-    y = torch.empty((B, N), dtype=x.dtype, device=x.device)
-    dense = (operand if operand is None else operand.contiguous() for operand in operands)
-    _launch(y, *dense, EPS=eps, NORM=norm, ACTIVATION=activation)
-    return y
+    function = _operator if is_traced() else _decode_linear
+    arguments = x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual
+    return function(*arguments)

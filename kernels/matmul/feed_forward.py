@@ -23,12 +23,12 @@ Decisions:
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from ..common.dtypes import autocast_dtype, triton_accumulator
-from ..common.launch import cdiv, launch, opaque, route, tile
+from ..common.launch import cdiv, launch, route, tile
 from ..common.operands import check_operands
+from ..common.operator import Operation
 from ..common.philox import keep_in_rows, seed_of_call, threshold_and_scale
 from . import gemm
 from .activation import ACTIVATIONS, FROM_HIDDEN, activation_backward, activation_forward
@@ -55,46 +55,56 @@ def dropout_kernel(
     tl.store(y_ptr + element, tl.where(keep, x * SCALE, 0.0), inside)
 
 
-class FeedForward(torch.autograd.Function):
+class FeedForward(Operation):
     """x (M, C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None -> y (M, C)."""
 
-    @staticmethod
-    def forward(ctx, x, w1, b1, w2, b2, seed, activation, dropout_p):
-        way = route(x, F=w1.shape[0])
-        hidden, kept = _up(x, w1, b1, activation, way.up)  # (M, F) each
-        y = linear(hidden, w2, b2)  # (M, C)
-        y = _dropped(y, seed, dropout_p, out=y)
-        ctx.save_for_backward(x, w1, w2, hidden, kept, seed)
-        ctx.activation, ctx.dropout_p, ctx.way = activation, dropout_p, way
-        return y
+    schema = (
+        "feed_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? seed, "
+        "str activation, float dropout_p)"
+    )
+    cast = 5
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, w1, w2, hidden, kept, seed = ctx.saved_tensors
-        wants_x, wants_w1, wants_b1, wants_w2, wants_b2, *_ = ctx.needs_input_grad
-        dz = _dropped(dy.contiguous(), seed, ctx.dropout_p)
-        dw2 = dz.T @ hidden if wants_w2 else None
-        db2 = dz.sum(0) if wants_b2 else None
-        if wants_x or wants_w1 or wants_b1:
-            dpre, sums = _gradient(dz, w2, kept, ctx.activation, ctx.way.gradient)
-        dw1 = dpre.T @ x if wants_w1 else None
-        db1 = sums.sum(0).to(x.dtype) if wants_b1 else None
-        dx = dpre @ w1 if wants_x else None
-        return dx, dw1, db1, dw2, db2, None, None, None
+    def empty(x, w1, b1, w2, b2, seed, activation, dropout_p):
+        hidden = x.new_empty(x.shape[0], w1.shape[0])
+        pre = None if activation in FROM_HIDDEN else torch.empty_like(hidden)
+        return torch.empty_like(x), hidden, pre
+
+    @staticmethod
+    def forward(x, w1, b1, w2, b2, seed, activation, dropout_p):
+        hidden, pre = _up(x, w1, b1, activation, route(x, F=w1.shape[0]).up)  # (M, F) each
+        y = linear(hidden, w2, b2)  # (M, C)
+        return _dropped(y, seed, dropout_p, out=y), hidden, pre
+
+    @staticmethod
+    def saved(x, w1, b1, w2, b2, seed, activation, dropout_p, y, hidden, pre):
+        return x, w1, b1, w2, b2, seed, hidden, pre
+
+    @staticmethod
+    def backward(gradients, saved, needs, activation, dropout_p):
+        (dy,), (x, w1, _, w2, _, seed, hidden, pre) = gradients, saved
+        needs_x, needs_w1, needs_b1, needs_w2, needs_b2, _ = needs
+        dz = _dropped(dy.contiguous(), seed, dropout_p)
+        dw2 = dz.T @ hidden if needs_w2 else None
+        db2 = dz.sum(0) if needs_b2 else None
+        if needs_x or needs_w1 or needs_b1:
+            way = route(x, F=w1.shape[0]).gradient
+            dpre, sums = _gradient(dz, w2, hidden if pre is None else pre, activation, way)
+        dw1 = dpre.T @ x if needs_w1 else None
+        db1 = sums.sum(0).to(x.dtype) if needs_b1 else None
+        dx = dpre @ w1 if needs_x else None
+        return dx, dw1, db1, dw2, db2, None
 
 
 def _up(x, w1, b1, activation, way):
-    """hidden (M, F), and the tensor from which f' is computed: pre, or hidden itself."""
+    """hidden (M, F), and pre, or None if f' is computed from hidden."""
     if way == "gemm":
         return gemm.linear_activation(x, w1, b1, activation)
     if activation == "relu" and b1 is not None:
-        hidden = torch._addmm_activation(b1, x, w1.t())
-        return hidden, hidden
+        return torch._addmm_activation(b1, x, w1.t()), None
     pre = linear(x, w1, b1)
     if activation in FROM_HIDDEN:
-        hidden = activation_forward(pre, activation, out=pre)
-        return hidden, hidden
+        return activation_forward(pre, activation, out=pre), None
     return activation_forward(pre, activation), pre
 
 
@@ -120,7 +130,6 @@ def _dropped(x, seed, dropout_p, out=None):  # (M, C)
     return out
 
 
-@opaque
 def feed_forward(
     x: torch.Tensor,
     w1: torch.Tensor,

@@ -135,15 +135,15 @@ def _places(row, column, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 def linear_activation(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden = f(x @ weight^T + bias) (M, N), and the tensor from which f' is computed.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """hidden = f(x @ weight^T + bias) (M, N), and its argument, or None if f' needs only hidden.
 
-    x (M, K), weight (N, K), bias (N,) or None. That tensor is hidden or the argument of f.
+    x (M, K), weight (N, K), bias (N,) or None.
     """
     hidden = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     argument = None if activation in FROM_HIDDEN else torch.empty_like(hidden)
     _launch("activate", activation, x, weight, hidden, bias=bias, x=argument)
-    return hidden, hidden if argument is None else argument
+    return hidden, argument
 
 
 def gradient_of_argument(

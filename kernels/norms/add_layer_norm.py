@@ -24,15 +24,20 @@ Decisions:
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from ..common.dtypes import triton_accumulator
-from ..common.launch import cdiv, launch, opaque
+from ..common.launch import cdiv, launch
 from ..common.operands import check_operands
+from ..common.operator import Operation
 from ..common.philox import keep_in_rows, seed_of_call, threshold_and_scale
 from ..common.row_layout import as_rows, packed_rows, row_tile
 from .layer_norm import backward_constants, check_width, empty_statistics, input_gradient, normalise
-from .norm_parameter_gradients import empty_shares, store_share, sum_of_shares
+from .norm_parameter_gradients import (
+    count_parameters,
+    empty_shares,
+    parameter_gradients,
+    store_share,
+)
 
 STREAM = tl.constexpr(0)  # of the mask; a seed is used for one call
 
@@ -92,7 +97,7 @@ def add_layer_norm_backward_kernel(
     share_ptr,  # (programs, PARAMETERS + X_BIAS, C): shares of dweight, dbias and dx_bias
     rows, threshold, scale,
     C: tl.constexpr,
-    PARAMETERS: tl.constexpr,  # 2: weight and bias, 1: weight
+    PARAMETERS: tl.constexpr,  # 2: weight and bias, 1: weight, 0: neither
     X_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -134,58 +139,67 @@ def add_layer_norm_backward_kernel(
     store_share(share_ptr, dweight, dbias, dx, C, PARAMETERS, X_BIAS, COLUMNS)
 
 
-class AddLayerNorm(torch.autograd.Function):
+class AddLayerNorm(Operation):
     """residual, x (..., C), x_bias (C,) or None, weight, bias (C,) or None -> total, y (..., C)."""
 
+    schema = (
+        "add_layer_norm(Tensor residual, Tensor x, Tensor? x_bias, Tensor weight, Tensor? bias, "
+        "Tensor? seed, float dropout_p, float eps, ScalarType residual_dtype, ScalarType x_dtype)"
+    )
+    results = 2
+
     @staticmethod
-    def forward(ctx, residual, x, x_bias, weight, bias, seed, dropout_p, eps):
-        residual, x, weight = residual.contiguous(), x.contiguous(), weight.contiguous()
-        x_bias, bias = (p if p is None else p.contiguous() for p in (x_bias, bias))
+    def empty(residual, x, *_):
         dtype = torch.promote_types(residual.dtype, x.dtype)
         total = torch.empty(x.shape, dtype=dtype, device=x.device)
-        y = torch.empty_like(total)
-        mean, rstd = empty_statistics(total)
-        C, rows = x.shape[-1], rstd.numel()
-        constants = {"C": C, "EPS": eps, "ACC": triton_accumulator(dtype)}
-        constants |= row_tile("add_layer_norm", C, x.device)
-        operands = (residual, x, x_bias, weight, bias, seed, total, y, mean, rstd, rows)
-        operands += threshold_and_scale(dropout_p)
-        grid = (cdiv(rows, constants["ROWS"]),)
-        launch(add_layer_norm_forward_kernel, grid, *operands, **constants)
-        ctx.save_for_backward(total, weight, mean, rstd, seed)
-        ctx.dtypes, ctx.dropout_p = (residual.dtype, x.dtype), dropout_p
-        ctx.x_bias_dtype = None if x_bias is None else x_bias.dtype
-        ctx.parameters = 1 if bias is None else 2
-        ctx.set_materialize_grads(False)
-        return total, y
+        return total, torch.empty_like(total), *empty_statistics(total)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dtotal, dy):
-        total, weight, mean, rstd, seed = ctx.saved_tensors
+    def forward(residual, x, x_bias, weight, bias, seed, dropout_p, eps, *_):
+        operands = [p if p is None else p.contiguous() for p in (residual, x, x_bias, weight, bias)]
+        outputs = total, _, _, rstd = AddLayerNorm.empty(residual, x)
+        C, rows = x.shape[-1], rstd.numel()
+        constants = {"C": C, "EPS": eps, "ACC": triton_accumulator(total.dtype)}
+        constants |= row_tile("add_layer_norm", C, x.device)
+        operands += [seed, *outputs, rows, *threshold_and_scale(dropout_p)]
+        grid = (cdiv(rows, constants["ROWS"]),)
+        launch(add_layer_norm_forward_kernel, grid, *operands, **constants)
+        return outputs
+
+    @staticmethod
+    def saved(residual, x, x_bias, weight, bias, seed, *others):
+        *_, total, _, mean, rstd = others
+        return total, x_bias, weight, bias, seed, mean, rstd
+
+    @staticmethod
+    def empty_gradients(gradients, saved, needs, dropout_p, eps, residual_dtype, x_dtype):
+        total, *parameters = saved[:5]
+        inputs = (torch.empty_like(total, dtype=dtype) for dtype in (residual_dtype, x_dtype))
+        return *inputs, *(p if p is None else torch.empty_like(p) for p in parameters)
+
+    @staticmethod
+    def backward(gradients, saved, needs, dropout_p, eps, residual_dtype, x_dtype):
+        (dtotal, dy), (total, x_bias, weight, bias, seed, mean, rstd) = gradients, saved
         dy = torch.zeros_like(total) if dy is None else dy.contiguous()
         dtotal = dtotal if dtotal is None else dtotal.contiguous()
-        residual_dtype, x_dtype = ctx.dtypes
-        dresidual = torch.empty(total.shape, dtype=residual_dtype, device=total.device)
+        dresidual = torch.empty_like(total, dtype=residual_dtype)
         one_tensor = seed is None and residual_dtype == x_dtype
-        dx = None if one_tensor else torch.empty_like(dresidual, dtype=x_dtype)
-        others = int(ctx.x_bias_dtype is not None)  # the share of dx_bias
-        tile = "add_layer_norm_backward_x_bias" if others else "add_layer_norm_backward"
-        shares = empty_shares(tile, total, ctx.parameters + others)
+        dx = None if one_tensor else torch.empty_like(total, dtype=x_dtype)
+        X_BIAS, *needs_parameters = needs[2:5]
+        tile = "add_layer_norm_backward_x_bias" if X_BIAS else "add_layer_norm_backward"
+        shares = empty_shares(tile, total, count_parameters(*needs_parameters) + X_BIAS)
         *_, unit = as_rows(dy, total)
-        constants = backward_constants(tile, shares, unit, others)
-        tensors = (dy, dtotal, total, weight, mean, rstd, seed, dresidual, dx, shares)
-        operands = (*tensors, rstd.numel(), *threshold_and_scale(ctx.dropout_p))
+        constants = backward_constants(tile, shares, unit, X_BIAS)
+        operands = dy, dtotal, total, weight.contiguous(), mean, rstd, seed, dresidual, dx, shares
+        operands += (rstd.numel(), *threshold_and_scale(dropout_p))
         grid = (len(shares),)
-        launch(add_layer_norm_backward_kernel, grid, *operands, X_BIAS=others, **constants)
-        dx = dresidual if one_tensor else dx
-        gradients = sum_of_shares(shares, weight.dtype)
-        dweight, dbias = gradients[0], gradients[1] if ctx.parameters == 2 else None
-        dx_bias = gradients[-1].to(ctx.x_bias_dtype) if others else None
-        return dresidual, dx, dx_bias, dweight, dbias, None, None, None
+        launch(add_layer_norm_backward_kernel, grid, *operands, X_BIAS=int(X_BIAS), **constants)
+        dweight, dbias, dx_bias = parameter_gradients(
+            shares, (weight, bias, x_bias), (*needs_parameters, X_BIAS)
+        )
+        return dresidual, dresidual if one_tensor else dx, dx_bias, dweight, dbias, None
 
 
-@opaque
 def add_layer_norm(
     residual: torch.Tensor,
     x: torch.Tensor,
@@ -202,4 +216,5 @@ def add_layer_norm(
     check_operands("add_layer_norm", form, residual, x, weight, bias, x_bias)
     check_width("add_layer_norm", x)
     seed = seed_of_call(seed, dropout_p, x.device)
-    return AddLayerNorm.apply(residual, x, x_bias, weight, bias, seed, dropout_p, eps)
+    options = dropout_p, eps, residual.dtype, x.dtype
+    return AddLayerNorm.apply(residual, x, x_bias, weight, bias, seed, *options)

@@ -24,13 +24,19 @@ Decisions:
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from ..common.dtypes import accumulator, triton_accumulator
-from ..common.launch import cdiv, launch, opaque
+from ..common.launch import cdiv, launch
 from ..common.operands import check_operands
+from ..common.operator import Operation
 from ..common.row_layout import as_rows, packed_rows, row_pointers, row_tile
-from .norm_parameter_gradients import empty_shares, parameter_gradients, residency, store_share
+from .norm_parameter_gradients import (
+    count_parameters,
+    empty_shares,
+    parameter_gradients,
+    residency,
+    store_share,
+)
 
 WIDEST = 8_192  # columns: the widest row that a program holds together with its share of dweight
 WIDEST_PREFETCHED = 4_096  # columns: the next tile of rows fits into the shared memory of every GPU
@@ -48,6 +54,9 @@ def normalise(
     mean = tl.sum(x, 1) / C
     if CENTRED:
         x = tl.where(column < C, x - mean[:, None], 0)
+        rounding = tl.sum(x, 1) / C  # of the mean, which may be much larger than the deviation
+        x = tl.where(column < C, x - rounding[:, None], 0)
+        mean += rounding
     rstd = tl.rsqrt(tl.sum(x * x, 1) / C + EPS)
     y = x * rstd[:, None]
     if weight_ptr is not None:
@@ -149,35 +158,49 @@ def layer_norm_backward_kernel(
     store_share(share_ptr, dweight, dbias, None, C, PARAMETERS, False, COLUMNS)
 
 
-class LayerNorm(torch.autograd.Function):
+class LayerNorm(Operation):
     """x (..., C), weight and bias (C,) or None -> y (..., C); RMSNorm unless `centred`."""
 
+    schema = "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, bool centred)"
+
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, centred):
-        weight, bias = (p if p is None else p.contiguous() for p in (weight, bias))
+    def empty(x, weight, bias, eps, centred):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        mean, rstd = empty_statistics(x, centred)
+        return y, *empty_statistics(x, centred)
+
+    @staticmethod
+    def forward(x, weight, bias, eps, centred):
+        weight, bias = (p if p is None else p.contiguous() for p in (weight, bias))
+        y, mean, rstd = LayerNorm.empty(x, weight, bias, eps, centred)
         C, rows = x.shape[-1], rstd.numel()
         (seen,), addressing, unit = as_rows(x)
         operands = (seen, weight, bias, y, mean, rstd, rows, *addressing)
         constants = {"C": C, "EPS": eps, "UNIT": unit, "ACC": triton_accumulator(x.dtype)}
         constants |= row_tile("layer_norm", C, x.device)
         launch(layer_norm_forward_kernel, (cdiv(rows, constants["ROWS"]),), *operands, **constants)
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.parameters = (weight is not None) + (bias is not None)
-        return y
+        return y, mean, rstd
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight, mean, rstd = ctx.saved_tensors
+    def saved(x, weight, bias, eps, centred, y, mean, rstd):
+        return x, weight, bias, mean, rstd
+
+    @staticmethod
+    def backward(gradients, saved, needs, eps, centred):
+        (dy,), (x, weight, bias, mean, rstd) = gradients, saved
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        shares = empty_shares("layer_norm_backward", x, ctx.parameters)
+        shares = empty_shares("layer_norm_backward", x, count_parameters(*needs[1:]))
         (dy, x), addressing, unit = as_rows(dy, x)
+        weight = weight if weight is None else weight.contiguous()
         operands = (dy, x, weight, mean, rstd, dx, shares, rstd.numel(), *addressing)
         constants = backward_constants("layer_norm_backward", shares, unit)
         launch(layer_norm_backward_kernel, (len(shares),), *operands, **constants, UNIT=unit)
-        return dx, *parameter_gradients(shares, weight), None, None
+        return dx, *parameter_gradients(shares, (weight, bias), needs[1:])
+
+
+class RMSNorm(LayerNorm):
+    """The same operation under its own name."""
+
+    schema = LayerNorm.schema.replace("layer_norm", "rms_norm")
 
 
 def empty_statistics(x, centred=True):
@@ -202,7 +225,6 @@ def backward_constants(kernel, shares, unit, others=0):
     }
 
 
-@opaque
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
@@ -212,14 +234,13 @@ def layer_norm(
     return LayerNorm.apply(x, weight, bias, eps, True)
 
 
-@opaque
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
     """x (..., C), weight (C,) or None -> (..., C), for C up to `WIDEST`."""
     check_operands("rms_norm", "x (..., C), weight (C,)", x, weight)
     check_width("rms_norm", x)
-    return LayerNorm.apply(x, weight, None, eps, False)
+    return RMSNorm.apply(x, weight, None, eps, False)
 
 
 def check_width(operation: str, x: torch.Tensor) -> None:

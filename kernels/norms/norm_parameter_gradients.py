@@ -72,13 +72,21 @@ def empty_shares(kernel, x, parameters):
     return torch.empty(shape, dtype=accumulator(x.dtype), device=x.device)
 
 
-def parameter_gradients(shares, weight):
-    """dweight and dbias (C,) from the shares (programs, parameters, C); None if missing."""
-    parameters = shares.shape[1]
-    if parameters == 0:
-        return None, None
-    gradients = sum_of_shares(shares, weight.dtype)
-    return gradients[0], gradients[1] if parameters == 2 else None
+def count_parameters(needs_weight, needs_bias):
+    """The constexpr PARAMETERS: 1 for weight alone, 2 with a bias, 0 without either."""
+    return 2 if needs_bias else int(needs_weight)
+
+
+def parameter_gradients(shares, parameters, needs):
+    """The gradients (C,) of weight, bias and x_bias, or None, from shares (programs, ..., C)."""
+    dtypes = {parameter.dtype for parameter, need in zip(parameters, needs, strict=True) if need}
+    if not dtypes:
+        return [None for _ in parameters]
+    sums = sum_of_shares(shares, dtypes.pop() if len(dtypes) == 1 else shares.dtype)
+    return [
+        sums[row].to(parameter.dtype) if need else None
+        for row, parameter, need in zip((0, 1, -1), parameters, needs, strict=False)
+    ]
 
 
 def sum_of_shares(shares, dtype):

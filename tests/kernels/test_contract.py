@@ -10,6 +10,8 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import kernels
@@ -209,15 +211,81 @@ def test_autocast_casts_operands_as_linear_does_but_not_fp64(operation):
         assert function(*wide).dtype == torch.float64
 
 
-# dynamo looks at all attributes of a tensor from which it continues
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @with_gradients
-def test_torch_compile_compiles_the_code_around_an_operation(operation):
+def test_a_gradient_of_a_gradient_is_an_error(operation):
+    outputs, _ = forward(getattr(triton_ops.OPS, operation), operands_of(operation))
+    with pytest.raises(RuntimeError, match=f"^{operation}: gradients of gradients .* use"):
+        outputs[0].sum().backward(create_graph=True)
+
+
+@with_gradients
+def test_transforms_of_torch_func_are_an_error(operation):
+    first, *others = operands_of(operation)
+    function = getattr(triton_ops.OPS, operation)
+    with pytest.raises(RuntimeError, match=f"^{operation}: torch.func's transforms .* use"):
+        torch.func.vmap(lambda one: function(one, *others))(first[None].detach())
+
+
+@all_operations
+def test_operators_pass_opcheck(operation):
+    """On zeros and noise, with the shapes and options of an ordinary call."""
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "gpt_kernels":
+                calls.append((func, args))
+            return func(*args, **kwargs or {})
+
+    def real(x):
+        if not torch.is_tensor(x):
+            return x
+        zeros = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        return zeros.normal_().requires_grad_() if zeros.is_floating_point() else zeros
+
+    with FakeTensorMode() as mode, Calls():
+        fake = [mode.from_tensor(x) if torch.is_tensor(x) else x for x in operands_of(operation)]
+        dropping(operation)(*fake)
+    ((operator, arguments),) = calls
+    arguments = [real(x) for x in arguments]
+    if operation in check.WITHOUT_GRADIENTS:
+        arguments = [x.detach() if torch.is_tensor(x) else x for x in arguments]
+    torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@with_gradients
+def test_torch_compile_traces_an_operation_into_one_graph(operation, dynamic):
     def model(*operands):
         outputs = getattr(triton_ops.OPS, operation)(*operands)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return sum(output.sin().square().sum() for output in outputs)
 
-    operands = operands_of(operation)
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(results(compiled, operands), results(model, operands))
+    torch._dynamo.reset()  # it counts how often it has compiled `model`
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for rows in (B, B + 1):
+        operands = operands_of(operation, rows)
+        leaves = [operands[i].requires_grad_() for i in floating(operands)]
+        loss, expected = compiled(*operands), model(*operands)
+        torch.testing.assert_close(loss, expected)
+        gradients = (torch.autograd.grad(one, leaves) for one in (loss, expected))
+        torch.testing.assert_close(*gradients)
+
+
+def test_torch_export_keeps_operations_for_any_batch():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(C)
+            self.up, self.down = torch.nn.Linear(C, 4 * C), torch.nn.Linear(4 * C, C)
+
+        def forward(self, x):  # (B, T, C)
+            ops, up, down = triton_ops.OPS, self.up, self.down
+            x = ops.layer_norm(x, self.norm.weight, self.norm.bias)
+            x = ops.attention_qkv(x.repeat(1, 1, 3), H)
+            return ops.feed_forward(x, up.weight, up.bias, down.weight, down.bias)
+
+    block, sizes = Block().to(DEVICE), {"x": {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}}
+    exported = torch.export.export(block, (randn(B, T, C),), dynamic_shapes=sizes).module()
+    x = randn(5, 7, C)
+    assert torch.equal(exported(x), block(x))

@@ -71,17 +71,18 @@ WRONG_SHAPES = {
 WRONG = [
     ("embedding", {"tokens": torch.int32}, "tokens has dtype torch.int32; give torch.int64"),
     ("embedding", {"token_table": (0, 3), "position_table": None}, r"token_table \(0, 3\) do not"),
+    ("embedding", {"padding_idx": 7}, "padding_idx is 7 for a table of 7 rows"),
     ("cross_entropy", {"targets": torch.int32}, "targets has dtype torch.int32"),
     ("linear_cross_entropy", {"targets": torch.int32}, "targets has dtype torch.int32"),
     ("linear_cross_entropy", {"x": torch.half}, "x torch.float16, weight torch.float32"),
     ("feed_forward", {"x": torch.bfloat16}, "x torch.bfloat16, w1 torch.float32"),
     ("feed_forward", {"activation": "swish"}, "'swish' is not supported; choose one of relu, gelu"),
     ("attention", {"k": torch.half}, "q torch.float32, k torch.float16, .*; give one"),
-    ("attention", dict.fromkeys("qkv", torch.int64), "q torch.int64"),
+    ("attention", dict.fromkeys("qkv", torch.int64), "q has dtype torch.int64; give fp16, bf16,"),
     ("attention", dict.fromkeys("qkv", (1, 2, 3, 257)), "D is 257; give heads of 1 to 256"),
     ("attention", dict.fromkeys("kv", (1, 2, 0, 16)), "there is no key"),
     ("attention", {"q": (1, 2, 6, 16), "window": 3}, "window=3 the last rows see no key"),
-    ("attention_qkv", {"qkv": torch.int64}, "dtype is torch.int64; give fp16"),
+    ("attention_qkv", {"qkv": torch.int64}, "qkv has dtype torch.int64; give fp16"),
     ("attention_qkv", {"n_head": 0}, "H = 0"),
     ("attention_qkv", {"n_kv_head": 0}, "Hkv = 0"),
     ("attention_qkv", {"qkv": (1, 3, 80), "n_head": 4, "n_kv_head": 3}, "H a multiple of Hkv"),
@@ -116,6 +117,8 @@ for name in ("attention", "attention_qkv"):
     for options in ({"window": -1}, {"window": 2, "causal": False}):
         WRONG += [(name, options, "window is .* give at least 1 key with causal=True")]
 for name in ("layer_norm", "rms_norm", "add_layer_norm"):
+    for dtype in (torch.int64, torch.complex64):
+        WRONG += [(name, {"x": dtype}, f"x has dtype {dtype}; give fp16, bf16, fp32 or fp64")]
     for columns, message in ((0, "do not fit"), (WIDEST + 1, "are too wide; give at most 8,192")):
         changes = {of: (*shape[:-1], columns) for of, shape in RIGHT[name].items()}
         WRONG += [(name, changes, rf", {columns}\).*{message}")]

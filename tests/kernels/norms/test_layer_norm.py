@@ -17,16 +17,17 @@ from tests.numerics import differentiate, hold_against
 from tests.operands import DEVICE, DTYPES, SIZES, dtypes, layouts, randn, shapes
 
 NORMS = {
-    "layer_norm": (layer_norm, torch_ops.layer_norm, 2),
-    "layer_norm without bias": (layer_norm, torch_ops.layer_norm, 1),
-    "rms_norm": (rms_norm, torch_ops.rms_norm, 1),
-    "rms_norm without weight": (rms_norm, torch_ops.rms_norm, 0),
+    "layer_norm": (layer_norm, torch_ops.layer_norm, [True, True]),
+    "layer_norm without bias": (layer_norm, torch_ops.layer_norm, [True, False]),
+    "layer_norm without weight": (layer_norm, torch_ops.layer_norm, [False, True]),
+    "rms_norm": (rms_norm, torch_ops.rms_norm, [True]),
+    "rms_norm without weight": (rms_norm, torch_ops.rms_norm, [False]),
 }
 norms = pytest.mark.parametrize("norm", NORMS)
 
 
 def operands(norm, *shape, dtype=torch.float32, scale=1.0, shift=0.0):
-    """x, weight and bias, on which the result is well-conditioned.
+    """x, weight and bias or None, on which the result is well-conditioned.
 
     A ramp keeps rows from being nearly constant, where the rounding of the mean would dominate.
     Rows of one or two elements are so small that eps matters: otherwise their gradients cancel to
@@ -37,8 +38,8 @@ def operands(norm, *shape, dtype=torch.float32, scale=1.0, shift=0.0):
     x = randn(*shape, dtype=torch.float64).clamp(-1.5, 1.5)
     x = (x + torch.linspace(-2, 2, C, dtype=torch.float64, device=DEVICE)) * scale + shift
     weight_and_bias = [randn(C, dtype=dtype, shift=1.0, seed=1), randn(C, dtype=dtype, seed=2)]
-    missing = [None] * (1 - parameters)  # rms_norm takes its weight by position
-    return [x.to(dtype), *weight_and_bias[:parameters], *missing]
+    given = zip(weight_and_bias, parameters, strict=False)
+    return [x.to(dtype), *(parameter if is_given else None for parameter, is_given in given)]
 
 
 def hold(norm, inputs):
@@ -63,7 +64,7 @@ def test_results_are_rounded_once_at_every_width(C):
 
 
 @norms
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 0.0), (1e3, 0.0), (1.0, 30.0)])
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 0.0), (1e3, 0.0), (1.0, 300.0)])
 def test_results_are_rounded_once_at_every_scale(norm, scale, shift):
     for dtype in DTYPES:
         hold(norm, operands(norm, 9, 48, dtype=dtype, scale=scale, shift=shift))
@@ -74,6 +75,12 @@ def test_results_are_rounded_once_at_every_scale(norm, scale, shift):
 )
 def test_wide_rows(norm, C):
     hold(norm, operands(norm, 2, C, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("value", [100.1, -3e4, 1e-3])
+def test_constant_rows_are_their_own_mean(value):
+    y = layer_norm(torch.full((3, 384), value, device=DEVICE), torch.ones(384, device=DEVICE))
+    assert y.abs().max() <= 2 * torch.finfo(torch.float32).eps  # 0 in exact arithmetic
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -170,7 +177,7 @@ def test_the_number_of_rows_does_not_specialise_kernels(norm):
         return [(one.kernel, one.options) for one in launches]
 
     assert options(1) == options(16) == options(1023)
-    assert len(options(5)) == (3 if NORMS[norm][2] else 2)
+    assert len(options(5)) == 2 + any(NORMS[norm][2])
 
 
 def test_pytorchs_rms_norm_takes_a_wider_weight():
