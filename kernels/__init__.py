@@ -29,16 +29,19 @@ if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need T
         decode_linear,
         embedding,
         feed_forward,
+        geglu,
         layer_norm,
         linear_cross_entropy,
         rms_norm,
         sample_token,
+        swiglu,
     )
 
 __all__ = [
     "AdamW", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv", "cross_entropy",
-    "decode_attention", "decode_linear", "embedding", "explain_auto", "feed_forward", "layer_norm",
-    "linear_cross_entropy", "load", "rms_norm", "sample_token", "serving", "unavailable_reason",
+    "decode_attention", "decode_linear", "embedding", "explain_auto", "feed_forward", "geglu",
+    "layer_norm", "linear_cross_entropy", "load", "rms_norm", "sample_token", "serving", "swiglu",
+    "unavailable_reason",
 ]  # fmt: skip
 
 

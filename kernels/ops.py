@@ -76,6 +76,12 @@ class Ops(NamedTuple):
     dropout(f(x w1^T + b1) w2^T + b2), where f is relu, gelu, gelu_tanh or relu_squared.
     """
 
+    swiglu: Callable[..., Tensor]
+    """`(gate (..., F), up (..., F))` or `(gate and up (..., 2 F))` -> (..., F): silu(gate) up"""
+
+    geglu: Callable[..., Tensor]
+    """The same with gelu, `*, approximate="none"` or "tanh"."""
+
     cross_entropy: Callable[..., Tensor]
     """`(logits (..., V), targets (...) int64, *, ignore_index=-100)` -> ()
 

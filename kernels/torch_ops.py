@@ -5,7 +5,7 @@ ignores `seed`.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -171,6 +171,18 @@ def feed_forward(
     return F.dropout(F.linear(hidden, w2, b2), dropout_p)
 
 
+def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
+    return F.silu(gate) * up
+
+
+def geglu(
+    gate: Tensor, up: Tensor | None = None, *, approximate: Literal["none", "tanh"] = "none"
+) -> Tensor:
+    gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
+    return F.gelu(gate, approximate=approximate) * up
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
     logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     exact = logits if logits.dtype == torch.float64 else logits.float()
@@ -321,5 +333,6 @@ def _uniform(B, V, device, seed):
 
 OPS = Ops(
     *(embedding, layer_norm, rms_norm, add_layer_norm, attention, attention_qkv, feed_forward),
-    *(cross_entropy, linear_cross_entropy, adamw, decode_linear, decode_attention, sample_token),
+    *(swiglu, geglu, cross_entropy, linear_cross_entropy, adamw),
+    *(decode_linear, decode_attention, sample_token),
 )

@@ -72,6 +72,7 @@ TILES: dict[str, dict[int, Any]] = {
     # elements of a tile, its largest number of rows, warps
     "embedding": {80: (4_096, 16, 4), 90: (1_024, 16, 2), 100: (4_096, 16, 4)},
     "activation": {80: (4_096, 8)},  # elements, warps
+    "gated_activation": {80: (2_048, 4)},  # elements, warps
     "rotary": {80: (1_024, 4)},  # elements of one half of the heads, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
     "dropout": {80: (32, 128, 4)},  # rows, columns, warps
