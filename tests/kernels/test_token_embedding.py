@@ -1,5 +1,7 @@
 """Token and position embedding: a gather, and its transpose without atomics."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, strategies
@@ -38,6 +40,12 @@ def test_without_positions_and_with_one_token_everywhere():
     tokens, token_table, position_table = operands(4, 33, 9, 8)
     check(tokens, token_table, None)
     check(torch.full_like(tokens, 3), token_table, position_table)
+
+
+@pytest.mark.parametrize("padding_idx", [0, -2])
+def test_the_padding_row_has_no_gradient(padding_idx):
+    functions = (partial(f, padding_idx=padding_idx) for f in (embedding, torch_ops.embedding))
+    hold_against(*functions, operands(4, 33, 9, 8), out_dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import register_parametrization
 
 import kernels
 from gpt.models import packed, reference
@@ -142,3 +143,30 @@ def test_dropout_is_where_the_reference_has_it(name, monkeypatch):
         rates.clear()
         assert_same(packed_model.train(training)(tokens.to(DEVICE))[0], expected, "logits")
         assert rates == config.n_layer * [p]
+
+
+class LowRank(torch.nn.Module):
+    """W + b a (Hu et al. 2021, LoRA) as a parametrization, which starts as W."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.randn(2, weight.shape[1], dtype=DTYPE, device=DEVICE))
+        self.b = torch.nn.Parameter(torch.zeros(weight.shape[0], 2, dtype=DTYPE, device=DEVICE))
+
+    def forward(self, weight):
+        return weight + self.b @ self.a
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_parametrized_weights_are_trained(table):
+    """Operations read the weights of `up`, `down` and `lm_head` without calling these modules."""
+    tokens = draw_tokens(2, 7).to(DEVICE)
+    models = [build(table, LECTURE, DTYPE) for _ in range(2)]
+    plain, adapted = ([m.blocks[0].ffwd.up, m.blocks[1].ffwd.down, m.lm_head] for m in models)
+    for module in adapted:
+        register_parametrization(module, "weight", LowRank(module.weight))
+    for model in models:
+        model(tokens, tokens)[1].backward()
+    for module, with_adapter in zip(plain, adapted, strict=True):
+        adapter = with_adapter.parametrizations.weight[0]
+        assert_same(adapter.b.grad, (module.weight.grad @ adapter.a.T).cpu().double(), "b")
