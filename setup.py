@@ -8,9 +8,10 @@ setup(
     description="Karpathy's lecture GPT, carried to the speed of the hardware by Triton kernels",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["gpt*", "kernels*", "bench*"]),
-    package_data={"bench.report": ["*.html"], "bench.recipes": ["*.json"]},
-    py_modules=["train", "sample"],
+    # the folder kernels, by a name of its own: Hugging Face publishes a package called kernels
+    packages=["gpt_kernels", *(f"gpt_kernels.{name}" for name in find_packages("kernels"))],
+    package_dir={"gpt_kernels": "kernels"},
+    package_data={"gpt_kernels": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

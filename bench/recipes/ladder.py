@@ -1,8 +1,8 @@
 """Check, time and compile the rungs of docs/ladder, from the naive to the shipped kernel.
 
-    python docs/ladder/attention/3_online.py         check one rung, and time it on a GPU
-    python -m bench.recipes.ladder                   every rung
-    python -m bench.recipes.ladder --compiled FILE   compile them for sm_90; needs no GPU
+    PYTHONPATH=. python docs/ladder/attention/3_online.py   check one rung, and time it on a GPU
+    python -m bench.recipes.ladder                          every rung
+    python -m bench.recipes.ladder --compiled FILE          compile them for sm_90; needs no GPU
 
 A rung is a file docs/ladder/OPERATION/NUMBER_NAME.py with a function that has the operation's name
 and takes the inputs of its case in `TIMED`; if its output has a gradient, it has a backward pass.
