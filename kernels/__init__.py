@@ -12,10 +12,12 @@ products inside). Inputs are never written, and may have any strides. A wrong sh
 `ValueError`.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import namesake
 from .ops import Ops, Unavailable
 
 if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need Triton
@@ -45,10 +47,13 @@ __all__ = [
 ]  # fmt: skip
 
 
+namesake.share(sys.modules[__name__])
+
+
 def __getattr__(name: str) -> Any:
     """Return the Triton operation `name`: `from kernels import layer_norm`."""
     if name not in Ops._fields and name != "AdamW":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return namesake.attribute(name)
     return getattr(_triton_table(), name.lower())
 
 

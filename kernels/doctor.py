@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import Unavailable, explain_auto, load, serving
+from . import Unavailable, explain_auto, load, namesake, serving
 
 OLDEST, NEWEST = (3, 6), (3, 9)  # the versions of Triton that the kernels are tested with
 OLDEST_TORCH = (2, 11)
@@ -38,6 +38,7 @@ class Facts(NamedTuple):
     auto: str  # what --kernels auto means here: "triton" or "torch"
     reason: str
     serving: dict[str, str]  # operation -> implementation with auto
+    namesake: str | None = None  # what `import kernels` means, where two packages have that name
 
 
 def examine() -> Facts:
@@ -59,6 +60,7 @@ def examine() -> Facts:
         auto=auto,
         reason=reason,
         serving=serving(load("auto")),
+        namesake=namesake.report(),
     )
 
 
@@ -138,6 +140,7 @@ def report(facts: Facts) -> str:
         "gpus": ", ".join(facts.gpus) + f" (compute capability {capability})"
         if facts.gpus
         else "none visible to PyTorch",
+        **({"import kernels": facts.namesake} if facts.namesake else {}),
         "--kernels auto": f"{facts.auto}: {facts.reason}",
     } | {f"  {operation}": name for operation, name in facts.serving.items()}
     width = max(map(len, lines))
@@ -164,7 +167,7 @@ def _number(version: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the facts and advice as JSON")
     parser.add_argument("--check", action="store_true", help="compare every operation with PyTorch")
     options = parser.parse_args(arguments)
