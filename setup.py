@@ -24,7 +24,8 @@ setup(
         "test": [
             *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "tiktoken"),
             *("ruff", "mypy", "codespell", "tomli; python_version < '3.11'"),  # tomli: codespell
-            "import-linter",
+            *("import-linter", "setuptools>=70.1"),  # older ones need wheel to build one
+            *("kernels", "transformers"),  # Hugging Face's, with which an environment is shared
         ],
         "weights": ["huggingface_hub", "transformers"],
         "report": ["jinja2"],
