@@ -1,6 +1,8 @@
 """Muon: momentum, orthogonalised, for the matrices of the blocks."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -22,22 +24,41 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         dtype: torch.dtype | None = None,  # of the products in `orthogonalise`
     ):
+        if not (0 <= lr < math.inf and 0 <= momentum < 1):  # false for NaN
+            raise ValueError(
+                f"Muon: lr is {lr} and momentum {momentum}; give a finite lr of at least 0, and a "
+                "momentum in [0, 1)"
+            )
         groups: dict[tuple[int, int], dict] = {}
         for weight, count in matrices:
             shape = (weight.shape[0] // count, weight.shape[1])
             group = groups.setdefault(shape, {"params": [], "shape": shape})
             group["params"].append(weight)
-        on_gpu = weight.is_cuda  # a tensor there, so that a CUDA graph's replays read it
-        rate = torch.tensor(lr, device=weight.device) if on_gpu else lr
         self.dtype = dtype
-        super().__init__(list(groups.values()), {"lr": rate, "momentum": momentum})
+        super().__init__(list(groups.values()), {"lr": lr, "momentum": momentum})
+        for group in self.param_groups:
+            device = group["params"][0].device
+            if device.type == "cuda":  # a tensor there, so that a CUDA graph's replays read it
+                group["lr"] = torch.tensor(lr, device=device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds."""
+        return super().__getstate__() | {"dtype": self.dtype}
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the weights that have a gradient; return what `closure`, called first, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            shape, momentum, weights = group["shape"], group["momentum"], group["params"]
+            shape, momentum, rate = group["shape"], group["momentum"], group["lr"]
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
             buffers = [self._buffer(weight) for weight in weights]
-            gradients, rate = [weight.grad for weight in weights], group["lr"]
+            gradients = [weight.grad for weight in weights]
             if self.found_inf is not None:  # mixing a buffer with itself leaves it as it is
                 bad = self.found_inf > 0
                 pairs = zip(buffers, gradients, strict=True)
@@ -45,11 +66,12 @@ class Muon(torch.optim.Optimizer):
                 rate = rate * ~bad
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov momentum
-            batch = torch.cat([update.view(-1, *shape) for update in updates])  # (N, rows, columns)
+            batch = torch.cat([u.reshape(-1, *shape) for u in updates])  # (N, rows, columns)
             batch = orthogonalise(batch.to(self.dtype)).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
             sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
             for weight, update in zip(weights, batch.split(sizes), strict=True):
                 weight.sub_(update.reshape(weight.shape) * rate)
+        return loss
 
     def _buffer(self, weight: torch.Tensor) -> torch.Tensor:
         state = self.state[weight]
