@@ -96,8 +96,11 @@ class Ops(NamedTuple):
     """
 
     adamw: Callable[..., Optimizer]
-    """`(parameters or parameter groups, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8,
-    weight_decay=1e-2)` -> an optimizer with the interface of `torch.optim.AdamW`"""
+    """`(params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False,
+    maximize=False)` -> an optimizer with the interface of `torch.optim.AdamW`
+
+    `params` are tensors, (name, tensor) pairs or groups. Triton's has no `amsgrad`.
+    """
 
     decode_linear: Callable[..., Tensor]
     """`(x (B, K), weight (N, K), bias (N,) = None, *, scale (N,) = None, norm=None,

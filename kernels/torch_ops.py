@@ -199,18 +199,25 @@ def linear_cross_entropy(
 def adamw(
     params: Iterable[Any],
     *,
-    lr: float = 1e-3,
+    lr: float | Tensor = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
+    amsgrad: bool = False,
+    maximize: bool = False,
 ) -> torch.optim.AdamW:
-    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
-    options: dict[str, Any] = {"lr": lr}
-    if all(parameter.is_cuda for group in groups for parameter in group["params"]):
-        # one launch per step; with the learning rate on the device, a CUDA graph can capture it
-        options = {"fused": True, "capturable": True}
-        options["lr"] = torch.tensor(lr, device=groups[0]["params"][0].device)
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+    """`torch.optim.AdamW`; on a GPU one launch per step, which a CUDA graph can capture."""
+    options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    options |= {"amsgrad": amsgrad, "maximize": maximize}
+    optimizer = torch.optim.AdamW(params, **options)
+    groups = optimizer.param_groups
+    devices = [parameter.device for group in groups for parameter in group["params"]]
+    if not devices or any(device.type != "cuda" for device in devices):
+        return optimizer
+    for each in (options, *groups):  # a graph reads the learning rate on the device
+        rate = torch.as_tensor(each["lr"], device=devices[0])
+        each |= {"fused": True, "capturable": True, "lr": rate}
+    return torch.optim.AdamW(groups, **options)
 
 
 def decode_linear(

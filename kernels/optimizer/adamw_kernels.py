@@ -13,10 +13,12 @@ from . import multi_tensor
 # Columns of the table of addresses, and their number; all are 0 for a tensor without a gradient.
 PARAMETER, GRADIENT, M, V, MASTER, STEP, ADDRESSES = map(tl.constexpr, range(7))
 # Columns of the table of hyperparameters of each group, and their number.
-LR, BETA1, BETA2, EPS, DECAY, HYPERPARAMETERS = map(tl.constexpr, range(6))
+LR, BETA1, BETA2, EPS, DECAY, MAXIMIZE, HYPERPARAMETERS = map(tl.constexpr, range(7))
 # Columns of the table of coefficients of each tensor, and their number:
-# 1 - lr decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1^t), sqrt(1 - beta2^t), eps.
-SHRINK, BLEND_M, KEEP_V, BLEND_V, RATE, ROOT, EPSILON, COEFFICIENTS = map(tl.constexpr, range(8))
+# 1 - lr decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1^t), sqrt(1 - beta2^t), eps, 1 or -1.
+(
+    SHRINK, BLEND_M, KEEP_V, BLEND_V, RATE, ROOT, EPSILON, SIGN, COEFFICIENTS,
+) = map(tl.constexpr, range(9))  # fmt: skip
 
 
 @triton.jit
@@ -51,6 +53,7 @@ def adamw_advance_kernel(
     tl.store(coefficients_ptr + RATE, lr / (1 - tl.exp2(t * tl.log2(beta1))))
     tl.store(coefficients_ptr + ROOT, tl.sqrt(1 - tl.exp2(t * tl.log2(beta2))))
     tl.store(coefficients_ptr + EPSILON, eps)
+    tl.store(coefficients_ptr + SIGN, 1 - 2 * tl.load(hyper_ptr + MAXIMIZE))
 
 
 @triton.jit
@@ -65,8 +68,8 @@ def _update_elements(
     found_inf_ptr,  # () or None
     at,  # (elements,)
     end,
-    ACC: tl.constexpr,
-):
+    ACC: tl.constexpr, FOLLOWS: tl.constexpr,
+):  # fmt: skip
     """Update the elements `at` before `end`."""
     shrink = tl.load(coefficients_ptr + SHRINK).to(ACC)
     blend_m = tl.load(coefficients_ptr + BLEND_M).to(ACC)
@@ -76,10 +79,15 @@ def _update_elements(
     root = tl.load(coefficients_ptr + ROOT).to(ACC)
     eps = tl.load(coefficients_ptr + EPSILON).to(ACC)
     inside = at < end
-    g = tl.load(g_ptr + at, mask=inside).to(ACC)
+    g = tl.load(g_ptr + at, mask=inside).to(ACC) * tl.load(coefficients_ptr + SIGN).to(ACC)
     if factor_ptr is not None:
         g *= tl.load(factor_ptr).to(ACC)
-    p = tl.load(p_ptr + at, mask=inside) * shrink
+    p = tl.load(p_ptr + at, mask=inside)
+    if copy_ptr is not None and not FOLLOWS:  # the copy is the parameter, and p its master
+        written = tl.load(copy_ptr + at, mask=inside).to(ACC)
+        rounded = p.to(copy_ptr.dtype.element_ty).to(ACC)
+        p = tl.where(rounded == written, p, written)
+    p *= shrink
     m = tl.load(m_ptr + at, mask=inside)
     m += blend_m * (g - m)
     v = keep_v * tl.load(v_ptr + at, mask=inside) + blend_v * g * g
@@ -102,7 +110,7 @@ def adamw_update_kernel(
     factor_ptr,  # () or None
     found_inf_ptr,  # () or None
     CHUNK: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, FOLLOWS: tl.constexpr,
 ):  # fmt: skip
     tensor, start, whole, length = multi_tensor.chunk(chunks_ptr, CHUNK, VECTOR)
     row = tensor * ADDRESSES
@@ -118,11 +126,11 @@ def adamw_update_kernel(
     coefficients_ptr += tensor * COEFFICIENTS
     _update_elements(
         p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
-        tl.arange(0, CHUNK), whole, ACC,
+        tl.arange(0, CHUNK), whole, ACC, FOLLOWS,
     )  # fmt: skip
     _update_elements(
         p_ptr, g_ptr, m_ptr, v_ptr, copy_ptr, coefficients_ptr, factor_ptr, found_inf_ptr,
-        whole + tl.arange(0, VECTOR), length, ACC,
+        whole + tl.arange(0, VECTOR), length, ACC, FOLLOWS,
     )  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """AdamW against torch.optim.AdamW: the same steps, state and interface."""
 
 import copy
+import io
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from kernels import torch_ops
 from kernels.common import launch
 from kernels.optimizer import multi_tensor
 from kernels.optimizer.adamw import AdamW
@@ -14,6 +16,7 @@ from tests.operands import DEVICE, randn
 
 SHAPES = ((1,), (7,), (65,), (5, 13), (3, 1001))  # less than a vector, no multiple, two chunks
 OPTIONS = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8}
+MAKERS = (AdamW, torch_ops.adamw, torch.optim.AdamW)
 
 
 def parameters(dtype=torch.float32):
@@ -49,7 +52,8 @@ def train(make, dtype, steps, max_norm=None, scale=1.0, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"betas": (0.0, 0.0)}, {"eps": 1e-2}, {"weight_decay": 0.0, "lr": 1.0}]
+    "options",
+    [{"maximize": True}, {"betas": (0.0, 0.0)}, {"eps": 1e-2}, {"weight_decay": 0.0, "lr": 1.0}],
 )
 def test_fp64_agrees_with_torch(options):
     for max_norm in (2.0, 1e6):
@@ -77,14 +81,19 @@ def test_as_exact_as_torch(options):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_parameters_are_rounded_copies_of_an_fp32_master(dtype):
+    """Half of all values are overwritten before a step that is skipped, and count in the next."""
     some = parameters(dtype)
     masters = [torch.nn.Parameter(parameter.detach().float()) for parameter in some]
     optimizers = [AdamW(groups(some), **OPTIONS), AdamW(groups(masters), **OPTIONS)]
-    for step in range(10):
+    for step in range(7):
         set_gradients(some, step)
         for parameter, master in zip(some, masters, strict=True):
             master.grad = parameter.grad.float()
+            if step == 5:
+                for one in (parameter, master):
+                    one.detach().flatten()[::2] = 9.0  # which no master rounds to
         for optimizer in optimizers:
+            optimizer.found_inf = torch.tensor(float(step == 5), device=DEVICE)
             optimizer.step()
     for parameter, master in zip(some, masters, strict=True):
         assert torch.equal(optimizers[0].state[parameter]["master"], master)
@@ -92,7 +101,8 @@ def test_16_bit_parameters_are_rounded_copies_of_an_fp32_master(dtype):
 
 
 def test_clip_grad_norm_returns_the_norm_and_keeps_the_gradients():
-    some = [*parameters(torch.float32)[:3], *parameters(torch.bfloat16)[3:]]
+    dtypes = torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float32
+    some = [parameters(dtype)[i] for i, dtype in enumerate(dtypes)]
     optimizer = AdamW(some, **OPTIONS)
     set_gradients(some, 0)
     kept = [parameter.grad.clone() for parameter in some]
@@ -137,6 +147,7 @@ def test_a_parameter_without_a_gradient_is_unchanged_and_so_is_its_step():
     ours, theirs = parameters(), parameters()
     optimizers = AdamW(groups(ours), **OPTIONS), torch.optim.AdamW(groups(theirs), **OPTIONS)
     for optimizer, some in zip(optimizers, (ours, theirs), strict=True):
+        optimizer.step()
         for step in range(4):
             set_gradients(some, step)
             some[1].grad = None
@@ -171,14 +182,18 @@ def test_found_inf_skips_the_step(dtype):
 
 @pytest.mark.parametrize("max_norm", [1e9, 0.5])
 def test_follow_takes_the_gradient_of_the_copy(max_norm):
-    """As if the 16-bit gradient of the copy were the parameter's own."""
+    """As if the 16-bit gradient of the copy were the parameter's own, also beside 16-bit ones."""
     ours, usual = parameters(), parameters()
+    ours[3].data, usual[3].data = ours[3].data.bfloat16(), usual[3].data.bfloat16()
     optimizer, reference = AdamW(groups(ours), **OPTIONS), AdamW(groups(usual), **OPTIONS)
     copies = {ours[i]: ours[i].detach().bfloat16().requires_grad_() for i in (0, 2)}
     optimizer.follow(copies)
     for step in range(3):
         for some in (ours, usual):
             set_gradients(some, step)
+            if step == 1:
+                for i in (0, 3):
+                    some[i].detach().fill_(9.0)
         for i in (0, 2):
             copies[ours[i]].grad = ours[i].grad.bfloat16()
             usual[i].grad, ours[i].grad = usual[i].grad.bfloat16().float(), None
@@ -271,27 +286,60 @@ def test_training_resumes_from_a_state_dict_with_the_same_bits(dtype):
     assert all(map(torch.equal, after_six_steps(False), after_six_steps(True)))
 
 
-def test_state_dicts_are_interchangeable_with_torch():
-    exact = train(torch.optim.AdamW, torch.float64, 2)
-    for first, second in ((AdamW, torch.optim.AdamW), (torch.optim.AdamW, AdamW)):
-        some = parameters(torch.float64)
-        optimizer = first(groups(some), **OPTIONS)
-        schedule = CosineAnnealingLR(optimizer, T_max=2)
-        set_gradients(some, 0)
-        optimizer.step()
-        schedule.step()
-        other = second(groups(some), **OPTIONS)
-        other.load_state_dict(optimizer.state_dict())
-        set_gradients(some, 1)
-        other.step()
-        torch.testing.assert_close(some, exact, rtol=1e-12, atol=1e-14)
+def through_a_file(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
-def test_amsgrad_is_not_supported():
-    some = parameters()
-    saved = torch.optim.AdamW(some, amsgrad=True).state_dict()
-    with pytest.raises(ValueError, match="amsgrad and maximize are not supported"):
-        AdamW(some).load_state_dict(saved)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_a_file])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_continues_with_the_same_bits(duplicate, dtype):
+    some = parameters(dtype)
+    optimizer = AdamW(groups(some), **OPTIONS)
+    followed = [some[0].detach().bfloat16().requires_grad_()] if dtype == torch.float32 else []
+    optimizer.follow(dict(zip(some, followed, strict=False)))
+    leaves = [*followed, *some[len(followed) :]]
+    set_gradients(leaves, 0)
+    optimizer.step()
+    (other, copied, copied_leaves) = duplicate((optimizer, some, leaves))
+    for step in (1, 2):
+        for one, tensors in ((optimizer, leaves), (other, copied_leaves)):
+            set_gradients(tensors, step)
+            one.clip_grad_norm(1.0)
+            one.step()
+    assert all(map(torch.equal, [*some, *leaves], [*copied, *copied_leaves]))
+    torch.testing.assert_close(other.state_dict(), optimizer.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("grouped", [groups, iter, lambda some: zip("abcde", some, strict=True)])
+def test_state_dicts_are_interchangeable_with_torch(grouped):
+    """Each step by another optimizer, which loads the state of the one before, in all orders."""
+    ours, theirs = parameters(torch.float64), parameters(torch.float64)
+    reference = torch.optim.AdamW(grouped(theirs), **OPTIONS)
+    saved = None
+    for step, maker in enumerate((0, 1, 0, 2, 1, 2, 0)):
+        optimizer = MAKERS[maker](grouped(ours), **OPTIONS)
+        if saved is not None:
+            optimizer.load_state_dict(saved)
+        for one, some in ((reference, theirs), (optimizer, ours)):
+            set_gradients(some, step)
+            one.step()
+            one.param_groups[0]["lr"] *= 0.5
+        saved = optimizer.state_dict()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_the_state_of_another_model_is_not_used():
+    some, wider = ([torch.nn.Parameter(randn(size))] for size in (3, 5))
+    optimizer, other = AdamW(some), AdamW(wider)
+    set_gradients([*some, *wider], 0)
+    other.step()
+    optimizer.load_state_dict(other.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"the exp_avg is .* shape \(5,\) .* shape \(3,\)"):
+            optimizer.step()
 
 
 def test_groups_can_be_added():
@@ -347,14 +395,42 @@ def test_a_table_is_sent_only_if_it_changed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, r"lr -1.0, eps .* must not be negative"),
-        ({"betas": (0.9, 1.0)}, r"betas \(0.9, 1.0\) must be in \[0, 1\)"),
-        ({"weight_decay": -0.1}, r"weight_decay -0.1 must not be negative"),
+        *(
+            ({name: value}, rf"{name} is {value}; give a finite number of at least 0")
+            for name in ("lr", "eps", "weight_decay")
+            for value in (-1.0, float("nan"), float("inf"))
+        ),
+        ({"lr": torch.tensor(float("nan"))}, r"lr is nan; give"),
+        *(
+            ({"betas": betas}, r"betas is \(.*\); give two numbers in \[0, 1\)")
+            for betas in ((0.9, 1.0), (float("nan"), 0.9), (-0.1, 0.9), (0.9,))
+        ),
+        ({"amsgrad": True}, "amsgrad is not supported; use torch.optim.AdamW"),
     ],
 )
 def test_wrong_options_are_named(options, message):
+    some = parameters()
     with pytest.raises(ValueError, match=message):
-        AdamW(parameters(), **options)
+        AdamW(some, **options)
+    with pytest.raises(ValueError, match=message):
+        AdamW([{"params": some} | options])
+    optimizer, saved = AdamW(some[:2]), torch.optim.AdamW(some[:2]).state_dict()
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": some[2:]} | options)
+    saved["param_groups"][0] |= options
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_parameters_are_read_as_by_torch(make):
+    with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
+        make([])
+    model = torch.nn.Linear(2, 3, device=DEVICE)
+    (group,) = make(model.named_parameters(), lr=torch.tensor(0.5)).param_groups
+    assert (group["param_names"], group["lr"]) == (["weight", "bias"], 0.5)
+    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
 
 
 def test_unsupported_parameters_and_gradients_are_named():
