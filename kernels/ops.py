@@ -126,5 +126,6 @@ class Ops(NamedTuple):
 
     Samples from softmax(logits / temperature); the result is a function of logits and seed.
     Temperature 0 selects the most likely token. A token is kept if fewer than `top_k` tokens are
-    more likely (0 disables this) and if these have a total probability below `top_p`.
+    more likely (0 disables this) and if these have a total probability below `top_p`, of the
+    probabilities that top_k leaves, renormalised.
     """

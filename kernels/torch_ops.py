@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .common.operands import check_sampling_rule
 from .ops import Ops
 
 
@@ -305,21 +306,27 @@ def sample_token(
     top_p: float = 1.0,
     seed: Tensor | None = None,
 ) -> Tensor:
+    """Sample a token of each row: logits (B, V) -> (B,) int64, as `Ops.sample_token` describes.
+
+    Raises ValueError for options that are out of range.
+    """
     B, V = logits.shape
+    scale = check_sampling_rule(temperature, top_k, top_p)
     if temperature == 0.0:
         return logits.argmax(-1)
-    z = logits.float() / temperature
-    kept = torch.ones_like(z, dtype=torch.bool)
+    x = logits.float()
+    z = (x - x.amax(-1, keepdim=True)) / scale
     if 0 < top_k < V:
-        kept &= z >= z.topk(top_k, dim=-1).values[:, -1:]
+        z = z.masked_fill(x < x.topk(top_k, dim=-1).values[:, -1:], float("-inf"))
     if top_p < 1.0:
         p, order = z.softmax(-1).sort(dim=-1, descending=True)
         first = torch.searchsorted(-p, -p)  # of the equally likely tokens
         more_likely = (p.cumsum(-1) - p).gather(-1, first)  # probability of more likely tokens
-        kept &= torch.empty_like(kept).scatter_(-1, order, more_likely < top_p)
+        out = torch.empty_like(z, dtype=torch.bool).scatter_(-1, order, more_likely >= top_p)
+        z = z.masked_fill(out, float("-inf"))
     # the argmax of z + Gumbel noise is a sample from softmax(z)
     noise = -(-torch.log1p(-_uniform(B, V, z.device, seed))).log()
-    return (z + noise).masked_fill(~kept, float("-inf")).argmax(-1)
+    return (z + noise).argmax(-1)
 
 
 def _uniform(B, V, device, seed):

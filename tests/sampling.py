@@ -5,17 +5,21 @@ import math
 import torch
 
 # temperature, top_k, top_p
-DRAWING_RULES = ((1.0, 0, 1.0), (2.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.7), (0.7, 5, 0.9))
+DRAWING_RULES = ((1.0, 0, 1.0), (2.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.7), (2.0, 5, 0.7))
 
 
 def restricted_softmax(logits, temperature, top_k, top_p):
-    """softmax(logits / temperature) in fp64 over the tokens that top_k and top_p keep: (V,)."""
-    p = (logits.cpu().double() / temperature).softmax(0)
-    for token, own in enumerate(p.tolist()):
-        more_likely = p[p > own]
-        if (0 < top_k <= len(more_likely)) or more_likely.sum() >= top_p:
-            logits = logits.index_fill(0, torch.tensor(token, device=logits.device), -math.inf)
-    return (logits.cpu().double() / temperature).softmax(0)
+    """The distribution (V,) from which Hugging Face's `generate` samples, in fp64.
+
+    For (2.0, 5, 0.7) it depends on the order of top_k and top_p.
+    """
+    z = logits.cpu().double() / temperature
+    if top_k:  # TopKLogitsWarper
+        z = z.masked_fill(z < z.topk(top_k).values[-1], -math.inf)
+    if top_p < 1:  # TopPLogitsWarper
+        ascending, order = z.sort()
+        z[order[ascending.softmax(0).cumsum(0) <= 1 - top_p]] = -math.inf
+    return z.softmax(0)
 
 
 def assert_drawn_from(drawn, probabilities) -> None:

@@ -1,5 +1,6 @@
 """How the next token is chosen: greedy, or sampled with temperature, top-k and top-p."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,15 +43,17 @@ class Sampling(Config):
         logits = logits[:, : self.vocab_size].float()
         if self.temperature == 0.0:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-        logits = logits / self.temperature
-        probabilities = F.softmax(logits, dim=-1)
-        kept = torch.ones_like(logits, dtype=torch.bool)
+        temperature = max(self.temperature, torch.finfo(torch.float32).tiny)
+        scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
         if 0 < self.top_k < logits.shape[-1]:
-            kept &= logits >= logits.topk(self.top_k, dim=-1).values[:, -1:]
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            scaled = scaled.masked_fill(logits < least, -math.inf)
+        probabilities = F.softmax(scaled, dim=-1)
         if self.top_p < 1.0:
-            # nucleus sampling (Holtzman et al. 2020): what precedes a token has less than top_p
+            # nucleus sampling (Holtzman et al. 2020): more likely tokens have less than top_p
             ordered, order = probabilities.sort(dim=-1, descending=True)
-            before = ordered.cumsum(-1) - ordered
-            kept &= torch.empty_like(kept).scatter_(-1, order, before < self.top_p)
-        probabilities = probabilities * kept
+            first = torch.searchsorted(-ordered, -ordered)  # of the equally likely tokens
+            before = (ordered.cumsum(-1) - ordered).gather(-1, first)
+            kept = torch.empty_like(order, dtype=torch.bool)
+            probabilities = probabilities * kept.scatter_(-1, order, before < self.top_p)
         return probabilities / probabilities.sum(-1, keepdim=True)

@@ -1,6 +1,7 @@
 """One check of the shapes and dtypes of operands, with one wording, for every operation."""
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -76,3 +77,16 @@ def _fits(letters: Sequence[str], shape: Sequence[Any], sizes: dict[str, Any]) -
         elif sizes.setdefault(letter, size) != size or (letter in NEVER_EMPTY and size == 0):
             return False
     return True
+
+
+def check_sampling_rule(temperature: float, top_k: int, top_p: float) -> float:
+    """Raise ValueError unless the options of `sample_token` are in range.
+
+    Return the temperature, limited to numbers by which fp32 can be divided: 1 if it is 0.
+    """
+    if not (0 <= temperature < math.inf and top_k >= 0 and 0 < top_p <= 1):  # false for NaN
+        raise ValueError(
+            f"sample_token: temperature is {temperature}, top_k {top_k} and top_p {top_p}; give a "
+            "finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1"
+        )
+    return min(max(temperature, torch.finfo(torch.float32).tiny), 1e36) if temperature else 1.0

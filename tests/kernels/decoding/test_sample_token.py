@@ -34,10 +34,11 @@ def sample_by_sorting(logits, temperature, top_k, top_p, seed):
     B, V = logits.shape
     z = logits.double() / temperature
     noise = known_noise(B, V, seed)
-    p, order = z.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    count = torch.searchsorted(-p, -p)  # of more likely tokens
-    mass = (p.cumsum(-1) - p).gather(-1, count)
-    kept = (mass < top_p) & ((count < top_k) | (top_k == 0))
+    x, order = z.sort(dim=-1, descending=True, stable=True)
+    count = torch.searchsorted(-x, -x)  # of more likely tokens
+    kept = (count < top_k) | (top_k == 0)
+    p = x.masked_fill(~kept, -math.inf).softmax(-1)
+    kept &= (p.cumsum(-1) - p).gather(-1, count) < top_p
     kept = torch.zeros_like(kept).scatter(-1, order, kept)
     return (z + noise).masked_fill(~kept, -math.inf).argmax(-1)
 
@@ -81,7 +82,7 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.3), (0, 0.9)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.9), (9, 0.5), (150, 0.9)])
 def test_a_vocabulary_of_many_tiles(top_k, top_p):
     logits = randn(2, 300, scale=0.1)
     logits[1, :2] += 200  # exp(200) overflows in fp32
@@ -130,12 +131,38 @@ def test_temperature_0_or_one_kept_token_is_greedy(table):
     logits = randn(3, 129)
     greedy = logits.argmax(-1)
     assert torch.equal(operation(logits, temperature=0.0), greedy)
-    for options in ({"top_k": 1}, {"top_p": 1e-6}):
-        assert torch.equal(operation(logits, seed=seed_of(1), **options), greedy)
     ties = torch.tensor([[0.0, 2.0, 2.0]], device=DEVICE)
     assert operation(ties, temperature=0.0).tolist() == [1]
-    tied = {operation(ties, top_k=1, seed=seed_of(seed)).item() for seed in range(20)}
-    assert tied == {1, 2}  # neither is more likely
+    for options in (
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"top_k": 2, "top_p": 1e-6},
+        *({"temperature": low} for low in (1e-30, 1e-40, 5e-324)),
+        {"temperature": 1e-40, "top_k": 2, "top_p": 0.9},
+    ):
+        assert torch.equal(operation(logits, seed=seed_of(1), **options), greedy)
+        tied = operation(ties.repeat(20, 1), seed=seed_of(1), **options)
+        assert set(tied.tolist()) == {1, 2}  # neither is more likely
+
+
+@pytest.mark.parametrize("table", ["torch", "triton"])
+def test_a_high_temperature_draws_from_all_possible_tokens(table):
+    operation = kernels.load(table, DEVICE).sample_token
+    drawn = operation(LOGITS.repeat(200, 1).to(DEVICE), temperature=1e300, seed=seed_of(0))
+    assert set(drawn.tolist()) == set(range(8)) - {5}
+
+
+@pytest.mark.parametrize("table", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": value} for value in (math.nan, math.inf, -1.0)]
+    + [{"top_p": value} for value in (math.nan, 0.0, 1.5)]
+    + [{"top_k": -1}],
+)
+def test_options_out_of_range_are_named(table, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} (is )?{value}.*; give a finite temperature"):
+        kernels.load(table, DEVICE).sample_token(randn(1, 3), **options)
 
 
 @pytest.mark.parametrize("table", ["torch", "triton"])
@@ -148,8 +175,12 @@ def test_logits_may_be_part_of_wider_rows(table):
     assert torch.equal(operation(wide.T.clone().T[:, :65], seed=seed_of(1)), expected)
 
 
-@pytest.mark.parametrize("row", [[-math.inf] * 3, [math.nan] * 3, [0.0, math.inf, 0.0]])
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_p": 0.5}])
-def test_logits_that_are_not_finite_end_the_search(row, options):
-    token = sample_token(torch.tensor([row], device=DEVICE), seed=seed_of(1), **options)
+@pytest.mark.parametrize(
+    "row", [[-math.inf] * 3, [math.nan] * 3, [0.0, math.inf, 0.0], [1 + 2**-23, 1 + 2**-22, 0.0]]
+)
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_k": 2}])
+def test_logits_that_are_not_finite_or_hardly_differ_end_the_search(row, options, top_p):
+    logits = torch.tensor([row], device=DEVICE)
+    token = sample_token(logits, top_p=top_p, seed=seed_of(1), **options)
     assert 0 <= token.item() < 3
