@@ -1,7 +1,5 @@
 """The functions of `tests.numerics` pass for correct results and fail for wrong ones."""
 
-import math
-
 import pytest
 import torch
 import triton
@@ -9,7 +7,7 @@ import triton.language as tl
 
 from kernels.common.launch import launch
 from tests import numerics
-from tests.operands import LAYOUTS, randn
+from tests.operands import randn
 
 
 @triton.jit
@@ -35,15 +33,6 @@ def test_guarded_memory_detects_missing_elements_and_a_store_past_the_end():
         double(x, overshoot=1)
 
 
-def test_guarded_keeps_values_and_strides():
-    some = [layout(randn(3, 5)) for layout in LAYOUTS]
-    for x in (*some, torch.arange(6), torch.arange(3.0).expand(4, 3), torch.empty(0, 5)):
-        inside, check = numerics.guarded(x)
-        assert inside.stride() == x.stride()
-        assert torch.equal(inside, x)
-        check()
-
-
 def test_guarded_detects_a_write_to_the_operand():
     inside, check = numerics.guarded(randn(5))
     inside[2] += 1
@@ -58,19 +47,6 @@ def test_rounded_once_passes_for_one_rounding_and_fails_for_three():
     ulp = 2.0 ** (exact.abs().log2().floor() - 7)
     with pytest.raises(AssertionError, match="error"):
         numerics.assert_rounded_once((exact + 1.5 * ulp).bfloat16(), exact, baseline)
-
-
-def test_rounded_once_fails_for_values_that_are_not_finite():
-    for poison in (math.nan, math.inf):
-        exact = torch.full((3,), poison, dtype=torch.float64)
-        with pytest.raises(AssertionError, match="not finite"):
-            numerics.assert_rounded_once(exact.float(), exact, exact.float())
-
-
-def test_deterministic_detects_one_bit():
-    results = iter([torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([-0.0])])
-    with pytest.raises(AssertionError, match="repeat 2"):
-        numerics.assert_deterministic(lambda: next(results))
 
 
 def test_hold_against_detects_a_wrong_gradient():

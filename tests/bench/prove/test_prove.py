@@ -1,8 +1,5 @@
 """`make prove` without a GPU: it keeps to its time, and no failure stops the other stages."""
 
-import contextlib
-import itertools
-from functools import partial
 from unittest import mock
 
 import pytest
@@ -12,7 +9,6 @@ from bench import results
 from bench.prove import __main__ as prove
 from bench.prove import compile
 from bench.prove.stage import failed, no_time, passed, run_stage, work_through
-from bench.prove.stages import step
 from tests.bench.prove import stage
 
 GPU = {"name": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0"}
@@ -21,70 +17,56 @@ ROW = dict.fromkeys(results.KEY, "x") | {"implementation": "triton"}
 SIX = ("parity", "sanitize", "repeat", "ledger", "tune", "bench")
 
 
-class Command:
-    """`make prove` with fake stages, each of which takes the given share of its time."""
-
-    def __init__(self, monkeypatch, folder, takes: float, outcomes=None):
-        self.folder, self.takes, self.outcomes = folder, takes, outcomes or {}
-        self.now, self.seconds, self.only, self.beside, self.saved = 0.0, {}, {}, [], []
-        monkeypatch.setattr(prove, "run_stage", self.run)
-        monkeypatch.setattr(prove, "beside", self.run_beside)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-
-    def run(self, module, seconds, log, only=()):
-        name = module.rpartition(".")[2]
-        self.seconds[name], self.only[name] = seconds, only
-        self.saved.append(list(self.result()["stages"]))
-        if name == "gpu":
-            self.now += 10
-            return self.outcomes.get("gpu", {"gpu": passed("copies", gpu=GPU, ceilings=CEILINGS)})
-        self.now += self.takes * seconds
-        return self.outcomes.get(name, {"a": passed("well"), "b": passed("well", rows=[ROW])})
-
-    def run_beside(self, calls, seconds, log):
-        self.beside += calls
-        return contextlib.nullcontext()
-
-    def __call__(self, *options):
-        options = (f"--out={self.folder}", "--commit=abc", *options)
-        return prove.main(list(options), clock=lambda: self.now)
-
-    def result(self):
-        paths = list(self.folder.glob("*.json"))
-        return results.read(*paths) if paths else {"stages": {}}
-
-
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    return partial(Command, monkeypatch, tmp_path)
+    """`make prove` with fake stages, each of which takes the given share of its time."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def stages_of_results():
+        paths = list(tmp_path.glob("*.json"))
+        return results.read(*paths)["stages"] if paths else {}
+
+    def command(takes, stages=None, outcomes=None):
+        """The exit code, the seconds and earlier results of each stage, and all results."""
+        now, seconds, saved = [0.0], {}, {}
+        gpu = {"gpu": passed("copies", gpu=GPU, ceilings=CEILINGS)}
+
+        def run_stage(module, limit, log, only=()):
+            name = module.rpartition(".")[2]
+            seconds[name], saved[name] = limit, list(stages_of_results())
+            now[0] += 10 if name == "gpu" else takes * limit
+            default = {"a": passed("well"), "b": passed("well", rows=[ROW])}
+            return {"gpu": gpu, **(outcomes or {})}.get(name, default)
+
+        monkeypatch.setattr(prove, "run_stage", run_stage)
+        options = [f"--out={tmp_path}", "--commit=abc", f"--stages={stages or ','.join(SIX)}"]
+        code = prove.main(options, clock=lambda: now[0])
+        return code, seconds, saved, stages_of_results()
+
+    return command
 
 
 def test_stages_share_the_time_and_what_others_leave(command):
-    slow, stages = command(takes=1.0), f"--stages={','.join(SIX)}"
-    assert slow(stages) == 0
-    assert slow.now == pytest.approx(540)
+    code, slow, _, _ = command(takes=1.0)
+    assert code == 0
+    assert sum(slow.values()) - slow["gpu"] == pytest.approx(540 - 10)
     shares = [prove.STAGES[name].share for name in SIX]
-    assert slow.seconds["parity"] == pytest.approx((540 - 10) * shares[0] / sum(shares))
-    fast = command(takes=0.1)
-    fast(stages)
-    assert fast.seconds["parity"] == slow.seconds["parity"]
-    assert fast.seconds["speed"] > 2 * slow.seconds["speed"]
-    late = command(takes=1.5)
-    late("--stages=parity,repeat,ledger")
-    assert late.result()["stages"]["ledger"]["state"] == "no time"
+    assert slow["parity"] == pytest.approx((540 - 10) * shares[0] / sum(shares))
+    _, fast, _, _ = command(takes=0.1)
+    assert fast["parity"] == slow["parity"]
+    assert fast["speed"] > 2 * slow["speed"]
+    assert command(1.5, "parity,repeat,ledger")[-1]["ledger"]["state"] == "no time"
 
 
-def test_plan_compiles_ahead_and_selects_parts(command):
-    plan = command(takes=0.5)
-    plan()
-    assert list(plan.result()["stages"]) == list(prove.PLAN)
-    assert plan.beside[0] == (compile.compile_kernels,)
-    assert plan.beside[1:] == [(compile.compile_step, part) for part in plan.only["step"]]
-    assert plan.only["step"] == step.COMPILED
-    named = command(takes=0.5)
-    named("--stages=parity,repeat", "--only=attention", "--only=layer_norm")
-    assert named.only["repeat"] == ["attention", "layer_norm"]
-    assert named.beside == []
+def test_results_are_saved_after_each_stage_and_a_failure_does_not_stop_the_others(command):
+    wrong = {"x": passed("well"), "y": failed("7 of 250 runs differ")}
+    code, _, saved, found = command(0.5, outcomes={"repeat": wrong, "tune": {}})
+    assert code == 1
+    assert list(saved.values()) == [[], *(list(SIX[:count]) for count in range(6))]
+    assert list(found) == list(SIX)
+    assert found["repeat"]["state"] == "failed"
+    assert found["repeat"]["message"] == "y: 7 of 250 runs differ"
+    assert found["tune"]["state"] == "failed"  # without parts it proves nothing
 
 
 def test_every_kernel_of_the_plan_is_compiled_ahead():
@@ -96,7 +78,7 @@ def test_every_kernel_of_the_plan_is_compiled_ahead():
 
 
 def test_parts_share_the_time_by_weight(monkeypatch):
-    now, given, sent = [0.0], {}, mock.Mock()
+    now, given = [0.0], {}
 
     def work(part, seconds):
         given[part] = seconds
@@ -105,23 +87,8 @@ def test_parts_share_the_time_by_weight(monkeypatch):
 
     monkeypatch.setattr(stage, "PARTS", {"a": 1, "b": 2, "c": 1})
     monkeypatch.setattr(stage, "work", work)
-    work_through(stage.__name__, 80.0, [], [], sent, clock=lambda: now[0])
+    work_through(stage.__name__, 80.0, [], [], mock.Mock(), clock=lambda: now[0])
     assert given == {"a": 20, "b": pytest.approx(70 * 2 / 3), "c": pytest.approx(70 * 2 / 3)}
-    ends = [((part, {}), (None, {part: passed("well")})) for part in "abc"]
-    messages = [(None, dict.fromkeys("abc")), *itertools.chain(*ends)]
-    assert [call.args[0] for call in sent.send.mock_calls] == messages
-
-
-def test_results_are_saved_after_each_stage_and_a_failure_does_not_stop_the_others(command):
-    wrong = {"x": passed("well"), "y": failed("7 of 250 runs differ")}
-    stages = command(takes=0.5, outcomes={"repeat": wrong, "tune": {}})
-    assert stages(f"--stages={','.join(SIX)}") == 1
-    assert stages.saved == [[], *(list(SIX[:count]) for count in range(6))]
-    found = stages.result()["stages"]
-    assert list(found) == list(SIX)
-    assert found["repeat"]["state"] == "failed"
-    assert found["repeat"]["message"] == "y: 7 of 250 runs differ"
-    assert found["tune"]["state"] == "failed"  # without parts it proves nothing
 
 
 @pytest.fixture
@@ -155,18 +122,14 @@ def test_stage_that_does_not_start_has_failed(tmp_path):
 
 
 def test_without_a_working_gpu_no_stage_is_run(monkeypatch, capsys, command):
-    broken = command(takes=1.0, outcomes={"gpu": {"gpu": failed("no CUDA driver")}})
-    assert broken() == 1
-    assert list(broken.seconds) == ["gpu"]
+    code, seconds, _, _ = command(1.0, outcomes={"gpu": {"gpu": failed("no CUDA driver")}})
+    assert (code, list(seconds)) == (1, ["gpu"])
     assert "the GPU does not work: no CUDA driver" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert broken() == 2
+    assert command(1.0)[0] == 2
     assert "needs a CUDA GPU" in capsys.readouterr().out
-
-
-def test_unknown_stage_is_rejected(command, capsys):
     with pytest.raises(SystemExit):
-        command(1.0)("--stages=parity,speling")
+        command(1.0, "parity,speling")
     assert "there is no stage speling; choose from profile, step" in capsys.readouterr().err
 
 
@@ -175,7 +138,7 @@ def test_runs_of_one_day_share_a_file(command, tmp_path, capsys):
     rows = [ROW | first, ROW | other | {"implementation": "torch"}]
     for stages, measured in (("bench,sanitize", rows), ("bench", [ROW | second])):
         outcomes = {"speed": {"a": passed("", rows=measured)}, "sanitize": {"b": passed("")}}
-        assert command(0, outcomes)(f"--stages={stages}") == 0
+        assert command(0, stages, outcomes)[0] == 0
     (path,) = tmp_path.glob("*.json")
     result = results.read(path)
     assert path.name == f"nvidia-h200-{result['date']}.json"

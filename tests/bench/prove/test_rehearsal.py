@@ -5,6 +5,7 @@ All processes are real; the GPU is `tests/rehearsal/fake_gpu.py`, and sizes are 
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from bench import results
 from bench.prove import __main__ as prove
 from bench.results import REPOSITORY
 from tests.rehearsal.fake_gpu import FAULT, NAME
+from tests.runs import write_text
 
 SITE = REPOSITORY / "tests" / "rehearsal" / "site"
 DYING = "lecture: torch, graph"  # a part of the stage step
@@ -24,7 +26,7 @@ def start(folder: Path, fault: str, *options: str) -> subprocess.Popen:
     environment = os.environ | {
         "PYTHONPATH": f"{SITE}{os.pathsep}{REPOSITORY}",
         "OMP_NUM_THREADS": "1",
-        "SHAKESPEARE": "python-docs",
+        "SHAKESPEARE": str(write_text(folder)),
         FAULT: fault,
         "REHEARSAL": str(folder),  # identifies its processes
     }
@@ -36,8 +38,9 @@ def start(folder: Path, fault: str, *options: str) -> subprocess.Popen:
 def test_plan_completes_although_parts_hang_and_die(tmp_path):
     process = start(tmp_path, f"compile=hangs;{DYING}=dies", "--minutes=9")
     printed, _ = process.communicate()
-    log = (tmp_path / prove.LOGS[0]).read_text()
+    log, compile_log = ((tmp_path / name).read_text() for name in prove.LOGS)
     assert process.returncode == 1, printed + log
+    assert re.findall(r"^(compile_\w+)", compile_log, re.M) == ["compile_kernels", "compile_step"]
     result = results.read(next(tmp_path.glob("*.json")))
     assert result["gpu"]["name"] == NAME
     stages = result["stages"]

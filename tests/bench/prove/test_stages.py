@@ -75,9 +75,6 @@ def test_repeat_compares_the_bits_of_a_training_step():
     loss, *gradients = run()
     assert len(gradients) == 28  # two blocks of 11, two tables, a norm and a head with biases
     assert all(map(torch.equal, (loss, *gradients), run()))
-
-
-def test_repeat_compares_bits():
     x = torch.tensor([float("nan"), 0.0], dtype=torch.bfloat16)
     y = torch.tensor([float("nan"), -0.0], dtype=torch.bfloat16)
     assert torch.equal(repeat.bits(x), repeat.bits(x.clone()))
