@@ -20,4 +20,4 @@ def work(part: str, seconds: float) -> dict:
         time.sleep(60)
     if part == "differs":
         return failed("a bit differs")
-    return passed("as expected", rows=[{"part": part}])
+    return passed("as expected")

@@ -1,5 +1,12 @@
 """`make prove` without a GPU: it keeps to its time, and no failure stops the other stages."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -8,11 +15,12 @@ import torch
 from bench import results
 from bench.prove import __main__ as prove
 from bench.prove import compile
-from bench.prove.stage import failed, no_time, passed, run_stage, work_through
+from bench.prove.stage import beside, failed, no_time, passed, run_stage, work_through
+from bench.prove.stages import step
+from bench.workloads import timed
 from tests.bench.prove import stage
+from tests.bench.prove.command import CEILINGS, GPU, PASSED
 
-GPU = {"name": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0"}
-CEILINGS = {"copy_bytes_per_second": 4e12, "matmul_flops_per_second": 8e14}
 ROW = dict.fromkeys(results.KEY, "x") | {"implementation": "triton"}
 SIX = ("parity", "sanitize", "repeat", "ledger", "tune", "bench")
 
@@ -29,14 +37,13 @@ def command(monkeypatch, tmp_path):
     def command(takes, stages=None, outcomes=None):
         """The exit code, the seconds and earlier results of each stage, and all results."""
         now, seconds, saved = [0.0], {}, {}
-        gpu = {"gpu": passed("copies", gpu=GPU, ceilings=CEILINGS)}
 
         def run_stage(module, limit, log, only=()):
             name = module.rpartition(".")[2]
             seconds[name], saved[name] = limit, list(stages_of_results())
             now[0] += 10 if name == "gpu" else takes * limit
             default = {"a": passed("well"), "b": passed("well", rows=[ROW])}
-            return {"gpu": gpu, **(outcomes or {})}.get(name, default)
+            return {"gpu": PASSED, **(outcomes or {})}.get(name, default)
 
         monkeypatch.setattr(prove, "run_stage", run_stage)
         options = [f"--out={tmp_path}", "--commit=abc", f"--stages={stages or ','.join(SIX)}"]
@@ -69,7 +76,17 @@ def test_results_are_saved_after_each_stage_and_a_failure_does_not_stop_the_othe
     assert found["tune"]["state"] == "failed"  # without parts it proves nothing
 
 
-def test_every_kernel_of_the_plan_is_compiled_ahead():
+def test_the_plan_compiles_ahead(command, monkeypatch):
+    beside = mock.Mock(return_value=contextlib.nullcontext())
+    monkeypatch.setattr(prove, "beside", beside)
+    assert list(command(0.5, ",".join(prove.PLAN))[-1]) == list(prove.PLAN)
+    calls = [call.args[0] for call in beside.call_args_list if call.args[0]]
+    steps = [(compile.compile_step, part) for part in step.COMPILED]
+    assert calls == [[(compile.compile_kernels,)], steps]
+
+
+def test_every_kernel_of_the_plan_is_compiled_ahead(monkeypatch):
+    monkeypatch.setattr(timed, "TRAINING", timed.TRAINING[:1])  # whose other tiles are tried
     found = {one.kernel.fn.__name__ for one in compile.distinct(compile.launches(90))}
     assert found >= {  # of training steps, decode steps and timed operations
         *("attention_forward_kernel", "adamw_update_kernel", "decode_linear_kernel"),
@@ -113,6 +130,44 @@ def test_part_that_hangs_is_killed(run):
     parts = run("one;hangs;two", seconds=8.0)
     assert parts.pop("one")["state"] == "passed"
     assert parts == {"hangs": no_time(), "two": no_time()}
+
+
+def test_what_runs_beside_a_stage_ends_when_the_time_is_over(tmp_path):
+    start = time.monotonic()
+    with beside([(print, "compiled"), (time.sleep, 60)], 3.0, tmp_path / "log"):
+        pass
+    assert time.monotonic() - start < 30
+    assert "\ncompiled\n" in (tmp_path / "log").read_text()
+
+
+def test_sigterm_keeps_finished_stages_and_ends_every_process(tmp_path):
+    variables = {"PARTS": "one;hangs", "MARK": str(tmp_path)}  # which all its processes inherit
+    command = [sys.executable, "-m", "tests.bench.prove.command", f"--out={tmp_path}"]
+    command += ["--commit=abc", "--stages=loss,step"]
+    pipes = {"stdout": subprocess.PIPE, "text": True, "cwd": results.REPOSITORY}
+    with subprocess.Popen(command, env=os.environ | variables, **pipes) as process:
+        ended = next(line for line in process.stdout if line.startswith("step:"))
+        assert "at most" in ended  # the stage before it has ended
+        time.sleep(2.0)
+        assert len(processes_of(tmp_path)) >= 3  # one was started by the part
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    result = results.read(next(tmp_path.glob("*.json")))
+    assert {name: one["state"] for name, one in result["stages"].items()} == {"loss": "passed"}
+    assert list(tmp_path.glob("*.partial")) == []
+    deadline = time.monotonic() + 10  # the kernel needs a moment to remove a killed process
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(tmp_path)
+
+
+def processes_of(folder: Path) -> list[str]:
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"MARK={folder}".encode() in environment.read_bytes():
+                found.append(environment.parent.name)
+    return found
 
 
 def test_stage_that_does_not_start_has_failed(tmp_path):

@@ -6,11 +6,12 @@ import torch
 import triton
 
 from bench.prove.stage import failed, no_time, passed
-from bench.prove.stages import ledger, parity, repeat, sanitize, speed
+from bench.prove.stages import ledger, loss, parity, repeat, sanitize, speed
 from bench.prove.stages.tune import neighbours
 from bench.workloads.steps import TrainingStep
 from kernels import torch_ops
 from kernels.common import launch
+from tests.runs import CPU, SIZES, write_text
 
 ROW = {"shape": "x", "precision": "x", "pass": "x", "implementation": "triton"}
 
@@ -40,6 +41,23 @@ def test_parity_fails_unless_tests_pass():
         message="2 passed, 1 skipped before the time was over"
     )
     assert parity.judge([("t::b", "skipped", "no")], 0)["state"] == "failed"
+
+
+def test_parity_records_the_outcome_of_each_test(monkeypatch):
+    monkeypatch.setattr(parity, "WORKERS", 0)
+    outcome = parity.work("tests/gpt/generation/test_text_stream.py", 200.0)
+    assert outcome == passed("2 passed")
+
+
+def test_a_run_ends_at_the_loss(monkeypatch, tmp_path):
+    options = ["--preset=quickstart", *SIZES, *CPU, "--max-iters=1000000"]
+    monkeypatch.setattr(loss, "RUNS", {"tiny": options})
+    monkeypatch.setattr(loss, "TARGET_LOSS", 10.0)
+    monkeypatch.setenv("SHAKESPEARE", str(write_text(tmp_path)))
+    outcome = loss.work("tiny", 200.0)
+    assert (outcome["state"], outcome["figures"]["step"]) == ("passed", 0)
+    monkeypatch.setattr(loss, "RUNS", {"tiny": ["--max-iters=many"]})
+    assert loss.work("tiny", 200.0) == failed("train.py ended with 2 before it reached 10.0")
 
 
 def test_bench_keeps_what_was_measured_before_a_failure():
