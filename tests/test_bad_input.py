@@ -82,11 +82,9 @@ def named(options):
 TRAIN = named("""
     --batch-size=0 --activation=swish --out-dir= --n-kv-head=3 --vocab-size=5
     --tokens-per-step=33 --lecture=bigramm --kernels=cuda --device=tpu --device=meta
-    --device=cuda:99
+    --device=cuda:99 --source-size=3
 """)
 TRAIN += [  # options, what the message contains, preparation of FOLDER
-    ("--learning_rat 1", "--learning-rate", None),
-    ("--preset=lectur", "lecture", None),
     ("--kernels=torch,attention", "attention", None),
     ("--kernels=torch,attentoin=torch", "attentoin", None),
     ("--n-embd=2000000000", "GB", None),

@@ -1,7 +1,5 @@
 """Tables and pictures come from the result files, and --check finds one that is out of date."""
 
-import json
-
 import pytest
 
 from bench import compare, results
@@ -129,33 +127,6 @@ def test_the_stages_of_make_prove_have_tables(root):
         assert line in page
 
 
-def test_the_newest_ledger_is_summarised(root):
-    row = {"target": "90", "key": "layer_norm_forward_kernel(*bf16/16)", "registers": 40}
-    row |= {"shared": 1024, "spills": 1, "atomics": 0, "tensor": {"HGMMA": 12, "HMMA": 3}}
-    more = row | {"key": "layer_norm_forward_kernel(*fp32/16)", "registers": 48, "spills": 2}
-    more |= {"atomics": 5, "tensor": {}}
-    versions = {"3.6.0": [], "3.10.0": [row, more, row | {"target": "100"}], "3.9.0": []}
-    (root / "bench" / "ledger" / "ledger.json").write_text(json.dumps(versions))
-    page = written(root)
-    for line in (
-        "| triton 3.10.0 | sm_90 | sm_100 |",
-        "| `layer_norm_forward_kernel` | 48 registers, 1,024 bytes, 3 spills | 40 registers, ",
-        "| compiled kernel variants | 2 | 1 |",
-        "| spilled registers | 3 | 1 |",
-        "| atomic instructions | 5 | 0 |",
-        "| tensor-core instructions | 15 | 15 |",
-    ):
-        assert line in page
-
-
-def test_the_rows_of_a_recipe_are_printed_unchanged(root):
-    rows = [{"model": "this", "size": 12.5}, {"model": "that", "size": 66}]
-    write(root, "int8", table="exercises-int8", machine="two cores", rows=rows)
-    page = written(root)
-    assert "two cores, 2026-11-21, commit abc\n\n| model | size |" in page
-    assert "| this | 12.5 |\n| that | 66 |" in page
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -183,17 +154,6 @@ def test_a_picture_is_stale_when_its_results_or_its_drawing_change(root, capsys)
     assert "gpu-9000-speedup.svg" in capsys.readouterr().out
     drawn = [pictures.Picture(draw, [1]) for draw in (pictures.finetune, pictures.two_cores)]
     assert drawn[0].digest != drawn[1].digest
-
-
-def test_the_bars_of_two_cores_are_the_measurements():
-    race = {"nanoGPT final loss": 1.9, "nanoGPT, s": 90.0, "quickstart, s to that loss": 15.0}
-    row = {"model": "lecture", "batch": 1}
-    rates = {"lecture": 20, "between": 30, "ours": 300}
-    decoded = [row | {"implementation": name, "tokens/s": rate} for name, rate in rates.items()]
-    decoded.append(row | {"batch": 8, "implementation": "not drawn", "tokens/s": 900})
-    figure = pictures.two_cores(race, decoded)
-    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
-    assert widths == [[90.0, 15.0], [20, 300]]
 
 
 def test_the_pages_of_this_repository_are_current(capsys):

@@ -81,13 +81,6 @@ def test_windows_hold_every_position_once_and_in_order(length, block_size):
     assert torch.equal(y[counted], tokens[1:])
 
 
-def test_to_moves_both_splits():
-    moved = make_data(torch.arange(9)).to("meta")
-    assert moved.train.is_meta
-    assert moved.val.is_meta
-    assert (moved.name, moved.source) == ("text", torch.device("meta"))
-
-
 @pytest.mark.parametrize(("train", "val"), [(8, 9), (9, 8), (1, 9)])
 def test_check_model_refuses_a_block_longer_than_a_split(train, val):
     with pytest.raises(UserError, match="at least 9; give more text or a smaller --block-size"):

@@ -98,8 +98,3 @@ def test_a_run_reads_dates_with_and_without_an_encoder(tmp_path, capsys, size):
     half = len(said) // 2  # both models print the same
     assert said[:half] == said[half:]
     assert run(folder, "--resume", "--max-iters=2") == 0
-
-
-def test_text_refuses_an_encoder(tmp_path, capsys):
-    assert run(tmp_path / "out", "--source-size=3") == 2
-    assert "--source-size needs data of pairs" in capsys.readouterr().err

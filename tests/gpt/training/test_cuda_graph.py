@@ -24,7 +24,7 @@ from tests.gpt.training.steps import DEVICE, SMALL, all_equal, step_over, weight
 
 HAS_GPU = torch.cuda.is_available()
 needs_stand_in = pytest.mark.skipif(HAS_GPU, reason="tests the stand-in for CUDA graphs")
-STEPS = 10  # three before the capture, and seven replays
+STEPS = 7  # three before the capture, and four replays
 # without a GPU, PyTorch's AdamW does not leave out updates
 TABLES = ["torch,adamw=triton", "triton", *(["torch"] if HAS_GPU else [])]
 
@@ -66,15 +66,15 @@ def test_graph_steps_equal_eager_steps(implementation, optimizer, passes):
     assert len(other.gradients.copies) == (5 if passes == 1 else 0)  # four weights and a bias
 
 
-@pytest.mark.parametrize("implementation", TABLES)
+@pytest.mark.parametrize("implementation", TABLES[1:])
 def test_graph_steps_with_activation_checkpointing_equal_those_without(implementation):
     model = replace(SMALL, n_layer=2, dropout=0.0)
 
     def recompute(step):
         recompute_blocks(step.gradients.model, model)
 
-    plain, _ = train(GraphStep, implementation, model=model)
-    recomputed, _ = train(GraphStep, implementation, model=model, change=recompute)
+    plain, _ = train(GraphStep, implementation, 5, model=model)
+    recomputed, _ = train(GraphStep, implementation, 5, recompute, model=model)
     assert recomputed == plain
 
 
