@@ -44,24 +44,19 @@ def restored(run):
     return run.folder
 
 
-@st.composite
-def changes(draw):
-    """A function that changes bytes: flips, cuts, inserts, overwrites or replaces."""
-    kind = draw(st.sampled_from(("flip", "cut", "insert", "overwrite", "replace")))
-    place, noise = draw(st.integers(0, 1 << 20)), draw(st.binary(min_size=1, max_size=40))
+def replaced(at, length, noise):
+    """A function that replaces `length` bytes, which may be none or all."""
 
     def change(content):
-        at = place % (len(content) + 1)
-        before, after = content[:at], content[at:]
-        return {
-            "flip": before + bytes(byte ^ 1 << place % 8 for byte in after[:1]) + after[1:],
-            "cut": before,
-            "insert": before + noise + after,
-            "overwrite": before + noise + after[len(noise) :],
-            "replace": noise,
-        }[kind]
+        place = at % (len(content) + 1)
+        return content[:place] + noise + content[place + length :]
 
     return change
+
+
+def changes():
+    lengths = st.integers(0, 40) | st.just(1 << 20)
+    return st.builds(replaced, st.integers(0, 1 << 20), lengths, st.binary(max_size=40))
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)

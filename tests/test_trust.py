@@ -39,7 +39,7 @@ def by_kind(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # by torch.load, before it raises
-@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL, "torch"])
+@pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL, "torch"])
 def test_a_pickle_in_place_of_any_file_is_not_executed(finished, tmp_path, monkeypatch, protocol):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trace, folder, trap = tmp_path / "executed", tmp_path / "run", tmp_path / "trap"

@@ -50,15 +50,6 @@ def test_row_has_rates_and_spread(small, implementation, tmp_path):
     assert row["mfu"] is None  # the peak of a CPU is unknown
 
 
-def test_unavailable_variants_have_a_reason():
-    def reason(*variant):
-        return training.unavailable_reason(training.Variant(*variant), CPU, None)
-
-    assert "GPU" in reason("torch", False, "graph")
-    assert "checkout" in reason("nanogpt")
-    assert reason("torch") is None
-
-
 def test_first_evaluation_at_or_below_the_loss_counts(tmp_path):
     written = ""
     for step, key, value in ((25, "val_loss", 1.5), (30, "loss", 1.1), (50, "val_loss", 1.4697)):

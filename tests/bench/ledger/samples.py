@@ -40,18 +40,6 @@ def _add(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _copy_either(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
-    tl.store(y_ptr + at, tl.load(tl.where(row_stride > 0, x_ptr, w_ptr) + at))
-
-
-@triton.jit
-def _sum(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
-    tl.atomic_add(y_ptr, tl.sum(tl.load(x_ptr + at).to(tl.float32), 0))
-
-
-@triton.jit
 def _product(x_ptr, y_ptr, z_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
     x_ptrs, y_ptrs = x_ptr + m * depth + k[None, :], y_ptr + k[:, None] * N + n
@@ -73,7 +61,7 @@ def _meta(*shape, dtype=torch.bfloat16):
 
 
 def _calls() -> dict:
-    x, y, total = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH), _meta(1, dtype=torch.float32)
+    x, y = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH)
     shifted = _meta(ROWS * LENGTH + 1)[1:].view(ROWS, LENGTH)
     ragged, odd = _meta(ROWS, LENGTH + 1), _meta(LENGTH + 1)[1:]
 
@@ -89,8 +77,6 @@ def _calls() -> dict:
         "forgetful": (_forgetful(_copy, "row_stride"), (x, y, LENGTH), dict(BLOCK=LENGTH)),
         "helper": (_add, (x, odd, y, LENGTH), dict(BLOCK=LENGTH)),
         "forgetful helper": (_forgetful(_add, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
-        "either": (_forgetful(_copy_either, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
-        "atomic": (_sum, (x, total, LENGTH), dict(BLOCK=LENGTH)),
         "product": product(num_stages=2),
         "deep product": product(num_stages=6),
         "fp32 product": product(dtype=torch.float32, M=16, N=16, K=16),

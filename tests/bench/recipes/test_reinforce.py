@@ -61,8 +61,6 @@ def test_a_mistake_is_one_sentence_and_leaves_no_folder(supervised, tmp_path, ca
         (tmp_path / "prose", "new", "--steps=1", "which is not a task with answers"),
         (supervised, "new", "--kernels=other", "kernels"),
         (supervised, "new", "--steps=0", "--steps is 0; it must be at least 1"),
-        (supervised, "new", "--group=1", "--group is 1; it must be at least 2"),
-        (supervised, "new", "--kl=nan", "--kl is nan; it must be finite and at least 0"),
     ):
         arguments = [str(source), f"--out-dir={tmp_path / folder}", "--device=cpu", option]
         assert reinforce.main(arguments) == 2

@@ -1,10 +1,10 @@
 """Text: the split, the download of tiny shakespeare, and the fallback without a network."""
 
-import contextlib
 import hashlib
-import http.server
-import threading
+import io
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -26,31 +26,9 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@contextlib.contextmanager
-def serving(answer, monkeypatch):
-    """A local server; `answer(handler)` writes its response."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            with contextlib.suppress(OSError):  # the client may have disconnected
-                answer(self)
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/input.txt"
-        monkeypatch.setattr(corpus, "SHAKESPEARE_URL", url)
-        yield
-        server.shutdown()
-
-
-def whole(handler, content=PLAY):
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(content)
+def serve(monkeypatch, answer):
+    """Let `answer`, called with the time limit, stand for the server."""
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: answer(timeout))
 
 
 def test_the_split_is_that_of_the_lecture(tmp_path):
@@ -79,7 +57,8 @@ def test_a_local_copy_is_used_before_a_download(tmp_path, folder):
 
 def test_a_download_is_saved_in_the_cache(tmp_path, monkeypatch):
     said = []
-    with serving(whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        serve(patch, lambda timeout: io.BytesIO(PLAY))
         data = open_data("shakespeare", "data", "char", said.append)
     assert len(data.train) + len(data.val) == len(PLAY)
     kept = tmp_path / "cache/gpt-kernels/tinyshakespeare.txt"
@@ -93,34 +72,40 @@ def test_a_download_is_saved_in_the_cache(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file where the folder should be")
     said = []
-    with serving(whole, monkeypatch):
-        assert open_data("shakespeare", "data", "char", said.append).name == "shakespeare"
+    serve(monkeypatch, lambda timeout: io.BytesIO(PLAY))
+    assert open_data("shakespeare", "data", "char", said.append).name == "shakespeare"
     assert len(said) == 1
     assert "could not save it" in said[0]
 
 
-def byte_by_byte(handler):
-    handler.send_response(200)
-    handler.end_headers()
-    for byte in PLAY:
-        handler.wfile.write(bytes([byte]))
+def raises(error):
+    def answer(timeout):
+        assert timeout == corpus.DOWNLOAD_TIMEOUT
+        raise error
+
+    return answer
+
+
+class ByteByByte(io.BytesIO):
+    def read1(self, size=-1):
         time.sleep(0.02)
+        return self.read(1)
 
 
 BAD = {
-    "wrong": lambda handler: whole(handler, PLAY[:-1] + b"?"),
-    "too long": lambda handler: whole(handler, PLAY + bytes(100 << 20)),
-    "absent": lambda handler: handler.send_error(404),
-    "silent": lambda handler: time.sleep(1.0),
-    "byte by byte": byte_by_byte,
+    "wrong": lambda timeout: io.BytesIO(PLAY[:-1] + b"?"),
+    "too long": lambda timeout: io.BytesIO(PLAY + bytes(100)),
+    "absent": raises(urllib.error.HTTPError("url", 404, "Not Found", {}, None)),
+    "silent": raises(TimeoutError("timed out")),
+    "byte by byte": lambda timeout: ByteByByte(PLAY),
 }
 
 
 @pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
 def test_a_bad_download_is_refused_and_not_saved(tmp_path, monkeypatch, answer):
-    monkeypatch.setattr(corpus, "DOWNLOAD_TIMEOUT", 0.2)
-    monkeypatch.setattr(corpus, "DOWNLOAD_LIMIT", 0.3)
-    with serving(answer, monkeypatch), pytest.raises(UserError, match="tiny shakespeare"):
+    monkeypatch.setattr(corpus, "DOWNLOAD_LIMIT", 0.1)
+    serve(monkeypatch, answer)
+    with pytest.raises(UserError, match="tiny shakespeare"):
         open_data("shakespeare", "data", "char", pytest.fail)
     assert not (tmp_path / "cache").exists()
 

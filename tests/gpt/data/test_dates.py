@@ -84,7 +84,8 @@ def test_the_sizes_of_the_model_must_match_the_rows(dates, changes):
 
 
 @pytest.mark.parametrize("size", [0, SOURCE])
-def test_a_run_reads_dates_with_and_without_an_encoder(tmp_path, capsys, size):
+def test_a_run_reads_dates_with_and_without_an_encoder(tmp_path, capsys, monkeypatch, size):
+    monkeypatch.setattr("gpt.data.tasks.dates.PROBLEMS", 100)
     folder = tmp_path / "out"
     short = ["--max-iters=1", "--eval-interval=1"]
     assert run(folder, *TINY, *short, f"--source-size={size}", "--sample=5") == 0

@@ -64,13 +64,3 @@ def test_the_thread_ends_with_the_context_and_raises_in_batch(tmp_path):
         assert_same(batches, data, 7, 0, 4, 16)
         assert len(threads()) == 1
     assert threads() == []
-
-
-def test_a_returned_batch_is_never_overwritten(tmp_path):
-    data = mapped(tmp_path)
-    with Prefetched(data) as batches:
-        if DEVICE == "cuda":
-            torch.cuda._sleep(100_000_000)  # delays the copies
-        given = [batches.batch(7, 4 * number, 4, 16)[0] for number in range(3 * prefetch.AHEAD)]
-    for number, x in enumerate(given):
-        assert torch.equal(x, data.batch(7, 4 * number, 4, 16)[0])

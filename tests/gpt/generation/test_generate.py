@@ -74,7 +74,7 @@ def alone(name, slide):
 
 
 @pytest.mark.parametrize("slide", [1, 5, BLOCK])
-@pytest.mark.parametrize("name", ["qkv bias", "modern", "grouped", "grouped window"])
+@pytest.mark.parametrize("name", ["qkv bias", "modern", "grouped window"])
 @pytest.mark.parametrize("table", TABLES)
 def test_prompts_of_different_lengths_continue_as_in_the_lecture(name, table, slide):
     prompts = prompts_of(LENGTHS)

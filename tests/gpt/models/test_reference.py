@@ -2,7 +2,7 @@
 
 `Equations` computes one position at a time with `math` and lists: no tensors, no broadcasting, no
 autograd. The lecture's file is not part of this repository: set GPT_LECTURE_FILE to the path of
-`gpt.py` from github.com/karpathy/ng-video-lecture to include those tests.
+`gpt.py` from github.com/karpathy/ng-video-lecture to include that test.
 """
 
 import math
@@ -194,43 +194,30 @@ def test_initial_weights(projection_init, projection_std):
 # ---- against the lecture's own file ------------------------------------------------------------
 
 
-@pytest.fixture
-def lecture():
-    """The lecture's model class with small hyperparameters, without its training."""
+def test_the_model_has_the_bits_of_the_lecture():
     path = os.environ.get("GPT_LECTURE_FILE")
     if path is None:
         pytest.skip("GPT_LECTURE_FILE is not set to the lecture's gpt.py")
-    source = Path(path).read_text(encoding="utf-8")
+    source, config = Path(path).read_text(encoding="utf-8"), replace(LECTURE, dropout=0.2)
     names = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "device": "cpu"}
-    names |= vars(replace(LECTURE, dropout=0.2))
     classes = source[source.index("class Head") : source.index("model = GPTLanguageModel()")]
-    exec(compile(classes, path, "exec"), names)
-    return names["GPTLanguageModel"]
-
-
-def test_the_state_dict_of_the_lecture_gives_its_bits(lecture):
-    theirs = randomise(lecture())
-    ours = GPT(replace(LECTURE, dropout=0.2))
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
+    names |= vars(config)
+    exec(compile(classes, path, "exec"), names)  # without its training
+    models = []
+    for make in (names["GPTLanguageModel"], lambda: GPT(config)):
+        torch.manual_seed(1337)
+        models.append(make())
+    theirs, ours = (model.state_dict() for model in models)
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
     tokens, targets = draw_tokens(3, T), draw_tokens(3, T, seed=1)
-
     for training in (False, True):  # with dropout too: the same random numbers in the same order
         outputs = []
-        for model in (theirs.train(training), ours.train(training)):
+        for model in map(randomise, models):
             torch.manual_seed(2)
-            logits, loss = model(tokens, targets)
+            logits, loss = model.train(training)(tokens, targets)
             model.zero_grad()
             loss.backward()
             gradients = [weight.grad for weight in model.parameters()]
             outputs.append([logits.view(-1), loss, *gradients])
         assert all(map(torch.equal, *outputs))
-
-
-def test_a_fresh_model_has_the_weights_of_the_lecture(lecture):
-    torch.manual_seed(1337)
-    theirs = lecture()
-    torch.manual_seed(1337)
-    ours = GPT(replace(LECTURE, dropout=0.2))
-    for name, weight in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], weight), name

@@ -43,8 +43,8 @@ def by_hand(gpt, tokens):
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("length", [2, 9, 10, 82, 83, 96, 97, 98])  # around multiples of the block
-@pytest.mark.parametrize("tokens_of_a_pass", [8, 24, 16_384])
+@pytest.mark.parametrize("length", [2, 9, 10, 83, 97])  # around multiples of the block
+@pytest.mark.parametrize("tokens_of_a_pass", [8, 24])
 @pytest.mark.parametrize("world", [1, 2, 5])
 @pytest.mark.parametrize("ops", [OPS, None])
 def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_every_rank(
