@@ -7,6 +7,8 @@ import string
 from pathlib import Path
 
 import train
+from gpt.config.train import TrainConfig
+from gpt.runs import checkpoint
 
 SIZES = ["--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=4"]
 CPU = ["--device=cpu", "--dtype=float32"]
@@ -28,6 +30,13 @@ def run(folder, *options, preset="shakespeare-char"):
         data = write_text(Path(folder).parent)
         options = [f"--preset={preset}", f"--data={data}", *SIZES, *CPU, *SHORT, *options]
     return train.main([*options, f"--out-dir={folder}"])
+
+
+def save_weights(folder, config, tokenizer, weights):
+    """Write a run as far as it is needed to load its model."""
+    record = {"step": 0, "train": TrainConfig(model=config).to_dict()}
+    record["tokenizer"] = tokenizer.to_json()
+    checkpoint.save(folder, {"best": ("weights",)}, {"weights": weights}, record)
 
 
 def metrics(folder):

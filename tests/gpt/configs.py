@@ -8,12 +8,16 @@ from gpt.config.model import ModelConfig
 
 LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
+NO_BIAS = {"bias": False, "head_bias": False, "tied_head": True}
+GPT2 = {"qkv_bias": True, "head_bias": False, "tied_head": True, "activation": "gelu_tanh"}
+ROTARY = {"norm": "rms_norm", "position": "rope", "qk_norm": True}
+
 CONFIGS = {
     "lecture": LECTURE,
-    "gelu": replace(LECTURE, activation="gelu"),
-    "gelu_tanh": replace(LECTURE, activation="gelu_tanh"),
-    "relu_squared": replace(LECTURE, activation="relu_squared"),
-    "swiglu": replace(LECTURE, activation="swiglu"),
+    **{
+        activation: replace(LECTURE, activation=activation)
+        for activation in ("gelu", "gelu_tanh", "relu_squared", "swiglu")
+    },
     "softcap": replace(LECTURE, logit_softcap=3.0),
     "no bias": replace(LECTURE, bias=False),
     "qkv bias": replace(LECTURE, qkv_bias=True),
@@ -28,39 +32,17 @@ CONFIGS = {
     "grouped window": replace(
         LECTURE, n_head=4, n_kv_head=1, window=2, position="rope", qk_norm=True, bias=False
     ),
-    "gpt2": replace(
-        LECTURE,
-        qkv_bias=True,
-        head_bias=False,
-        tied_head=True,
-        activation="gelu_tanh",
-        projection_init="scaled",
-    ),
+    "gpt2": replace(LECTURE, **GPT2, projection_init="scaled"),
     "modern": replace(
-        LECTURE,
-        bias=False,
-        head_bias=False,
-        tied_head=True,
-        activation="relu_squared",
-        norm="rms_norm",
-        position="rope",
-        qk_norm=True,
-        projection_init="zero",
+        LECTURE, **NO_BIAS, **ROTARY, activation="relu_squared", projection_init="zero"
     ),
 }
 
+_WITH_SOURCE = replace(LECTURE, source_size=3)
 ENCODERS = {  # models with an encoder and a decoder
-    "encoder": replace(LECTURE, source_size=3),
-    "grouped encoder": replace(LECTURE, source_size=3, n_head=4, n_kv_head=2, window=3),
-    "modern encoder": replace(
-        LECTURE,
-        source_size=3,
-        qkv_bias=True,
-        norm="rms_norm",
-        position="rope",
-        qk_norm=True,
-        projection_init="scaled",
-    ),
+    "encoder": _WITH_SOURCE,
+    "grouped encoder": replace(_WITH_SOURCE, n_head=4, n_kv_head=2, window=3),
+    "modern encoder": replace(_WITH_SOURCE, **ROTARY, qkv_bias=True, projection_init="scaled"),
 }
 
 

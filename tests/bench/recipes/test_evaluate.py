@@ -2,22 +2,21 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bench.recipes import evaluate
-from gpt.config.train import TrainConfig
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from gpt.exercises import hellaswag
 from gpt.models.packed import GPT
 from gpt.pretrained import export
-from gpt.runs import checkpoint
 from gpt.runs.portable_state import portable_state
 from gpt.training.precision import Precision
 from kernels.torch_ops import OPS
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.runs import save_weights
 
 LETTERS = CharTokenizer(" abcdeé世")
 CPU = torch.device("cpu")
@@ -35,11 +34,8 @@ def folder(tmp_path_factory):
 
 
 def save_run(path, config, tokenizer):
-    weights = portable_state(randomise(GPT(config, OPS)))
-    record = {"step": 0, "train": asdict(TrainConfig(model=config))}
     path.mkdir()
-    record["tokenizer"] = tokenizer.to_json()
-    checkpoint.save(path, {"best": ("weights",)}, {"weights": weights}, record)
+    save_weights(path, config, tokenizer, portable_state(randomise(GPT(config, OPS))))
 
 
 def scores_of(folder, capsys, *options):

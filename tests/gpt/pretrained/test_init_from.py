@@ -13,10 +13,9 @@ from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
 from gpt.pretrained import export
 from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
-from gpt.runs import checkpoint
 from gpt.runs.portable_state import load_portable_state, portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
-from tests.runs import metrics, record, run, tensor_files
+from tests.runs import metrics, record, run, save_weights, tensor_files
 
 OPS = kernels.load("torch")
 TOKENIZER = CharTokenizer("abcdefghijk")
@@ -37,9 +36,8 @@ def logits(model):
 
 def save(folder, config, state):
     """A run with these weights; returns its name."""
-    record = {"step": 0, "train": {"model": vars(config)}, "tokenizer": TOKENIZER.to_json()}
     (folder / "run").mkdir()
-    checkpoint.save(folder / "run", {"best": ("weights",)}, {"weights": state}, record)
+    save_weights(folder / "run", config, TOKENIZER, state)
     return str(folder / "run")
 
 
