@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
+from bench.recipes import evaluate, reinforce
+from gpt.data import prepare
 from tests.runs import CPU, SHORT, SIZES, record, run, sign, sign_tensors
 
 RUN, NEW = "--out-dir=FOLDER/run", "--out-dir=FOLDER/new"
@@ -134,7 +136,43 @@ SAMPLE += [
     ("--draft=FOLDER/nothing", "nothing", None),
     ("--draft=FOLDER/other", "other", other_run),
 ]
-CASES = [(train, *case) for case in TRAIN] + [(sample, *case) for case in SAMPLE]
+EXAMPLE = b'{"ctx": "a", "endings": ["b", "c"], "label": %d}\n'
+EVALUATE = [
+    ("", "there is nothing to evaluate", None),
+    ("--text=FOLDER/text --limit=-1", "--limit is -1", None),
+    ("--text=FOLDER/text --kernels=other", "kernels", None),
+    ("--text=FOLDER/missing", "missing", None),
+    ("--text=FOLDER/text", "'Z'", write(text=b"aZ")),
+    ("--text=FOLDER/text", "1 tokens", write(text=b"a")),
+    ("--hellaswag=FOLDER/label", "label: line 2", write(label=EXAMPLE % 0 + EXAMPLE % 2)),
+    ("--hellaswag=FOLDER/empty", "empty", write(empty=b"\n")),
+]
+ADDITION = edit("best", train__data="addition-1")
+REINFORCE = [
+    (NEW, "which is not a task with answers", None),
+    (f"{NEW} --kernels=other", "kernels", None),
+    (f"{NEW} --steps=0", "--steps is 0; it must be at least 1", None),
+    (NEW, "is there a run", damage("best.json", None)),
+    (RUN, "run: File exists; give a new folder", ADDITION),
+    ("--out-dir=FOLDER/text/new", "new: Not a directory; give a new folder", ADDITION),
+]
+PREPARE = [
+    ("", "there is nothing to prepare", None),
+    ("FOLDER/missing.txt", "missing.txt is not a file", None),
+    ("FOLDER/a.txt --val-fraction=1", "--val-fraction is 1.0", None),
+    ("FOLDER/a.txt --val-fraction=0", "--val-fraction is 0", None),
+    ("FOLDER/a.txt --tokenizer=char", "--tokenizer", None),
+    ("FOLDER/a.txt", "is not UTF-8", write(**{"a.txt": b"\xff\xfe"})),
+]
+for content, words in (
+    (b'{"text": "x"}\n{"text', "line 2 is not JSON"),
+    (b'{"text": "x"}\n[1]', "line 2 is not a JSON object"),
+    (b'{"body": "x", "id": 1}', "has no text in column 'text'; choose --column from body, id"),
+    (b'{"text": "alone"}', "fewer than two documents"),
+):
+    PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))
+TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, reinforce: REINFORCE, prepare: PREPARE}
+CASES = [(program, *case) for program, cases in TABLES.items() for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -145,20 +183,24 @@ def trained(tmp_path_factory):
 
 
 def snapshot(folder):
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize(("program", "options", "words", "prepare"), CASES)
+@pytest.mark.parametrize(("program", "options", "words", "change"), CASES)
 def test_one_line_exit_code_2_and_no_changes(
-    trained, tmp_path, monkeypatch, capsys, program, options, words, prepare
+    trained, tmp_path, monkeypatch, capsys, program, options, words, change
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "folder"
     shutil.copytree(trained, folder)
-    if prepare:
-        prepare(folder)
-    options = options.replace("FOLDER", str(folder)).split(" ")
-    if program is sample:
+    if change:
+        change(folder)
+    options = options.replace("FOLDER", str(folder)).split()
+    if program is prepare:
+        options = ["--tokenizer=byte", f"--out-dir={folder / 'new'}", *options]
+    elif program in (evaluate, reinforce):
+        options = [str(folder / "run"), "--device=cpu", *options]
+    elif program is sample:
         options = ["--device=cpu", f"--out-dir={folder / 'run'}", *options]
     elif "--resume" not in options:
         base = ["--preset=shakespeare-char", f"--data={folder / 'text'}", *SIZES, *CPU, *SHORT]
@@ -166,8 +208,10 @@ def test_one_line_exit_code_2_and_no_changes(
     before = snapshot(folder)
     assert program.main(options) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{program.__name__}.py: ")
+    name = program.__name__ if "." in program.__name__ else f"{program.__name__}.py"
+    assert line.startswith(f"{name}: ")
     assert words.replace("FOLDER", str(folder)) in line
     after = snapshot(folder)
-    assert {name: after.get(name) for name in before} == before
-    assert all(name.endswith("/lock") for name in after.keys() - before.keys())
+    assert {path: after.get(path) for path in before} == before
+    created = {path.relative_to(folder).as_posix() for path in after.keys() - before.keys()}
+    assert created <= ({"new", "new/lock", "run/lock"} if program is train else set())

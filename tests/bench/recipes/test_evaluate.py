@@ -121,29 +121,3 @@ def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
     with torch.no_grad():
         expected, actual = (model(tokens)[0] for model, _ in models)
     assert torch.equal(expected, actual)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "there is nothing to evaluate"),
-        (["--text=a", "--limit=-1"], "--limit is -1"),
-        (["--text=missing"], "missing"),
-        (["--text=unknown"], "'Z'"),
-        (["--text=short"], "1 tokens"),
-        (["--hellaswag=label"], "label: line 2"),
-        (["--hellaswag=empty"], "empty"),
-        (["--text=letters", "--kernels=other"], "kernels"),
-    ],
-)
-def test_a_mistake_is_one_sentence(folder, tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.chdir(tmp_path)
-    for name, content in {"unknown": "aZ", "short": "a", "empty": "\n", "letters": "abc"}.items():
-        (tmp_path / name).write_text(content)
-    row = {"ctx": "a", "endings": ["b", "c"], "label": 0}
-    write_examples(tmp_path / "label", row, row | {"label": 2})
-    assert evaluate.main([str(folder), "--device=cpu", *options]) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("bench.recipes.evaluate: ")
-    assert message in printed
-    assert printed.count("\n") == 1

@@ -49,23 +49,3 @@ def test_the_seed_determines_the_run(supervised, tmp_path):
         assert reinforce.main(arguments) == 0
     one, same, other = (tensor_files(tmp_path / name, "best") for name in ("one", "same", "other"))
     assert one == same != other
-
-
-def test_a_mistake_is_one_sentence_and_leaves_no_folder(supervised, tmp_path, capsys):
-    assert run(tmp_path / "prose", "--max-iters=1") == 0
-    (tmp_path / "file").write_text("")
-    for source, folder, option, message in (
-        (tmp_path / "none", "new", "--steps=1", "is there a run"),
-        (supervised, supervised, "--steps=1", "supervised: File exists; give a new folder"),
-        (supervised, "file/new", "--steps=1", "file/new: Not a directory; give a new folder"),
-        (tmp_path / "prose", "new", "--steps=1", "which is not a task with answers"),
-        (supervised, "new", "--kernels=other", "kernels"),
-        (supervised, "new", "--steps=0", "--steps is 0; it must be at least 1"),
-    ):
-        arguments = [str(source), f"--out-dir={tmp_path / folder}", "--device=cpu", option]
-        assert reinforce.main(arguments) == 2
-        printed = capsys.readouterr().err
-        assert printed.startswith("bench.recipes.reinforce: ")
-        assert message in printed
-        assert printed.count("\n") == 1
-    assert not (tmp_path / "new").exists()

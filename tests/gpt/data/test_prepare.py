@@ -121,36 +121,6 @@ def test_a_missing_datasets_library_raises_user_error(tmp_path, monkeypatch):
         prepare.prepare(config(tmp_path, "openwebtext"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "content", "sentence"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"text', "line 2 is not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n[1]', "line 2 is not a JSON object"),
-        ("a.jsonl", b'{"body": "x", "id": 1}', "has no text in column 'text'; choose --column fr"),
-        ("a.jsonl", b'{"text": "alone"}', "fewer than two documents"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8"),
-        ("", None, "there is nothing to prepare"),
-        ("missing.txt", None, "missing.txt is not a file"),
-        ("a.txt --val-fraction=1", b"a", "--val-fraction is 1.0"),
-        ("a.txt --val-fraction=0", b"a", "--val-fraction is 0"),
-        ("a.txt --tokenizer=char", b"a", "--tokenizer"),
-    ],
-)
-def test_a_mistake_is_reported_and_nothing_is_left(
-    tmp_path, monkeypatch, capsys, arguments, content, sentence
-):
-    monkeypatch.chdir(tmp_path)
-    if content:
-        (tmp_path / arguments.partition(" ")[0]).write_bytes(content)
-    before = list(tmp_path.iterdir())
-    assert prepare.main(["--tokenizer=byte", "--out-dir=tokens", *arguments.split()]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("gpt.data.prepare: ")
-    assert sentence in said
-    assert said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == before
-
-
 def test_an_existing_folder_is_never_overwritten(tmp_path, capsys):
     source = write_json_lines(tmp_path / "mine.jsonl")
     arguments = [source, "--tokenizer=byte", f"--out-dir={tmp_path / 'tokens'}"]
