@@ -10,6 +10,8 @@ from gpt import UserError
 from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
+from gpt.exercises.reinforce import ReinforceConfig
+from gpt.generation.sampling import Sampling
 
 PUBLISHED = {
     "lecture": {"batch_size": 64, "block_size": 256, "n_embd": 384, "n_head": 6, "n_layer": 6}
@@ -50,6 +52,13 @@ def test_swiglu_has_about_as_many_weights_as_the_other_activations():
         (TrainConfig, {"parallel": "fsdp", "optimizer": "muon"}, "support --optimizer muon; use"),
         (TrainConfig, {"parallel": "fsdp", "step": "compile"}, "not support --compile; use"),
         (TrainConfig, {"parallel": "fsdp", "lecture": "bigram"}, "not support --lecture; use"),
+        (Sampling, {"temperature": -1.0}, "--temperature is -1.0"),
+        (Sampling, {"temperature": float("nan")}, "--temperature is nan"),
+        (Sampling, {"top_k": -1}, "--top-k is -1"),
+        (Sampling, {"top_p": 0.0}, "--top-p is 0.0; it must be above 0"),
+        (Sampling, {"top_p": 1.5}, "--top-p is 1.5"),
+        (ReinforceConfig, {"group": 1}, "--group is 1; it must be at least 2"),
+        (ReinforceConfig, {"kl": float("nan")}, "--kl is nan; it must be finite and at least 0"),
     ],
 )
 def test_a_config_validates_itself(config_class, change, sentence):

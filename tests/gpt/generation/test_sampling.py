@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gpt import UserError
 from gpt.generation.sampling import Sampling
 from tests.sampling import DRAWING_RULES, assert_drawn_from, restricted_softmax
 
@@ -23,18 +22,3 @@ def test_temperature_zero_selects_the_most_likely_token():
     sampling = Sampling(temperature=0.0)
     assert sampling.sample(LOGITS[None]).tolist() == [1]
     assert sampling.probabilities(LOGITS[None]).tolist() == [[0, 1, 0, 0, 0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"temperature": -1.0}, "--temperature is -1.0"),
-        ({"temperature": float("nan")}, "--temperature is nan"),
-        ({"top_k": -1}, "--top-k is -1"),
-        ({"top_p": 0.0}, "--top-p is 0.0; it must be above 0"),
-        ({"top_p": 1.5}, "--top-p is 1.5"),
-    ],
-)
-def test_values_out_of_range_are_rejected(values, message):
-    with pytest.raises(UserError, match=message):
-        Sampling(**values)
