@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from bench.recipes import evaluate, reinforce
+from bench.recipes import evaluate
 from gpt.data import prepare
 from tests.runs import CPU, SHORT, SIZES, record, run, sign, sign_tensors
 
@@ -147,15 +147,6 @@ EVALUATE = [
     ("--hellaswag=FOLDER/label", "label: line 2", write(label=EXAMPLE % 0 + EXAMPLE % 2)),
     ("--hellaswag=FOLDER/empty", "empty", write(empty=b"\n")),
 ]
-ADDITION = edit("best", train__data="addition-1")
-REINFORCE = [
-    (NEW, "which is not a task with answers", None),
-    (f"{NEW} --kernels=other", "kernels", None),
-    (f"{NEW} --steps=0", "--steps is 0; it must be at least 1", None),
-    (NEW, "is there a run", damage("best.json", None)),
-    (RUN, "run: File exists; give a new folder", ADDITION),
-    ("--out-dir=FOLDER/text/new", "new: Not a directory; give a new folder", ADDITION),
-]
 PREPARE = [
     ("", "there is nothing to prepare", None),
     ("FOLDER/missing.txt", "missing.txt is not a file", None),
@@ -171,7 +162,7 @@ for content, words in (
     (b'{"text": "alone"}', "fewer than two documents"),
 ):
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))
-TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, reinforce: REINFORCE, prepare: PREPARE}
+TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, prepare: PREPARE}
 CASES = [(program, *case) for program, cases in TABLES.items() for case in cases]
 
 
@@ -198,7 +189,7 @@ def test_one_line_exit_code_2_and_no_changes(
     options = options.replace("FOLDER", str(folder)).split()
     if program is prepare:
         options = ["--tokenizer=byte", f"--out-dir={folder / 'new'}", *options]
-    elif program in (evaluate, reinforce):
+    elif program is evaluate:
         options = [str(folder / "run"), "--device=cpu", *options]
     elif program is sample:
         options = ["--device=cpu", f"--out-dir={folder / 'run'}", *options]

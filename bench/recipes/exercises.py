@@ -109,35 +109,6 @@ def finetune(exercise: dict, text: str) -> list[dict]:
     return rows
 
 
-def stages(exercise: dict, text: str) -> list[dict]:
-    """The lecture's last chapter: the accuracy after each stage of training."""
-    rows = []
-    for task, of_task in exercise["runs"].items():
-        for seed in of_task["seeds"]:
-            with tempfile.TemporaryDirectory() as folder:
-                rows += stages_of(Path(folder), task, seed, of_task["stages"])
-    return rows
-
-
-def stages_of(folder: Path, task: str, seed: int, options_of: dict[str, str]) -> list[dict]:
-    rows = []
-    for number, (stage, options) in enumerate(options_of.items()):
-        run, before = folder / str(number), folder / str(number - 1)
-        if stage == "reinforced":
-            fixed = (f"--seed={seed}", "--device=cpu", f"--out-dir={run}")
-            common.run_script("-m", "bench.recipes.reinforce", before, *options.split(), *fixed)
-            found = read_json(run / "best.json")["reinforce"]
-            seconds = found["seconds"]
-            rows[-1] |= scores(found["accuracy_before"])  # judged by results alone, like its own
-        else:
-            found = train(run, f"{options} --init-from {before}" if rows else options, seed)
-            seconds = found["training_seconds"]
-        row = {"task": task, "seed": seed, "stage": stage, "options": f"`{options}`"}
-        row |= {"steps": found["steps"], "seconds": round(seconds)}
-        rows.append(common.show(row | scores(found.get("accuracy"))))
-    return rows
-
-
 def int8(exercise: dict, text: str) -> list[dict]:
     """The effect of int8 weights on the size of a model on disk and on its perplexity."""
     rows = []
@@ -163,19 +134,12 @@ def int8(exercise: dict, text: str) -> list[dict]:
     return rows
 
 
-def scores(accuracy: float | None) -> dict[str, str]:
-    """A text has no accuracy."""
-    errors = None if accuracy is None else 1 - accuracy
-    return {"accuracy": percent(accuracy), "errors": percent(errors)}
-
-
 RECIPES = {
     "arithmetic": accuracies,
     "features": features,
     "finetune": finetune,
     "int8": int8,
     "pairs": accuracies,
-    "stages": stages,
 }
 
 if __name__ == "__main__":

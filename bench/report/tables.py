@@ -280,6 +280,5 @@ LEDGER_TABLES = {"ledger": kernel_cells, "ledger-summary": summary_cells}
 RECIPE_TABLES = (
     *("quickstart", "decode", "decode-gpu", "reliability", "ladder", "exercises-arithmetic"),
     *("exercises-features", "exercises-finetune", "exercises-int8", "exercises-pairs"),
-    "exercises-stages",
 )
 NAMES = ("gpu", "speed", "pictures", *GPU_TABLES, *LEDGER_TABLES, *RECIPE_TABLES)

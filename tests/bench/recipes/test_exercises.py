@@ -6,7 +6,7 @@ import pytest
 
 import sample
 import train
-from bench.recipes import common, exercises, reinforce
+from bench.recipes import common, exercises
 from bench.recipes.exercises import EXERCISES
 from gpt.config.cli import parse_run
 from tests.runs import CPU, SHORT, SIZES, write_text
@@ -18,7 +18,7 @@ def runs_of(exercise, base=""):
     for name, value in exercise.items():
         if isinstance(value, dict):
             yield from runs_of(value, base)
-        elif isinstance(value, str) and name not in ("label", "base", "reinforced"):
+        elif isinstance(value, str) and name not in ("label", "base"):
             yield f"{base} {value}"
 
 
@@ -33,8 +33,7 @@ SMALL = " ".join([*SIZES, *CPU, *SHORT])
 @pytest.fixture
 def in_process(monkeypatch):
     def run_script(script, *arguments):
-        main = {"train.py": train.main, "sample.py": sample.main}.get(script, reinforce.main)
-        arguments = arguments[1:] if script == "-m" else arguments
+        main = {"train.py": train.main, "sample.py": sample.main}[script]
         assert main(list(map(str, arguments))) == 0
 
     monkeypatch.setattr(common, "run_script", run_script)
@@ -82,17 +81,3 @@ def test_sizes_and_perplexities_of_int8_weights_are_those_of_the_files(in_proces
     assert 0 < row["int8 size, MB"] < row["size, MB"] == pytest.approx(0.03, abs=0.02)
     change = float(row["increase"].rstrip("%")) / 100
     assert row["int8 perplexity"] == pytest.approx(row["perplexity"] * (1 + change), rel=1e-4)
-
-
-def test_each_stage_is_initialised_from_the_one_before(in_process, tmp_path):
-    options = f"{SMALL} --preset addition"
-    stages = {"first": f"{options} --data {write_text(tmp_path)}"}
-    stages |= {"then": f"{options} --data addition-1", "reinforced": "--steps 2 --problems 4"}
-    exercise = {"runs": {"sums": {"seeds": [1], "stages": stages}}}
-    rows = exercises.stages(exercise, "text")
-    found = [(row["stage"], row["steps"]) for row in rows]
-    assert found == [("first", 4), ("then", 4), ("reinforced", 2)]
-    assert all(row.keys() == rows[0].keys() for row in rows)
-    assert rows[0]["accuracy"] == rows[0]["errors"] == ""
-    for row in (rows[1], rows[2]):
-        assert sum(float(row[name].rstrip("%")) for name in ("accuracy", "errors")) == 100

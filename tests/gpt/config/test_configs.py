@@ -10,7 +10,6 @@ from gpt import UserError
 from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
-from gpt.exercises.reinforce import ReinforceConfig
 from gpt.generation.sampling import Sampling
 
 PUBLISHED = {
@@ -57,8 +56,6 @@ def test_swiglu_has_about_as_many_weights_as_the_other_activations():
         (Sampling, {"top_k": -1}, "--top-k is -1"),
         (Sampling, {"top_p": 0.0}, "--top-p is 0.0; it must be above 0"),
         (Sampling, {"top_p": 1.5}, "--top-p is 1.5"),
-        (ReinforceConfig, {"group": 1}, "--group is 1; it must be at least 2"),
-        (ReinforceConfig, {"kl": float("nan")}, "--kl is nan; it must be finite and at least 0"),
     ],
 )
 def test_a_config_validates_itself(config_class, change, sentence):
