@@ -1,7 +1,7 @@
 """Every operation by PyTorch's own functions; in fp64 they are the reference of the tests.
 
-`kernels.Ops` documents the operations and their shapes. Dropout uses PyTorch's generator and
-ignores `seed`.
+The functions of `kernels` document the operations and their shapes. Dropout uses PyTorch's
+generator and ignores `seed`.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ def embedding(
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5
+    x: Tensor, weight: Tensor | None, bias: Tensor | None = None, *, eps: float = 1e-5
 ) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 

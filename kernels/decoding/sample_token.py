@@ -28,6 +28,7 @@ import triton.language as tl
 
 from ..common.launch import launch, next_power_of_2, tile
 from ..common.operands import check_operands, check_sampling_rule
+from ..common.operator import is_traced, register
 from ..common.philox import ROUNDS, new_seed
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
@@ -136,6 +137,28 @@ def _gumbel(seed, row, first, COLUMNS: tl.constexpr):
     return -tl.log(e)
 
 
+def _sample(logits, seed, greedy, scale, top_k, top_p):
+    B, V = logits.shape
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    by_k, by_p = not greedy and 0 < top_k < V, not greedy and top_p < 1
+    token = torch.empty(B, dtype=torch.int64, device=logits.device)
+    elements, per_warp = tile("sample_token", logits.device)
+    COLUMNS = min(max(next_power_of_2(V), 16), elements)
+    constants = {"GREEDY": greedy, "RESTRICTED": by_k or by_p, "BOTH": by_k and by_p}
+    constants |= {"COLUMNS": COLUMNS, "num_warps": max(COLUMNS // per_warp, 1)}
+    operands = logits, seed, token, V, logits.stride(0), scale, top_k or V, top_p
+    launch(sample_token_kernel, (B,), *operands, **constants)
+    return token
+
+
+_operator = register(
+    "sample_token(Tensor logits, Tensor seed, bool greedy, float scale, int top_k, float top_p) "
+    "-> Tensor",
+    _sample,
+    lambda logits, *_: logits.new_empty(logits.shape[0], dtype=torch.int64),
+)
+
+
 def sample_token(
     logits: torch.Tensor,
     *,
@@ -161,18 +184,6 @@ def sample_token(
     """
     check_operands("sample_token", "logits (B, V)", logits, one_dtype=True)
     scale = check_sampling_rule(temperature, top_k, top_p)
-    B, V = logits.shape
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    if seed is None:
-        seed = new_seed(logits.device)
-    greedy = temperature == 0
-    by_k, by_p = not greedy and 0 < top_k < V, not greedy and top_p < 1
-    token = torch.empty(B, dtype=torch.int64, device=logits.device)
-    elements, per_warp = tile("sample_token", logits.device)
-    COLUMNS = min(max(next_power_of_2(V), 16), elements)
-    constants = {"GREEDY": greedy, "RESTRICTED": by_k or by_p, "BOTH": by_k and by_p}
-    constants |= {"COLUMNS": COLUMNS, "num_warps": max(COLUMNS // per_warp, 1)}
-    operands = logits, seed, token, V, logits.stride(0), scale, top_k or V, float(top_p)
-    launch(sample_token_kernel, (B,), *operands, **constants)
-    return token
+    seed = new_seed(logits.device) if seed is None else seed
+    function = _operator if is_traced() else _sample
+    return function(logits, seed, temperature == 0, scale, top_k, float(top_p))

@@ -141,10 +141,12 @@ def feed_forward(
     dropout_p: float = 0.0,
     seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """dropout(f(x w1^T + b1) w2^T + b2), (..., C); shapes are in `kernels.Ops`.
+    """dropout(f(x w1^T + b1) w2^T + b2), where f is relu, gelu, gelu_tanh or relu_squared.
 
-    The mask of y, as (rows, C), is `philox.rows_kept(seed, STREAM, rows, C, dropout_p)`. Under
-    autocast the operands are cast as by PyTorch's linear layer.
+    x (..., C), w1 (F, C), b1 (F,) or None, w2 (C, F), b2 (C,) or None -> (..., C); one dtype, or
+    autocast, which casts all as PyTorch's linear layer does. The mask of y as (rows, C) is
+    `philox.rows_kept(seed, STREAM, rows, C, dropout_p)`; seed is an int64 tensor () on the device,
+    drawn from the device's generator if it is None. Raises ValueError if arguments do not fit.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(

@@ -211,7 +211,13 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     seed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """residual + dropout(x + x_bias) and its LayerNorm, both (..., C); see `kernels.Ops`."""
+    """The residual sum and its LayerNorm, (total, y): both (..., C) in the wider of the dtypes.
+
+    total = residual + dropout(x + x_bias), y = layer_norm(total). residual and x (..., C); weight,
+    bias and x_bias (C,). Elements that are kept are scaled by 1 / (1 - dropout_p); seed is an int64
+    tensor () on the device, drawn from the device's generator if it is None. Raises ValueError if
+    shapes do not fit, a dtype is not floating-point, or C is more than 8,192.
+    """
     form = "residual (..., C), x (..., C), weight (C,), bias (C,), x_bias (C,)"
     check_operands("add_layer_norm", form, residual, x, weight, bias, x_bias)
     check_width("add_layer_norm", x)

@@ -226,9 +226,17 @@ def backward_constants(kernel, shares, unit, others=0):
 
 
 def layer_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, eps: float = 1e-5
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+    *,
+    eps: float = 1e-5,
 ) -> torch.Tensor:
-    """x (..., C), weight (C,), bias (C,) or None -> (..., C), for C up to `WIDEST`."""
+    """LayerNorm over the last dimension (Ba et al. 2016): x (..., C) -> (..., C), dtype of x.
+
+    weight and bias (C,) may be None. Statistics are fp32. Raises ValueError if shapes do not fit, a
+    dtype is not floating-point, or C is more than 8,192.
+    """
     check_operands("layer_norm", "x (..., C), weight (C,), bias (C,)", x, weight, bias)
     check_width("layer_norm", x)
     return LayerNorm.apply(x, weight, bias, eps, True)
@@ -237,7 +245,11 @@ def layer_norm(
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
-    """x (..., C), weight (C,) or None -> (..., C), for C up to `WIDEST`."""
+    """RMSNorm over the last dimension (Zhang and Sennrich 2019): x (..., C) -> (..., C).
+
+    weight (C,) may be None. Statistics are fp32. Raises ValueError if shapes do not fit, a dtype is
+    not floating-point, or C is more than 8,192.
+    """
     check_operands("rms_norm", "x (..., C), weight (C,)", x, weight)
     check_width("rms_norm", x)
     return RMSNorm.apply(x, weight, None, eps, False)
