@@ -24,12 +24,10 @@ from gpt.data.corpus import read_text
 from gpt.data.tasks import is_task, open_task
 from gpt.generation.generate import generate
 from gpt.generation.int8 import is_quantized, quantize_run
-from gpt.generation.load import load_model, open_draft
+from gpt.generation.load import load_model
 from gpt.generation.sampling import Sampling
-from gpt.generation.speculation import speculate
 from gpt.generation.text_stream import TextStream, in_order
 from gpt.models.build import Model
-from gpt.models.packed import GPT
 
 SEPARATOR = "---------------"
 
@@ -63,9 +61,6 @@ class SampleConfig(Config):
         "auto", "dtype of the weights and of the KV cache"
     )
     quantize: Literal["none", "int8"] = option("none", "int8: store each weight in one byte")
-    draft: str = option(
-        "", "speculate with the model of this smaller run, or by lookup in the text so far"
-    )
     save_dir: str = option("", "save the int8 model here as a run; print its size and perplexity")
 
     def __post_init__(self) -> None:
@@ -73,8 +68,6 @@ class SampleConfig(Config):
         Sampling(self.temperature, self.top_k, self.top_p)  # which checks them
         if self.save_dir and self.quantize == "none":
             raise UserError("--save-dir needs an int8 model; add --quantize int8")
-        if self.draft and self.num_samples > 1:
-            raise UserError("--draft supports one sample only; remove --num-samples")
 
 
 def main(arguments: list[str]) -> int:
@@ -117,14 +110,8 @@ def sample(config: SampleConfig) -> None:
     sampling = Sampling(config.temperature, config.top_k, config.top_p, tokenizer.vocab_size)
     generator = torch.Generator(device).manual_seed(config.seed)
     new, slide = config.max_new_tokens, config.slide
-    if config.draft:
-        if not isinstance(model, GPT):
-            raise UserError("--draft needs the packed model; remove --kernels reference")
-        guess = open_draft(config.draft, config.checkpoint, model, tokenizer, sampling, generator)
-        tokens = speculate(model, prompt, new, guess, sampling, slide=slide, generator=generator)
-    else:
-        prompts = prompt.expand(config.num_samples, -1)  # (B, T)
-        tokens = generate(model, prompts, new, sampling, slide=slide, generator=generator)
+    prompts = prompt.expand(config.num_samples, -1)  # (B, T)
+    tokens = generate(model, prompts, new, sampling, slide=slide, generator=generator)
     streams = [TextStream(tokenizer.stream(), config.stop) for _ in range(config.num_samples)]
     print_samples(tokens, streams, start, config.json)
 

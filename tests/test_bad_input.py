@@ -70,12 +70,6 @@ def other_text(folder):
     edit("last", train__data=str(folder / "other"))(folder)
 
 
-def other_run(folder):
-    """A run with another vocabulary."""
-    (folder / "xyz").write_text("xyz" * 200)
-    assert run(folder / "other", f"--data={folder / 'xyz'}", "--max-iters=1") == 0
-
-
 def named(options):
     """Cases in which the message names the option."""
     return [(option, option.partition("=")[0], None) for option in options.split()]
@@ -131,10 +125,6 @@ SAMPLE += [
     ("--quantize=int8 --kernels=reference", "--quantize", None),
     ("--quantize=int8 --save-dir=FOLDER/run", "--save-dir", None),
     ("--quantize=int8 --save-dir=FOLDER/text/x", "Not a directory", None),
-    ("--draft=lookup --kernels=reference", "--draft", None),
-    ("--draft=lookup --num-samples=2", "--num-samples", None),
-    ("--draft=FOLDER/nothing", "nothing", None),
-    ("--draft=FOLDER/other", "other", other_run),
 ]
 EXAMPLE = b'{"ctx": "a", "endings": ["b", "c"], "label": %d}\n'
 EVALUATE = [

@@ -1,4 +1,4 @@
-"""sample.py: streamed samples on stdout, speed on stderr, stop texts, JSON, int8, speculation."""
+"""sample.py: streamed samples on stdout, speed on stderr, stop texts, JSON, int8."""
 
 import json
 import re
@@ -96,14 +96,3 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
     assert f"{perplexity['perplexity']:.4f}" in saved.err
     assert sample.main([f"--out-dir={folder}", "--start=a", "--quantize=int8"]) == 2
     assert "--quantize" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("draft", ["lookup", "RUN"])
-def test_speculation_does_not_change_the_greedy_text(output, trained, draft):
-    draft = draft.replace("RUN", str(trained))
-    options = ("--max-new-tokens=30", "--slide=4")
-    greedy = (*options, "--temperature=0")
-    assert output(*greedy, f"--draft={draft}").out == output(*greedy).out
-    drawn = output(*options, f"--draft={draft}")
-    assert len(drawn.out) == 33
-    assert SPEED.fullmatch(drawn.err).group(1) == "30"

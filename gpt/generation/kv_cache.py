@@ -1,12 +1,11 @@
 """Keys and values of earlier tokens, so that a new token costs one token's work and not T tokens'.
 
-All three ways to add tokens run the model's own `Block.forward` with a cache, and give what the
+Both ways to add tokens run the model's own `Block.forward` with a cache, and give what the
 model gives for the whole context: at position t of every layer, key and value depend on the tokens
 0 ... t alone.
 
     prefill           whole contexts of some rows at once, without logits
     decode_one_token  the next token of each row, one operation for each matrix
-    extend            several tokens of the only row, for speculation
 
 A cache cannot roll. When the context moves on and its first token drops out, learned positions
 shift by one for every token; with rotary positions the keys of the first layer could stay, but from
@@ -18,7 +17,6 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from torch.nn import functional as F
 
 from ..models.layers import Block, LayerCache, MultiHeadAttention
 from ..models.packed import GPT
@@ -63,23 +61,6 @@ class CachedGPT:
         self.position += 1
         return logits
 
-    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens (K,) to the only row, and return the logits (K, V) of what follows each.
-
-        Every weight is read once, where decoding one token at a time would read it K times. The
-        host reads the position, so this cannot be captured in a CUDA graph.
-        """
-        start = int(self.position)
-        place = torch.arange(start + len(tokens), device=tokens.device)
-        new = place[start:]  # (K,)
-        seen = place <= new[:, None]  # (K, T)
-        if window := self.model.config.window:
-            seen &= place > new[:, None] - window
-        layers = [Extension(cache, start, seen) for cache in self.cache]
-        logits, _ = self.model(tokens, cache=NewTokens(new, layers))
-        self.position += len(tokens)
-        return logits
-
 
 class NewTokens(NamedTuple):
     """What `GPT.forward` takes as its cache."""
@@ -113,19 +94,3 @@ class OneToken(NamedTuple):
     def attend(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> torch.Tensor:
         options = {"window": attention.window, **attention.qk_options}
         return attention.ops.decode_attention(qkv, self.cache, self.position, **options)
-
-
-class Extension(NamedTuple):
-    """One layer's cache while several tokens of the only row are decoded."""
-
-    cache: torch.Tensor  # (2, 1, Hkv, block_size, D)
-    start: int  # position of the first new token
-    seen: torch.Tensor  # (K, T) which tokens each new one sees
-
-    def attend(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> torch.Tensor:
-        q, k, v = attention.split_heads(qkv[None], self.start)  # (1, H, K, D)
-        keys, values = self.cache[:, :, :, : self.seen.shape[1]]
-        keys[:, :, self.start :], values[:, :, self.start :] = k, v
-        grouped = q.shape[1] != keys.shape[1]
-        out = F.scaled_dot_product_attention(q, keys, values, self.seen, enable_gqa=grouped)
-        return out[0].transpose(0, 1).flatten(1)  # (K, C)

@@ -89,9 +89,9 @@ class Rotary(nn.Module):
         self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
         self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
-    def forward(self, x, start=0):
+    def forward(self, x):
         T, D = x.shape[1], x.shape[-1]
-        cos, sin = self.cos[start : start + T].to(x.dtype), self.sin[start : start + T].to(x.dtype)
+        cos, sin = self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype)
         # halves (a, b) become (a cos - b sin, b cos + a sin); rolling by D/2 gives (b, a)
         return torch.addcmul(x * cos, x.roll(D // 2, dims=-1), sin)
 
@@ -132,15 +132,15 @@ class MultiHeadAttention(nn.Module):
             options |= {"cos": self.rotary.cos[:, 0], "sin": self.rotary.sin[:, 0]}
         return options
 
-    def split_heads(self, qkv, start=0):
-        """Queries (B, H, T, D), keys and values (B, Hkv, T, D), for positions from `start`."""
+    def split_heads(self, qkv):
+        """Queries (B, H, T, D), keys and values (B, Hkv, T, D)."""
         H, Hkv, _ = self.counts
         heads = qkv.unflatten(2, (H + 2 * Hkv, -1))  # (B, T, H + 2 Hkv, D)
         qk, v = heads.split((H + Hkv, Hkv), dim=2)
         if self.qk_norm:
             qk = self.ops.rms_norm(qk, None, eps=NORM_EPS)
         if self.rotary is not None:
-            qk = self.rotary(qk, start)
+            qk = self.rotary(qk)
         q, k = qk.split((H, Hkv), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
