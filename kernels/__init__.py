@@ -116,7 +116,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def serving(ops: Ops) -> dict[str, str]:
     """Return the implementation of each operation in a table: {"layer_norm": "triton", ...}."""
     return {
-        name: "torch" if function.__module__.endswith(".torch_ops") else "triton"
+        name: "torch" if ".torch_" in function.__module__ else "triton"
         for name, function in ops._asdict().items()
     }
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .common.operands import check_sampling_rule
 from .ops import Ops
+from .torch_losses import cross_entropy, linear_cross_entropy
 
 
 def embedding(
@@ -182,19 +183,6 @@ def geglu(
 ) -> Tensor:
     gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
     return F.gelu(gate, approximate=approximate) * up
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
-    logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    loss = F.cross_entropy(exact, targets, ignore_index=ignore_index, reduction="sum")
-    return loss / (targets != ignore_index).sum().clamp(min=1)  # 0, not NaN, when none counts
-
-
-def linear_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, ignore_index: int = -100
-) -> Tensor:
-    return cross_entropy(F.linear(x, weight, bias), targets, ignore_index=ignore_index)
 
 
 def adamw(

@@ -1,10 +1,14 @@
 """Cross entropy: the loss, and in the same pass the gradient of the logits.
 
-With m_i the largest logit of row i, s_i = sum_j exp(x_ij - m_i), t its target, and n the number of
-targets that are not ignored:
+With m_i the largest logit of row i, s_i = sum_j exp(x_ij - m_i), l_i = log s_i + m_i, t its target,
+class weights w, label smoothing e, and z-loss z (Chowdhery et al. 2022, "PaLM", section 5):
 
-    loss  = 1/n sum_i (log s_i + m_i - x_it)
-    dx_ij = (exp(x_ij - m_i) / s_i - [j = t]) dloss / n
+    loss_i = (1 - e) w_t (l_i - x_it) + e/V sum_j w_j (l_i - x_ij) + z l_i^2
+    dx_ij  = (a_i exp(x_ij - m_i) / s_i - (1 - e) w_t [j = t] - e/V w_j) dloss_i
+    a_i    = (1 - e) w_t + e/V sum_j w_j + 2 z l_i
+
+By default w = 1 and e = z = 0, so that a = 1. The mean divides by the sum of w_t over the targets
+that are not ignored, but the sum of z l_i^2 by their number.
 
 Decisions:
 - One program owns whole rows. It reads them tile by tile for m and s, then again for dx in reverse
@@ -14,229 +18,160 @@ Decisions:
   the device: if it is 1 there is nothing to do; otherwise it recomputes dx from m and s, rounded
   once, into the same memory, which no one else has seen yet. So there is no host synchronisation
   and no fp16 underflow under a loss scale. A second backward over a retained graph fills new
-  memory.
+  memory. Without a reduction, dloss_i is never known in advance, and only backward writes dx.
+- An option that is not used costs nothing: its pointer or number is None when the kernel is
+  compiled. sum_j w_j (l_i - x_ij) is added up relative to x_it, because l_i is not yet known.
 - Rows have any stride: GPT-2's 50,257 bf16 logits begin at odd addresses. A row is an aligned
   middle, moved in 16-byte vectors, and at most two edges shorter than a vector.
 - An ignored row is not read, and its dx is 0. A target outside the vocabulary is never used as an
   index: the loss is NaN; with TRITON_DEBUG=1 the kernel stops with a message.
 """
 
+import math
+
 import torch
-import triton
-import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from ..common.dtypes import accumulator, triton_accumulator
-from ..common.launch import cdiv, launch, next_power_of_2, opaque, tile
+from ..common.launch import cdiv, launch, next_power_of_2, tile
 from ..common.operands import check_operands
+from ..common.operator import EagerFunction, Operation
+from .cross_entropy_kernels import cross_entropy_backward_kernel, cross_entropy_forward_kernel
 
 VECTOR_BYTES = 16  # the widest load of a thread
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row, because -inf - -inf is NaN
 
 
-@triton.jit
-def _split(rows, row_stride, V, VECTOR: tl.constexpr):
-    """The start of each row, the start of its middle, the columns before that, and its length.
+class WrittenInForward(EagerFunction):
+    """Forward writes dlogits for dloss = 1, and the first backward returns this memory."""
 
-    Rounding by `// VECTOR * VECTOR` also lets the compiler infer that addresses and masks are
-    aligned.
+    @classmethod
+    def forward(cls, ctx, logits, targets, weight, ignore_index, reduction, *options):
+        written = None
+        if ctx.needs_input_grad[0] and reduction != "none":
+            written = _empty_gradient(addressable(logits))
+        arguments = logits, targets, weight, ignore_index, reduction, *options, written
+        return super().forward(ctx, *arguments)
+
+    @classmethod
+    def backward(cls, ctx, *gradients):
+        found = super().backward(ctx, *gradients)
+        ctx.options = *ctx.options[:-1], None  # a second backward fills its own memory
+        return found
+
+
+class CrossEntropy(Operation):
+    """logits (N, V), targets (N,), weight (V,) or None -> loss (), or (N,) for "none".
+
+    As an operator, whose results may not be written later, only backward writes dlogits.
     """
-    begin = rows * row_stride
-    middle = (begin + VECTOR - 1) // VECTOR * VECTOR
-    before = (middle - begin).to(tl.int32)
-    return begin, middle, before, tl.maximum(V - before, 0) // VECTOR * VECTOR
 
-
-@triton.jit
-def _include(x, m, s):
-    """Update m and s (ROWS,) with the columns x (ROWS, columns)."""
-    largest = tl.maximum(m, tl.max(x, 1))
-    s = s * tl.exp(m - largest) + tl.sum(tl.exp(x - largest[:, None]), 1)
-    return largest, s
-
-
-@triton.jit
-def _at_edges(before, length, VECTOR: tl.constexpr):
-    """The columns (ROWS, 2 VECTOR) outside the middle; columns >= V do not exist."""
-    edge = tl.arange(0, 2 * VECTOR)[None, :]
-    return tl.where(edge < before[:, None], edge, edge + length[:, None])
-
-
-@triton.jit
-def _replace(
-    logits_ptr,  # (N, V)
-    dlogits_ptr,  # (N, V)
-    at,  # (ROWS, columns): offsets
-    exists,  # (ROWS, columns)
-    counted,  # (ROWS,)
-    is_target,  # (ROWS, columns)
-    m,  # (ROWS,)
-    coefficient,  # (ROWS,): scale / s
-    scale,  # (ROWS,): dloss / n
-    ACC: tl.constexpr,
-):
-    """Replace the logits `at` by their gradient.
-
-    evict_first: dx and this last read must not evict rows that will be read a second time.
-    """
-    read = exists & counted[:, None]
-    x = tl.load(logits_ptr + at, read, other=-float("inf"), eviction_policy="evict_first").to(ACC)
-    one_hot = tl.where(is_target, scale[:, None], 0.0)
-    dx = tl.exp(x - m[:, None]) * coefficient[:, None] - one_hot
-    dx = dx.to(dlogits_ptr.dtype.element_ty)
-    tl.store(dlogits_ptr + at, dx, exists, eviction_policy="evict_first")
-
-
-@triton.jit
-def _store_gradient(
-    logits_ptr,  # (N, V)
-    dlogits_ptr,  # (N, V)
-    rows,  # (ROWS,)
-    target,  # (ROWS,)
-    counted,  # (ROWS,)
-    m,  # (ROWS,)
-    s,  # (ROWS,)
-    scale,  # (): dloss / n
-    N, V, row_stride,
-    COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Store dx of whole rows, the last tile first."""
-    begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
-    inside = (rows < N)[:, None]
-    # s is 0 for an ignored row, else at least 1; triton 3.6 cannot convert `counted` here
-    weight = tl.minimum(s, 1.0)
-    scale = weight * scale
-    coefficient = scale / (s + (1 - weight))
-    if EDGES:
-        j = _at_edges(before, length, VECTOR)
-        _replace(
-            logits_ptr, dlogits_ptr, begin[:, None] + j, inside & (j < V), counted,
-            j == target[:, None], m, coefficient, scale, ACC,
-        )  # fmt: skip
-    in_middle = (target - before).to(tl.int32)
-    tiles = tl.cdiv(V // VECTOR * VECTOR, COLUMNS)
-    for back in range(tiles):
-        column = (tiles - 1 - back) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        _replace(
-            logits_ptr, dlogits_ptr, middle[:, None] + column, inside & (column < length[:, None]),
-            counted, column == in_middle[:, None], m, coefficient, scale, ACC,
-        )  # fmt: skip
-
-
-@triton.jit
-def cross_entropy_forward_kernel(
-    logits_ptr,  # (N, V)
-    targets_ptr,  # (N,)
-    count_ptr,  # (), or None for the gradient of the sum
-    losses_ptr,  # (N,)
-    statistics_ptr,  # (2, N): m and s, or None
-    dlogits_ptr,  # (N, V) or None, may be logits
-    N, V, row_stride, ignore_index,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    target = tl.load(targets_ptr + rows, mask=rows < N, other=ignore_index)
-    counted = target != ignore_index
-    known = (target >= 0) & (target < V)
-    tl.device_assert(known | (target == ignore_index), "cross_entropy: a target is out of range")
-    begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
-    x_target = tl.load(logits_ptr + begin + target, mask=counted & known, other=float("nan"))
-
-    # --- m and s ---
-    m = tl.full((ROWS,), LOWEST, ACC)
-    s = tl.zeros((ROWS,), ACC)
-    for start in range(0, V // VECTOR * VECTOR, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)[None, :]
-        read = counted[:, None] & (column < length[:, None])
-        x = tl.load(logits_ptr + middle[:, None] + column, mask=read, other=-float("inf")).to(ACC)
-        m, s = _include(x, m, s)
-    if EDGES:
-        j = _at_edges(before, length, VECTOR)
-        read = counted[:, None] & (j < V)
-        x = tl.load(logits_ptr + begin[:, None] + j, mask=read, other=-float("inf")).to(ACC)
-        m, s = _include(x, m, s)
-
-    # --- loss and gradient ---
-    loss = tl.where(counted, tl.log(s) + (m - x_target.to(ACC)), 0.0)
-    tl.store(losses_ptr + rows, loss, mask=rows < N)
-    if statistics_ptr is not None:
-        tl.store(statistics_ptr + rows, m, mask=rows < N)
-        tl.store(statistics_ptr + N + rows, s, mask=rows < N)
-    if dlogits_ptr is not None:
-        tl.debug_barrier()  # dlogits may be logits: all threads read x_target before any writes
-        scale = 1.0 if count_ptr is None else 1.0 / tl.load(count_ptr).to(ACC)
-        _store_gradient(
-            logits_ptr, dlogits_ptr, rows, target, counted, m, s, scale, N, V, row_stride,
-            COLUMNS, VECTOR, EDGES, ACC,
-        )  # fmt: skip
-
-
-@triton.jit
-def cross_entropy_backward_kernel(
-    logits_ptr,  # (N, V)
-    targets_ptr,  # (N,)
-    count_ptr,  # ()
-    statistics_ptr,  # (2, N): m and s
-    dloss_ptr,  # ()
-    dlogits_ptr,  # (N, V)
-    N, V, row_stride, ignore_index,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
-    WRITTEN_FOR_ONE: tl.constexpr,  # dlogits holds the gradient for dloss = 1
-    ACC: tl.constexpr,
-):  # fmt: skip
-    dloss = tl.load(dloss_ptr).to(ACC)
-    if WRITTEN_FOR_ONE:  # noqa: SIM102 (the outer `if` is decided at compile time)
-        if dloss == 1.0:
-            return
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    target = tl.load(targets_ptr + rows, mask=rows < N, other=ignore_index)
-    m = tl.load(statistics_ptr + rows, mask=rows < N, other=0.0)
-    s = tl.load(statistics_ptr + N + rows, mask=rows < N, other=1.0)
-    scale = dloss / tl.load(count_ptr).to(ACC)
-    _store_gradient(
-        logits_ptr, dlogits_ptr, rows, target, target != ignore_index, m, s, scale,
-        N, V, row_stride, COLUMNS, VECTOR, EDGES, ACC,
-    )  # fmt: skip
-
-
-class CrossEntropy(torch.autograd.Function):
-    """logits (N, V), targets (N,) -> loss ()."""
+    schema = (
+        "cross_entropy(Tensor logits, Tensor targets, Tensor? weight, int ignore_index, "
+        "str reduction, float label_smoothing, float z_loss)"
+    )
+    function = WrittenInForward
 
     @staticmethod
-    def forward(ctx, logits, targets, ignore_index, needs_gradient):
-        N = logits.shape[0]
-        wide = {"dtype": accumulator(logits.dtype), "device": logits.device}
-        count = count_targets(targets, ignore_index)
-        losses = torch.empty(N, **wide)
-        statistics = torch.empty(2, N, **wide) if needs_gradient else None
-        dlogits = _empty_gradient(logits) if needs_gradient else None
-        tensors = logits, targets, count, losses, statistics, dlogits
-        launch_rows(cross_entropy_forward_kernel, tensors, ignore_index)
-        ctx.save_for_backward(logits, targets, count, statistics)
-        ctx.ignore_index = ignore_index
-        ctx.dlogits = dlogits
-        return losses.sum() / count
+    def empty(logits, targets, weight, ignore_index, reduction, label_smoothing, z_loss):
+        dtype = accumulator(logits.dtype)
+        statistics = empty_statistics(targets, label_smoothing, z_loss, dtype)
+        return *empty_results(targets, weight, reduction, dtype), statistics
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        logits, targets, count, statistics = ctx.saved_tensors
-        dlogits, ctx.dlogits = ctx.dlogits, None  # returned once; a second backward fills its own
-        written = dlogits is not None
-        dlogits = dlogits if written else _empty_gradient(logits)
-        tensors = logits, targets, count, statistics, dloss, dlogits
-        constants = {"WRITTEN_FOR_ONE": written}
-        launch_rows(cross_entropy_backward_kernel, tensors, ctx.ignore_index, **constants)
-        return dlogits, None, None, None
+    def forward(
+        logits, targets, weight, ignore_index, reduction, label_smoothing, z_loss, written=None
+    ):  # fmt: skip
+        dtype = accumulator(logits.dtype)
+        logits, targets, weight = addressable(logits), targets.contiguous(), dense(weight)
+        total, z = totals(targets, weight, ignore_index, reduction, z_loss, dtype)
+        losses = torch.empty(len(targets), dtype=dtype, device=logits.device)
+        statistics = empty_statistics(targets, label_smoothing, z_loss, dtype)
+        tensors = logits, targets, weight, total, z, losses, statistics, written
+        launch_rows(cross_entropy_forward_kernel, tensors, ignore_index, label_smoothing, z_loss)
+        return reduced(losses, total, reduction), total, statistics
+
+    @staticmethod
+    def saved(logits, targets, weight, *others):
+        _, total, statistics = others[-3:]
+        return logits, targets, weight, total, statistics
+
+    @staticmethod
+    def backward(
+        gradients, saved, needs, ignore_index, reduction, label_smoothing, z_loss, written=None
+    ):  # fmt: skip
+        (dloss,), (logits, targets, weight, *others) = gradients, saved
+        logits, targets, weight = addressable(logits), targets.contiguous(), dense(weight)
+        dlogits = _empty_gradient(logits) if written is None else written
+        tensors = logits, targets, weight, *others, dloss.contiguous(), dlogits
+        options = ignore_index, label_smoothing, z_loss
+        constants = {"WRITTEN_FOR_ONE": written is not None, "PER_ROW": reduction == "none"}
+        launch_rows(cross_entropy_backward_kernel, tensors, *options, **constants)
+        return dlogits, None, None
+
+    @staticmethod
+    def empty_gradients(gradients, saved, needs, *options):
+        return _empty_gradient(addressable(saved[0])), None, None
 
 
-def count_targets(targets, ignore_index):
-    """The number of targets that are not ignored, at least 1: () int64, on the device."""
-    return (targets != ignore_index).sum().clamp(min=1)
+WrittenInForward.operation = CrossEntropy
 
 
-def launch_rows(kernel, tensors, ignore_index, **constexprs):
+def addressable(logits):
+    """The logits (N, V), copied if the kernels cannot address their rows."""
+    V = logits.shape[1]
+    return logits if logits.stride(1) == 1 and logits.stride(0) >= V else logits.contiguous()
+
+
+def dense(weight):
+    """The class weights (V,), contiguous, or None."""
+    return weight if weight is None else weight.contiguous()
+
+
+def empty_results(targets, class_weight, reduction, dtype):
+    """Allocate the loss of targets (N,), and the total of a mean or None."""
+    like = {"dtype": dtype, "device": targets.device}
+    total = None
+    if reduction == "mean":
+        total = targets.new_empty(()) if class_weight is None else torch.empty((), **like)
+    return torch.empty(targets.shape if reduction == "none" else (), **like), total
+
+
+def empty_statistics(targets, label_smoothing, z_loss, dtype):
+    """Allocate m, s and, unless it is w_t, a for targets (N,)."""
+    shape = len(targets), _statistics(label_smoothing, z_loss)
+    return torch.empty(shape, dtype=dtype, device=targets.device)
+
+
+def _statistics(label_smoothing, z_loss):
+    return 3 if label_smoothing or z_loss else 2
+
+
+def totals(targets, class_weight, ignore_index, reduction, z_loss, dtype):
+    """What a mean divides by, () or None, and the factor of squares in the kernel, () or None.
+
+    Both stay on the device. A total of 0 becomes 1, so that a mean over no target is 0.
+    """
+    total = factor = None
+    if z_loss:
+        factor = torch.full((), z_loss, dtype=dtype, device=targets.device)
+    if reduction == "mean":
+        counted = targets != ignore_index
+        total = counted.sum().clamp(min=1)
+        if class_weight is not None:
+            count, last = total, len(class_weight) - 1
+            total = class_weight[targets.clamp(0, last)].to(dtype).where(counted, 0).sum()
+            total += total == 0
+            factor = factor if factor is None else factor * total / count
+    return total, factor
+
+
+def reduced(losses, total, reduction):
+    """The losses (N,), or their sum, or it divided by `total`."""
+    if reduction == "none":
+        return losses
+    return losses.sum() if total is None else losses.sum() / total
+
+
+def launch_rows(kernel, tensors, ignore_index, label_smoothing, z_loss, **constexprs):
     """Launch one of the kernels with its `tensors`, of which the logits (N, V) are the first."""
     logits = tensors[0]
     (N, V), row_stride, size = logits.shape, logits.stride(0), logits.element_size()
@@ -247,11 +182,12 @@ def launch_rows(kernel, tensors, ignore_index, **constexprs):
     COLUMNS = min(row, elements)
     ROWS = elements // COLUMNS
     constexprs |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "VECTOR": VECTOR}
+    constexprs["STATISTICS"] = _statistics(label_smoothing, z_loss)
     constexprs["EDGES"] = V % VECTOR != 0 or row_stride % VECTOR != 0
     constexprs["ACC"] = triton_accumulator(logits.dtype)
     num_warps = elements * size // per_thread // 32
-    sizes = N, V, row_stride, ignore_index
-    launch(kernel, (cdiv(N, ROWS),), *tensors, *sizes, **constexprs, num_warps=num_warps)
+    scalars = N, V, row_stride, ignore_index, label_smoothing or None
+    launch(kernel, (cdiv(N, ROWS),), *tensors, *scalars, **constexprs, num_warps=num_warps)
 
 
 def _empty_gradient(logits):
@@ -260,18 +196,45 @@ def _empty_gradient(logits):
     return torch.empty_strided(shape, strides, dtype=logits.dtype, device=logits.device)
 
 
-@opaque
-def cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, *, ignore_index: int = -100
-) -> torch.Tensor:
-    """The mean cross entropy over the targets that are not `ignore_index`, or 0 without any.
+def check_options(operation, reduction, label_smoothing, z_loss, class_weight) -> None:
+    """Raise ValueError for an option that is out of range, or weights that need a gradient."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{operation}: reduction is {reduction!r}; give none, mean or sum")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(
+            f"{operation}: label_smoothing is {label_smoothing}; give a number from 0 to 1"
+        )
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"{operation}: z_loss is {z_loss}; give a finite number of at least 0")
+    if class_weight is not None and class_weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{operation}: class weights have no gradient; give them detached")
 
-    logits (..., V), targets (...) int64 -> ().
+
+def cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    weight: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> torch.Tensor:
+    """Cross entropy with the options of `torch.nn.functional.cross_entropy`, and a z-loss.
+
+    logits (..., V), targets (...) int64, weight (V,) of the classes -> (), or (...) with reduction
+    "none", in fp32 (fp64 for fp64). Targets equal to `ignore_index` are left out; a mean over no
+    target, or over targets whose weights add up to 0, is 0. Another target outside the vocabulary
+    makes the loss NaN. `z_loss` times the square of logsumexp(logits) is added for each target,
+    without its weight (Chowdhery et al. 2022, "PaLM"). Raises ValueError for a wrong shape, dtype
+    or option.
     """
-    check_operands("cross_entropy", "logits (..., V), targets (...) int64", logits, targets)
-    V = logits.shape[-1]
-    rows = logits.reshape(-1, V)
-    if rows.stride(1) != 1 or rows.stride(0) < V:
-        rows = rows.contiguous()
-    needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return CrossEntropy.apply(rows, targets.reshape(-1).contiguous(), ignore_index, needs_gradient)
+    form = "logits (..., V), targets (...) int64, weight (V,)"
+    check_operands("cross_entropy", form, logits, targets, weight)
+    options = reduction, float(label_smoothing), float(z_loss)
+    check_options("cross_entropy", *options, weight)
+    if not torch.is_grad_enabled():
+        logits = logits.detach()
+    rows = logits.reshape(-1, logits.shape[-1])
+    loss = CrossEntropy.apply(rows, targets.reshape(-1), weight, ignore_index, *options)
+    return loss.view(targets.shape) if reduction == "none" else loss

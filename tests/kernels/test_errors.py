@@ -21,8 +21,10 @@ RIGHT = {
     "feed_forward": {"x": (3, 8), "w1": (16, 8), "b1": (16,), "w2": (8, 16), "b2": (8,)},
     "swiglu": {"gate": (2, 8), "up": (2, 8)},
     "geglu": {"gate": (2, 8), "up": (2, 8)},
-    "cross_entropy": {"logits": (2, 3, 7), "targets": (2, 3)},
-    "linear_cross_entropy": {"x": (4, 3), "weight": (7, 3), "bias": (7,), "targets": (4,)},
+    "cross_entropy": {"logits": (2, 3, 7), "targets": (2, 3), "weight": (7,)},
+    "linear_cross_entropy": {
+        **{"x": (4, 3), "weight": (7, 3), "bias": (7,), "targets": (4,), "class_weight": (7,)}
+    },
     "decode_linear": {"x": (2, 8), "weight": (5, 8)},
     "decode_attention": {"qkv": (2, 48), "cache": (2, 2, 2, 10, 8), "position": (2,)},
     "sample_token": {"logits": (2, 5)},
@@ -49,12 +51,17 @@ WRONG_SHAPES = {
     },
     "swiglu": {"gate": [(2, 7), ()], "up": [(1, 8)]},
     "geglu": {"up": [(2, 2, 8)]},
-    "cross_entropy": {"logits": [(), (2, 3, 0), (6, 7)], "targets": [(2, 3, 1), (6,)]},
+    "cross_entropy": {
+        "logits": [(), (2, 3, 0), (6, 7)],
+        "targets": [(2, 3, 1), (6,)],
+        "weight": [(6,), (1, 7)],
+    },
     "linear_cross_entropy": {
         "x": [()],
         "weight": [(7, 3, 1), (0, 3)],
         "bias": [(3,)],
         "targets": [(5,)],
+        "class_weight": [(3,)],
     },
     "decode_linear": {
         "x": [(2, 9), (8,)],
@@ -120,6 +127,17 @@ WRONG += [
     ("attention", {"scale": scale}, "give a positive number")
     for scale in (0, -1, math.nan, math.inf)
 ]
+for name in ("cross_entropy", "linear_cross_entropy"):
+    WRONG += [
+        (name, {"reduction": "average"}, "reduction is 'average'; give none, mean or sum"),
+        (name, {"label_smoothing": 1.5}, r"label_smoothing is 1\.5; give a number from 0 to 1"),
+        (name, {"z_loss": math.nan}, "z_loss is nan; give a finite number of at least 0"),
+    ]
+for dtype in (torch.int64, torch.complex64):
+    WRONG += [
+        ("cross_entropy", {"logits": dtype}, f"logits has dtype {dtype}; give fp16"),
+        ("linear_cross_entropy", {"class_weight": dtype}, f"class_weight has dtype {dtype}; give"),
+    ]
 for name in ("attention", "attention_qkv"):
     for options in ({"window": -1}, {"window": 2, "causal": False}):
         WRONG += [(name, options, "window is .* give at least 1 key with causal=True")]

@@ -1,5 +1,7 @@
 """The output layer and the loss in chunks: the same as both in sequence, for any chunks."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,13 @@ from torch.autograd import gradcheck
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.losses.linear_cross_entropy import linear_cross_entropy
-from tests.kernels.losses.test_cross_entropy import IGNORED, targets_below
+from tests.kernels.losses.test_cross_entropy import (
+    IGNORED,
+    OPTIONS,
+    targets_below,
+    with_options,
+    with_weights,
+)
 from tests.numerics import assert_rounded_once, guarded_memory, hold_against
 from tests.operands import DEVICE, DTYPES, randn
 
@@ -20,12 +28,14 @@ def chunks_of_128_rows(monkeypatch):
     monkeypatch.setattr(launch, "LOGITS_BYTES", 1)
 
 
-def ours(x, weight, bias, targets):
-    return linear_cross_entropy(x, weight, bias, targets, ignore_index=IGNORED)
+ours = partial(linear_cross_entropy, ignore_index=IGNORED)
+exactly = partial(torch_ops.linear_cross_entropy, ignore_index=IGNORED)
 
 
-def exactly(x, weight, bias, targets):
-    return torch_ops.linear_cross_entropy(x, weight, bias, targets, ignore_index=IGNORED)
+def for_classes(options, V, dtype=FLOAT32):
+    """`with_weights` under the name that class weights have here."""
+    options = with_weights(options, V, dtype)
+    return {"class_weight" if name == "weight" else name: options[name] for name in options}
 
 
 def operands(N, C, V, dtype=FLOAT32, bias=True):
@@ -35,7 +45,7 @@ def operands(N, C, V, dtype=FLOAT32, bias=True):
 
 def gradients(function, x, weight, bias, targets, dloss=1.0):
     leaves = [t if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
-    loss = function(*leaves, targets) * dloss
+    loss = (function(*leaves, targets) * dloss).sum()
     return torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
 
 
@@ -52,19 +62,35 @@ def test_the_smallest_shapes(N, C, V):
     hold_against(ours, exactly, operands(N, C, V), out_dtype=FLOAT32)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_gradients_match_the_definition(bias):
-    *leaves, targets = operands(5, 3, 7, torch.float64, bias)
+@with_options
+def test_every_option_is_as_exact(options):
+    options = for_classes(options, 65)
+    functions = (partial(function, **options) for function in (ours, exactly))
+    hold_against(*functions, operands(300, 16, 65), out_dtype=FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("bias", "options"), [(True, {}), (False, {}), (True, OPTIONS[-1]), (False, OPTIONS[-3])]
+)
+def test_gradients_match_the_definition(bias, options):
+    *leaves, targets = operands(3, 2, 5, torch.float64, bias)
     leaves = [leaf if leaf is None else leaf.requires_grad_() for leaf in leaves]
-    assert gradcheck(lambda *inside: ours(*inside, targets) * 3.0, leaves)
+    options = for_classes(options, 5, torch.float64)
+    assert gradcheck(lambda *inside: ours(*inside, targets, **options) * 3.0, leaves)
 
 
-def test_results_do_not_depend_on_the_chunks(monkeypatch):
+@pytest.mark.parametrize("options", [{}, *OPTIONS[-3:]])
+def test_results_do_not_depend_on_the_chunks(monkeypatch, options):
     arguments = operands(400, 9, 33, torch.float64)
-    in_chunks = ours(*arguments), *gradients(ours, *arguments)
+    dloss = randn(400, dtype=torch.float64) if options.get("reduction") == "none" else 1.0
+    function = partial(ours, **for_classes(options, 33, torch.float64))
+
+    def results():
+        return function(*arguments), *gradients(function, *arguments, dloss)
+
+    in_chunks = results()
     monkeypatch.setattr(launch, "LOGITS_BYTES", 2**28)
-    at_once = ours(*arguments), *gradients(ours, *arguments)
-    for some, all_ in zip(in_chunks, at_once, strict=True):
+    for some, all_ in zip(in_chunks, results(), strict=True):
         torch.testing.assert_close(some, all_, rtol=1e-12, atol=1e-15)
 
 
