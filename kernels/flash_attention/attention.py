@@ -9,7 +9,7 @@ a running maximum m and a running sum z per row (FlashAttention-2, Dao 2023):
 
     m_new = max(m, max S)      alpha = 2^(m - m_new)        p = 2^(S - m_new)
     z = alpha z + sum p        acc = alpha acc + keep p V   m = m_new
-    out = acc / (1 - dropout_p) / z                         lse = m + log2 z
+    out = acc / (1 - dropout_p) / z
 
 - Everything is in base 2, with log2(e) folded into the scale: the hardware has exp2 and not exp.
 - z sums p before dropout, as the lecture normalises before dropout.
@@ -17,7 +17,8 @@ a running maximum m and a running sum z per row (FlashAttention-2, Dao 2023):
   the last key enter the branch that masks. With two loops ptxas would wait for every product of the
   tensor cores.
 - With a window the loop starts at its first tile, so time grows with T W and not with T^2.
-- Saved for backward: out, and lse in fp32, so memory grows with T and not with T^2.
+- Saved for backward: out, and m + log2 z in fp32, or for fp32 and fp64 operands m and z, so memory
+  grows with T and not with T^2. `scores.py` says why these two are kept apart.
 
 `attention` takes any strides. `attention_qkv` runs the same kernels on views of the packed
 projection, and its backward writes one packed gradient, so that nothing is transposed or copied.
@@ -37,16 +38,9 @@ from ..common.dtypes import accumulator, autocast_dtype, triton_accumulator
 from ..common.launch import cdiv, launch, next_power_of_2, opaque
 from ..common.operands import check_operands
 from ..common.philox import keep_in_tile, seed_of_call, threshold_and_scale
-from .attention_backward import (
-    LOG2_E,
-    attention_backward,
-    options,
-    read,
-    scheduled,
-    tile_pointers,
-    together,
-)
+from .attention_backward import attention_backward
 from .rotary import rotary_backward, rotary_forward
+from .scores import LOG2_E, options, products, read, scheduled, tile_pointers, together
 
 LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 
@@ -54,7 +48,7 @@ LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 @triton.jit(do_not_specialize=["H", "together"])
 def attention_forward_kernel(
     out_ptr,  # (B, H, Tq, D)
-    lse_ptr,  # (B, H, Tq)
+    statistics_ptr,  # (1 or 2, B, H, Tq)
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
@@ -68,6 +62,8 @@ def attention_forward_kernel(
     KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
+    FACTOR: tl.constexpr = SCALE * LOG2_E
     tiles = tl.cdiv(Tq, M)
     order, head, batch = scheduled(tiles, H, together)
     first_row = (tiles - 1 - order) * M  # rows that see the most keys first
@@ -94,7 +90,7 @@ def attention_forward_kernel(
         inside_k = None if EVEN else (key < Tk)[:, None] & is_d
         k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
         v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
+        s = products(q, k, ACC)  # (M, N)
         # mask the diagonal, the edge of the window and what is past the last key
         masked = first_key + N > seen_by_all
         if WINDOW > 0:
@@ -107,12 +103,14 @@ def attention_forward_kernel(
                 seen &= row[:, None] - key[None, :] < WINDOW
             s = tl.where(seen, s, float("-inf"))
         # update the softmax
-        m_new = tl.maximum(m, tl.max(s, 1) * (SCALE * LOG2_E))
+        m_new = tl.maximum(m, tl.max(s, 1) if WIDE else tl.max(s, 1) * FACTOR)
         shift = m_new
         if WINDOW > 0:  # a row's first tiles may lie before its window: avoid -inf - -inf
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.exp2(s * (SCALE * LOG2_E) - shift[:, None])
-        alpha = tl.exp2(m - shift)
+        if WIDE:
+            p, alpha = tl.exp2((s - shift[:, None]) * FACTOR), tl.exp2((m - shift) * FACTOR)
+        else:
+            p, alpha = tl.exp2(s * FACTOR - shift[:, None]), tl.exp2(m - shift)
         z = z * alpha + tl.sum(p, 1)
         if THRESHOLD > 0:
             keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
@@ -124,8 +122,10 @@ def attention_forward_kernel(
     out_ptr += batch * stride_outb + head * stride_outh
     out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + long_row * stride_outt + d[None, :], out, inside)
-    statistics = (batch * H + head) * Tq + row
-    tl.store(lse_ptr + statistics, m + tl.log2(z), row < Tq)
+    at = (batch * H + head) * Tq + row
+    tl.store(statistics_ptr + at, m if WIDE else m + tl.log2(z), row < Tq)
+    if WIDE:
+        tl.store(statistics_ptr + tl.num_programs(0) // tiles * Tq + at, z, row < Tq)
 
 
 class Attention(torch.autograd.Function):
@@ -135,18 +135,18 @@ class Attention(torch.autograd.Function):
     def forward(ctx, q, k, v, seed, constants):
         q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
         out = _empty_like(q)
-        lse = _launch_forward(out, q, k, v, seed, constants)
-        ctx.save_for_backward(q, k, v, out, lse, seed)
+        statistics = _launch_forward(out, q, k, v, seed, constants)
+        ctx.save_for_backward(q, k, v, out, statistics, seed)
         ctx.constants = constants
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        q, k, v, out, lse, seed = ctx.saved_tensors
+        q, k, v, out, statistics, seed = ctx.saved_tensors
         dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
         dout = _whole_rows(dout)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, ctx.constants)
+        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.constants)
         return dq, dk, dv, None, None
 
 
@@ -165,15 +165,15 @@ class PackedAttention(torch.autograd.Function):
             qk = rotary_forward(qkv, counts, positions)  # (B, T, (H + Hkv) D)
             q, k = _heads(qk, H, Hkv)
         out = qkv.new_empty((*qkv.shape[:2], H * constants["D"]))
-        lse = _launch_forward(*_heads(out, H), q, k, v, seed, constants)
-        ctx.save_for_backward(qkv, qk, out, lse, seed)
+        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, constants)
+        ctx.save_for_backward(qkv, qk, out, statistics, seed)
         ctx.counts, ctx.positions, ctx.constants = counts, positions, constants
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        qkv, qk, out, lse, seed = ctx.saved_tensors
+        qkv, qk, out, statistics, seed = ctx.saved_tensors
         counts, (H, Hkv, _) = ctx.counts, ctx.counts
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
         (q, k, v), (dq, dk, dv) = _heads(qkv, *counts), _heads(dqkv, *counts)
@@ -181,24 +181,25 @@ class PackedAttention(torch.autograd.Function):
             dqk = torch.empty_like(qk)
             (q, k), (dq, dk) = _heads(qk, H, Hkv), _heads(dqk, H, Hkv)
         (dout,), (out,) = _heads(_whole_rows(dout), H), _heads(out, H)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, ctx.constants)
+        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.constants)
         if ctx.positions is not None:
             rotary_backward(dqk, qkv, dqkv, counts, ctx.positions)
         return dqkv, None, None, None, None
 
 
 def _launch_forward(out, q, k, v, seed, constants):
-    """Fill `out` and return the log-sum-exp (B, H, Tq) in base 2. All last strides are 1."""
+    """Fill `out` and return the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
-    lse = torch.empty((B, H, Tq), dtype=accumulator(q.dtype), device=q.device)
+    kinds = 1 if q.element_size() == 2 else 2  # m + log2 z; m and z
+    statistics = torch.empty((kinds, B, H, Tq), dtype=accumulator(q.dtype), device=q.device)
     more = constants["WINDOW"] or constants["THRESHOLD"]
     variant = ("causal_more" if more else "causal") if constants["CAUSAL"] else ""
     tile = options("attention", variant, q, k, constants)
     grid = (cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     sizes = H, Tq, k.shape[2], together(k)
-    launch(attention_forward_kernel, grid, out, lse, q, k, v, seed, *strides, *sizes, **tile)
-    return lse
+    launch(attention_forward_kernel, grid, out, statistics, q, k, v, seed, *strides, *sizes, **tile)
+    return statistics
 
 
 def _empty_like(x):

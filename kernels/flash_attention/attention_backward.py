@@ -1,4 +1,4 @@
-"""Gradients of attention, in two kernels that recompute P from the saved log-sum-exp.
+"""Gradients of attention, in two kernels that recompute P from the saved statistics of its rows.
 
     P_drop = keep P / (1 - p)             out   = P_drop V
     dV     = P_drop^T dout                dP    = keep (dout V^T) / (1 - p)
@@ -14,44 +14,19 @@
 - Both visit only tiles in which some row sees some key.
 - Rows past Tq are read as zeros, also in dout and delta, so they add exactly 0 to dK and dV. Keys
   past Tk add 0 to dQ because P is set to 0 there (their P might overflow).
+- With fp32 or fp64 operands (`WIDE`) delta is the sum of P dP, for which the "q" kernel visits all
+  keys once more: `scores.py` gives the reason.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..common.launch import cdiv, head_tile, launch
+from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
+from .scores import LOG2_E, options, products, read, scheduled, tile_pointers, together, weights
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
-TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
-
-
-@triton.jit
-def scheduled(tiles, H, together):
-    """The index of this program's tile, its head, and its batch.
-
-    Programs process `together` heads at a time: first the first tile of each, then the second, ...
-    """
-    pairs = tl.num_programs(0) // tiles  # of batch and head
-    first = tl.program_id(0) // (together * tiles) * together
-    here = tl.minimum(together, pairs - first)
-    place = tl.program_id(0) - first * tiles
-    pair = (first + place % here).to(tl.int64)
-    return place // here, pair % H, pair // H
-
-
-@triton.jit
-def tile_pointers(ptr, stride, ROWS: tl.constexpr, d):
-    """Pointers (ROWS, D) to the first rows at `ptr`, `stride` elements apart."""
-    return ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + d[None, :]
-
-
-@triton.jit
-def read(pointers, inside):
-    """Load a tile, 0 where it is not `inside`; None means that all of it is."""
-    return tl.load(pointers) if inside is None else tl.load(pointers, inside, other=0.0)
 
 
 @triton.jit(do_not_specialize=["H", "together"])
@@ -60,7 +35,7 @@ def attention_backward_q_kernel(
     delta_ptr,  # (B, H, Tq), written for the "kv" kernel
     dout_ptr,  # (B, H, Tq, D)
     out_ptr,  # (B, H, Tq, D)
-    lse_ptr,  # (B, H, Tq)
+    statistics_ptr,  # (1 or 2, B, H, Tq), of the forward pass
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
@@ -76,7 +51,9 @@ def attention_backward_q_kernel(
     KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     tiles = tl.cdiv(Tq, M)
+    pairs = tl.num_programs(0) // tiles  # of batch and head
     order, head, batch = scheduled(tiles, H, together)
     first_row = (tiles - 1 - order) * M  # the longest rows first
     row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
@@ -90,12 +67,12 @@ def attention_backward_q_kernel(
     dout = read(dout_ptr + long_row * stride_doutt + d[None, :], inside)  # (M, D)
     out_ptr += batch * stride_outb + head * stride_outh
     out = read(out_ptr + long_row * stride_outt + d[None, :], inside)  # (M, D)
-    statistics = (batch * H + head) * Tq + row
-    lse = read(lse_ptr + statistics, is_row)  # (M,)
-    delta = tl.sum(dout.to(ACC) * out.to(ACC), 1)  # (M,)
-    tl.store(delta_ptr + statistics, delta, is_row)
+    at = (batch * H + head) * Tq + row
+    m = read(statistics_ptr + at, is_row)  # (M,)
+    rz = 1.0 / read(statistics_ptr + pairs * Tq + at, is_row, 1.0)[:, None] if WIDE else None
+    delta = tl.zeros((M,), ACC) if WIDE else tl.sum(dout.to(ACC) * out.to(ACC), 1)
 
-    # --- every tile of keys ---
+    # --- every tile of keys; for wide operands twice, and at first for delta ---
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
     v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
@@ -103,31 +80,37 @@ def attention_backward_q_kernel(
     seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
     seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
     first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
-    for first_key in tl.range(first_seen, seen_by_any, N):
-        key = first_key + tl.arange(0, N)
-        inside_k = None if EVEN else (key < Tk)[:, None] & is_d
-        k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
-        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACC)  # (M, N)
-        p = tl.exp2(s * (SCALE * LOG2_E) - lse[:, None])
-        # mask the diagonal, the edge of the window and what is past the last key
-        masked = first_key + N > seen_by_all
-        if WINDOW > 0:
-            masked |= first_key < first_row + M - WINDOW
-        if masked:
-            seen = (key < Tk)[None, :]
-            if CAUSAL:
-                seen &= row[:, None] >= key[None, :]
+    for visit in tl.static_range(0 if WIDE else 1, 2):
+        if visit == 1:
+            tl.store(delta_ptr + at, delta, is_row)
+        for first_key in tl.range(first_seen, seen_by_any, N):
+            key = first_key + tl.arange(0, N)
+            inside_k = None if EVEN else (key < Tk)[:, None] & is_d
+            k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
+            v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
+            s = products(q, k, ACC)  # (M, N)
+            p = weights(s, m[:, None], rz, SCALE * LOG2_E, WIDE)
+            # mask the diagonal, the edge of the window and what is past the last key
+            masked = first_key + N > seen_by_all
             if WINDOW > 0:
-                seen &= row[:, None] - key[None, :] < WINDOW
-            p = tl.where(seen, p, 0.0)
-        # accumulate dQ
-        dp = tl.dot(dout, tl.trans(v), input_precision="ieee", out_dtype=ACC)  # (M, N)
-        if THRESHOLD > 0:
-            keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
-            dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
-        ds = p * (dp - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee", out_dtype=ACC)
+                masked |= first_key < first_row + M - WINDOW
+            if masked:
+                seen = (key < Tk)[None, :]
+                if CAUSAL:
+                    seen &= row[:, None] >= key[None, :]
+                if WINDOW > 0:
+                    seen &= row[:, None] - key[None, :] < WINDOW
+                p = tl.where(seen, p, 0.0)
+            # accumulate dQ
+            dp = products(dout, v, ACC)  # (M, N)
+            if THRESHOLD > 0:
+                keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
+                dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
+            if visit == 0:
+                delta += tl.sum(p * dp, 1)
+            else:
+                ds = p * (dp - delta[:, None])
+                dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee", out_dtype=ACC)
 
     # --- output ---
     dq_ptr += batch * stride_dqb + head * stride_dqh
@@ -141,7 +124,7 @@ def attention_backward_kv_kernel(
     dv_ptr,  # (B, Hkv, Tk, D)
     delta_ptr,  # (B, H, Tq)
     dout_ptr,  # (B, H, Tq, D)
-    lse_ptr,  # (B, H, Tq)
+    statistics_ptr,  # (1 or 2, B, H, Tq), of the forward pass
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
@@ -157,7 +140,10 @@ def attention_backward_kv_kernel(
     KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    order, kv_head, batch = scheduled(tl.cdiv(Tk, N), Hkv, together)
+    WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
+    tiles = tl.cdiv(Tk, N)
+    pairs = tl.num_programs(0) // tiles * GROUP  # of batch and query head
+    order, kv_head, batch = scheduled(tiles, Hkv, together)
     first_key = order * N  # keys that most rows see first
     key, d = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D)
     is_d = (d < D)[None, :]
@@ -180,16 +166,19 @@ def attention_backward_kv_kernel(
         q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
         dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, d)
-        statistics = (batch * Hkv * GROUP + head) * Tq
+        first = (batch * Hkv * GROUP + head) * Tq
         for first_row in tl.range(first_key if CAUSAL else 0, end, M):
             row = first_row + tl.arange(0, M)
             is_row = None if EVEN else row < Tq
             inside_q = None if EVEN else (row < Tq)[:, None] & is_d
             q = read(q_tile + tl.cast(first_row, tl.int64) * stride_qt, inside_q)  # (M, D)
             dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_q)  # (M, D)
-            lse = read(lse_ptr + statistics + row, is_row)  # (M,)
-            s = tl.dot(k, tl.trans(q), input_precision="ieee", out_dtype=ACC)  # (N, M)
-            p = tl.exp2(s * (SCALE * LOG2_E) - lse[None, :])
+            m = read(statistics_ptr + first + row, is_row)  # (M,)
+            rz = None
+            if WIDE:
+                rz = 1.0 / read(statistics_ptr + pairs * Tq + first + row, is_row, 1.0)[None, :]
+            s = products(k, q, ACC, WIDE)  # (N, M)
+            p = weights(s, m[None, :], rz, SCALE * LOG2_E, WIDE)
             if CAUSAL:
                 masked = first_row < first_key + N - 1
                 if WINDOW > 0:
@@ -206,10 +195,10 @@ def attention_backward_kv_kernel(
                 keep = tl.trans(keep)  # (N, M)
                 kept = tl.where(keep, p, 0.0)
             dv = tl.dot(kept.to(dout.dtype), dout, dv, input_precision="ieee", out_dtype=ACC)
-            dp = tl.dot(v, tl.trans(dout), input_precision="ieee", out_dtype=ACC)  # (N, M)
+            dp = products(v, dout, ACC, WIDE)  # (N, M)
             if THRESHOLD > 0:
                 dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
-            delta = read(delta_ptr + statistics + row, is_row)  # (M,)
+            delta = read(delta_ptr + first + row, is_row)  # (M,)
             ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee", out_dtype=ACC)
 
@@ -222,40 +211,23 @@ def attention_backward_kv_kernel(
     tl.store(dv_ptr + long_key * stride_dvt + d[None, :], dv, inside)
 
 
-def attention_backward(dq, dk, dv, dout, q, k, v, out, lse, seed, constants):
+def attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, constants):
     """Fill dq, dk and dv. All last strides are 1."""
     B, H, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
-    delta = torch.empty_like(lse)
+    delta = torch.empty_like(statistics[0])
 
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
     by_rows = options("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
-    tensors = dq, delta, dout, out, lse, q, k, v, seed
+    tensors = dq, delta, dout, out, statistics, q, k, v, seed
     numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k)
     grid = (cdiv(Tq, by_rows["M"]) * H * B,)
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
     by_keys = options("attention_kv", "", q, k, constants)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
-    tensors = dk, dv, delta, dout, lse, q, k, v, seed
+    tensors = dk, dv, delta, dout, statistics, q, k, v, seed
     numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q)
     grid = (cdiv(Tk, by_keys["N"]) * Hkv * B,)
     launch(attention_backward_kv_kernel, grid, *tensors, *numbers, **by_keys)
-
-
-def together(x):
-    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them."""
-    B, H, T, D = x.shape
-    bytes_of_a_head = 2 * T * D * x.element_size()  # keys and values, or queries and dout
-    return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
-
-
-def options(kernel, variant, q, k, constants):
-    """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
-    kernel += "" if q.element_size() == 2 else "_fp32"
-    head_size = max(64, constants["BLOCK_D"])
-    M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
-    even = constants["D"] == constants["BLOCK_D"] and q.shape[2] % M == k.shape[2] % N == 0
-    resources = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
-    return constants | {"M": M, "N": N, "EVEN": even} | resources

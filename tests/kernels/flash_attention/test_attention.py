@@ -14,12 +14,15 @@ from tests.kernels.flash_attention.plain_attention import (
     SEED,
     assert_one_weight,
     hold,
+    largest_logit,
     operands,
     plain_attention,
 )
 from tests.numerics import differentiate, guarded_memory
 from tests.operands import DEVICE, DTYPES, layouts, randn, sizes
 
+LARGE_LOGITS = [(torch.float32, 10.0**power) for power in (1, 2, 3, 4, 5, 6, 9)]
+LARGE_LOGITS += [(dtype, largest) for dtype in DTYPES[1:] for largest in (100.0, 1e4)]
 # with fewer tokens some gradients are exactly 0, and the plain computation is exact by chance
 several = sizes(130).filter(lambda size: size >= 7)
 
@@ -104,16 +107,20 @@ def test_one_token_sees_itself(dtype):
     assert (dk.float().abs() <= roundings * q.float().abs()).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_logits_far_from_zero(sign):
+def test_logits_far_from_zero(sign, dtype):
     """2^207 and 2^-207: only differences within a row may be exponentiated."""
-    q, k, v = operands(1, 2, 2, 33, 40, 16)
+    q, k, v = operands(1, 2, 2, 33, 40, 16, dtype)
     hold((q + 6, k + 6 * sign, v), causal=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_logits_thirty_times_as_large(dtype):
-    hold(operands(1, 2, 2, 65, 65, 16, dtype, scale=30.0))
+@pytest.mark.parametrize(("dtype", "largest"), LARGE_LOGITS, ids=str)
+def test_large_logits(dtype, largest):
+    """From 1e4 on most rows have one weight of 1, and a dS of exactly 0."""
+    q, k, v = operands(1, 2, 2, 65, 65, 16, dtype)
+    factor = (largest / largest_logit(q, k)) ** 0.5
+    hold((q * factor, k * factor, v))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +212,7 @@ def test_saved_memory_grows_with_T_and_not_with_its_square():
     tensors = [tensor.requires_grad_() for tensor in operands(1, 2, 2, 65, 65, 16)]
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         attention(*tensors)
-    assert sum(x.numel() for x in kept) == 4 * 2 * 65 * 16 + 2 * 65  # q, k, v, out; lse
+    assert sum(x.numel() for x in kept) == 4 * 2 * 65 * 16 + 2 * 2 * 65  # q, k, v, out; m, z
 
 
 # --- windows --------------------------------------------------------------------------------------
