@@ -62,24 +62,31 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    causal: bool = True,
+    causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: Tensor | None = None,
 ) -> Tensor:
+    """softmax(scale q k^T) v by `scaled_dot_product_attention`; on a CPU by products if short."""
     if window and not causal:
         raise ValueError(f"attention: window is {window}, which needs causal=True")
-    if q.device.type == "cpu" and k.shape[2] <= SHORT:
-        return _attention_by_products(q, k, v, causal, window, dropout_p, scale)
-    return F.scaled_dot_product_attention(
-        *(q, k, v),
-        attn_mask=_mask(q, k, causal, window) if window else None,
-        is_causal=causal and not window,
-        dropout_p=dropout_p,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    mask, unseeing = None, None
+    by_products = q.device.type == "cpu" and k.shape[2] <= SHORT
+    if by_products or window or causal == "bottom_right":
+        mask, unseeing = _mask(q, k, causal, window)
+    if by_products:
+        out = _attention_by_products(q, k, v, mask, dropout_p, scale)
+    else:
+        out = F.scaled_dot_product_attention(
+            *(q, k, v),
+            attn_mask=mask,
+            is_causal=bool(causal) and mask is None,
+            dropout_p=dropout_p,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+    return out if unseeing is None else out.masked_fill(unseeing, 0.0)
 
 
 # Keys. On a CPU the backward of PyTorch's fused attention takes three to four times as long as
@@ -88,11 +95,11 @@ def attention(
 SHORT = 512
 
 
-def _attention_by_products(q, k, v, causal, window, dropout_p, scale):
+def _attention_by_products(q, k, v, mask, dropout_p, scale):
     B, H, T, D = q.shape
     Hkv, Tk = k.shape[1:3]
     group = H // Hkv  # its queries are rows of one product
-    mask = _mask(q, k, causal, window).expand(group, T, Tk).reshape(group * T, Tk)
+    mask = mask.expand(group, T, Tk).reshape(group * T, Tk)
     q = q.reshape(B * Hkv, group * T, D)
     k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*Hkv, Tk, D)
     scale = D**-0.5 if scale is None else scale
@@ -101,13 +108,22 @@ def _attention_by_products(q, k, v, causal, window, dropout_p, scale):
 
 
 def _mask(q, k, causal, window):
-    """(Tq, Tk): 0 where a row sees a key, else -inf."""
-    mask = q.new_zeros(q.shape[2], k.shape[2])
-    if not causal:
-        return mask
-    hidden = mask.fill_(float("-inf"))
-    mask = hidden.triu(1)  # above the diagonal
-    return mask + hidden.tril(-window) if window else mask
+    """What is added to the logits (Tq, Tk), and which rows (Tq, 1) see no key; None if none can.
+
+    It is -inf where a row does not see a key, except in rows that see none.
+    """
+    Tq, Tk = q.shape[2], k.shape[2]
+    offset = Tk - Tq if causal == "bottom_right" else 0
+    position = torch.arange(offset, Tq + offset, device=q.device)[:, None]
+    key = torch.arange(Tk, device=q.device)
+    seen = position >= key if causal else torch.ones_like(position >= key)
+    if window:
+        seen = seen & (position - key < window)
+    unseeing = None
+    if offset < 0 or window:
+        unseeing = ~seen.any(-1, keepdim=True)
+        seen = seen | unseeing
+    return q.new_zeros(seen.shape).masked_fill(~seen, float("-inf")), unseeing
 
 
 def attention_qkv(
@@ -115,7 +131,7 @@ def attention_qkv(
     n_head: int,
     *,
     n_kv_head: int | None = None,
-    causal: bool = True,
+    causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     qk_norm: bool = False,
     eps: float = 1e-5,

@@ -27,22 +27,32 @@ The backward is in `attention_backward.py`.
 Letters: B batch, H heads, Hkv heads of keys and values, T time, D head size.
 """
 
-import math
+from typing import Literal
 
 import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from ..common.dtypes import accumulator, autocast_dtype, triton_accumulator
-from ..common.launch import cdiv, launch, next_power_of_2, opaque
+from ..common.dtypes import accumulator, autocast_dtype
+from ..common.launch import cdiv, launch, opaque
 from ..common.operands import check_operands
-from ..common.philox import keep_in_tile, seed_of_call, threshold_and_scale
+from ..common.philox import keep_in_tile, seed_of_call
 from .attention_backward import attention_backward
 from .rotary import rotary_backward, rotary_forward
-from .scores import LOG2_E, options, products, read, scheduled, tile_pointers, together
-
-LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
+from .scores import (
+    BOTTOM_RIGHT,
+    LOG2_E,
+    constants_of,
+    is_seen,
+    keys_seen,
+    products,
+    read,
+    scheduled,
+    tile_pointers,
+    tiled,
+    together,
+)
 
 
 @triton.jit(do_not_specialize=["H", "together"])
@@ -58,9 +68,9 @@ def attention_forward_kernel(
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     H, Tq, Tk, together,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, THRESHOLD: tl.constexpr,
-    KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
+    THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = SCALE * LOG2_E
@@ -71,6 +81,7 @@ def attention_forward_kernel(
     is_d = (d < D)[None, :]
     inside = None if EVEN else (row < Tq)[:, None] & is_d
     long_row = row.to(tl.int64)[:, None]
+    offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
 
     # --- the tile of rows ---
     q_ptr += batch * stride_qb + head * stride_qh
@@ -81,31 +92,27 @@ def attention_forward_kernel(
     m = tl.full((M,), float("-inf"), ACC)
     z = tl.zeros((M,), ACC)
     acc = tl.zeros((M, BLOCK_D), ACC)
-    seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
-    seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
-    first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    seen_keys = keys_seen(first_row + offset, Tk, CAUSAL, WINDOW, M, N)
+    begin, end, begin_of_all, end_of_all = seen_keys
     # --- every tile of keys ---
-    for first_key in tl.range(first_seen, seen_by_any, N):
+    for first_key in tl.range(begin, end, N):
         key = first_key + tl.arange(0, N)
         inside_k = None if EVEN else (key < Tk)[:, None] & is_d
         k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
         v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
         s = products(q, k, ACC)  # (M, N)
         # mask the diagonal, the edge of the window and what is past the last key
-        masked = first_key + N > seen_by_all
+        masked = first_key + N > end_of_all
         if WINDOW > 0:
-            masked |= first_key < first_row + M - WINDOW
+            masked |= first_key < begin_of_all
         if masked:
             seen = (key < Tk)[None, :]
-            if CAUSAL:
-                seen &= row[:, None] >= key[None, :]
-            if WINDOW > 0:
-                seen &= row[:, None] - key[None, :] < WINDOW
+            seen &= is_seen(row[:, None] + offset, key[None, :], CAUSAL, WINDOW)
             s = tl.where(seen, s, float("-inf"))
         # update the softmax
         m_new = tl.maximum(m, tl.max(s, 1) if WIDE else tl.max(s, 1) * FACTOR)
         shift = m_new
-        if WINDOW > 0:  # a row's first tiles may lie before its window: avoid -inf - -inf
+        if WINDOW > 0 or UNSEEING:  # no key of the row so far: avoid -inf - -inf
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         if WIDE:
             p, alpha = tl.exp2((s - shift[:, None]) * FACTOR), tl.exp2((m - shift) * FACTOR)
@@ -119,6 +126,8 @@ def attention_forward_kernel(
         m = m_new
 
     # --- output ---
+    if UNSEEING:  # 0 for a row that sees no key, and P = 2^(S - inf) = 0 in the backward pass
+        m, z = tl.where(z == 0.0, float("inf"), m), tl.where(z == 0.0, 1.0, z)
     out_ptr += batch * stride_outb + head * stride_outh
     out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + long_row * stride_outt + d[None, :], out, inside)
@@ -129,15 +138,18 @@ def attention_forward_kernel(
 
 
 class Attention(torch.autograd.Function):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) -> (B, H, Tq, D), and one gradient for each."""
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) -> (B, H, Tq, D), and one gradient for each.
+
+    The options are causal, window, dropout_p and scale.
+    """
 
     @staticmethod
-    def forward(ctx, q, k, v, seed, constants):
+    def forward(ctx, q, k, v, seed, *options):
         q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
         out = _empty_like(q)
-        statistics = _launch_forward(out, q, k, v, seed, constants)
+        statistics = _launch_forward(out, q, k, v, seed, options)
         ctx.save_for_backward(q, k, v, out, statistics, seed)
-        ctx.constants = constants
+        ctx.options = options
         return out
 
     @staticmethod
@@ -146,55 +158,56 @@ class Attention(torch.autograd.Function):
         q, k, v, out, statistics, seed = ctx.saved_tensors
         dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
         dout = _whole_rows(dout)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.constants)
-        return dq, dk, dv, None, None
+        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.options)
+        return dq, dk, dv, *(1 + len(ctx.options)) * (None,)
 
 
 class PackedAttention(torch.autograd.Function):
     """[query | key | value] (B, T, (H + 2 Hkv) D) -> (B, T, H D), with one packed gradient.
 
-    With `positions`, queries and keys are first normalised and rotated (`rotary.py`).
+    With `qk_norm` or angles, queries and keys are first normalised and rotated (`rotary.py`). The
+    options are those of `Attention`.
     """
 
     @staticmethod
-    def forward(ctx, qkv, counts, positions, seed, constants):
-        qkv, (H, Hkv, _) = _whole_rows(qkv), counts
-        q, k, v = _heads(qkv, *counts)
-        qk = None
-        if positions is not None:
-            qk = rotary_forward(qkv, counts, positions)  # (B, T, (H + Hkv) D)
+    def forward(ctx, qkv, cos, sin, seed, H, Hkv, qk_norm, eps, *options):
+        qkv, qk = _whole_rows(qkv), None
+        q, k, v = _heads(qkv, H, Hkv, Hkv)
+        if qk_norm or cos is not None:
+            qk = rotary_forward(qkv, (H, Hkv, Hkv), (qk_norm, eps, cos, sin))
             q, k = _heads(qk, H, Hkv)
-        out = qkv.new_empty((*qkv.shape[:2], H * constants["D"]))
-        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, constants)
-        ctx.save_for_backward(qkv, qk, out, statistics, seed)
-        ctx.counts, ctx.positions, ctx.constants = counts, positions, constants
+        out = qkv.new_empty((*qkv.shape[:2], H * q.shape[-1]))
+        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, options)
+        ctx.save_for_backward(qkv, qk, cos, sin, out, statistics, seed)
+        ctx.heads, ctx.norm, ctx.options = (H, Hkv), (qk_norm, eps), options
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        qkv, qk, out, statistics, seed = ctx.saved_tensors
-        counts, (H, Hkv, _) = ctx.counts, ctx.counts
+        qkv, qk, cos, sin, out, statistics, seed = ctx.saved_tensors
+        H, Hkv = ctx.heads
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-        (q, k, v), (dq, dk, dv) = _heads(qkv, *counts), _heads(dqkv, *counts)
-        if ctx.positions is not None:
+        (q, k, v), (dq, dk, dv) = _heads(qkv, H, Hkv, Hkv), _heads(dqkv, H, Hkv, Hkv)
+        if qk is not None:
             dqk = torch.empty_like(qk)
             (q, k), (dq, dk) = _heads(qk, H, Hkv), _heads(dqk, H, Hkv)
         (dout,), (out,) = _heads(_whole_rows(dout), H), _heads(out, H)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.constants)
-        if ctx.positions is not None:
-            rotary_backward(dqk, qkv, dqkv, counts, ctx.positions)
-        return dqkv, None, None, None, None
+        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.options)
+        if qk is not None:
+            rotary_backward(dqk, qkv, dqkv, (H, Hkv, Hkv), (*ctx.norm, cos, sin))
+        return dqkv, *(7 + len(ctx.options)) * (None,)
 
 
-def _launch_forward(out, q, k, v, seed, constants):
+def _launch_forward(out, q, k, v, seed, options):
     """Fill `out` and return the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
+    constants = constants_of(q, k, options)
     kinds = 1 if q.element_size() == 2 else 2  # m + log2 z; m and z
     statistics = torch.empty((kinds, B, H, Tq), dtype=accumulator(q.dtype), device=q.device)
     more = constants["WINDOW"] or constants["THRESHOLD"]
     variant = ("causal_more" if more else "causal") if constants["CAUSAL"] else ""
-    tile = options("attention", variant, q, k, constants)
+    tile = tiled("attention", variant, q, k, constants)
     grid = (cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     sizes = H, Tq, k.shape[2], together(k)
@@ -224,7 +237,7 @@ def attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    causal: bool = True,
+    causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -240,15 +253,8 @@ def attention(
     shapes = f"q {tuple(q.shape)} and k {tuple(k.shape)}"
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: H is not a multiple of Hkv in {shapes}")
-    if q.shape[2] and not k.shape[2]:
-        raise ValueError(f"attention: there is no key in {shapes}; give at least one")
-    if 0 < window <= q.shape[2] - k.shape[2]:
-        raise ValueError(
-            f"attention: with window={window} the last rows see no key in {shapes}; give a window "
-            f"larger than Tq - Tk"
-        )
-    constants = _constants(q, k, causal, window, dropout_p, scale)
-    return Attention.apply(q, k, v, seed_of_call(seed, dropout_p, q.device), constants)
+    seed = seed_of_call(seed, dropout_p, q.device)
+    return Attention.apply(q, k, v, seed, causal, window, dropout_p, scale)
 
 
 @opaque
@@ -257,7 +263,7 @@ def attention_qkv(
     n_head: int,
     *,
     n_kv_head: int | None = None,
-    causal: bool = True,
+    causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     qk_norm: bool = False,
     eps: float = 1e-5,
@@ -278,39 +284,14 @@ def attention_qkv(
             f"attention_qkv: qkv {tuple(qkv.shape)} does not fit H = {H} and Hkv = {Hkv}; give "
             "(B, T, (H + 2 Hkv) D) with H a multiple of Hkv"
         )
-    q, k, _ = _heads(qkv, *counts)
-    constants = _constants(q, k, causal, window, dropout_p, scale)
-    D = q.shape[-1]
+    D = C // sum(counts)
     if (cos is None) != (sin is None) or (cos is not None and (D % 2 or cos.shape[1] != D)):
         tables = " and ".join(str(x if x is None else tuple(x.shape)) for x in (cos, sin))
         raise ValueError(
             f"attention_qkv: cos and sin are {tables} for D = {D}; give both (>= T, D) with an "
             "even D, or neither"
         )
-    angles = (x if x is None else x.contiguous() for x in (cos, sin))
-    positions = (qk_norm, eps, *angles) if qk_norm or cos is not None else None
+    cos, sin = (x if x is None else x.contiguous() for x in (cos, sin))
     seed = seed_of_call(seed, dropout_p, qkv.device)
-    return PackedAttention.apply(qkv, counts, positions, seed, constants)
-
-
-def _constants(q, k, causal, window, dropout_p, scale):
-    """The constexprs of the kernels except those of the tile."""
-    D = q.shape[-1]
-    if window < 0 or (window and not causal):
-        raise ValueError(
-            f"attention: window is {window} with causal={causal}; give at least 1 key with "
-            "causal=True, or 0 for all keys"
-        )
-    if not 1 <= D <= LARGEST_HEAD:
-        raise ValueError(f"attention: D is {D}; give heads of 1 to {LARGEST_HEAD} channels")
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"attention: dtype is {q.dtype}; give fp16, bf16, fp32 or fp64")
-    scale = D**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf:
-        raise ValueError(f"attention: scale is {scale}; give a positive number")
-    threshold, keep_scale = threshold_and_scale(dropout_p)
-    constants = {"SCALE": float(scale), "CAUSAL": bool(causal), "ACC": triton_accumulator(q.dtype)}
-    constants |= {"THRESHOLD": threshold, "KEEP_SCALE": keep_scale}
-    constants["WINDOW"] = window if window < q.shape[2] else 0
-    block = max(16, next_power_of_2(D))  # a tensor core multiplies 16 at a time
-    return constants | {"GROUP": q.shape[1] // k.shape[1], "D": D, "BLOCK_D": block}
+    options = causal, window, dropout_p, scale
+    return PackedAttention.apply(qkv, cos, sin, seed, H, Hkv, qk_norm, eps, *options)

@@ -24,7 +24,20 @@ import triton.language as tl
 
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
-from .scores import LOG2_E, options, products, read, scheduled, tile_pointers, together, weights
+from .scores import (
+    BOTTOM_RIGHT,
+    LOG2_E,
+    constants_of,
+    is_seen,
+    keys_seen,
+    products,
+    read,
+    scheduled,
+    tile_pointers,
+    tiled,
+    together,
+    weights,
+)
 
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
 
@@ -47,11 +60,12 @@ def attention_backward_q_kernel(
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     H, Tq, Tk, together,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, THRESHOLD: tl.constexpr,
-    KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
+    THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
+    offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
     tiles = tl.cdiv(Tq, M)
     pairs = tl.num_programs(0) // tiles  # of batch and head
     order, head, batch = scheduled(tiles, H, together)
@@ -77,13 +91,12 @@ def attention_backward_q_kernel(
     v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dq = tl.zeros((M, BLOCK_D), ACC)
-    seen_by_all = tl.minimum(first_row + 1, Tk) if CAUSAL else Tk
-    seen_by_any = tl.minimum(first_row + M, Tk) if CAUSAL else Tk
-    first_seen = tl.maximum(first_row - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    seen_keys = keys_seen(first_row + offset, Tk, CAUSAL, WINDOW, M, N)
+    begin, end, begin_of_all, end_of_all = seen_keys
     for visit in tl.static_range(0 if WIDE else 1, 2):
         if visit == 1:
             tl.store(delta_ptr + at, delta, is_row)
-        for first_key in tl.range(first_seen, seen_by_any, N):
+        for first_key in tl.range(begin, end, N):
             key = first_key + tl.arange(0, N)
             inside_k = None if EVEN else (key < Tk)[:, None] & is_d
             k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
@@ -91,15 +104,12 @@ def attention_backward_q_kernel(
             s = products(q, k, ACC)  # (M, N)
             p = weights(s, m[:, None], rz, SCALE * LOG2_E, WIDE)
             # mask the diagonal, the edge of the window and what is past the last key
-            masked = first_key + N > seen_by_all
+            masked = first_key + N > end_of_all
             if WINDOW > 0:
-                masked |= first_key < first_row + M - WINDOW
+                masked |= first_key < begin_of_all
             if masked:
                 seen = (key < Tk)[None, :]
-                if CAUSAL:
-                    seen &= row[:, None] >= key[None, :]
-                if WINDOW > 0:
-                    seen &= row[:, None] - key[None, :] < WINDOW
+                seen &= is_seen(row[:, None] + offset, key[None, :], CAUSAL, WINDOW)
                 p = tl.where(seen, p, 0.0)
             # accumulate dQ
             dp = products(dout, v, ACC)  # (M, N)
@@ -136,11 +146,12 @@ def attention_backward_kv_kernel(
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     Hkv, Tq, Tk, together,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, THRESHOLD: tl.constexpr,
-    KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
+    THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
+    offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
     tiles = tl.cdiv(Tk, N)
     pairs = tl.num_programs(0) // tiles * GROUP  # of batch and query head
     order, kv_head, batch = scheduled(tiles, Hkv, together)
@@ -157,8 +168,12 @@ def attention_backward_kv_kernel(
     v = read(v_ptr + long_key * stride_vt + d[None, :], inside)  # (N, D)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
-    # the end of the rows that see a key
-    end = tl.minimum(first_key + N + WINDOW - 1, Tq) if WINDOW > 0 else Tq
+    # the rows that see a key
+    begin, end = first_key if CAUSAL else 0, Tq
+    if CAUSAL == BOTTOM_RIGHT:
+        begin = tl.maximum(first_key - offset, 0) // M * M
+    if WINDOW > 0:
+        end = tl.minimum(first_key - offset + N + WINDOW - 1, Tq)
 
     # --- every tile of rows, of every query head of the group ---
     for member in tl.range(0, GROUP):
@@ -167,7 +182,7 @@ def attention_backward_kv_kernel(
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
         dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, d)
         first = (batch * Hkv * GROUP + head) * Tq
-        for first_row in tl.range(first_key if CAUSAL else 0, end, M):
+        for first_row in tl.range(begin, end, M):
             row = first_row + tl.arange(0, M)
             is_row = None if EVEN else row < Tq
             inside_q = None if EVEN else (row < Tq)[:, None] & is_d
@@ -180,13 +195,11 @@ def attention_backward_kv_kernel(
             s = products(k, q, ACC, WIDE)  # (N, M)
             p = weights(s, m[None, :], rz, SCALE * LOG2_E, WIDE)
             if CAUSAL:
-                masked = first_row < first_key + N - 1
+                masked = first_row + offset < first_key + N - 1
                 if WINDOW > 0:
-                    masked |= first_row + M > first_key + WINDOW
+                    masked |= first_row + offset + M > first_key + WINDOW
                 if masked:
-                    seen = row[None, :] >= key[:, None]
-                    if WINDOW > 0:
-                        seen &= row[None, :] - key[:, None] < WINDOW
+                    seen = is_seen(row[None, :] + offset, key[:, None], CAUSAL, WINDOW)
                     p = tl.where(seen, p, 0.0)
             # accumulate dV and dK
             kept = p
@@ -211,21 +224,22 @@ def attention_backward_kv_kernel(
     tl.store(dv_ptr + long_key * stride_dvt + d[None, :], dv, inside)
 
 
-def attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, constants):
+def attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, options):
     """Fill dq, dk and dv. All last strides are 1."""
     B, H, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
+    constants = constants_of(q, k, options)
     delta = torch.empty_like(statistics[0])
 
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
-    by_rows = options("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
+    by_rows = tiled("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
     tensors = dq, delta, dout, out, statistics, q, k, v, seed
     numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k)
     grid = (cdiv(Tq, by_rows["M"]) * H * B,)
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
-    by_keys = options("attention_kv", "", q, k, constants)
+    by_keys = tiled("attention_kv", "", q, k, constants)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
     tensors = dk, dv, delta, dout, statistics, q, k, v, seed
     numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q)

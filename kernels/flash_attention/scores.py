@@ -7,12 +7,21 @@ so that dS is exactly 0 where one key has all the weight. With 16-bit operands o
 and one fused multiply-add per weight are enough: rounding the operands changes P far more.
 """
 
+import functools
+import math
+from typing import Literal
+
+import torch
 import triton
 import triton.language as tl
 
-from ..common.launch import head_tile
+from ..common.dtypes import triton_accumulator
+from ..common.launch import head_tile, next_power_of_2
+from ..common.philox import threshold_and_scale
 
+LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 LOG2_E = tl.constexpr(1.4426950408889634)
+BOTTOM_RIGHT = tl.constexpr(2)  # a value of CAUSAL; 1 is top-left, and 0 not causal
 TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
 
 
@@ -43,6 +52,30 @@ def read(pointers, inside, other: tl.constexpr = 0.0):
 
 
 @triton.jit
+def keys_seen(
+    first,  # position of the first of M rows
+    Tk,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """The keys that a tile of rows sees, from the beginning of a tile of N; those that all see."""
+    begin, end, begin_of_all, end_of_all = 0, Tk, 0, Tk
+    if CAUSAL:
+        end, end_of_all = tl.minimum(first + M, Tk), tl.minimum(first + 1, Tk)
+    if WINDOW > 0:
+        begin, begin_of_all = tl.maximum(first - WINDOW + 1, 0) // N * N, first + M - WINDOW
+    return begin, end, begin_of_all, end_of_all
+
+
+@triton.jit
+def is_seen(position, key, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Whether the row at a position sees a key, by the diagonal and the window."""
+    seen = position >= key if CAUSAL else True
+    if WINDOW > 0:
+        seen &= position - key < WINDOW
+    return seen
+
+
+@triton.jit
 def products(a, b, ACC: tl.constexpr, TRANSPOSED: tl.constexpr = False):
     """a b^T (M, N); if TRANSPOSED, the transpose of b a^T, with its order of sums."""
     if TRANSPOSED:
@@ -65,7 +98,55 @@ def together(x):
     return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
 
 
-def options(kernel, variant, q, k, constants):
+@functools.lru_cache(maxsize=4096)  # every call of attention asks three times
+def constants(
+    dtype: torch.dtype,
+    heads: tuple[int, int],  # H, Hkv
+    sizes: tuple[int, int, int],  # Tq, Tk, D
+    causal: bool | Literal["top_left", "bottom_right"],
+    window: int,
+    dropout_p: float,
+    scale: float | None,
+) -> dict:
+    """The constexprs of the kernels except those of the tile."""
+    (H, Hkv), (Tq, Tk, D) = heads, sizes
+    if causal not in (True, False, "top_left", "bottom_right"):
+        raise ValueError(
+            f"attention: causal is {causal!r}; give True or 'top_left', 'bottom_right', or False"
+        )
+    if window < 0 or (window and not causal):
+        raise ValueError(
+            f"attention: window is {window} with causal={causal}; give at least 1 key with "
+            "causal=True, or 0 for all keys"
+        )
+    if not 1 <= D <= LARGEST_HEAD:
+        raise ValueError(f"attention: D is {D}; give heads of 1 to {LARGEST_HEAD} channels")
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"attention: dtype is {dtype}; give fp16, bf16, fp32 or fp64")
+    scale = D**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"attention: scale is {scale}; give a positive number")
+    offset = Tk - Tq if causal == "bottom_right" else 0
+    window = window if window < Tq + offset else 0  # else the last row sees every key before it
+    alignment = BOTTOM_RIGHT.value if offset else int(bool(causal))
+    threshold, keep_scale = threshold_and_scale(dropout_p)
+    return {
+        **{"SCALE": float(scale), "CAUSAL": alignment, "WINDOW": window},
+        # whether there are rows that see no key: before the diagonal, or past the last window
+        "UNSEEING": offset < 0 or Tk == 0 or 0 < window <= Tq + offset - Tk,
+        **{"THRESHOLD": threshold, "KEEP_SCALE": keep_scale, "GROUP": H // Hkv},
+        # a tensor core multiplies 16 at a time
+        **{"D": D, "BLOCK_D": max(16, next_power_of_2(D)), "ACC": triton_accumulator(dtype)},
+    }
+
+
+def constants_of(q, k, options):
+    """The constants of a call with these operands and options (from `causal` on)."""
+    H, Tq, D = q.shape[1:]
+    return constants(q.dtype, (H, k.shape[1]), (Tq, k.shape[2], D), *options)
+
+
+def tiled(kernel, variant, q, k, constants):
     """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
     kernel += "" if q.element_size() == 2 else "_fp32"
     head_size = max(64, constants["BLOCK_D"])

@@ -22,13 +22,13 @@ def plain_attention(q, k, v, *, causal=True, window=0, scale=None, keep=None, ke
     """Whole matrices in the operands' dtype; keep (B, H, Tq, Tk) booleans -> (B, H, Tq, D)."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     wei = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, Tq, Tk)
-    if causal:
-        tril = torch.ones(wei.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        wei = wei.masked_fill(~tril, float("-inf"))
+    row, key = (torch.arange(size, device=q.device) for size in wei.shape[-2:])
+    row = row[:, None] + (len(key) - len(row) if causal == "bottom_right" else 0)
+    hidden = row < key if causal else torch.zeros_like(row < key)
     if window:
-        row, key = (torch.arange(size, device=q.device) for size in wei.shape[-2:])
-        wei = wei.masked_fill(key <= row[:, None] - window, float("-inf"))
-    wei = wei.softmax(-1)
+        hidden = hidden | (key <= row - window)
+    see_some = ~hidden.all(-1, keepdim=True)
+    wei = wei.masked_fill(hidden & see_some, float("-inf")).softmax(-1) * see_some
     if keep is not None:
         wei = wei * keep * keep_scale
     return wei @ v
