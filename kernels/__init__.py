@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import namesake
+from .key_ranges import KeyRanges
 from .ops import Ops, Unavailable
 
 if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need Triton
@@ -40,10 +41,10 @@ if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need T
     )
 
 __all__ = [
-    "AdamW", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv", "cross_entropy",
-    "decode_attention", "decode_linear", "embedding", "explain_auto", "feed_forward", "geglu",
-    "layer_norm", "linear_cross_entropy", "load", "rms_norm", "sample_token", "serving", "swiglu",
-    "unavailable_reason",
+    "AdamW", "KeyRanges", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv",
+    "cross_entropy", "decode_attention", "decode_linear", "embedding", "explain_auto",
+    "feed_forward", "geglu", "layer_norm", "linear_cross_entropy", "load", "rms_norm",
+    "sample_token", "serving", "swiglu", "unavailable_reason",
 ]  # fmt: skip
 
 

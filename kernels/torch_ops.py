@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .common.operands import check_sampling_rule
+from .key_ranges import KeyRanges
 from .ops import Ops
 from .torch_losses import cross_entropy, linear_cross_entropy
 
@@ -64,6 +65,7 @@ def attention(
     *,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    ranges: KeyRanges | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: Tensor | None = None,
@@ -73,8 +75,8 @@ def attention(
         raise ValueError(f"attention: window is {window}, which needs causal=True")
     mask, unseeing = None, None
     by_products = q.device.type == "cpu" and k.shape[2] <= SHORT
-    if by_products or window or causal == "bottom_right":
-        mask, unseeing = _mask(q, k, causal, window)
+    if by_products or window or causal == "bottom_right" or ranges is not None:
+        mask, unseeing = _mask(q, k, causal, window, ranges)
     if by_products:
         out = _attention_by_products(q, k, v, mask, dropout_p, scale)
     else:
@@ -99,7 +101,10 @@ def _attention_by_products(q, k, v, mask, dropout_p, scale):
     B, H, T, D = q.shape
     Hkv, Tk = k.shape[1:3]
     group = H // Hkv  # its queries are rows of one product
-    mask = mask.expand(group, T, Tk).reshape(group * T, Tk)
+    if mask.ndim == 2:
+        mask = mask.expand(group, T, Tk).reshape(group * T, Tk)
+    else:
+        mask = mask.expand(B, H, T, Tk).reshape(B * Hkv, group * T, Tk)
     q = q.reshape(B * Hkv, group * T, D)
     k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*Hkv, Tk, D)
     scale = D**-0.5 if scale is None else scale
@@ -107,10 +112,10 @@ def _attention_by_products(q, k, v, mask, dropout_p, scale):
     return (F.dropout(weights, dropout_p) @ v).view(B, H, T, D)
 
 
-def _mask(q, k, causal, window):
-    """What is added to the logits (Tq, Tk), and which rows (Tq, 1) see no key; None if none can.
+def _mask(q, k, causal, window, ranges):
+    """What is added to the logits (..., Tq, Tk), and which rows (..., Tq, 1) see no key.
 
-    It is -inf where a row does not see a key, except in rows that see none.
+    It is -inf where a row does not see a key, except in rows that see none; None if none can.
     """
     Tq, Tk = q.shape[2], k.shape[2]
     offset = Tk - Tq if causal == "bottom_right" else 0
@@ -119,8 +124,11 @@ def _mask(q, k, causal, window):
     seen = position >= key if causal else torch.ones_like(position >= key)
     if window:
         seen = seen & (position - key < window)
+    if ranges is not None:
+        begin, end = ranges.of_rows[:, None, :, :, None].unbind(3)  # (B or 1, 1, Tq, 1)
+        seen = seen & (key >= begin) & (key < end)
     unseeing = None
-    if offset < 0 or window:
+    if offset < 0 or window or ranges is not None:
         unseeing = ~seen.any(-1, keepdim=True)
         seen = seen | unseeing
     return q.new_zeros(seen.shape).masked_fill(~seen, float("-inf")), unseeing
@@ -133,6 +141,7 @@ def attention_qkv(
     n_kv_head: int | None = None,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    ranges: KeyRanges | None = None,
     qk_norm: bool = False,
     eps: float = 1e-5,
     cos: Tensor | None = None,
@@ -151,7 +160,8 @@ def attention_qkv(
     else:
         q, k, v = heads.split(counts, dim=2)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, T, D), (B, Hkv, T, D) twice
-    out = attention(q, k, v, causal=causal, window=window, dropout_p=dropout_p, scale=scale)
+    options: dict[str, Any] = {"causal": causal, "window": window, "ranges": ranges}
+    out = attention(q, k, v, **options, dropout_p=dropout_p, scale=scale)
     return out.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
 
 

@@ -38,16 +38,19 @@ from ..common.dtypes import accumulator, autocast_dtype
 from ..common.launch import cdiv, launch, opaque
 from ..common.operands import check_operands
 from ..common.philox import keep_in_tile, seed_of_call
+from ..key_ranges import KeyRanges
 from .attention_backward import attention_backward
 from .rotary import rotary_backward, rotary_forward
 from .scores import (
     BOTTOM_RIGHT,
     LOG2_E,
+    batch_stride,
     constants_of,
     is_seen,
     keys_seen,
     products,
     read,
+    read_ranges,
     scheduled,
     tile_pointers,
     tiled,
@@ -62,12 +65,13 @@ def attention_forward_kernel(
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
-    seed_ptr,  # ()
+    seed_ptr,  # () or None
+    ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     stride_outb, stride_outh, stride_outt,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    H, Tq, Tk, together,
+    H, Tq, Tk, together, stride_rangesb,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
     THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
@@ -92,8 +96,13 @@ def attention_forward_kernel(
     m = tl.full((M,), float("-inf"), ACC)
     z = tl.zeros((M,), ACC)
     acc = tl.zeros((M, BLOCK_D), ACC)
-    seen_keys = keys_seen(first_row + offset, Tk, CAUSAL, WINDOW, M, N)
-    begin, end, begin_of_all, end_of_all = seen_keys
+    row_begin, row_end = None, None
+    if ranges_ptr is not None:
+        ranges_ptr += batch * stride_rangesb
+        row_begin, row_end = read_ranges(ranges_ptr, tl.minimum(row, Tq - 1))
+    begin, end, begin_of_all, end_of_all = keys_seen(
+        first_row + offset, Tk, row_begin, row_end, CAUSAL, WINDOW, M, N
+    )
     # --- every tile of keys ---
     for first_key in tl.range(begin, end, N):
         key = first_key + tl.arange(0, N)
@@ -103,11 +112,11 @@ def attention_forward_kernel(
         s = products(q, k, ACC)  # (M, N)
         # mask the diagonal, the edge of the window and what is past the last key
         masked = first_key + N > end_of_all
-        if WINDOW > 0:
+        if WINDOW > 0 or ranges_ptr is not None:
             masked |= first_key < begin_of_all
         if masked:
             seen = (key < Tk)[None, :]
-            seen &= is_seen(row[:, None] + offset, key[None, :], CAUSAL, WINDOW)
+            seen &= is_seen(row + offset, key, row_begin, row_end, CAUSAL, WINDOW, 1)
             s = tl.where(seen, s, float("-inf"))
         # update the softmax
         m_new = tl.maximum(m, tl.max(s, 1) if WIDE else tl.max(s, 1) * FACTOR)
@@ -144,22 +153,21 @@ class Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, seed, *options):
+    def forward(ctx, q, k, v, seed, of_rows, of_keys, *options):
         q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
         out = _empty_like(q)
-        statistics = _launch_forward(out, q, k, v, seed, options)
-        ctx.save_for_backward(q, k, v, out, statistics, seed)
+        statistics = _launch_forward(out, q, k, v, seed, of_rows, options)
+        ctx.save_for_backward(q, k, v, out, statistics, seed, of_rows, of_keys)
         ctx.options = options
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        q, k, v, out, statistics, seed = ctx.saved_tensors
+        q, k, v, *others = ctx.saved_tensors
         dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
-        dout = _whole_rows(dout)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.options)
-        return dq, dk, dv, *(1 + len(ctx.options)) * (None,)
+        attention_backward(dq, dk, dv, _whole_rows(dout), q, k, v, *others, ctx.options)
+        return dq, dk, dv, *(3 + len(ctx.options)) * (None,)
 
 
 class PackedAttention(torch.autograd.Function):
@@ -170,22 +178,22 @@ class PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin, seed, H, Hkv, qk_norm, eps, *options):
+    def forward(ctx, qkv, cos, sin, seed, of_rows, of_keys, H, Hkv, qk_norm, eps, *options):
         qkv, qk = _whole_rows(qkv), None
         q, k, v = _heads(qkv, H, Hkv, Hkv)
         if qk_norm or cos is not None:
             qk = rotary_forward(qkv, (H, Hkv, Hkv), (qk_norm, eps, cos, sin))
             q, k = _heads(qk, H, Hkv)
         out = qkv.new_empty((*qkv.shape[:2], H * q.shape[-1]))
-        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, options)
-        ctx.save_for_backward(qkv, qk, cos, sin, out, statistics, seed)
+        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, of_rows, options)
+        ctx.save_for_backward(qkv, qk, cos, sin, out, statistics, seed, of_rows, of_keys)
         ctx.heads, ctx.norm, ctx.options = (H, Hkv), (qk_norm, eps), options
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        qkv, qk, cos, sin, out, statistics, seed = ctx.saved_tensors
+        qkv, qk, cos, sin, out, *others = ctx.saved_tensors
         H, Hkv = ctx.heads
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
         (q, k, v), (dq, dk, dv) = _heads(qkv, H, Hkv, Hkv), _heads(dqkv, H, Hkv, Hkv)
@@ -193,25 +201,26 @@ class PackedAttention(torch.autograd.Function):
             dqk = torch.empty_like(qk)
             (q, k), (dq, dk) = _heads(qk, H, Hkv), _heads(dqk, H, Hkv)
         (dout,), (out,) = _heads(_whole_rows(dout), H), _heads(out, H)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, ctx.options)
+        attention_backward(dq, dk, dv, dout, q, k, v, out, *others, ctx.options)
         if qk is not None:
             rotary_backward(dqk, qkv, dqkv, (H, Hkv, Hkv), (*ctx.norm, cos, sin))
-        return dqkv, *(7 + len(ctx.options)) * (None,)
+        return dqkv, *(9 + len(ctx.options)) * (None,)
 
 
-def _launch_forward(out, q, k, v, seed, options):
+def _launch_forward(out, q, k, v, seed, of_rows, options):
     """Fill `out` and return the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
-    constants = constants_of(q, k, options)
+    constants = constants_of(q, k, of_rows, options)
     kinds = 1 if q.element_size() == 2 else 2  # m + log2 z; m and z
     statistics = torch.empty((kinds, B, H, Tq), dtype=accumulator(q.dtype), device=q.device)
-    more = constants["WINDOW"] or constants["THRESHOLD"]
+    more = constants["WINDOW"] or constants["THRESHOLD"] or of_rows is not None
     variant = ("causal_more" if more else "causal") if constants["CAUSAL"] else ""
     tile = tiled("attention", variant, q, k, constants)
     grid = (cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
-    sizes = H, Tq, k.shape[2], together(k)
-    launch(attention_forward_kernel, grid, out, statistics, q, k, v, seed, *strides, *sizes, **tile)
+    tensors = out, statistics, q, k, v, seed, of_rows
+    sizes = H, Tq, k.shape[2], together(k), batch_stride(of_rows)
+    launch(attention_forward_kernel, grid, *tensors, *strides, *sizes, **tile)
     return statistics
 
 
@@ -231,6 +240,19 @@ def _whole_rows(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _checked_ranges(operation, ranges, B, Tq, Tk):
+    """`of_rows` and `of_keys` with B batches of whole rows, or None twice."""
+    checked = []
+    for x, name, T in zip(ranges or (), KeyRanges._fields, (Tq, Tk), strict=bool(ranges)):
+        if x.dtype != torch.int32 or x.shape not in ((B, T, 2), (1, T, 2)):
+            raise ValueError(
+                f"{operation}: {name} of the ranges is {x.dtype} {tuple(x.shape)}; give int32 "
+                f"({B} or 1, {T}, 2)"
+            )
+        checked.append(x.contiguous().expand(B, T, 2))
+    return checked or (None, None)
+
+
 @opaque
 def attention(
     q: torch.Tensor,
@@ -239,6 +261,7 @@ def attention(
     *,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    ranges: KeyRanges | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: torch.Tensor | None = None,
@@ -254,7 +277,8 @@ def attention(
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: H is not a multiple of Hkv in {shapes}")
     seed = seed_of_call(seed, dropout_p, q.device)
-    return Attention.apply(q, k, v, seed, causal, window, dropout_p, scale)
+    ranges = _checked_ranges("attention", ranges, q.shape[0], q.shape[2], k.shape[2])
+    return Attention.apply(q, k, v, seed, *ranges, causal, window, dropout_p, scale)
 
 
 @opaque
@@ -265,6 +289,7 @@ def attention_qkv(
     n_kv_head: int | None = None,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    ranges: KeyRanges | None = None,
     qk_norm: bool = False,
     eps: float = 1e-5,
     cos: torch.Tensor | None = None,
@@ -294,4 +319,6 @@ def attention_qkv(
     cos, sin = (x if x is None else x.contiguous() for x in (cos, sin))
     seed = seed_of_call(seed, dropout_p, qkv.device)
     options = causal, window, dropout_p, scale
-    return PackedAttention.apply(qkv, cos, sin, seed, H, Hkv, qk_norm, eps, *options)
+    B, T, _ = qkv.shape
+    ranges = _checked_ranges("attention_qkv", ranges, B, T, T)
+    return PackedAttention.apply(qkv, cos, sin, seed, *ranges, H, Hkv, qk_norm, eps, *options)

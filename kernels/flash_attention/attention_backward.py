@@ -27,11 +27,13 @@ from ..common.philox import keep_in_tile
 from .scores import (
     BOTTOM_RIGHT,
     LOG2_E,
+    batch_stride,
     constants_of,
     is_seen,
     keys_seen,
     products,
     read,
+    read_ranges,
     scheduled,
     tile_pointers,
     tiled,
@@ -52,14 +54,15 @@ def attention_backward_q_kernel(
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
-    seed_ptr,  # ()
+    seed_ptr,  # () or None
+    ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     stride_dqb, stride_dqh, stride_dqt,
     stride_doutb, stride_douth, stride_doutt,
     stride_outb, stride_outh, stride_outt,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    H, Tq, Tk, together,
+    H, Tq, Tk, together, stride_rangesb,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
     THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
@@ -91,8 +94,13 @@ def attention_backward_q_kernel(
     v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dq = tl.zeros((M, BLOCK_D), ACC)
-    seen_keys = keys_seen(first_row + offset, Tk, CAUSAL, WINDOW, M, N)
-    begin, end, begin_of_all, end_of_all = seen_keys
+    row_begin, row_end = None, None
+    if ranges_ptr is not None:
+        ranges_ptr += batch * stride_rangesb
+        row_begin, row_end = read_ranges(ranges_ptr, tl.minimum(row, Tq - 1))
+    begin, end, begin_of_all, end_of_all = keys_seen(
+        first_row + offset, Tk, row_begin, row_end, CAUSAL, WINDOW, M, N
+    )
     for visit in tl.static_range(0 if WIDE else 1, 2):
         if visit == 1:
             tl.store(delta_ptr + at, delta, is_row)
@@ -105,11 +113,11 @@ def attention_backward_q_kernel(
             p = weights(s, m[:, None], rz, SCALE * LOG2_E, WIDE)
             # mask the diagonal, the edge of the window and what is past the last key
             masked = first_key + N > end_of_all
-            if WINDOW > 0:
+            if WINDOW > 0 or ranges_ptr is not None:
                 masked |= first_key < begin_of_all
             if masked:
                 seen = (key < Tk)[None, :]
-                seen &= is_seen(row[:, None] + offset, key[None, :], CAUSAL, WINDOW)
+                seen &= is_seen(row + offset, key, row_begin, row_end, CAUSAL, WINDOW, 1)
                 p = tl.where(seen, p, 0.0)
             # accumulate dQ
             dp = products(dout, v, ACC)  # (M, N)
@@ -138,14 +146,16 @@ def attention_backward_kv_kernel(
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, D)
-    seed_ptr,  # ()
+    seed_ptr,  # () or None
+    ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
+    row_ranges_ptr,  # (B, Tk, 2): the rows that may see each key; or None
     stride_dkb, stride_dkh, stride_dkt,
     stride_dvb, stride_dvh, stride_dvt,
     stride_doutb, stride_douth, stride_doutt,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    Hkv, Tq, Tk, together,
+    Hkv, Tq, Tk, together, stride_rangesb, stride_row_rangesb,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
     THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
@@ -174,6 +184,12 @@ def attention_backward_kv_kernel(
         begin = tl.maximum(first_key - offset, 0) // M * M
     if WINDOW > 0:
         end = tl.minimum(first_key - offset + N + WINDOW - 1, Tq)
+    if ranges_ptr is not None:
+        ranges_ptr += batch * stride_rangesb
+        row_ranges_ptr += batch * stride_row_rangesb
+        key_begin, key_end = read_ranges(row_ranges_ptr, tl.minimum(key, Tk - 1))
+        begin = tl.maximum(begin, tl.min(key_begin, 0) // M * M)
+        end = tl.minimum(end, tl.max(key_end, 0))
 
     # --- every tile of rows, of every query head of the group ---
     for member in tl.range(0, GROUP):
@@ -194,13 +210,17 @@ def attention_backward_kv_kernel(
                 rz = 1.0 / read(statistics_ptr + pairs * Tq + first + row, is_row, 1.0)[None, :]
             s = products(k, q, ACC, WIDE)  # (N, M)
             p = weights(s, m[None, :], rz, SCALE * LOG2_E, WIDE)
-            if CAUSAL:
+            row_begin, row_end, masked = None, None, False
+            if ranges_ptr is not None:
+                row_begin, row_end = read_ranges(ranges_ptr, tl.minimum(row, Tq - 1))
+                masked = True
+            elif CAUSAL:
                 masked = first_row + offset < first_key + N - 1
                 if WINDOW > 0:
                     masked |= first_row + offset + M > first_key + WINDOW
-                if masked:
-                    seen = is_seen(row[None, :] + offset, key[:, None], CAUSAL, WINDOW)
-                    p = tl.where(seen, p, 0.0)
+            if masked:
+                seen = is_seen(row + offset, key, row_begin, row_end, CAUSAL, WINDOW, 0)
+                p = tl.where(seen, p, 0.0)
             # accumulate dV and dK
             kept = p
             if THRESHOLD > 0:
@@ -224,24 +244,25 @@ def attention_backward_kv_kernel(
     tl.store(dv_ptr + long_key * stride_dvt + d[None, :], dv, inside)
 
 
-def attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, options):
+def attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, of_rows, of_keys, options):
     """Fill dq, dk and dv. All last strides are 1."""
     B, H, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
-    constants = constants_of(q, k, options)
+    constants = constants_of(q, k, of_rows, options)
     delta = torch.empty_like(statistics[0])
 
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
     by_rows = tiled("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
-    tensors = dq, delta, dout, out, statistics, q, k, v, seed
-    numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k)
+    tensors = dq, delta, dout, out, statistics, q, k, v, seed, of_rows
+    numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k), batch_stride(of_rows)
     grid = (cdiv(Tq, by_rows["M"]) * H * B,)
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
     by_keys = tiled("attention_kv", "", q, k, constants)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
-    tensors = dk, dv, delta, dout, statistics, q, k, v, seed
-    numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q)
+    tensors = dk, dv, delta, dout, statistics, q, k, v, seed, of_rows, of_keys
+    of_ranges = batch_stride(of_rows), batch_stride(of_keys)
+    numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q), *of_ranges
     grid = (cdiv(Tk, by_keys["N"]) * Hkv * B,)
     launch(attention_backward_kv_kernel, grid, *tensors, *numbers, **by_keys)

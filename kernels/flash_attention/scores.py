@@ -52,9 +52,16 @@ def read(pointers, inside, other: tl.constexpr = 0.0):
 
 
 @triton.jit
+def read_ranges(ptr, at):
+    """The ranges [first, end) of the tokens `at`."""
+    return tl.load(ptr + 2 * at), tl.load(ptr + 2 * at + 1)
+
+
+@triton.jit
 def keys_seen(
     first,  # position of the first of M rows
     Tk,
+    row_begin, row_end,  # (M,): the ranges of the rows, or None
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The keys that a tile of rows sees, from the beginning of a tile of N; those that all see."""
@@ -63,15 +70,31 @@ def keys_seen(
         end, end_of_all = tl.minimum(first + M, Tk), tl.minimum(first + 1, Tk)
     if WINDOW > 0:
         begin, begin_of_all = tl.maximum(first - WINDOW + 1, 0) // N * N, first + M - WINDOW
+    if row_begin is not None:
+        begin = tl.maximum(begin, tl.min(row_begin, 0) // N * N)
+        begin_of_all = tl.maximum(begin_of_all, tl.max(row_begin, 0))
+        end = tl.minimum(end, tl.max(row_end, 0))
+        end_of_all = tl.minimum(end_of_all, tl.min(row_end, 0))
     return begin, end, begin_of_all, end_of_all
 
 
 @triton.jit
-def is_seen(position, key, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Whether the row at a position sees a key, by the diagonal and the window."""
+def is_seen(
+    position,  # (M,), of the rows
+    key,  # (N,)
+    row_begin, row_end,  # (M,) or None
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    KEYS: tl.constexpr,  # the dimension of the keys in the result: 1 for (M, N), 0 for (N, M)
+):  # fmt: skip
+    """Whether the rows see the keys, by the diagonal, their window and their range."""
+    position, key = tl.expand_dims(position, KEYS), tl.expand_dims(key, 1 - KEYS)
     seen = position >= key if CAUSAL else True
     if WINDOW > 0:
         seen &= position - key < WINDOW
+    if row_begin is not None:
+        in_range = key >= tl.expand_dims(row_begin, KEYS)
+        in_range &= key < tl.expand_dims(row_end, KEYS)
+        seen = seen & in_range if CAUSAL else in_range
     return seen
 
 
@@ -107,6 +130,7 @@ def constants(
     window: int,
     dropout_p: float,
     scale: float | None,
+    has_ranges: bool,
 ) -> dict:
     """The constexprs of the kernels except those of the tile."""
     (H, Hkv), (Tq, Tk, D) = heads, sizes
@@ -132,18 +156,24 @@ def constants(
     threshold, keep_scale = threshold_and_scale(dropout_p)
     return {
         **{"SCALE": float(scale), "CAUSAL": alignment, "WINDOW": window},
-        # whether there are rows that see no key: before the diagonal, or past the last window
-        "UNSEEING": offset < 0 or Tk == 0 or 0 < window <= Tq + offset - Tk,
+        # whether rows may see no key: before the diagonal, past the last window, by their range
+        "UNSEEING": has_ranges or offset < 0 or Tk == 0 or 0 < window <= Tq + offset - Tk,
         **{"THRESHOLD": threshold, "KEEP_SCALE": keep_scale, "GROUP": H // Hkv},
         # a tensor core multiplies 16 at a time
         **{"D": D, "BLOCK_D": max(16, next_power_of_2(D)), "ACC": triton_accumulator(dtype)},
     }
 
 
-def constants_of(q, k, options):
+def batch_stride(ranges):
+    """The stride of the batch of ranges (B, T, 2), or of None."""
+    return 0 if ranges is None else ranges.stride(0)
+
+
+def constants_of(q, k, of_rows, options):
     """The constants of a call with these operands and options (from `causal` on)."""
     H, Tq, D = q.shape[1:]
-    return constants(q.dtype, (H, k.shape[1]), (Tq, k.shape[2], D), *options)
+    sizes = Tq, k.shape[2], D
+    return constants(q.dtype, (H, k.shape[1]), sizes, *options, of_rows is not None)
 
 
 def tiled(kernel, variant, q, k, constants):

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from kernels import torch_ops, triton_ops
+from kernels import KeyRanges, torch_ops, triton_ops
 from kernels.norms.layer_norm import WIDEST
 from tests.operands import DEVICE
 
@@ -79,6 +79,7 @@ WRONG_SHAPES = {
 }
 
 # operation, changed arguments, message; a dtype is that of a tensor of the right shape
+FLOATS = KeyRanges(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2))
 WRONG = [
     ("embedding", {"tokens": torch.int32}, "tokens has dtype torch.int32; give torch.int64"),
     ("embedding", {"token_table": (0, 3), "position_table": None}, r"token_table \(0, 3\) do not"),
@@ -94,6 +95,7 @@ WRONG = [
     ("attention", {"k": torch.half}, "q torch.float32, k torch.float16, .*; give one"),
     ("attention", dict.fromkeys("qkv", torch.int64), "q has dtype torch.int64; give fp16, bf16,"),
     ("attention", dict.fromkeys("qkv", (1, 2, 3, 257)), "D is 257; give heads of 1 to 256"),
+    ("attention", {"ranges": FLOATS}, r"float32 \(1, 4, 2\); give int32"),
     ("attention", {"causal": "bottom"}, "causal is 'bottom'; give True or 'top_left'"),
     ("attention_qkv", {"qkv": torch.int64}, "qkv has dtype torch.int64; give fp16"),
     ("attention_qkv", {"n_head": 0}, "H = 0"),
@@ -156,7 +158,7 @@ def call(operation, changes):
         dtype = torch.int64 if name in INTEGERS else torch.float32
         if isinstance(argument, torch.dtype):
             argument, dtype = RIGHT[operation][name], argument
-        if isinstance(argument, tuple):
+        if isinstance(argument, tuple) and argument is not FLOATS:
             argument = torch.zeros(argument, dtype=dtype, device=DEVICE)
         arguments[name] = argument
     return getattr(triton_ops.OPS, operation)(**arguments)

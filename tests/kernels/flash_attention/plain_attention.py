@@ -18,7 +18,9 @@ def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32, scale=1.0):
     return q, *(randn(B, Hkv, Tk, D, dtype=dtype, seed=seed) for seed in (1, 2))
 
 
-def plain_attention(q, k, v, *, causal=True, window=0, scale=None, keep=None, keep_scale=1.0):
+def plain_attention(
+    q, k, v, *, causal=True, window=0, ranges=None, scale=None, keep=None, keep_scale=1.0
+):
     """Whole matrices in the operands' dtype; keep (B, H, Tq, Tk) booleans -> (B, H, Tq, D)."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     wei = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, Tq, Tk)
@@ -27,6 +29,9 @@ def plain_attention(q, k, v, *, causal=True, window=0, scale=None, keep=None, ke
     hidden = row < key if causal else torch.zeros_like(row < key)
     if window:
         hidden = hidden | (key <= row - window)
+    if ranges is not None:
+        first, end = ranges.of_rows.unbind(-1)  # (B or 1, Tq)
+        hidden = hidden | (key < first[:, None, :, None]) | (key >= end[:, None, :, None])
     see_some = ~hidden.all(-1, keepdim=True)
     wei = wei.masked_fill(hidden & see_some, float("-inf")).softmax(-1) * see_some
     if keep is not None:
