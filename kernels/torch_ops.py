@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .common.operands import check_sampling_rule
 from .key_ranges import KeyRanges
 from .ops import Ops
+from .torch_attention import attention_by_products, attention_mask
 from .torch_losses import cross_entropy, linear_cross_entropy
 
 
@@ -65,6 +66,8 @@ def attention(
     *,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
     ranges: KeyRanges | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -74,11 +77,12 @@ def attention(
     if window and not causal:
         raise ValueError(f"attention: window is {window}, which needs causal=True")
     mask, unseeing = None, None
-    by_products = q.device.type == "cpu" and k.shape[2] <= SHORT
-    if by_products or window or causal == "bottom_right" or ranges is not None:
-        mask, unseeing = _mask(q, k, causal, window, ranges)
+    by_products = softcap or (q.device.type == "cpu" and k.shape[2] <= SHORT)
+    modified = alibi_slopes is not None or ranges is not None
+    if by_products or modified or window or causal == "bottom_right":
+        mask, unseeing = attention_mask(q, k, causal, window, alibi_slopes, ranges)
     if by_products:
-        out = _attention_by_products(q, k, v, mask, dropout_p, scale)
+        out = attention_by_products(q, k, v, mask, softcap, dropout_p, scale)
     else:
         out = F.scaled_dot_product_attention(
             *(q, k, v),
@@ -97,43 +101,6 @@ def attention(
 SHORT = 512
 
 
-def _attention_by_products(q, k, v, mask, dropout_p, scale):
-    B, H, T, D = q.shape
-    Hkv, Tk = k.shape[1:3]
-    group = H // Hkv  # its queries are rows of one product
-    if mask.ndim == 2:
-        mask = mask.expand(group, T, Tk).reshape(group * T, Tk)
-    else:
-        mask = mask.expand(B, H, T, Tk).reshape(B * Hkv, group * T, Tk)
-    q = q.reshape(B * Hkv, group * T, D)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*Hkv, Tk, D)
-    scale = D**-0.5 if scale is None else scale
-    weights = torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)  # (B*Hkv, group*T, Tk)
-    return (F.dropout(weights, dropout_p) @ v).view(B, H, T, D)
-
-
-def _mask(q, k, causal, window, ranges):
-    """What is added to the logits (..., Tq, Tk), and which rows (..., Tq, 1) see no key.
-
-    It is -inf where a row does not see a key, except in rows that see none; None if none can.
-    """
-    Tq, Tk = q.shape[2], k.shape[2]
-    offset = Tk - Tq if causal == "bottom_right" else 0
-    position = torch.arange(offset, Tq + offset, device=q.device)[:, None]
-    key = torch.arange(Tk, device=q.device)
-    seen = position >= key if causal else torch.ones_like(position >= key)
-    if window:
-        seen = seen & (position - key < window)
-    if ranges is not None:
-        begin, end = ranges.of_rows[:, None, :, :, None].unbind(3)  # (B or 1, 1, Tq, 1)
-        seen = seen & (key >= begin) & (key < end)
-    unseeing = None
-    if offset < 0 or window or ranges is not None:
-        unseeing = ~seen.any(-1, keepdim=True)
-        seen = seen | unseeing
-    return q.new_zeros(seen.shape).masked_fill(~seen, float("-inf")), unseeing
-
-
 def attention_qkv(
     qkv: Tensor,
     n_head: int,
@@ -141,6 +108,8 @@ def attention_qkv(
     n_kv_head: int | None = None,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
     ranges: KeyRanges | None = None,
     qk_norm: bool = False,
     eps: float = 1e-5,
@@ -150,6 +119,7 @@ def attention_qkv(
     scale: float | None = None,
     seed: Tensor | None = None,
 ) -> Tensor:
+    """`attention` of a packed projection (B, T, (H + 2 Hkv) D), with QK norm and rotation."""
     counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # heads of q, k, v
     heads = qkv.unflatten(2, (sum(counts), -1))  # (B, T, H + 2 Hkv, D)
     if qk_norm or cos is not None:
@@ -160,7 +130,8 @@ def attention_qkv(
     else:
         q, k, v = heads.split(counts, dim=2)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, T, D), (B, Hkv, T, D) twice
-    options: dict[str, Any] = {"causal": causal, "window": window, "ranges": ranges}
+    options: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
+    options |= {"alibi_slopes": alibi_slopes, "ranges": ranges}
     out = attention(q, k, v, **options, dropout_p=dropout_p, scale=scale)
     return out.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
 

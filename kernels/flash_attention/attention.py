@@ -40,49 +40,51 @@ from ..common.operands import check_operands
 from ..common.philox import keep_in_tile, seed_of_call
 from ..key_ranges import KeyRanges
 from .attention_backward import attention_backward
+from .options import batch_stride, checked_ranges, checked_slopes, tiled, together
 from .rotary import rotary_backward, rotary_forward
 from .scores import (
     BOTTOM_RIGHT,
     LOG2_E,
-    batch_stride,
-    constants_of,
+    add_alibi,
     is_seen,
     keys_seen,
     products,
     read,
     read_ranges,
     scheduled,
+    tanh,
     tile_pointers,
-    tiled,
-    together,
 )
 
 
 @triton.jit(do_not_specialize=["H", "together"])
 def attention_forward_kernel(
-    out_ptr,  # (B, H, Tq, D)
+    out_ptr,  # (B, H, Tq, Dv)
     statistics_ptr,  # (1 or 2, B, H, Tq)
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
-    v_ptr,  # (B, Hkv, Tk, D)
+    v_ptr,  # (B, Hkv, Tk, Dv)
     seed_ptr,  # () or None
+    slopes_ptr,  # (H,) or None
     ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     stride_outb, stride_outh, stride_outt,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     H, Tq, Tk, together, stride_rangesb,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
-    THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
-    FACTOR: tl.constexpr = SCALE * LOG2_E
+    UNIT: tl.constexpr = 1.0 if SOFTCAP > 0 else SCALE  # logits = UNIT S
+    FACTOR: tl.constexpr = UNIT * LOG2_E
     tiles = tl.cdiv(Tq, M)
     order, head, batch = scheduled(tiles, H, together)
     first_row = (tiles - 1 - order) * M  # rows that see the most keys first
-    row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
-    is_d = (d < D)[None, :]
+    row, d, e = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    is_d, is_e = (d < D)[None, :], (e < DV)[None, :]
     inside = None if EVEN else (row < Tq)[:, None] & is_d
     long_row = row.to(tl.int64)[:, None]
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
@@ -91,11 +93,12 @@ def attention_forward_kernel(
     q_ptr += batch * stride_qb + head * stride_qh
     q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
-    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
+    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, e)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
+    slope = tl.load(slopes_ptr + head).to(ACC) / UNIT if slopes_ptr is not None else 0
     m = tl.full((M,), float("-inf"), ACC)
     z = tl.zeros((M,), ACC)
-    acc = tl.zeros((M, BLOCK_D), ACC)
+    acc = tl.zeros((M, BLOCK_DV), ACC)
     row_begin, row_end = None, None
     if ranges_ptr is not None:
         ranges_ptr += batch * stride_rangesb
@@ -107,9 +110,14 @@ def attention_forward_kernel(
     for first_key in tl.range(begin, end, N):
         key = first_key + tl.arange(0, N)
         inside_k = None if EVEN else (key < Tk)[:, None] & is_d
+        inside_v = None if EVEN else (key < Tk)[:, None] & is_e
         k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
-        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
+        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_v)  # (N, DV)
         s = products(q, k, ACC)  # (M, N)
+        if SOFTCAP > 0:
+            s = SOFTCAP * tanh(s * (SCALE / SOFTCAP))
+        if slopes_ptr is not None:
+            s = add_alibi(s, slope, row + offset, key, 1)
         # mask the diagonal, the edge of the window and what is past the last key
         masked = first_key + N > end_of_all
         if WINDOW > 0 or ranges_ptr is not None:
@@ -139,7 +147,8 @@ def attention_forward_kernel(
         m, z = tl.where(z == 0.0, float("inf"), m), tl.where(z == 0.0, 1.0, z)
     out_ptr += batch * stride_outb + head * stride_outh
     out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + long_row * stride_outt + d[None, :], out, inside)
+    inside = None if EVEN else (row < Tq)[:, None] & is_e
+    tl.store(out_ptr + long_row * stride_outt + e[None, :], out, inside)
     at = (batch * H + head) * Tq + row
     tl.store(statistics_ptr + at, m if WIDE else m + tl.log2(z), row < Tq)
     if WIDE:
@@ -147,17 +156,17 @@ def attention_forward_kernel(
 
 
 class Attention(torch.autograd.Function):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) -> (B, H, Tq, D), and one gradient for each.
+    """q (B, H, Tq, D), k (B, Hkv, Tk, D), v (B, Hkv, Tk, Dv) -> (B, H, Tq, Dv), with gradients.
 
-    The options are causal, window, dropout_p and scale.
+    The options are causal, window, softcap, dropout_p and scale.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, seed, of_rows, of_keys, *options):
+    def forward(ctx, q, k, v, seed, slopes, of_rows, of_keys, *options):
         q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
-        out = _empty_like(q)
-        statistics = _launch_forward(out, q, k, v, seed, of_rows, options)
-        ctx.save_for_backward(q, k, v, out, statistics, seed, of_rows, of_keys)
+        out = _empty_like(q, v.shape[3])
+        statistics = _launch_forward(out, q, k, v, seed, slopes, of_rows, options)
+        ctx.save_for_backward(q, k, v, out, statistics, seed, slopes, of_rows, of_keys)
         ctx.options = options
         return out
 
@@ -165,9 +174,9 @@ class Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         q, k, v, *others = ctx.saved_tensors
-        dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
-        attention_backward(dq, dk, dv, _whole_rows(dout), q, k, v, *others, ctx.options)
-        return dq, dk, dv, *(3 + len(ctx.options)) * (None,)
+        gradients = [_empty_like(x, x.shape[3]) for x in (q, k, v)]
+        attention_backward(gradients, _whole_rows(dout), q, k, v, *others, ctx.options)
+        return *gradients, *(4 + len(ctx.options)) * (None,)
 
 
 class PackedAttention(torch.autograd.Function):
@@ -178,15 +187,15 @@ class PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin, seed, of_rows, of_keys, H, Hkv, qk_norm, eps, *options):
+    def forward(ctx, qkv, cos, sin, seed, slopes, of_rows, of_keys, H, Hkv, qk_norm, eps, *options):
         qkv, qk = _whole_rows(qkv), None
         q, k, v = _heads(qkv, H, Hkv, Hkv)
         if qk_norm or cos is not None:
             qk = rotary_forward(qkv, (H, Hkv, Hkv), (qk_norm, eps, cos, sin))
             q, k = _heads(qk, H, Hkv)
         out = qkv.new_empty((*qkv.shape[:2], H * q.shape[-1]))
-        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, of_rows, options)
-        ctx.save_for_backward(qkv, qk, cos, sin, out, statistics, seed, of_rows, of_keys)
+        statistics = _launch_forward(*_heads(out, H), q, k, v, seed, slopes, of_rows, options)
+        ctx.save_for_backward(qkv, qk, cos, sin, out, statistics, seed, slopes, of_rows, of_keys)
         ctx.heads, ctx.norm, ctx.options = (H, Hkv), (qk_norm, eps), options
         return out
 
@@ -201,32 +210,29 @@ class PackedAttention(torch.autograd.Function):
             dqk = torch.empty_like(qk)
             (q, k), (dq, dk) = _heads(qk, H, Hkv), _heads(dqk, H, Hkv)
         (dout,), (out,) = _heads(_whole_rows(dout), H), _heads(out, H)
-        attention_backward(dq, dk, dv, dout, q, k, v, out, *others, ctx.options)
+        attention_backward((dq, dk, dv), dout, q, k, v, out, *others, ctx.options)
         if qk is not None:
             rotary_backward(dqk, qkv, dqkv, (H, Hkv, Hkv), (*ctx.norm, cos, sin))
-        return dqkv, *(9 + len(ctx.options)) * (None,)
+        return dqkv, *(10 + len(ctx.options)) * (None,)
 
 
-def _launch_forward(out, q, k, v, seed, of_rows, options):
+def _launch_forward(out, q, k, v, seed, slopes, of_rows, options):
     """Fill `out` and return the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
-    constants = constants_of(q, k, of_rows, options)
     kinds = 1 if q.element_size() == 2 else 2  # m + log2 z; m and z
     statistics = torch.empty((kinds, B, H, Tq), dtype=accumulator(q.dtype), device=q.device)
-    more = constants["WINDOW"] or constants["THRESHOLD"] or of_rows is not None
-    variant = ("causal_more" if more else "causal") if constants["CAUSAL"] else ""
-    tile = tiled("attention", variant, q, k, constants)
+    tile = tiled("attention", q, k, v, slopes, of_rows, options)
     grid = (cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
-    tensors = out, statistics, q, k, v, seed, of_rows
+    tensors = out, statistics, q, k, v, seed, slopes, of_rows
     sizes = H, Tq, k.shape[2], together(k), batch_stride(of_rows)
     launch(attention_forward_kernel, grid, *tensors, *strides, *sizes, **tile)
     return statistics
 
 
-def _empty_like(x):
+def _empty_like(x, D):
     """Allocate (B, H, T, D) with the memory order (B, T, H, D), which joins the heads for free."""
-    B, H, T, D = x.shape
+    B, H, T, _ = x.shape
     return x.new_empty((B, T, H, D)).transpose(1, 2)
 
 
@@ -240,19 +246,6 @@ def _whole_rows(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _checked_ranges(operation, ranges, B, Tq, Tk):
-    """`of_rows` and `of_keys` with B batches of whole rows, or None twice."""
-    checked = []
-    for x, name, T in zip(ranges or (), KeyRanges._fields, (Tq, Tk), strict=bool(ranges)):
-        if x.dtype != torch.int32 or x.shape not in ((B, T, 2), (1, T, 2)):
-            raise ValueError(
-                f"{operation}: {name} of the ranges is {x.dtype} {tuple(x.shape)}; give int32 "
-                f"({B} or 1, {T}, 2)"
-            )
-        checked.append(x.contiguous().expand(B, T, 2))
-    return checked or (None, None)
-
-
 @opaque
 def attention(
     q: torch.Tensor,
@@ -261,24 +254,41 @@ def attention(
     *,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
     ranges: KeyRanges | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(scale q k^T) v with dropout on the weights, (B, H, Tq, D); see `kernels.Ops`.
+    """softmax(scale q k^T) v: q (B, H, Tq, D), k (B, Hkv, Tk, D), v (B, Hkv, Tk, Dv) -> (..., Dv).
 
-    Causality counts rows and keys from 0, also if Tq and Tk differ.
+    Query head h reads keys and values of head h // (H / Hkv). A row that sees no key gives 0.
+    causal: True or "top_left": row t sees keys 0 to t. "bottom_right": 0 to t + Tk - Tq, as in
+        FlashAttention. False: all keys, the default of `scaled_dot_product_attention`.
+    window: W > 0: of these keys only the last W.
+    softcap: c > 0: logits x become c tanh(x / c) (Gemma 2, 2024).
+    alibi_slopes: (H,): adds -slope |t - key|, or -slope |t + Tk - Tq - key| with "bottom_right"
+        (Press et al. 2022). They have no gradient.
+    ranges: the keys that each row may see: its own document, or what is not padding.
+    dropout_p: probability of dropping a weight; the others are scaled by 1 / (1 - dropout_p).
+    scale: 1 / sqrt(D) if None.
+    seed: () int64 of the dropout, drawn from the device's generator if None.
+
+    ValueError: shapes that do not fit, operands of several dtypes or of another than fp16, bf16,
+    fp32 and fp64, heads wider than 256, and options out of range.
     """
     q, k, v = (x.to(autocast_dtype(x) or x.dtype) for x in (q, k, v))
-    form = "q (B, H, Tq, D), k (B, Hkv, Tk, D), v (B, Hkv, Tk, D)"
+    form = "q (B, H, Tq, D), k (B, Hkv, Tk, D), v (B, Hkv, Tk, Dv)"
     check_operands("attention", form, q, k, v, one_dtype=True)
     shapes = f"q {tuple(q.shape)} and k {tuple(k.shape)}"
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: H is not a multiple of Hkv in {shapes}")
     seed = seed_of_call(seed, dropout_p, q.device)
-    ranges = _checked_ranges("attention", ranges, q.shape[0], q.shape[2], k.shape[2])
-    return Attention.apply(q, k, v, seed, *ranges, causal, window, dropout_p, scale)
+    ranges = checked_ranges("attention", ranges, q.shape[0], q.shape[2], k.shape[2])
+    slopes = checked_slopes("attention", alibi_slopes, q.shape[1])
+    options = causal, window, softcap, dropout_p, scale
+    return Attention.apply(q, k, v, seed, slopes, *ranges, *options)
 
 
 @opaque
@@ -289,6 +299,8 @@ def attention_qkv(
     n_kv_head: int | None = None,
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
     ranges: KeyRanges | None = None,
     qk_norm: bool = False,
     eps: float = 1e-5,
@@ -298,7 +310,15 @@ def attention_qkv(
     scale: float | None = None,
     seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of a packed projection [query | key | value], (B, T, H D); see `kernels.Ops`."""
+    """Attention of a packed projection [query | key | value], (B, T, (H + 2 Hkv) D) -> (B, T, H D).
+
+    n_head: H. n_kv_head: Hkv, H if None.
+    qk_norm: RMS-normalise queries and keys over D, with `eps`.
+    cos, sin: (>= T, D): then rotate each query and key x to x cos + roll(x, D / 2) sin (RoFormer,
+        Su et al. 2021); both or neither.
+
+    The other options, and the errors, are those of `attention`.
+    """
     qkv = qkv.to(autocast_dtype(qkv) or qkv.dtype)
     counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # heads of q, k, v
     form = "qkv (B, T, C), cos (>= T, D), sin (>= T, D)"
@@ -318,7 +338,9 @@ def attention_qkv(
         )
     cos, sin = (x if x is None else x.contiguous() for x in (cos, sin))
     seed = seed_of_call(seed, dropout_p, qkv.device)
-    options = causal, window, dropout_p, scale
+    slopes = checked_slopes("attention_qkv", alibi_slopes, H)
+    options = causal, window, softcap, dropout_p, scale
     B, T, _ = qkv.shape
-    ranges = _checked_ranges("attention_qkv", ranges, B, T, T)
-    return PackedAttention.apply(qkv, cos, sin, seed, *ranges, H, Hkv, qk_norm, eps, *options)
+    ranges = checked_ranges("attention_qkv", ranges, B, T, T)
+    tensors = qkv, cos, sin, seed, slopes, *ranges
+    return PackedAttention.apply(*tensors, H, Hkv, qk_norm, eps, *options)

@@ -24,37 +24,35 @@ import triton.language as tl
 
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
+from .options import batch_stride, tiled, together
 from .scores import (
     BOTTOM_RIGHT,
     LOG2_E,
-    batch_stride,
-    constants_of,
+    add_alibi,
     is_seen,
     keys_seen,
     products,
     read,
     read_ranges,
     scheduled,
+    tanh,
     tile_pointers,
-    tiled,
-    together,
     weights,
 )
-
-SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
 
 
 @triton.jit(do_not_specialize=["H", "together"])
 def attention_backward_q_kernel(
     dq_ptr,  # (B, H, Tq, D)
     delta_ptr,  # (B, H, Tq), written for the "kv" kernel
-    dout_ptr,  # (B, H, Tq, D)
-    out_ptr,  # (B, H, Tq, D)
+    dout_ptr,  # (B, H, Tq, Dv)
+    out_ptr,  # (B, H, Tq, Dv)
     statistics_ptr,  # (1 or 2, B, H, Tq), of the forward pass
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
-    v_ptr,  # (B, Hkv, Tk, D)
+    v_ptr,  # (B, Hkv, Tk, Dv)
     seed_ptr,  # () or None
+    slopes_ptr,  # (H,) or None
     ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     stride_dqb, stride_dqh, stride_dqt,
     stride_doutb, stride_douth, stride_doutt,
@@ -63,27 +61,30 @@ def attention_backward_q_kernel(
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     H, Tq, Tk, together, stride_rangesb,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
-    THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
+    UNIT: tl.constexpr = 1.0 if SOFTCAP > 0 else SCALE  # logits = UNIT S
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
     tiles = tl.cdiv(Tq, M)
     pairs = tl.num_programs(0) // tiles  # of batch and head
     order, head, batch = scheduled(tiles, H, together)
     first_row = (tiles - 1 - order) * M  # the longest rows first
-    row, d = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D)
-    is_row, is_d = None if EVEN else row < Tq, (d < D)[None, :]
+    row, d, e = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    is_d, is_e, is_row = (d < D)[None, :], (e < DV)[None, :], None if EVEN else row < Tq
     inside = None if EVEN else (row < Tq)[:, None] & is_d
+    inside_out = None if EVEN else (row < Tq)[:, None] & is_e
     long_row = row.to(tl.int64)[:, None]
 
     q_ptr += batch * stride_qb + head * stride_qh
     q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
     dout_ptr += batch * stride_doutb + head * stride_douth
-    dout = read(dout_ptr + long_row * stride_doutt + d[None, :], inside)  # (M, D)
+    dout = read(dout_ptr + long_row * stride_doutt + e[None, :], inside_out)  # (M, DV)
     out_ptr += batch * stride_outb + head * stride_outh
-    out = read(out_ptr + long_row * stride_outt + d[None, :], inside)  # (M, D)
+    out = read(out_ptr + long_row * stride_outt + e[None, :], inside_out)  # (M, DV)
     at = (batch * H + head) * Tq + row
     m = read(statistics_ptr + at, is_row)  # (M,)
     rz = 1.0 / read(statistics_ptr + pairs * Tq + at, is_row, 1.0)[:, None] if WIDE else None
@@ -91,8 +92,9 @@ def attention_backward_q_kernel(
 
     # --- every tile of keys; for wide operands twice, and at first for delta ---
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
-    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, d)
+    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, e)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
+    slope = tl.load(slopes_ptr + head).to(ACC) / UNIT if slopes_ptr is not None else 0
     dq = tl.zeros((M, BLOCK_D), ACC)
     row_begin, row_end = None, None
     if ranges_ptr is not None:
@@ -107,10 +109,16 @@ def attention_backward_q_kernel(
         for first_key in tl.range(begin, end, N):
             key = first_key + tl.arange(0, N)
             inside_k = None if EVEN else (key < Tk)[:, None] & is_d
+            inside_v = None if EVEN else (key < Tk)[:, None] & is_e
             k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
-            v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_k)  # (N, D)
+            v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_v)  # (N, DV)
             s = products(q, k, ACC)  # (M, N)
-            p = weights(s, m[:, None], rz, SCALE * LOG2_E, WIDE)
+            if SOFTCAP > 0:
+                t = tanh(s * (SCALE / SOFTCAP))
+                s = SOFTCAP * t
+            if slopes_ptr is not None:
+                s = add_alibi(s, slope, row + offset, key, 1)
+            p = weights(s, m[:, None], rz, UNIT * LOG2_E, WIDE)
             # mask the diagonal, the edge of the window and what is past the last key
             masked = first_key + N > end_of_all
             if WINDOW > 0 or ranges_ptr is not None:
@@ -128,6 +136,8 @@ def attention_backward_q_kernel(
                 delta += tl.sum(p * dp, 1)
             else:
                 ds = p * (dp - delta[:, None])
+                if SOFTCAP > 0:
+                    ds *= 1.0 - t * t
                 dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee", out_dtype=ACC)
 
     # --- output ---
@@ -139,14 +149,15 @@ def attention_backward_q_kernel(
 @triton.jit(do_not_specialize=["Hkv", "together"])
 def attention_backward_kv_kernel(
     dk_ptr,  # (B, Hkv, Tk, D)
-    dv_ptr,  # (B, Hkv, Tk, D)
+    dv_ptr,  # (B, Hkv, Tk, Dv)
     delta_ptr,  # (B, H, Tq)
-    dout_ptr,  # (B, H, Tq, D)
+    dout_ptr,  # (B, H, Tq, Dv)
     statistics_ptr,  # (1 or 2, B, H, Tq), of the forward pass
     q_ptr,  # (B, H, Tq, D)
     k_ptr,  # (B, Hkv, Tk, D)
-    v_ptr,  # (B, Hkv, Tk, D)
+    v_ptr,  # (B, Hkv, Tk, Dv)
     seed_ptr,  # () or None
+    slopes_ptr,  # (H,) or None
     ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     row_ranges_ptr,  # (B, Tk, 2): the rows that may see each key; or None
     stride_dkb, stride_dkh, stride_dkt,
@@ -156,28 +167,31 @@ def attention_backward_kv_kernel(
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     Hkv, Tq, Tk, together, stride_rangesb, stride_row_rangesb,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, UNSEEING: tl.constexpr,
-    THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
+    UNIT: tl.constexpr = 1.0 if SOFTCAP > 0 else SCALE  # logits = UNIT S
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
     tiles = tl.cdiv(Tk, N)
     pairs = tl.num_programs(0) // tiles * GROUP  # of batch and query head
     order, kv_head, batch = scheduled(tiles, Hkv, together)
     first_key = order * N  # keys that most rows see first
-    key, d = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D)
-    is_d = (d < D)[None, :]
+    key, d, e = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    is_d, is_e = (d < D)[None, :], (e < DV)[None, :]
     inside = None if EVEN else (key < Tk)[:, None] & is_d
+    inside_v = None if EVEN else (key < Tk)[:, None] & is_e
     long_key = key.to(tl.int64)[:, None]
 
     # --- the tile of keys ---
     k_ptr += batch * stride_kb + kv_head * stride_kh
     k = read(k_ptr + long_key * stride_kt + d[None, :], inside)  # (N, D)
     v_ptr += batch * stride_vb + kv_head * stride_vh
-    v = read(v_ptr + long_key * stride_vt + d[None, :], inside)  # (N, D)
+    v = read(v_ptr + long_key * stride_vt + e[None, :], inside_v)  # (N, DV)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
-    dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_D), ACC)
+    dk, dv = tl.zeros((N, BLOCK_D), ACC), tl.zeros((N, BLOCK_DV), ACC)
     # the rows that see a key
     begin, end = first_key if CAUSAL else 0, Tq
     if CAUSAL == BOTTOM_RIGHT:
@@ -196,20 +210,27 @@ def attention_backward_kv_kernel(
         head = kv_head * GROUP + member
         q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
-        dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, d)
+        dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, e)
+        slope = tl.load(slopes_ptr + head).to(ACC) / UNIT if slopes_ptr is not None else 0
         first = (batch * Hkv * GROUP + head) * Tq
         for first_row in tl.range(begin, end, M):
             row = first_row + tl.arange(0, M)
             is_row = None if EVEN else row < Tq
             inside_q = None if EVEN else (row < Tq)[:, None] & is_d
+            inside_dout = None if EVEN else (row < Tq)[:, None] & is_e
             q = read(q_tile + tl.cast(first_row, tl.int64) * stride_qt, inside_q)  # (M, D)
-            dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_q)  # (M, D)
+            dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_dout)
             m = read(statistics_ptr + first + row, is_row)  # (M,)
             rz = None
             if WIDE:
                 rz = 1.0 / read(statistics_ptr + pairs * Tq + first + row, is_row, 1.0)[None, :]
             s = products(k, q, ACC, WIDE)  # (N, M)
-            p = weights(s, m[None, :], rz, SCALE * LOG2_E, WIDE)
+            if SOFTCAP > 0:
+                t = tanh(s * (SCALE / SOFTCAP))
+                s = SOFTCAP * t
+            if slopes_ptr is not None:
+                s = add_alibi(s, slope, row + offset, key, 0)
+            p = weights(s, m[None, :], rz, UNIT * LOG2_E, WIDE)
             row_begin, row_end, masked = None, None, False
             if ranges_ptr is not None:
                 row_begin, row_end = read_ranges(ranges_ptr, tl.minimum(row, Tq - 1))
@@ -233,6 +254,8 @@ def attention_backward_kv_kernel(
                 dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
             delta = read(delta_ptr + first + row, is_row)  # (M,)
             ds = p * (dp - delta[None, :])
+            if SOFTCAP > 0:
+                ds *= 1.0 - t * t
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee", out_dtype=ACC)
 
     # --- output ---
@@ -241,27 +264,30 @@ def attention_backward_kv_kernel(
     tl.store(dk_ptr + long_key * stride_dkt + d[None, :], dk, inside)
     dv_ptr += batch * stride_dvb + kv_head * stride_dvh
     dv = (dv * KEEP_SCALE).to(dv_ptr.dtype.element_ty)
-    tl.store(dv_ptr + long_key * stride_dvt + d[None, :], dv, inside)
+    tl.store(dv_ptr + long_key * stride_dvt + e[None, :], dv, inside_v)
 
 
-def attention_backward(dq, dk, dv, dout, q, k, v, out, statistics, seed, of_rows, of_keys, options):
-    """Fill dq, dk and dv. All last strides are 1."""
+def attention_backward(
+    gradients, dout, q, k, v, out, statistics, seed, slopes, of_rows, of_keys, options
+):
+    """Fill the gradients dq, dk and dv. All last strides are 1."""
+    dq, dk, dv = gradients
     B, H, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
-    constants = constants_of(q, k, of_rows, options)
+    given = q, k, v, slopes, of_rows, options
     delta = torch.empty_like(statistics[0])
 
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
-    by_rows = tiled("attention_q", "short" if Tk <= SHORT else "", q, k, constants)
-    tensors = dq, delta, dout, out, statistics, q, k, v, seed, of_rows
+    by_rows = tiled("attention_q", *given)
+    tensors = dq, delta, dout, out, statistics, q, k, v, seed, slopes, of_rows
     numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k), batch_stride(of_rows)
     grid = (cdiv(Tq, by_rows["M"]) * H * B,)
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
-    by_keys = tiled("attention_kv", "", q, k, constants)
+    by_keys = tiled("attention_kv", *given)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
-    tensors = dk, dv, delta, dout, statistics, q, k, v, seed, of_rows, of_keys
+    tensors = dk, dv, delta, dout, statistics, q, k, v, seed, slopes, of_rows, of_keys
     of_ranges = batch_stride(of_rows), batch_stride(of_keys)
     numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q), *of_ranges
     grid = (cdiv(Tk, by_keys["N"]) * Hkv * B,)

@@ -7,22 +7,11 @@ so that dS is exactly 0 where one key has all the weight. With 16-bit operands o
 and one fused multiply-add per weight are enough: rounding the operands changes P far more.
 """
 
-import functools
-import math
-from typing import Literal
-
-import torch
 import triton
 import triton.language as tl
 
-from ..common.dtypes import triton_accumulator
-from ..common.launch import head_tile, next_power_of_2
-from ..common.philox import threshold_and_scale
-
-LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 LOG2_E = tl.constexpr(1.4426950408889634)
 BOTTOM_RIGHT = tl.constexpr(2)  # a value of CAUSAL; 1 is top-left, and 0 not causal
-TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
 
 
 @triton.jit
@@ -107,80 +96,28 @@ def products(a, b, ACC: tl.constexpr, TRANSPOSED: tl.constexpr = False):
 
 
 @triton.jit
+def tanh(x):
+    """tanh x; in fp32 by its series near 0, where 1 - e^(-2 |x|) would cancel."""
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
+    t = (1.0 - e) / (1.0 + e)
+    t = tl.where(x < 0.0, -t, t)
+    if x.dtype == tl.float32:
+        y = x * x
+        series = x * (1.0 + y * (-1 / 3 + y * (2 / 15 - y * (17 / 315))))
+        t = tl.where(y < 0.04, series, t)
+    return t
+
+
+@triton.jit
+def add_alibi(s, slope, position, key, KEYS: tl.constexpr):
+    """S - slope |position - key|; the shapes are those of `is_seen`."""
+    distance = tl.abs(tl.expand_dims(position, KEYS) - tl.expand_dims(key, 1 - KEYS))
+    return s - slope * distance
+
+
+@triton.jit
 def weights(s, m, rz, FACTOR: tl.constexpr, WIDE: tl.constexpr):
     """P from S and, of its rows, m and rz = 1 / z; if not WIDE, m is the log-sum-exp in base 2."""
     if WIDE:  # S > m only if it was added up in another order
         return tl.exp2(tl.minimum(s - m, 0.0) * FACTOR) * rz
     return tl.exp2(s * FACTOR - m)
-
-
-def together(x):
-    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them."""
-    B, H, T, D = x.shape
-    bytes_of_a_head = 2 * T * D * x.element_size()  # keys and values, or queries and dout
-    return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
-
-
-@functools.lru_cache(maxsize=4096)  # every call of attention asks three times
-def constants(
-    dtype: torch.dtype,
-    heads: tuple[int, int],  # H, Hkv
-    sizes: tuple[int, int, int],  # Tq, Tk, D
-    causal: bool | Literal["top_left", "bottom_right"],
-    window: int,
-    dropout_p: float,
-    scale: float | None,
-    has_ranges: bool,
-) -> dict:
-    """The constexprs of the kernels except those of the tile."""
-    (H, Hkv), (Tq, Tk, D) = heads, sizes
-    if causal not in (True, False, "top_left", "bottom_right"):
-        raise ValueError(
-            f"attention: causal is {causal!r}; give True or 'top_left', 'bottom_right', or False"
-        )
-    if window < 0 or (window and not causal):
-        raise ValueError(
-            f"attention: window is {window} with causal={causal}; give at least 1 key with "
-            "causal=True, or 0 for all keys"
-        )
-    if not 1 <= D <= LARGEST_HEAD:
-        raise ValueError(f"attention: D is {D}; give heads of 1 to {LARGEST_HEAD} channels")
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"attention: dtype is {dtype}; give fp16, bf16, fp32 or fp64")
-    scale = D**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf:
-        raise ValueError(f"attention: scale is {scale}; give a positive number")
-    offset = Tk - Tq if causal == "bottom_right" else 0
-    window = window if window < Tq + offset else 0  # else the last row sees every key before it
-    alignment = BOTTOM_RIGHT.value if offset else int(bool(causal))
-    threshold, keep_scale = threshold_and_scale(dropout_p)
-    return {
-        **{"SCALE": float(scale), "CAUSAL": alignment, "WINDOW": window},
-        # whether rows may see no key: before the diagonal, past the last window, by their range
-        "UNSEEING": has_ranges or offset < 0 or Tk == 0 or 0 < window <= Tq + offset - Tk,
-        **{"THRESHOLD": threshold, "KEEP_SCALE": keep_scale, "GROUP": H // Hkv},
-        # a tensor core multiplies 16 at a time
-        **{"D": D, "BLOCK_D": max(16, next_power_of_2(D)), "ACC": triton_accumulator(dtype)},
-    }
-
-
-def batch_stride(ranges):
-    """The stride of the batch of ranges (B, T, 2), or of None."""
-    return 0 if ranges is None else ranges.stride(0)
-
-
-def constants_of(q, k, of_rows, options):
-    """The constants of a call with these operands and options (from `causal` on)."""
-    H, Tq, D = q.shape[1:]
-    sizes = Tq, k.shape[2], D
-    return constants(q.dtype, (H, k.shape[1]), sizes, *options, of_rows is not None)
-
-
-def tiled(kernel, variant, q, k, constants):
-    """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
-    kernel += "" if q.element_size() == 2 else "_fp32"
-    head_size = max(64, constants["BLOCK_D"])
-    M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
-    even = constants["D"] == constants["BLOCK_D"] and q.shape[2] % M == k.shape[2] % N == 0
-    resources = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
-    return constants | {"M": M, "N": N, "EVEN": even} | resources

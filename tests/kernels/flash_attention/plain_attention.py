@@ -12,20 +12,35 @@ from tests.operands import DEVICE, randn
 SEED = torch.tensor(0x0123456789ABCDEF, device=DEVICE)
 
 
-def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32, scale=1.0):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D)."""
-    q = randn(B, H, Tq, D, dtype=dtype, scale=scale)
-    return q, *(randn(B, Hkv, Tk, D, dtype=dtype, seed=seed) for seed in (1, 2))
+def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32, Dv=None):
+    """q (B, H, Tq, D), k (B, Hkv, Tk, D), and v (B, Hkv, Tk, Dv) with Dv = D by default."""
+    q, k = randn(B, H, Tq, D, dtype=dtype), randn(B, Hkv, Tk, D, dtype=dtype, seed=1)
+    return q, k, randn(B, Hkv, Tk, Dv or D, dtype=dtype, seed=2)
 
 
 def plain_attention(
-    q, k, v, *, causal=True, window=0, ranges=None, scale=None, keep=None, keep_scale=1.0
+    q,
+    k,
+    v,
+    *,
+    causal=True,
+    window=0,
+    softcap=0.0,
+    alibi_slopes=None,
+    ranges=None,
+    scale=None,
+    keep=None,
+    keep_scale=1.0,
 ):
     """Whole matrices in the operands' dtype; keep (B, H, Tq, Tk) booleans -> (B, H, Tq, D)."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     wei = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, Tq, Tk)
     row, key = (torch.arange(size, device=q.device) for size in wei.shape[-2:])
     row = row[:, None] + (len(key) - len(row) if causal == "bottom_right" else 0)
+    if softcap:
+        wei = softcap * torch.tanh(wei / softcap)
+    if alibi_slopes is not None:
+        wei = wei - alibi_slopes[:, None, None].to(wei.dtype) * (row - key).abs()
     hidden = row < key if causal else torch.zeros_like(row < key)
     if window:
         hidden = hidden | (key <= row - window)

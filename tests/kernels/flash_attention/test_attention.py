@@ -23,6 +23,8 @@ from tests.operands import DEVICE, DTYPES, layouts, randn, sizes
 
 LARGE_LOGITS = [(torch.float32, 10.0**power) for power in (1, 2, 3, 4, 5, 6, 9)]
 LARGE_LOGITS += [(dtype, largest) for dtype in DTYPES[1:] for largest in (100.0, 1e4)]
+SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE)
+ALIBI = {"alibi_slopes": SLOPES}
 # with fewer tokens some gradients are exactly 0, and the plain computation is exact by chance
 several = sizes(130).filter(lambda size: size >= 7)
 
@@ -42,6 +44,9 @@ several = sizes(130).filter(lambda size: size >= 7)
         (7, 4, 2, 2, {"causal": "bottom_right"}),
         (4, 7, 2, 1, {"causal": "bottom_right", "window": 2}),
         (7, 4, 2, 2, {"window": 2}),
+        (7, 4, 4, 2, {"softcap": 0.5}),
+        (4, 7, 4, 2, {"causal": False, "alibi_slopes": SLOPES}),
+        (4, 7, 4, 2, {"causal": "bottom_right", "alibi_slopes": SLOPES}),
     ],
 )
 def test_the_plain_computation_agrees_with_pytorch(monkeypatch, short, Tq, Tk, H, Hkv, options):
@@ -64,6 +69,7 @@ def test_the_plain_computation_agrees_with_pytorch(monkeypatch, short, Tq, Tk, H
         (1, 2, 1, 4, 4, 2, {"window": 2}),
         (1, 2, 1, 3, 3, 1, {"dropout_p": 0.4, "seed": SEED}),
         (1, 1, 1, 3, 2, 1, {"causal": "bottom_right"}),
+        (1, 2, 1, 3, 3, 1, {"softcap": 0.7, "alibi_slopes": SLOPES[:2]}),
     ],
 )
 def test_gradients_match_the_definition(B, H, Hkv, Tq, Tk, D, options):
@@ -147,6 +153,32 @@ def test_large_logits(dtype, largest):
 def test_cross_attention_and_grouped_heads(H, Hkv, Tq, Tk, p, options):
     """Rows that see no key have an output and gradients of 0."""
     hold(operands(2, H, Hkv, Tq, Tk, 16), p, **options)
+
+
+@pytest.mark.parametrize(
+    ("Tq", "Tk", "Dv", "dtype", "options"),
+    [
+        (33, 70, 16, torch.float32, {"softcap": 3.0, "causal": False}),
+        (70, 33, 16, torch.float16, {"softcap": 50.0, "window": 20}),
+        (45, 70, 16, torch.float32, {**ALIBI, "causal": "bottom_right"}),
+        (70, 45, 16, torch.float16, {**ALIBI, "causal": False}),
+        (33, 70, 40, torch.float32, {"causal": False}),
+        (70, 33, 7, torch.float16, {}),
+        (45, 70, 24, torch.float16, {**ALIBI, "softcap": 3.0}),
+        (70, 45, 7, torch.float32, {**ALIBI, "p": 0.2, "window": 30}),
+        (45, 70, 24, torch.float32, {"softcap": 3.0, "p": 0.2, "causal": "bottom_right"}),
+    ],
+)
+def test_modified_scores_and_value_heads(Tq, Tk, Dv, dtype, options):
+    hold(operands(2, 4, 2, Tq, Tk, 16, dtype, Dv), **options)
+
+
+@pytest.mark.parametrize("logit", [1e-3, 30.0])
+def test_a_softcap_far_above_or_below_the_logits(logit):
+    """tanh keeps its relative precision near 0, and ends at 1."""
+    q, k, v = operands(1, 2, 2, 33, 33, 16)
+    hold((q * logit, k, v), softcap=1.0)
+    hold((q, k, v), softcap=1e4)
 
 
 def test_the_largest_head():

@@ -1,0 +1,119 @@
+"""The options of attention: checked, and as constexprs and tiles of its kernels."""
+
+import functools
+import math
+from typing import Literal
+
+import torch
+
+from ..common.dtypes import triton_accumulator
+from ..common.launch import head_tile, next_power_of_2
+from ..common.philox import threshold_and_scale
+from ..key_ranges import KeyRanges
+from .scores import BOTTOM_RIGHT
+
+LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
+SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
+TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
+
+
+def checked_ranges(operation, ranges, B, Tq, Tk):
+    """`of_rows` and `of_keys` with B batches of whole rows, or None twice."""
+    checked = []
+    for x, name, T in zip(ranges or (), KeyRanges._fields, (Tq, Tk), strict=bool(ranges)):
+        if x.dtype != torch.int32 or x.shape not in ((B, T, 2), (1, T, 2)):
+            raise ValueError(
+                f"{operation}: {name} of the ranges is {x.dtype} {tuple(x.shape)}; give int32 "
+                f"({B} or 1, {T}, 2)"
+            )
+        checked.append(x.contiguous().expand(B, T, 2))
+    return checked or (None, None)
+
+
+def checked_slopes(operation, slopes, H):
+    """The slopes of ALiBi (H,) in fp32, or None."""
+    if slopes is not None and slopes.shape != (H,):
+        raise ValueError(f"{operation}: alibi_slopes is {tuple(slopes.shape)}; give (H,) = ({H},)")
+    return None if slopes is None else slopes.detach().float().contiguous()
+
+
+def together(x):
+    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them."""
+    B, H, T, D = x.shape
+    bytes_of_a_head = 2 * T * D * x.element_size()  # keys and values, or queries and dout
+    return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
+
+
+@functools.lru_cache(maxsize=4096)  # every call of attention asks three times
+def constants(
+    dtype: torch.dtype,
+    heads: tuple[int, int],  # H, Hkv
+    sizes: tuple[int, int, int, int],  # Tq, Tk, D, Dv
+    causal: bool | Literal["top_left", "bottom_right"],
+    window: int,
+    softcap: float,
+    dropout_p: float,
+    scale: float | None,
+    has_ranges: bool,
+) -> dict:
+    """The constexprs of the kernels except those of the tile; ValueError if an option is wrong."""
+    (H, Hkv), (Tq, Tk, D, Dv) = heads, sizes
+    if causal not in (True, False, "top_left", "bottom_right"):
+        raise ValueError(
+            f"attention: causal is {causal!r}; give True or 'top_left', 'bottom_right', or False"
+        )
+    if window < 0 or (window and not causal):
+        raise ValueError(
+            f"attention: window is {window} with causal={causal}; give at least 1 key with "
+            "causal=True, or 0 for all keys"
+        )
+    for name, size in (("D", D), ("Dv", Dv)):
+        if not 1 <= size <= LARGEST_HEAD:
+            raise ValueError(
+                f"attention: {name} is {size}; give heads of 1 to {LARGEST_HEAD} channels"
+            )
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"attention: dtype is {dtype}; give fp16, bf16, fp32 or fp64")
+    scale = D**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"attention: scale is {scale}; give a positive number")
+    if not 0 <= softcap < math.inf:
+        raise ValueError(f"attention: softcap is {softcap}; give a positive number, or 0 for none")
+    offset = Tk - Tq if causal == "bottom_right" else 0
+    window = window if window < Tq + offset else 0  # else the last row sees every key before it
+    alignment = BOTTOM_RIGHT.value if offset else int(bool(causal))
+    threshold, keep_scale = threshold_and_scale(dropout_p)
+    return {
+        **{"SCALE": float(scale), "SOFTCAP": float(softcap)},
+        **{"CAUSAL": alignment, "WINDOW": window},
+        # whether rows may see no key: before the diagonal, past the last window, by their range
+        "UNSEEING": has_ranges or offset < 0 or Tk == 0 or 0 < window <= Tq + offset - Tk,
+        **{"THRESHOLD": threshold, "KEEP_SCALE": keep_scale, "GROUP": H // Hkv},
+        # a tensor core multiplies 16 at a time
+        **{"D": D, "BLOCK_D": max(16, next_power_of_2(D))},
+        **{"DV": Dv, "BLOCK_DV": max(16, next_power_of_2(Dv)), "ACC": triton_accumulator(dtype)},
+    }
+
+
+def batch_stride(ranges):
+    """The stride of the batch of ranges (B, T, 2), or of None."""
+    return 0 if ranges is None else ranges.stride(0)
+
+
+def tiled(kernel, q, k, v, slopes, of_rows, options):
+    """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
+    H, Tq, D = q.shape[1:]
+    Hkv, Tk, Dv = v.shape[1:]
+    chosen = constants(q.dtype, (H, Hkv), (Tq, Tk, D, Dv), *options, of_rows is not None)
+    variant = "short" if kernel == "attention_q" and Tk <= SHORT else ""
+    if kernel == "attention" and chosen["CAUSAL"]:
+        variant = "causal_more" if chosen["WINDOW"] or chosen["THRESHOLD"] else "causal"
+    kernel += "" if q.element_size() == 2 else "_fp32"
+    head_size = max(64, chosen["BLOCK_D"], chosen["BLOCK_DV"])
+    M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
+    if chosen["SOFTCAP"] or slopes is not None or of_rows is not None:
+        registers = None  # the limit is for kernels that hold less per score
+    whole = all(chosen[d] == chosen[f"BLOCK_{d}"] for d in ("D", "DV"))
+    even = whole and Tq % M == Tk % N == 0
+    resources = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    return chosen | {"M": M, "N": N, "EVEN": even} | resources
