@@ -2,16 +2,15 @@
 
 import functools
 import math
-from typing import Literal
 
 import torch
 
 from ..common.dtypes import triton_accumulator
 from ..common.launch import head_tile, next_power_of_2
 from ..common.philox import threshold_and_scale
-from ..key_ranges import KeyRanges
 from .scores import BOTTOM_RIGHT
 
+OPTIONS = "str causal, int window, float softcap, float dropout_p, float? scale"
 LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
 TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
@@ -19,15 +18,15 @@ TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of a
 
 def checked_ranges(operation, ranges, B, Tq, Tk):
     """`of_rows` and `of_keys` with B batches of whole rows, or None twice."""
-    checked = []
-    for x, name, T in zip(ranges or (), KeyRanges._fields, (Tq, Tk), strict=bool(ranges)):
+    if ranges is None:
+        return None, None
+    for x, name, T in ((ranges.of_rows, "of_rows", Tq), (ranges.of_keys, "of_keys", Tk)):
         if x.dtype != torch.int32 or x.shape not in ((B, T, 2), (1, T, 2)):
             raise ValueError(
                 f"{operation}: {name} of the ranges is {x.dtype} {tuple(x.shape)}; give int32 "
                 f"({B} or 1, {T}, 2)"
             )
-        checked.append(x.contiguous().expand(B, T, 2))
-    return checked or (None, None)
+    return (x.contiguous().expand(B, x.shape[1], 2) for x in ranges)
 
 
 def checked_slopes(operation, slopes, H):
@@ -44,20 +43,8 @@ def together(x):
     return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
 
 
-@functools.lru_cache(maxsize=4096)  # every call of attention asks three times
-def constants(
-    dtype: torch.dtype,
-    heads: tuple[int, int],  # H, Hkv
-    sizes: tuple[int, int, int, int],  # Tq, Tk, D, Dv
-    causal: bool | Literal["top_left", "bottom_right"],
-    window: int,
-    softcap: float,
-    dropout_p: float,
-    scale: float | None,
-    has_ranges: bool,
-) -> dict:
-    """The constexprs of the kernels except those of the tile; ValueError if an option is wrong."""
-    (H, Hkv), (Tq, Tk, D, Dv) = heads, sizes
+def check_options(causal, window, softcap, dropout_p, scale, D, Dv):
+    """The options as those of the operators; ValueError if one is wrong."""
     if causal not in (True, False, "top_left", "bottom_right"):
         raise ValueError(
             f"attention: causal is {causal!r}; give True or 'top_left', 'bottom_right', or False"
@@ -72,13 +59,29 @@ def constants(
             raise ValueError(
                 f"attention: {name} is {size}; give heads of 1 to {LARGEST_HEAD} channels"
             )
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"attention: dtype is {dtype}; give fp16, bf16, fp32 or fp64")
-    scale = D**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf:
+    if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"attention: scale is {scale}; give a positive number")
     if not 0 <= softcap < math.inf:
         raise ValueError(f"attention: softcap is {softcap}; give a positive number, or 0 for none")
+    alignment = causal if isinstance(causal, str) else "top_left" if causal else ""
+    return alignment, window, softcap, dropout_p, scale
+
+
+@functools.lru_cache(maxsize=4096)  # every call of attention asks three times
+def constants(
+    dtype: torch.dtype,
+    heads: tuple[int, int],  # H, Hkv
+    sizes: tuple[int, int, int, int],  # Tq, Tk, D, Dv
+    causal: str,
+    window: int,
+    softcap: float,
+    dropout_p: float,
+    scale: float | None,
+    has_ranges: bool,
+) -> dict:
+    """The constexprs of the kernels except those of the tile."""
+    (H, Hkv), (Tq, Tk, D, Dv) = heads, sizes
+    scale = D**-0.5 if scale is None else scale
     offset = Tk - Tq if causal == "bottom_right" else 0
     window = window if window < Tq + offset else 0  # else the last row sees every key before it
     alignment = BOTTOM_RIGHT.value if offset else int(bool(causal))

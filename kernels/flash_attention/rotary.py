@@ -119,18 +119,19 @@ def rotary_backward_kernel(
 
 
 def rotary_forward(
-    qkv: torch.Tensor, counts: tuple[int, int, int], positions: tuple
-) -> torch.Tensor:
-    """The normalised and rotated queries and keys, (B, T, (H + Hkv) D); `positions` as in backward.
+    qkv: torch.Tensor,  # (B, T, (H + 2 Hkv) D)
+    y: torch.Tensor,  # (B, T, (H + Hkv) D)
+    counts: tuple[int, int, int],
+    positions: tuple,
+) -> None:
+    """Fill y with the normalised and rotated queries and keys; `positions` as in backward.
 
-    qkv (B, T, (H + 2 Hkv) D). counts: the numbers of heads of queries, keys and values.
+    counts: the numbers of heads of queries, keys and values.
     """
     heads, D = counts[0] + counts[1], qkv.shape[2] // sum(counts)
-    y = torch.empty((*qkv.shape[:2], heads * D), dtype=qkv.dtype, device=qkv.device)
     *_, cos, sin = positions
     tensors = qkv, cos, sin, y
     _launch(rotary_forward_kernel, tensors, qkv.stride()[:2], qkv, heads, D, positions)
-    return y
 
 
 def rotary_backward(

@@ -27,7 +27,9 @@ class Rotary(torch.autograd.Function):
     def forward(ctx, qkv, counts, positions):
         ctx.save_for_backward(qkv)
         ctx.counts, ctx.positions = counts, positions
-        return rotary_forward(qkv, counts, positions)
+        y = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // sum(counts) * sum(counts[:2])))
+        rotary_forward(qkv, y, counts, positions)
+        return y
 
     @staticmethod
     def backward(ctx, dy):
