@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import kernels
 from kernels.common import launch
 
 
@@ -88,13 +89,16 @@ class Case(NamedTuple):
                 residual, branch = leaf((B, T, C), stream), leaf((B, T, C), narrow)
                 return residual, branch, leaf((C,), wide), leaf((C,), wide)
             case "attention":
-                return tuple(leaf((B, H, T, C // H), narrow) for _ in range(3))
+                q, k, v = (leaf((B, H, T, C // H), narrow) for _ in range(3))
+                return q, k, (torch.cat((v, v), -1) if self.options.get("wide_values") else v)
             case "attention_qkv":
                 return leaf((B, T, 3 * C), narrow), H
             case "feed_forward":  # weights are scaled so that activations have a variance near 1
                 w1, b1 = leaf((4 * C, C), narrow, C**-0.5), leaf((4 * C,), narrow)
                 w2, b2 = leaf((C, 4 * C), narrow, (4 * C) ** -0.5), leaf((C,), narrow)
                 return leaf((B, T, C), narrow), w1, b1, w2, b2
+            case "swiglu" | "geglu":  # gate and up as one projection computes them
+                return (leaf((B, T, 8 * C), narrow),)
             case "cross_entropy":
                 return leaf((B, T, V), narrow), tokens()
             case "linear_cross_entropy":  # the lecture's head has a bias, GPT-2's has none
@@ -124,6 +128,14 @@ class Case(NamedTuple):
         if "norm" in options:
             dtype = PRECISIONS[self.precision].narrow
             options["norm_weight"] = torch.randn(self.sizes.C, dtype=dtype, device=device)
+        options.pop("wide_values", None)
+        if options.pop("alibi", False):
+            options["alibi_slopes"] = torch.ones(self.sizes.H, device=device)
+        if length := options.pop("documents", 0):
+            ids = torch.arange(self.sizes.T, device=device).expand(self.sizes.B, -1) // length
+            options["ranges"] = kernels.KeyRanges.of_documents(ids)
+        if options.pop("class_weight", False):
+            options["weight"] = torch.ones(self.sizes.V, device=device)
         if options.pop("x_bias", False):
             options["x_bias"] = torch.zeros(self.sizes.C, device=device).requires_grad_()
         if options.pop("angles", False):
@@ -220,6 +232,8 @@ CASES = (
     Case("attention", GPT2, "fp32"),
     Case("attention", WIDE_HEADS),
     Case("attention", GPT2, "bf16", {"window": 256} | _DROPOUT),
+    Case("attention", GPT2, "bf16", {"softcap": 30.0, "alibi": True, "wide_values": True}),
+    Case("attention_qkv", GPT2, "bf16", {"documents": 256}),
     Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
     Case("attention_qkv", GPT2),
     Case("attention_qkv", LECTURE, "bf16", {"qk_norm": True, "angles": True} | _DROPOUT),
@@ -235,7 +249,12 @@ CASES = (
     Case("cross_entropy", LECTURE),
     Case("cross_entropy", GPT2),
     Case("cross_entropy", GPT2, "fp32"),
+    Case("cross_entropy", GPT2, "bf16", {"class_weight": True, "label_smoothing": 0.1}),
+    Case("cross_entropy", GPT2, "bf16", {"reduction": "none", "z_loss": 1e-4}),
     Case("linear_cross_entropy", GPT2),
+    Case("linear_cross_entropy", GPT2, "bf16", {"reduction": "none"}),
+    Case("swiglu", GPT2),
+    Case("geglu", GPT2),
     Case("embedding", GPT2, "autocast"),
 )
 
@@ -251,5 +270,6 @@ TOKENS = (
     Case("decode_attention", ONE, "fp32", {"qk_norm": True}),
     Case("decode_attention", ONE, "bf16", {"window": 256}),
     Case("sample_token", ONE, "bf16", {"top_k": 40}),
+    Case("sample_token", ONE, "bf16", {"top_k": 40, "top_p": 0.9}),
     Case("sample_token", ONE, "fp32", {"temperature": 0.0}),
 )
