@@ -171,7 +171,16 @@ def with_vocabulary(config: TrainConfig, data: Dataset) -> TrainConfig:
     vocab_size = config.model.vocab_size or needed
     if vocab_size < needed:
         raise UserError(f"--vocab-size is {vocab_size}, but {data.name} has {needed} tokens")
-    return replace(config, data=data.name, model=replace(config.model, vocab_size=vocab_size))
+    end_of_text = config.model.end_of_text
+    if config.model.document_mask and end_of_text < 0:
+        if data.tokenizer.end_of_text is None:
+            raise UserError(
+                f"--document-mask needs an end-of-text token, and the tokenizer of {data.name} has "
+                "none; use --tokenizer gpt2, or name the token with --end-of-text"
+            )
+        end_of_text = data.tokenizer.end_of_text
+    model = replace(config.model, vocab_size=vocab_size, end_of_text=end_of_text)
+    return replace(config, data=data.name, model=model)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .key_ranges import KeyRanges
+
 
 class Unavailable(RuntimeError):
     """The Triton kernels cannot run here; the message gives the reason and a remedy."""
@@ -40,3 +42,8 @@ class Ops(NamedTuple):
     decode_linear: Callable[..., Tensor]
     decode_attention: Callable[..., Tensor]
     sample_token: Callable[..., Tensor]
+
+    @staticmethod
+    def document_ranges(document_ids: Tensor) -> KeyRanges:
+        """The `ranges` of attention within documents, runs of equal ids (B, T)."""
+        return KeyRanges.of_documents(document_ids)

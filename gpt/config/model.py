@@ -34,6 +34,10 @@ class ModelConfig(Config):
     position: Literal["learned", "rope"] = option("learned", "how positions are encoded")
     qk_norm: bool = option(False, "RMS-normalise every query and key")
     window: int = option(0, "attend to this many tokens, the current one included; 0: to all")
+    document_mask: bool = option(False, "attend only within a document, which end-of-text ends")
+    end_of_text: int = option(
+        -1, "the token that ends a document; -1: the tokenizer's", at_least=-1
+    )
     source_size: int = option(0, "tokens of the context that an encoder reads; 0: no encoder")
     logit_softcap: float = option(0.0, "squash logits into (-cap, cap), as in Gemma 2; 0: off")
     projection_init: Literal["normal", "scaled", "zero"] = option(
@@ -50,6 +54,8 @@ class ModelConfig(Config):
             raise UserError(
                 f"--source-size {self.source_size} must be less than --block-size {self.block_size}"
             )
+        if self.document_mask and self.source_size:
+            raise UserError("--document-mask is not available with --source-size; remove one")
         if self.position == "rope" and self.n_embd // self.n_head % 2:
             raise UserError("--position rope needs an even head size, n_embd / n_head")
 

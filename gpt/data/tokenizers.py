@@ -1,7 +1,8 @@
 """Text to tokens and back: the lecture's characters, bytes, and GPT-2's byte-pair encoding.
 
-Every tokenizer has `vocab_size`, `encode(text) -> (N,) int64`, `decode(tokens) -> text`, `stream()`
-for a decoder of tokens that arrive one at a time, and `to_json()` for `from_json`.
+Every tokenizer has `vocab_size`, `end_of_text` (the token after a document, or None), `encode(text)
+-> (N,) int64`, `decode(tokens) -> text`, `stream()` for a decoder of tokens that arrive one at a
+time, and `to_json()` for `from_json`.
 """
 
 import codecs
@@ -18,6 +19,8 @@ UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete 
 
 class CharTokenizer:
     """Each character of the text is a token; the vocabulary is sorted, as in the lecture."""
+
+    end_of_text = None
 
     def __init__(self, characters: str):
         self.characters = characters
@@ -54,7 +57,7 @@ class CharTokenizer:
 class ByteTokenizer:
     """Each byte of the text's UTF-8 is a token: 256 tokens, and no character is unknown."""
 
-    vocab_size = 256
+    vocab_size, end_of_text = 256, None
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64)
@@ -73,7 +76,7 @@ class ByteTokenizer:
 class GPT2Tokenizer:
     """GPT-2's byte-pair encoding by tiktoken, which downloads its table on first use."""
 
-    vocab_size = 50257
+    vocab_size, end_of_text = 50257, 50256
 
     @cached_property
     def _encoding(self) -> Any:

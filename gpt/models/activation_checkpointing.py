@@ -5,6 +5,7 @@ GPT the input is two tensors, the residual stream and the branch that is not yet
 state of the generators is restored for dropout, so the gradients are equal in every bit.
 """
 
+from functools import partial
 from typing import Any
 
 import torch.nn as nn
@@ -12,20 +13,22 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import UserError
 from ..config.model import ModelConfig
+from .reference import Blocks
 
 
-class Recomputed(nn.Sequential):
+class Recomputed(Blocks):
     """Blocks under unchanged names, each of which is recomputed in the backward pass."""
 
     def __init__(self, blocks: nn.Sequential, has_dropout: bool):
         super().__init__(*blocks)
         self.has_dropout = has_dropout  # else no generator state needs to be kept
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, **options: Any) -> Any:  # type: ignore[override]
         if not self.training:
-            return super().forward(x)
+            return super().forward(x, **options)
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.has_dropout)
+            call = partial(block, **options)
+            x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=self.has_dropout)
         return x
 
 

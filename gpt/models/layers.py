@@ -21,7 +21,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from ..config.model import NORM_EPS, ROPE_BASE, ModelConfig
-from .reference import EncoderDecoder
+from .reference import Blocks, EncoderDecoder
 from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
 
 
@@ -112,16 +112,20 @@ class MultiHeadAttention(nn.Module):
         # its bias and the dropout are left to the next norm
         self.proj = IntoStream(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x, cache: LayerCache | None = None):
+    def forward(self, x, cache: LayerCache | None = None, ranges=None):
         qkv = self.qkv(x)  # (B, T, (H + 2 Hkv) D)
-        heads = self.attend(qkv) if cache is None else cache.attend(self, qkv)  # (B, T, C)
+        heads = self.attend(qkv, ranges) if cache is None else cache.attend(self, qkv)  # (B, T, C)
         return self.proj(heads)
 
-    def attend(self, qkv):
-        """Attention within the contexts of qkv (B, T, (H + 2 Hkv) D) -> (B, T, C)."""
+    def attend(self, qkv, ranges=None):
+        """Attention within the contexts of qkv (B, T, (H + 2 Hkv) D) -> (B, T, C).
+
+        ranges: the keys that each token may see, by `kernels.KeyRanges`.
+        """
         dropout_p = self.dropout_p if self.training else 0.0
         options = {"causal": self.causal, "window": self.window, "dropout_p": dropout_p}
         H, Hkv, _ = self.counts
+        options["ranges"] = ranges
         return self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options, **self.qk_options)
 
     @property
@@ -159,8 +163,7 @@ class FeedForward(nn.Module):
     def forward(self, x):
         up, down, activation = self.up, self.down, self.activation
         if activation == "swiglu":
-            a, b = up(x).chunk(2, dim=-1)
-            return down(F.silu(a) * b)
+            return down(self.ops.swiglu(up(x)))
         if isinstance(x, Normalised):
             return down(up(x, activation))
         return self.ops.feed_forward(
@@ -179,10 +182,10 @@ class Block(nn.Module):
         self.ln1 = Norm(config, ops)
         self.ln2 = Norm(config, ops)
 
-    def forward(self, stream, cache: LayerCache | None = None) -> Residual:
+    def forward(self, stream, cache: LayerCache | None = None, ranges=None) -> Residual:
         dropout_p = self.dropout_p if self.training else 0.0
         x, y = self.ln1.add(stream)
-        x, y = self.ln2.add(Residual(x, self.sa(y, cache), self.sa.proj.bias, dropout_p))
+        x, y = self.ln2.add(Residual(x, self.sa(y, cache, ranges), self.sa.proj.bias, dropout_p))
         return Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p)
 
 
@@ -224,7 +227,7 @@ class DecoderBlock(Block):
 def make_blocks(config: ModelConfig, ops) -> nn.Sequential | EncoderDecoder:
     layers = range(config.n_layer)
     if not config.source_size:
-        return nn.Sequential(*[Block(config, ops) for _ in layers])
+        return Blocks(*[Block(config, ops) for _ in layers])
     encoder = [Block(config, ops, causal=False) for _ in layers]
     decoder = [DecoderBlock(config, ops) for _ in layers]
     return EncoderDecoder(config.source_size, encoder, Norm(config, ops), decoder)

@@ -12,6 +12,7 @@ import torch.nn as nn
 
 from ..config.model import IGNORE_INDEX, ModelConfig
 from .layers import Norm, PackedProjection, make_blocks
+from .reference import number_documents
 from .residual import Linear
 
 
@@ -66,7 +67,11 @@ class GPT(nn.Module):
 
     def forward(self, tokens, targets=None, cache=None):
         if cache is None:
-            x = self.blocks(self.embed(tokens))  # (B, T, C)
+            options = {}
+            if self.config.document_mask:
+                documents = number_documents(tokens, self.config.end_of_text)
+                options["ranges"] = self.ops.document_ranges(documents)
+            x = self.blocks(self.embed(tokens), **options)  # (B, T, C)
         else:
             x = self.token_embedding_table(tokens)  # (R, C)
             if self.config.position == "learned":
@@ -93,7 +98,7 @@ class GPT(nn.Module):
             position = self.position_embedding_table.weight  # (block_size, C)
         x = self.ops.embedding(tokens, self.token_embedding_table.weight, position)  # (B, T, C)
         device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             # the residual stream in the dtype of the products: half the bytes, as in llm.c
             x = x.to(torch.get_autocast_dtype(device))
         return self.dropout(x)

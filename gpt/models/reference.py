@@ -11,6 +11,7 @@ Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -93,7 +94,7 @@ class Head(nn.Module):
         self.register_buffer("tril", torch.tril(torch.ones(config.block_size, config.block_size)))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, source=None):
+    def forward(self, x, source=None, documents=None):
         T = x.shape[1]
         source = x if source is None else source  # where keys and values come from
         k = self.key(source)  # (B, T, D)
@@ -108,6 +109,8 @@ class Head(nn.Module):
             seen = self.tril[:T, :T]
             if self.config.window:  # hide tokens further back (Jiang et al. 2023, Mistral)
                 seen = seen.triu(1 - self.config.window)
+            if documents is not None:  # hide tokens of other documents
+                seen = seen * (documents[:, :, None] == documents[:, None, :])  # (B, T, T)
             wei = wei.masked_fill(seen == 0, float("-inf"))  # (B, T, T)
         wei = F.softmax(wei, dim=-1)  # (B, T, T)
         wei = self.dropout(wei)
@@ -129,8 +132,8 @@ class MultiHeadAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, source=None):
-        out = torch.cat([head(x, source) for head in self.heads], dim=-1)  # (B, T, C)
+    def forward(self, x, source=None, documents=None):
+        out = torch.cat([head(x, source, documents) for head in self.heads], dim=-1)  # (B, T, C)
         return self.dropout(self.proj(out))
 
 
@@ -161,9 +164,18 @@ class Block(nn.Module):
         self.ln1 = make_norm(config)
         self.ln2 = make_norm(config)
 
-    def forward(self, x):
-        x = x + self.sa(self.ln1(x))
+    def forward(self, x, documents=None):
+        x = x + self.sa(self.ln1(x), documents=documents)
         x = x + self.ffwd(self.ln2(x))
+        return x
+
+
+class Blocks(nn.Sequential):
+    """Blocks in turn, each with the same options."""
+
+    def forward(self, x: Any, **options: Any) -> Any:  # type: ignore[override]
+        for block in self:
+            x = block(x, **options)
         return x
 
 
@@ -209,10 +221,16 @@ class EncoderDecoder(nn.Module):
         yield from self.decoder
 
 
+def number_documents(tokens, end_of_text):
+    """The number of each token's document in its row (B, T); `end_of_text` is its last token."""
+    is_end = tokens == end_of_text
+    return is_end.cumsum(1) - is_end.long()
+
+
 def make_blocks(config: ModelConfig) -> nn.Module:
     layers = range(config.n_layer)
     if not config.source_size:
-        return nn.Sequential(*[Block(config) for _ in layers])
+        return Blocks(*[Block(config) for _ in layers])
     encoder = [Block(config, causal=False) for _ in layers]
     decoder = [DecoderBlock(config) for _ in layers]
     return EncoderDecoder(config.source_size, encoder, make_norm(config), decoder)
@@ -264,7 +282,10 @@ class GPT(nn.Module):
         if self.config.position == "learned":
             x = x + self.position_embedding_table(torch.arange(T, device=tokens.device))  # (T, C)
         x = self.dropout(x)
-        x = self.blocks(x)  # (B, T, C)
+        options = {}
+        if self.config.document_mask:
+            options["documents"] = number_documents(tokens, self.config.end_of_text)
+        x = self.blocks(x, **options)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)
         logits = self.lm_head(x)  # (B, T, V)
         if self.config.logit_softcap:

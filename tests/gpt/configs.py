@@ -28,6 +28,7 @@ CONFIGS = {
     "qk_norm": replace(LECTURE, qk_norm=True),
     "grouped": replace(LECTURE, n_head=4, n_kv_head=2, qkv_bias=True),
     "window": replace(LECTURE, window=3),
+    "documents": replace(LECTURE, document_mask=True, end_of_text=3, position="rope", window=3),
     "one head": replace(LECTURE, n_head=1, n_layer=1),
     "grouped window": replace(
         LECTURE, n_head=4, n_kv_head=1, window=2, position="rope", qk_norm=True, bias=False
