@@ -95,9 +95,6 @@ def compiled(function):
     return torch.compile(function, dynamic=False)
 
 
-# --- Liger ----------------------------------------------------------------------------------------
-
-
 def _liger(name: str, *operands):
     from liger_kernel.transformers import functional
 
@@ -114,9 +111,6 @@ LIGER = {
         "fused_linear_cross_entropy", x.flatten(0, 1), weight, targets.flatten(), bias
     ),
 }
-
-
-# --- the lecture ----------------------------------------------------------------------------------
 
 
 def attention_head_by_head(q, k, v, *, causal=True, dropout_p=0.0):
@@ -137,9 +131,6 @@ REFERENCES = {
     "attention": attention_head_by_head,
     "rms_norm": lambda x, no_weight: reference.root_mean_square_normalise(x),
 }
-
-
-# --- blocks and optimizers ------------------------------------------------------------------------
 
 
 def _blocks(case: Case, device: torch.device) -> dict[str, Maker]:

@@ -100,11 +100,9 @@ def configuration(preset: str, **changes) -> TrainConfig:
     return replace(config, model=replace(config.model, **changes))
 
 
-def random_data(vocabulary: int, device: torch.device, generator=None) -> TokenDataset:
+def random_data(vocabulary: int, device: torch.device) -> TokenDataset:
     """Random tokens on the device."""
-    tokens = torch.randint(
-        vocabulary, (TOKENS,), generator=generator, dtype=torch.int32, device=device
-    )
+    tokens = torch.randint(vocabulary, (TOKENS,), dtype=torch.int32, device=device)
     return TokenDataset("random", tokens, tokens, ByteTokenizer(), device)
 
 
@@ -131,15 +129,19 @@ def make_step(
 ):
     """The step of train.py, or of nanoGPT's, and the number of parameters."""
     torch.manual_seed(config.seed)
-    if variant.kernels == "nanogpt":
-        model, optimizer = make_nanogpt(config, precision.device, nanogpt)
+    device, name = precision.device, variant.kernels
+    if name == "nanogpt":
+        vocab_size = -(-config.model.vocab_size // 64) * 64  # padded as in its README
+        model = checkouts.nanogpt(nanogpt, vars(config.model) | {"vocab_size": vocab_size})
     else:
-        name = variant.kernels
-        ops = None if name == "reference" else kernels.load(name, precision.device)
-        model = build(config.model, ops).to(precision.device)
+        ops = None if name == "reference" else kernels.load(name, device)
+        model = build(config.model, ops)
+    model.to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     compiled = torch.compile(model, dynamic=False) if variant.compile else model
-    if variant.kernels == "nanogpt":
+    if name == "nanogpt":
+        rates = (config.weight_decay, config.learning_rate, (config.beta1, config.beta2))
+        optimizer = model.configure_optimizers(*rates, device.type)
         return partial(nanogpt_step, compiled, optimizer, config, data, precision), parameters
     optimizers = make_optimizers(
         model, config, (ops or kernels.load("torch")).adamw, precision.dtype
@@ -147,17 +149,6 @@ def make_step(
     kind, _ = choose_step(replace(config, step=variant.step), precision, data)
     parts = (compiled, optimizers, data, config, precision)
     return training_step.make_step(kind, *parts), parameters
-
-
-def make_nanogpt(config: TrainConfig, device: torch.device, checkout):
-    """nanoGPT's model and optimizer."""
-    module = checkouts.nanogpt(checkout)
-    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
-    sizes = {name: getattr(config.model, name) for name in names}
-    sizes["vocab_size"] = -(-config.model.vocab_size // 64) * 64  # padded as in its README
-    model = module.GPT(module.GPTConfig(**sizes)).to(device)
-    rates = (config.weight_decay, config.learning_rate, (config.beta1, config.beta2))
-    return model, model.configure_optimizers(*rates, device.type)
 
 
 def nanogpt_step(model, optimizer, config: TrainConfig, data, precision: Precision, number: int):

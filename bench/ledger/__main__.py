@@ -45,13 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         kept = [row for row in committed or () if not covered(row)]
         ledger[version] = in_order([*kept, *rows])
-        COMMITTED.write_text(_one_kernel_per_line(ledger))
+        versions = [  # one kernel per line, so that a changed kernel is a changed line of the diff
+            f'"{one}": [\n' + ",\n".join(map(json.dumps, of_one)) + "\n]"
+            for one, of_one in sorted(ledger.items())
+        ]
+        COMMITTED.write_text("{\n" + ",\n".join(versions) + "\n}\n")
         print(f"bench/ledger/ledger.json: wrote {len(rows)} kernels by triton {version}")
         if others := ", ".join(sorted(ledger.keys() - {version})):
             print(f"rows by triton {others} are unchanged: update them with that version")
         return 0
     if not options.check:
-        print("\n".join(map(_summary, rows)))
+        for row in rows:
+            shown = (
+                f"{name} {row[name]}" for name in row if name not in ("target", "key", "cases")
+            )
+            print(f"sm_{row['target']} {row['key']}: {', '.join(shown)}")
         return 0
     found = [f"{row['target']} {row['key']}: {rule}" for row in rows for rule in findings(row)]
     if committed is None:
@@ -63,20 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
         found += [*different, "to accept these changes, run python -m bench.ledger --write"]
     print("\n".join(found) or f"{len(rows)} kernels follow every rule")
     return 1 if found else 0
-
-
-def _summary(row: dict) -> str:
-    shown = (name for name in row if name not in ("target", "key", "cases"))
-    return f"sm_{row['target']} {row['key']}: {', '.join(f'{name} {row[name]}' for name in shown)}"
-
-
-def _one_kernel_per_line(ledger: dict[str, list[dict]]) -> str:
-    """JSON with one kernel per line, so that a changed kernel is a changed line of the diff."""
-    versions = [
-        f'"{version}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]"
-        for version, rows in sorted(ledger.items())
-    ]
-    return "{\n" + ",\n".join(versions) + "\n}\n"
 
 
 if __name__ == "__main__":

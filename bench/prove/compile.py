@@ -33,7 +33,7 @@ def compile_kernels() -> None:
 
 def _compile_share(architecture: int, index: int, count: int) -> None:
     set_offline_driver(str(architecture))
-    for one in list(distinct(launches(architecture)))[index::count]:
+    for one in distinct(launches(architecture))[index::count]:
         attempt(compile_launch, one)  # some tiles are too large
 
 
@@ -54,14 +54,13 @@ def launches(architecture: int) -> Iterator[launch.Launch]:
             yield from found
 
 
-def distinct(launches: Iterable[launch.Launch]) -> Iterator[launch.Launch]:
+def distinct(launches: Iterable[launch.Launch]) -> list[launch.Launch]:
     """One launch of each compiled kernel."""
-    seen = set()
+    found: dict[tuple, launch.Launch] = {}
     for one in launches:
         key = (one.kernel, *map(_specialised, one.arguments), repr(sorted(one.options.items())))
-        if key not in seen:
-            seen.add(key)
-            yield one
+        found.setdefault(key, one)
+    return list(found.values())
 
 
 def _specialised(value):

@@ -62,7 +62,8 @@ def run_stage(module: str, seconds: float, log: Path, only: Iterable[str] = ()) 
             return outcomes
         if code is None:  # the time is over
             break
-        outcomes[current or name] = failed(f"ended with {code}: {_last_line(log)}")
+        last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1].strip()
+        outcomes[current or name] = failed(f"ended with {code}: {last[:300]}")
         if current is None or None not in outcomes.values():
             break  # it failed before its first part, or in the last one
     return {part: outcome or no_time() for part, outcome in (outcomes or {name: None}).items()}
@@ -122,8 +123,3 @@ def _logged(log: Path, function: Callable, *arguments) -> None:
         os.dup2(file.fileno(), 2)
     print(f"\n{function.__name__}{arguments}", flush=True)
     function(*arguments)
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""

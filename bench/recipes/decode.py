@@ -97,13 +97,10 @@ def make_generate(
     if name in Peers._fields and getattr(peers, name) is None:
         raise ValueError(f"its file is missing; give --{name}")
     if name == "lecture":
-        names = checkouts.lecture(peers.lecture, config.vocab_size, device)
-        return in_pieces(names.GPTLanguageModel().to(device).eval())
+        model = checkouts.lecture(peers.lecture, config.vocab_size, device)
+        return in_pieces(model.to(device).eval())
     if name == "nanogpt":
-        module = checkouts.nanogpt(peers.nanogpt)
-        fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
-        fields = {field: getattr(config, field) for field in fields}
-        model = module.GPT(module.GPTConfig(**fields)).to(device).eval()
+        model = checkouts.nanogpt(peers.nanogpt, vars(config)).to(device).eval()
         return in_pieces(model, torch.autocast(device.type, dtype, dtype != torch.float32))
     model = build(config, None if name == "reference" else kernels.load(name, device))
     if decoder.int8:
@@ -210,12 +207,10 @@ def rounded(value: float) -> float:
     return round(value) if value >= 100 else float(f"{value:.3g}")
 
 
-def describe(row: dict) -> str:
-    text = (
-        "{model}, batch {batch}, {implementation}: {tokens/s:,} tokens/s "
-        "({tokens per row:,} per row), memory limit {memory limit, tokens/s:,}"
-    )
-    return text.format(**row)
+describe = (
+    "{model}, batch {batch}, {implementation}: {tokens/s:,} tokens/s "
+    "({tokens per row:,} per row), memory limit {memory limit, tokens/s:,}"
+).format_map
 
 
 def main(arguments: list[str] | None = None) -> int:

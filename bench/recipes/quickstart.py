@@ -80,17 +80,11 @@ def run_nanogpt(checkout: Path, data: TokenDataset, copy: Path) -> tuple[float, 
         raise SystemExit(f"nanoGPT's train.py ended with:\n{done.stderr[-2000:]}")
     times = re.findall(r"iter (\d+): .*?time ([\d.]+)ms", done.stdout)
     seconds = sum(float(time) for i, time in times if 0 < int(i) < 2000) / 1e3  # others evaluate
-    return nanogpt_loss(copy, data), seconds
-
-
-def nanogpt_loss(checkout: Path, data: TokenDataset) -> float:
-    """The mean loss of the trained nanoGPT over the validation split, in nats per token."""
-    module = checkouts.nanogpt(checkout)
-    saved = torch.load(checkout / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
-    model = module.GPT(module.GPTConfig(**saved["model_args"]))
+    saved = torch.load(copy / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
+    model = checkouts.nanogpt(copy, saved["model_args"])
     model.load_state_dict(saved["model"])
     precision = Precision(torch.device("cpu"), torch.float32)
-    return evaluate(model, validation_batches(data, BLOCK_SIZE), precision)
+    return evaluate(model, validation_batches(data, BLOCK_SIZE), precision), seconds
 
 
 if __name__ == "__main__":

@@ -97,9 +97,6 @@ def soak(folder: Path, seconds: float, draw: random.Random) -> list[dict]:
     return [dict(zip(("event", "count", "lost"), event, strict=True)) for event in events]
 
 
-# --- processes ------------------------------------------------------------------------------------
-
-
 def start(folder: Path, *options) -> BaseProcess:
     """Fork a process that runs train.py; its output goes to a file beside the folder."""
     process = FORK.Process(target=run_train, args=(folder, *options))
@@ -126,9 +123,6 @@ def resources(process: BaseProcess) -> tuple[int, int]:
 
 def output(folder: Path) -> str:
     return folder.with_suffix(".txt").read_text()[-500:]
-
-
-# --- one run, and the same run interrupted --------------------------------------------------------
 
 
 def uninterrupted(folder: Path, seconds: float) -> tuple:

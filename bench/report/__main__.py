@@ -45,7 +45,11 @@ def main(arguments: list[str] | None = None, root: Path = REPOSITORY) -> int:
 def update(root: Path, check: bool) -> int:
     """Write what is out of date, or with `check` only list it. Returns the exit code."""
     folder = root / "bench" / "results"
-    gpus, recipes, ledger = by_gpu(folder), by_table(folder), read_ledger(root)
+    gpus, recipes = by_gpu(folder), by_table(folder)
+    path = root / "bench" / "ledger" / "ledger.json"
+    versions = json.loads(path.read_text()) if path.exists() else {}
+    newest = max(versions, key=lambda one: [*map(int, re.findall(r"\d+", one))], default=None)
+    ledger = newest and (newest, versions[newest])
     drawn = {root / PICTURES / name: one for name, one in pictures(gpus, recipes).items()}
     stale = {path: picture for path, picture in drawn.items() if not picture.is_current(path)}
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
@@ -71,14 +75,6 @@ def update(root: Path, check: bool) -> int:
             path.write_text(content)
     print(f"wrote {names}" if stale else "up to date")
     return 0
-
-
-def read_ledger(root: Path) -> tuple[str, list[dict]] | None:
-    """The newest Triton version of the ledger and its rows, or None without a ledger."""
-    path = root / "bench" / "ledger" / "ledger.json"
-    versions = json.loads(path.read_text()) if path.exists() else {}
-    newest = max(versions, key=lambda one: [*map(int, re.findall(r"\d+", one))], default=None)
-    return newest and (newest, versions[newest])
 
 
 if __name__ == "__main__":

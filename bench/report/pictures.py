@@ -60,8 +60,7 @@ def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture
 
 def speedup(gpu: str, rows: list[dict]) -> Figure:
     """Bars: the speedup over the fastest peer, per operation and pass."""
-    figure = Figure(figsize=(8, 0.5 * len(HEADLINES) + 1), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(8, 0.5 * len(HEADLINES) + 1), layout="constrained").subplots()
     height = 0.8 / len(timed.PASSES)
     for index, direction in ((0, "forward"), (1, "backward"), (2, "both"), (1, timed.STEP)):
         for place, (_, case) in enumerate(HEADLINES):
@@ -78,7 +77,7 @@ def speedup(gpu: str, rows: list[dict]) -> Figure:
     axes.set(title=f"Speedup of the Triton kernels, {gpu}")
     axes.set_xlabel("time of the fastest peer (named) / time of the Triton kernel")
     axes.legend(frameon=False, fontsize=8)
-    return figure
+    return axes.figure
 
 
 def fraction_of_peak(gpu: str, rows: list[dict]) -> Figure:
@@ -87,11 +86,9 @@ def fraction_of_peak(gpu: str, rows: list[dict]) -> Figure:
     for case in timed.GPU:
         row = ours_of(rows_of(rows, case, timed.passes(case)[-1]))
         shown += [row] if row else []
-    figure = Figure(figsize=(8, 0.22 * len(shown) + 1), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(shown):
-        colour = COLOURS["both" if "tflop_s" in row else "forward"]
-        axes.barh(place, 100 * row["ceiling"], color=colour)
+    axes = Figure(figsize=(8, 0.22 * len(shown) + 1), layout="constrained").subplots()
+    colours = [COLOURS["both" if "tflop_s" in row else "forward"] for row in shown]
+    axes.barh(range(len(shown)), [100 * row["ceiling"] for row in shown], color=colours)
     names = [f"{row['operation']} {row['shape']}" for row in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.invert_yaxis()
@@ -100,7 +97,7 @@ def fraction_of_peak(gpu: str, rows: list[dict]) -> Figure:
     for label, colour in (("of copy bandwidth", "forward"), ("of matrix-product FLOP/s", "both")):
         axes.barh(0, 0, color=COLOURS[colour], label=label)
     axes.legend(frameon=False, fontsize=8)
-    return figure
+    return axes.figure
 
 
 def two_cores(race: dict, decoders: list[dict]) -> Figure:
@@ -132,8 +129,7 @@ def finetune(rows: list[dict]) -> Figure:
 
     The evaluation before the first step is left out: it would flatten the rest.
     """
-    figure = Figure(figsize=(6.5, 3.5), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(6.5, 3.5), layout="constrained").subplots()
     steps = [row["step"] for row in rows[1:]]
     for name, colour in zip(STARTS, ("#999999", "#4477aa"), strict=True):
         losses = [float(row[name]) for row in rows[1:]]
@@ -143,4 +139,4 @@ def finetune(rows: list[dict]) -> Figure:
     axes.set(xlabel="training step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return figure
+    return axes.figure

@@ -67,9 +67,8 @@ def is_number(value) -> bool:
 
 def options(config: dict) -> list[tuple[str, str, bool]]:
     """(option, value, whether it differs from the preset)."""
-    preset = config.get("preset")
-    preset = PRESETS.get(preset) if isinstance(preset, str) else None
-    usual = flatten(asdict(preset)) if preset else flatten(config)
+    preset = PRESETS.get(str(config.get("preset")))
+    usual = flatten(asdict(preset) if preset else config)
     return [(name, value, value != usual.get(name)) for name, value in flatten(config).items()]
 
 
@@ -94,8 +93,7 @@ def curves(metrics: list[dict]) -> list[tuple[str, str]]:
     """(title, image) of every curve that has points."""
     found = []
     for title, (unit, keys) in CURVES.items():
-        figure = Figure(figsize=(7, 3.5), layout="constrained")
-        axes = figure.subplots()
+        axes = Figure(figsize=(7, 3.5), layout="constrained").subplots()
         axes.set(title=title, xlabel="training step", ylabel=unit)
         axes.grid(alpha=0.3)
         for label, key in keys.items():
@@ -106,7 +104,7 @@ def curves(metrics: list[dict]) -> list[tuple[str, str]]:
                 axes.plot(*zip(*points, strict=True), marker, label=label, markersize=3)
         if axes.lines:
             axes.legend(frameon=False)
-            found.append((title, data_uri(figure)))
+            found.append((title, data_uri(axes.figure)))
     return found
 
 

@@ -5,7 +5,7 @@ its whole result, and each of `LEDGER_TABLES` the rows of the ledger; a table is
 column title -> cell. `RECIPE_TABLES` are printed as their recipe wrote them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bench.baselines import OURS
 from bench.results import stem
@@ -87,12 +87,9 @@ def provenance(result: dict, stage: str | None = None) -> str:
     )
 
 
-def cells(columns: dict[str, str], row: dict) -> dict[str, str]:
-    """A row of a table. columns: title -> format of the measured row."""
-    return {title: cell.format(**row) for title, cell in columns.items()}
-
-
-# --- operations on a GPU --------------------------------------------------------------------------
+def table(columns: dict[str, str], rows: Iterable[dict]) -> list[dict]:
+    """The rows of a table. columns: title -> format of the measured row."""
+    return [{title: cell.format(**row) for title, cell in columns.items()} for row in rows]
 
 
 def peers(result: dict) -> list[dict]:
@@ -133,19 +130,6 @@ def ours_of(rows: list[dict]) -> dict | None:
 
 def speed(result: dict) -> str:
     """Every measurement, in a table for each operation."""
-    parts, missing = [provenance(result)], []
-    passes = {case.operation: timed.passes(case) for case in timed.GPU}
-    for operation, shown in passes.items():
-        rows = [row for row in result["rows"] if row["operation"] == operation]
-        rows = [speed_row(row) for row in rows if row["pass"] in shown]
-        if rows:
-            parts.append(f"**{operation}**\n\n{markdown(rows)}")
-        else:
-            missing.append(operation)
-    return "\n\n".join(parts + [f"{NOT_MEASURED}: {', '.join(missing)}"] * bool(missing))
-
-
-def speed_row(row: dict) -> dict:
     columns = {
         "shape": "{shape}, {precision}",
         "pass": "{pass}",
@@ -153,34 +137,41 @@ def speed_row(row: dict) -> dict:
         "µs": "{median_us:,.1f}",
         "p20-p80": "{p20_us:,.1f}-{p80_us:,.1f}",
         "GB/s": "{gb_s:,.0f}",
-        "TFLOP/s": "{tflop_s:,.0f}" if "tflop_s" in row else "",
+        "TFLOP/s": "{tflop_s}",
         "fraction of peak": "{ceiling:.0%}",
     }
-    return cells(columns, row)
-
-
-# --- the stages of make prove ---------------------------------------------------------------------
+    parts, missing = [provenance(result)], []
+    for operation, passes in {case.operation: timed.passes(case) for case in timed.GPU}.items():
+        rows = [row for row in result["rows"] if row["operation"] == operation]
+        rows = [
+            row | {"tflop_s": f"{row['tflop_s']:,.0f}" if "tflop_s" in row else ""}
+            for row in rows
+            if row["pass"] in passes
+        ]
+        if rows:
+            parts.append(f"**{operation}**\n\n{markdown(table(columns, rows))}")
+        else:
+            missing.append(operation)
+    return "\n\n".join(parts + [f"{NOT_MEASURED}: {', '.join(missing)}"] * bool(missing))
 
 
 def stage_rows(result: dict, name: str) -> list[dict]:
-    """The rows that a stage of `make prove` measured; those of losses have the name of the run."""
+    """The rows that a stage of `make prove` measured, each with the name of its part as `run`."""
     rows = []
     for part, outcome in result["stages"].get(name, {"parts": {}})["parts"].items():
         measured = outcome.get("figures", [])
         measured = measured if isinstance(measured, list) else [measured]
-        rows += [row | {"run": part} if name == "loss" else row for row in measured]
+        rows += [row | {"run": part} for row in measured]
     return rows
 
 
 def proof(result: dict) -> list[dict]:
-    columns = {"state": "{state}", "message": "{message}", "commit": "{commit}"}
-    return [{"stage": name} | cells(columns, one) for name, one in result["stages"].items()]
+    columns = {key: f"{{{key}}}" for key in ("stage", "state", "message", "commit")}
+    return table(columns, ({"stage": name} | one for name, one in result["stages"].items()))
 
 
 def steps(rows: list[dict]) -> list[dict]:
     """Whole training steps, the fastest of each preset first."""
-    rows = sorted(rows, key=lambda row: (row["preset"], row["milliseconds"]))
-    ours = {row["preset"]: row["milliseconds"] for row in rows[::-1] if row["kernels"] == OURS}
     columns = {
         "preset": "{preset}",
         "batch": "{batch_size} x {block_size:,}",
@@ -191,30 +182,28 @@ def steps(rows: list[dict]) -> list[dict]:
         "MFU": "{mfu:.0%}",
         "peak memory, GiB": "{gib:.1f}",
     }
-    table = []
+    rows = sorted(rows, key=lambda row: (row["preset"], row["milliseconds"]))
+    ours = {row["preset"]: row["milliseconds"] for row in rows[::-1] if row["kernels"] == OURS}
+    measured = []
     for row in rows:
         baseline = ours.get(row["preset"])
         relative = f"{row['milliseconds'] / baseline:.2f}x" if baseline else ""
         more = {"compiled": " compiled" * row["compile"], "relative": relative}
-        table.append(cells(columns, row | more | {"gib": row["peak_memory_bytes"] / 2**30}))
-    return table
+        measured.append(row | more | {"gib": row["peak_memory_bytes"] / 2**30})
+    return table(columns, measured)
 
 
 def profile(rows: list[dict]) -> list[dict]:
     """The time of each kernel in one replay of a captured training step."""
     columns = {
         "preset": "{preset}",
-        "kernel": "{kernel}",
+        "kernel": "{quote}{kernel}{quote}",
         "launches": "{launches}",
         "µs": "{microseconds:,.0f}",
         "fraction of the step": "{share:.1%}",
     }
-    ours = columns | {"kernel": "`{kernel}`"}
-    return [
-        cells(ours if row["kernel"].endswith("_kernel") else columns, row)
-        for row in rows
-        if row["share"] >= MIN_FRACTION
-    ]
+    rows = [row | {"quote": "`" * row["kernel"].endswith("_kernel")} for row in rows]
+    return table(columns, (row for row in rows if row["share"] >= MIN_FRACTION))
 
 
 def losses(rows: list[dict]) -> list[dict]:
@@ -225,24 +214,18 @@ def losses(rows: list[dict]) -> list[dict]:
         "steps": "{step:,}",
         "training time, s": "{seconds:.2f}",
     }
-    return [cells(columns, row) for row in rows]
-
-
-# --- the ledger -----------------------------------------------------------------------------------
+    return table(columns, rows)
 
 
 def ledger_table(to_cells: Callable, version: str, rows: list[dict]) -> str:
     """One row per kernel or property, one column per architecture."""
     targets = sorted({row["target"] for row in rows}, key=int)
-    columns = {
-        f"sm_{target}": to_cells([row for row in rows if row["target"] == target])
-        for target in targets
-    }
-    table = [
-        {f"triton {version}": label} | {name: of.get(label, "") for name, of in columns.items()}
-        for label in to_cells(rows)
-    ]
-    return markdown(table)
+    cells = {label: {f"triton {version}": label} for label in to_cells(rows)}
+    for target in targets:
+        found = to_cells([row for row in rows if row["target"] == target])
+        for label, row in cells.items():
+            row[f"sm_{target}"] = found.get(label, "")
+    return markdown(list(cells.values()))
 
 
 def kernel_cells(rows: list[dict]) -> dict[str, str]:

@@ -6,6 +6,7 @@ Their numbers are computed here at small sizes by the rules of `kernels/flash_at
 import math
 from collections import Counter
 
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -40,17 +41,16 @@ def online(scores=SCORES, tile: int = TILE) -> list[dict[str, float]]:
     return states
 
 
-def draw_tiles(size, grid: list[list[str]], labels: dict[str, str], loc: str) -> tuple:
-    """A figure of `size`, its axes with a grid of tiles, and a legend at `loc`."""
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
+def draw_tiles(size, grid: list[list[str]], labels: dict[str, str], loc: str) -> Axes:
+    """A figure of `size` whose axes are a grid of tiles, with a legend at `loc`."""
+    axes = Figure(figsize=size, layout="constrained").subplots()
     names, colours = list(COLOURS), ListedColormap(list(COLOURS.values()))
     numbers = [[names.index(kind) for kind in row] for row in grid]
     axes.pcolormesh(numbers, cmap=colours, vmin=0, vmax=len(names) - 1, edgecolors="white")
     axes.invert_yaxis()
     handles = [Patch(color=COLOURS[kind], label=label) for kind, label in labels.items()]
-    figure.legend(handles=handles, loc=loc, frameon=False)
-    return figure, axes
+    axes.figure.legend(handles=handles, loc=loc, frameon=False)
+    return axes
 
 
 def tiling() -> Figure:
@@ -59,7 +59,7 @@ def tiling() -> Figure:
     line = ["plain"] * now + ["now"] + ["skipped"] * (tiles - now - 1)
     grid = [line if place == row else ["skipped"] * tiles for place in range(tiles)]
     labels = {"plain": "tiles already used", "now": "tile in progress"}
-    figure, axes = draw_tiles((7.5, 4), grid, labels, "upper right")
+    axes = draw_tiles((7.5, 4), grid, labels, "upper right")
     axes.set(title="Tiles of the scores S (T, T) in attention's forward pass", aspect="equal")
     axes.set(xlabel="K, V: tiles of N keys, in order", ylabel="Q: one program per M rows")
     axes.set(xticks=[], yticks=[row + 0.5], yticklabels=["this program"])
@@ -69,13 +69,12 @@ def tiling() -> Figure:
         "z (M,)  the sum of 2^(S - m)\nacc (M, D)  the weighted sum of V"
     )
     axes.text(tiles + 0.4, row - 0.5, state, va="center", linespacing=1.5)
-    return figure
+    return axes.figure
 
 
 def online_softmax(states: list[dict[str, float]]) -> Figure:
     """The scores of one row by tiles, and the state after each tile."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(7.5, 4.2), layout="constrained").subplots()
     places, labels = [], []
     for number, state in enumerate(states):
         first = number * (TILE + 1)
@@ -91,7 +90,7 @@ def online_softmax(states: list[dict[str, float]]) -> Figure:
         "after each tile: m, the largest score so far (dashed); z = alpha z + sum of 2^(S - m)\n"
         f"softmax weight of the largest score: 2^0 / z = 1 / {z:.4g} = {1 / z:.3f}"
     )
-    return figure
+    return axes.figure
 
 
 def causal_skip(T: int, M: int, N: int, grid: list[list[str]]) -> Figure:
@@ -102,12 +101,12 @@ def causal_skip(T: int, M: int, N: int, grid: list[list[str]]) -> Figure:
         "masked": f"{count['masked']} tiles computed with the mask",
         "skipped": f"{count['skipped']} tiles not computed",
     }
-    figure, axes = draw_tiles((8, 4), grid, labels, "outside right center")
+    axes = draw_tiles((8, 4), grid, labels, "outside right center")
     axes.set(title=f"Tiles of causal attention, T = {T}, M = {M} rows, N = {N} keys")
     axes.set(xlabel="first key of the tile", ylabel="first row of the tile")
     axes.set_xticks(range(0, T // N, 4), range(0, T, 4 * N))
     axes.set_yticks(range(T // M), range(0, T, M))
-    return figure
+    return axes.figure
 
 
 CAUSAL = (1024, 128, 64)

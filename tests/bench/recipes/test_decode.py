@@ -78,7 +78,7 @@ def test_a_file_that_is_not_the_peer_s_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no\.py"):
         checkouts.lecture(tmp_path / "no.py", 65, CPU)
     with pytest.raises(ValueError, match=r"it has no model\.py"):
-        checkouts.nanogpt(tmp_path)
+        checkouts.nanogpt(tmp_path, {})
 
 
 # --- rows -----------------------------------------------------------------------------------------
