@@ -150,7 +150,7 @@ def print_samples(
     )
 
 
-def load_ops(choice: str, device: torch.device):
+def load_ops(choice: str, device: torch.device) -> kernels.Ops | None:
     """The operations that `--kernels` names, or None for the reference."""
     try:
         return None if choice == "reference" else kernels.load(choice, device)

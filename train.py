@@ -34,7 +34,8 @@ from gpt.training.evaluation import evaluate
 from gpt.training.make_step import choose_step
 from gpt.training.non_finite import NonFiniteError
 from gpt.training.optimizers import make_optimizers
-from gpt.training.precision import Precision, set_float32_matmul_precision
+from gpt.training.precision import Precision
+from sample import load_ops
 
 
 def main(arguments: list[str]) -> int:
@@ -95,8 +96,11 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     """Data, model and optimizers on `device`. Prints the header of the run."""
     dtype = hardware.choose_dtype(config.dtype, device)
     precision = Precision(device, dtype)
-    set_float32_matmul_precision(dtype)
-    ops = load_ops(config, device)
+    # allow TF32 for the fp32 products of a run in 16 bits, not of one in fp32
+    torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
+    is_reference = config.lecture or config.kernels == "reference"
+    choice = config.kernels + ",adamw=torch" * (config.parallel == "fsdp")
+    ops = None if is_reference else load_ops(choice, device)
     data = open_data(config.data, config.data_dir, config.tokenizer).to(device)
     config = with_vocabulary(config, data)
     if ops is not None and device.type == "cuda" and "triton" in kernels.serving(ops).values():
@@ -144,17 +148,6 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     why = kernels.explain_auto(device)[1] if is_auto else ""
     print_header(run, why, reason)
     return run
-
-
-def load_ops(config: TrainConfig, device: torch.device) -> kernels.Ops | None:
-    """The table of operations, or None if the lecture's own modules compute everything."""
-    if config.lecture or config.kernels == "reference":
-        return None
-    try:
-        adamw = ",adamw=torch" if config.parallel == "fsdp" else ""
-        return kernels.load(config.kernels + adamw, device)
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
 
 
 def kernel_table(config: TrainConfig, ops: kernels.Ops | None) -> dict[str, str]:

@@ -165,17 +165,6 @@ def nanogpt_step(model, optimizer, config: TrainConfig, data, precision: Precisi
     return loss
 
 
-def unavailable_reason(variant: Variant, device: torch.device, nanogpt) -> str | None:
-    """Why the variant cannot run here, or None."""
-    if variant.kernels == "nanogpt" and nanogpt is None:
-        return "NANOGPT is not set to the path of a checkout"
-    if variant.step == "graph" and device.type != "cuda":
-        return "a CUDA graph needs a GPU"
-    if variant.kernels == "triton":
-        return kernels.unavailable_reason(device)
-    return None
-
-
 def summary(row: dict) -> str:
     variant = Variant(row["kernels"], row["compile"], row["step"])
     mfu = f", mfu {100 * row['mfu']:.1f}%" if row["mfu"] else ""

@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -48,13 +47,7 @@ def set_offline_driver(target: str) -> None:
     )
 
 
-class Recorded(NamedTuple):
-    case: str
-    architecture: int
-    launch: launch.Launch
-
-
-def record(case, architecture: int) -> list[Recorded]:
+def record(case, architecture: int) -> list[launch.Launch]:
     """Every launch of `case` on `architecture`."""
     with (
         launch.record(architecture) as launches,
@@ -64,8 +57,7 @@ def record(case, architecture: int) -> list[Recorded]:
         # AdamW reads data pointers for its kernel, which is recorded and not launched
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         case.run(triton_ops.OPS, torch.device("cpu"))
-    launches = [one._replace(arguments=tuple(map(_meta, one.arguments))) for one in launches]
-    return [Recorded(str(case), architecture, one) for one in launches]
+    return [one._replace(arguments=tuple(map(_meta, one.arguments))) for one in launches]
 
 
 def _meta(value):
@@ -77,8 +69,8 @@ def _meta(value):
     return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def rows(recorded: Iterable[Recorded], target: str) -> list[dict]:
-    """One row for every distinct kernel among the launches, compiled for `target`."""
+def rows(recorded: Iterable[tuple[str, int, launch.Launch]], target: str) -> list[dict]:
+    """One row for every distinct kernel of the launches, (case, architecture, launch) each."""
     set_offline_driver(target)
     found: list[dict] = []
     measured: dict[str, dict] = {}  # by key
@@ -117,17 +109,18 @@ def collect(targets: Iterable[str], kernels: Iterable[str]) -> list[dict]:
     jobs = [(target, cases, kernels) for cases in by_operation.values() for target in targets]
     os.environ.pop("TRITON_INTERPRET", None)  # read on import: interpreted kernels do not compile
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        results = pool.starmap(_compile, jobs, chunksize=1)
+        results = pool.starmap(rows_of, jobs, chunksize=1)
     return in_order(_merged(itertools.chain(*results)))
 
 
-def _compile(target: str, cases, kernels) -> list[dict]:
+def rows_of(target: str, cases, kernels: Iterable[str] = ()) -> list[dict]:
+    """One row for every kernel of `cases` whose name contains one of `kernels`, by default all."""
     recorded = (
-        one
+        (str(case), architecture, one)
         for case in cases
         for architecture in architectures(target)
         for one in record(case, architecture)
-        if is_selected(name(one.launch), kernels)
+        if is_selected(name(one), kernels)
     )
     return rows(recorded, target)
 

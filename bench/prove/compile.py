@@ -46,7 +46,7 @@ def compile_step(part: str) -> None:
 def launches(architecture: int) -> Iterator[launch.Launch]:
     """The launches of steps, timed operations and tuning."""
     for case in (*STEPS, *(case for case in timed.GPU if case.operation != BLOCK)):
-        yield from (one.launch for one in record(case, architecture))
+        yield from record(case, architecture)
     for case in timed.TRAINING:
         with launch.target(architecture):
             tiles = [variants(case, kernel, META) for kernel in tiles_used_by(case, META)]

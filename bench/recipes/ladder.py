@@ -178,7 +178,7 @@ def compiled_rows(rungs: list[Rung]) -> list[dict]:
             "widest load": widest(one["loads"]),
         }
         for rung in rungs
-        for one in compiled.rows(compiled.record(rung, COMPILED_FOR), str(COMPILED_FOR))
+        for one in compiled.rows_of(str(COMPILED_FOR), [rung])
     ]
 
 

@@ -23,7 +23,9 @@ class TextStream:
             self.stopped = True
             self.held = self.held[: self.held.index(self.stop)]
             return self.rest()
-        certain = len(self.held) - _overlap(self.held, self.stop)
+        lengths = range(len(self.stop) - 1, 0, -1)  # of a suffix that `stop` may start with
+        overlap = next((n for n in lengths if self.held.endswith(self.stop[:n])), 0)
+        certain = len(self.held) - overlap
         text, self.held = self.held[:certain], self.held[certain:]
         return text
 
@@ -31,11 +33,6 @@ class TextStream:
         """Return the text that was held back, once no token follows."""
         text, self.held = self.held, ""
         return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest suffix of `text` that is a prefix of `stop`."""
-    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def in_order(tokens: Iterator[Tensor], streams: list[TextStream]) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,6 @@
 """The metrics of a run: metrics.jsonl, summary.json, loss.png, and TensorBoard or W&B."""
 
 import contextlib
-import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -93,11 +92,9 @@ def _as_user_error(folder: Path) -> Iterator[None]:
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
     """Plot training loss, validation loss and a task's accuracy over the steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
         points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
@@ -124,13 +121,14 @@ def _tracker(name: str, folder: Path, config: dict) -> Write:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            return functools.partial(_write_scalars, SummaryWriter(str(folder)))
+            writer = SummaryWriter(str(folder))
+
+            def write(values: dict, step: int) -> None:
+                for key, value in values.items():
+                    writer.add_scalar(key, value, step)
+                writer.flush()
+
+            return write
     except ImportError:
         raise UserError(f"--log {name} needs its package: pip install {name}") from None
     return lambda values, step: None
-
-
-def _write_scalars(writer, values: dict, step: int) -> None:
-    for key, value in values.items():
-        writer.add_scalar(key, value, step)
-    writer.flush()

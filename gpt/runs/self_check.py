@@ -51,13 +51,21 @@ def checked(
     Compares once per GPU, software and model, and caches a good result. `check` is the module
     `kernels.check`. Raises UserError if something is wrong and --kernels is not auto.
     """
-    key = _cache_key(check.facts(ops, precision.device), config)
-    if key in _cached():
+    model = {"model": config.model.to_dict(), "rows": config.batch_size, "dtype": config.dtype}
+    facts = json.dumps(check.facts(ops, precision.device) | model, sort_keys=True)
+    key, path = hashlib.sha256(facts.encode()).hexdigest()[:32], cache_dir() / CACHE
+    try:
+        cached = json.loads(path.read_text())
+    except (OSError, ValueError):
+        cached = {}
+    if key in cached:
         return ops
     arguments = (fallback, check, data, config, precision)
     found = _good_or_reason(ops, *arguments)
     if isinstance(found, Comparison):
-        _cache(key, found)
+        with contextlib.suppress(OSError):  # then the next run compares again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(cached | {key: str(found)}, indent=1) + "\n")
         return ops
     where = f"--kernels {config.kernels} on {hardware.device_name(precision.device)}"
     must_stop = config.kernels != "auto"
@@ -115,22 +123,3 @@ def _differentiate(config: ModelConfig, ops, x, y, precision: Precision):
     (scale * loss).backward()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     return loss.item(), torch.cat([one.double().flatten() for one in gradients]) / scale
-
-
-def _cache_key(facts: dict, config: TrainConfig) -> str:
-    key = {"model": config.model.to_dict(), "rows": config.batch_size, "dtype": config.dtype}
-    return hashlib.sha256(json.dumps(facts | key, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _cached() -> dict:
-    try:
-        return json.loads((cache_dir() / CACHE).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _cache(key: str, found: Comparison) -> None:
-    path = cache_dir() / CACHE
-    with contextlib.suppress(OSError):  # then the next run compares again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_cached() | {key: str(found)}, indent=1) + "\n")

@@ -46,7 +46,12 @@ class GraphedFunction(Generic[Result]):
     def __call__(self) -> Result:
         if self.warm_up_left > 0:
             self.warm_up_left -= 1
-            return on_side_stream(self.function)
+            stream = torch.cuda.Stream()  # not the default one, as in a capture
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = self.function()
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
         if self.captured is None and not self.is_eager:
             self._capture()
         if self.captured is None:
@@ -70,16 +75,6 @@ class GraphedFunction(Generic[Result]):
     def release(self) -> None:
         """Free the graph and its memory; later calls are eager."""
         self.captured, self.is_eager = None, True
-
-
-def on_side_stream(function: Callable[[], Result]) -> Result:
-    """Call `function` on a stream other than the default one, as a capture does."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        result = function()
-    torch.cuda.current_stream().wait_stream(stream)
-    return result
 
 
 def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:

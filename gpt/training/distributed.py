@@ -18,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import UserError
 from ..models import residual
 
-# --- the process group ------------------------------------------------------------------------
-
 
 def init_process_group(device_name: str) -> str:
     """Join the process group if torchrun started this process; return this rank's device name.
@@ -65,9 +63,6 @@ def print_on_main_only() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO())
 
 
-# --- collectives ------------------------------------------------------------------------------
-
-
 def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks."""
     if dist.is_initialized():
@@ -93,9 +88,6 @@ def all_gather(value: torch.Tensor) -> list[torch.Tensor]:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-# --- models on several ranks ------------------------------------------------------------------
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
@@ -146,9 +138,6 @@ def no_sync(model: Any):  # a DistributedDataParallel or an FSDPModule
     else:
         with model.no_sync():
             yield
-
-
-# --- shards and whole tensors -----------------------------------------------------------------
 
 
 def is_shard(tensor: torch.Tensor) -> bool:

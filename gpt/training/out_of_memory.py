@@ -51,7 +51,14 @@ def _fits(gradients: Gradients, rows: int, number: int) -> bool:
     trial.plan = replace(gradients.plan, batch_size=rows, passes=1)
     trial.precision = Precision(precision.device, precision.dtype)  # with a loss scaler of its own
     try:
-        reserved = _state_to_come(gradients)
+        reserved = [  # for the state that a first update allocates: two moments each
+            torch.empty_like(parameter)
+            for optimizer in gradients.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if not optimizer.state.get(parameter)
+            for _ in range(2)
+        ]
         trial(number)
         del reserved
     except RuntimeError as error:
@@ -61,15 +68,3 @@ def _fits(gradients: Gradients, rows: int, number: int) -> bool:
     finally:
         trial.clear()
     return True
-
-
-def _state_to_come(gradients: Gradients) -> list[torch.Tensor]:
-    """Room for the state that the optimizers allocate in their first update: two moments each."""
-    return [
-        torch.empty_like(parameter)
-        for optimizer in gradients.optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if not optimizer.state.get(parameter)
-        for _ in range(2)
-    ]

@@ -18,8 +18,3 @@ class Precision:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
-
-
-def set_float32_matmul_precision(dtype: torch.dtype) -> None:
-    """In this process, allow TF32 for the fp32 products of a run in 16 bits, not of one in fp32."""
-    torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")

@@ -39,7 +39,7 @@ def loaded_kernels(case) -> dict[str, dict]:
     """Registers, spills and shared memory of each kernel of `case`, as loaded by the driver."""
     architecture = launch.architecture(torch.device("cuda"))
     found = {}
-    for _, _, one in record(case, architecture):
+    for one in record(case, architecture):
         kernel = compile_launch(one)
         kernel._init_handles()  # loads the kernel
         key = describe(one, kernel)

@@ -7,8 +7,9 @@ import os
 
 import torch
 
+import kernels
 from bench.prove.stage import Outcome, not_available, passed
-from bench.training import SIZES, VARIANTS, measure, summary, unavailable_reason
+from bench.training import SIZES, VARIANTS, measure, summary
 
 SHARE = 0.5  # of a part's time for timing; the rest is for compilation and capture
 MAX_SECONDS = 2.0
@@ -21,8 +22,9 @@ UNCOMPILED = tuple(part for part in PARTS if part not in COMPILED)
 def work(part: str, seconds: float) -> Outcome:
     preset, variant = STEPS[part]
     device, nanogpt = torch.device("cuda", 0), os.environ.get("NANOGPT")
-    reason = unavailable_reason(variant, device, nanogpt)
-    if reason:
+    if variant.kernels == "nanogpt" and nanogpt is None:
+        return not_available("NANOGPT is not set to the path of a checkout")
+    if variant.kernels == "triton" and (reason := kernels.unavailable_reason(device)):
         return not_available(reason)
     row = measure(preset, variant, device, min(MAX_SECONDS, SHARE * seconds), nanogpt)
     return passed(summary(row), figures=row, lines=[summary(row)])

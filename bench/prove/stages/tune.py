@@ -111,7 +111,7 @@ def variants(case, kernel: str, device: torch.device) -> list[tuple[Any, list[La
 
     def launches(tile):
         with use_tile(kernel, tile):
-            return [one.launch for one in record(case, launch.architecture(device))]
+            return record(case, launch.architecture(device))
 
     def described(some):
         return [(name(one), one.grid, one.options) for one in some]

@@ -93,7 +93,7 @@ def main(file: str) -> None:
             kernel, arguments, options = calls[name]
             with record(targets[0]) as launches:
                 launch(kernel, (ROWS,), *arguments, **options)
-            recorded = [compiled.Recorded(name, target, launches[0]) for target in targets]
+            recorded = [(name, target, launches[0]) for target in targets]
             (found[f"{name} {architecture}"],) = compiled.rows(recorded, architecture)
     Path(file).write_text(json.dumps(found))
 

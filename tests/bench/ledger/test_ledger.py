@@ -105,7 +105,7 @@ def test_every_launch_is_of_a_kernel_of_the_ledger():
             held[row["target"], case].append({name, *rest.split()})
     cases = (*CASES, *UPDATES, *TOKENS, *STEPS)
     for case, target in itertools.product(cases, ledger.TARGETS):
-        for *_, one in compiled.record(case, int(target)):
+        for one in compiled.record(case, int(target)):
             constants = {f"{k}={getattr(v, '__name__', v)}" for k, v in one.options.items()}
             wanted = constants - {"enable_fp_fusion=True", "maxnreg=None"} | {compiled.name(one)}
             assert any(wanted <= words for words in held[target, str(case)]), (case, wanted)
