@@ -28,7 +28,6 @@ setup(
             *("kernels", "transformers"),  # Hugging Face's, with which an environment is shared
         ],
         "weights": ["huggingface_hub", "transformers"],
-        "report": ["jinja2"],
         "log": ["tensorboard", "wandb"],
         "bpe": ["tiktoken"],
         "data": ["datasets", "tiktoken"],

@@ -2,7 +2,6 @@
 
     python -m bench.report            write every table and picture that is out of date
     python -m bench.report --check    change nothing; exit 1 if one is out of date
-    python -m bench.report RUN        write one HTML page about the run in the folder RUN
 
 Results are the files in bench/results/ (`make prove` and the recipes write them; the newest
 measurement counts) and bench/ledger/ledger.json. A table stands in README.md or docs/*.md between
@@ -16,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.report import run_report, tables
+from bench.report import tables
 from bench.report.pictures import Picture, pictures
 from bench.results import REPOSITORY, by_gpu, by_table
 from gpt import UserError
@@ -28,14 +27,9 @@ MARKER = re.compile(r"<!-- (?:begin|end) [\w-]+ -->")
 
 def main(arguments: list[str] | None = None, root: Path = REPOSITORY) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", nargs="?", type=Path, help="report on the run in this folder")
-    parser.add_argument("--prompt", help="the text of the attention maps on a run's page")
     parser.add_argument("--check", action="store_true", help="exit 1 if something is out of date")
     options = parser.parse_args(arguments)
     try:
-        if options.run:
-            print(f"wrote {run_report.write(options.run, options.prompt)}")
-            return 0
         return update(root, options.check)
     except (UserError, OSError) as error:
         print(f"bench.report: {error}", file=sys.stderr)

@@ -16,7 +16,6 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from bench.recipes.exercises import STARTS
-from bench.report import walk_pictures
 from bench.report.tables import GPU_PICTURES, HEADLINES, ours_of, peer_speedup, rows_of
 from bench.results import stem
 from bench.workloads import timed
@@ -44,8 +43,8 @@ class Picture(NamedTuple):
 
 
 def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture]:
-    """File name -> picture, for everything that was measured, and for the walk."""
-    found = {name: Picture(*picture) for name, picture in walk_pictures.PICTURES.items()}
+    """File name -> picture, for everything that was measured."""
+    found = {}
     for result in results:
         inputs = [result["gpu"]["name"], result["rows"]]
         for kind, draw in zip(GPU_PICTURES, (speedup, fraction_of_peak), strict=True):

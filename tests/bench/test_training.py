@@ -5,7 +5,6 @@ import torch
 
 from bench import training
 from bench.prove.stages import loss, profile
-from bench.prove.stages import step as step_stage
 from gpt.config.model import ModelConfig
 
 CPU = torch.device("cpu")

@@ -3,10 +3,6 @@
 import ast
 import re
 
-import pytest
-import torch
-
-from bench.report.walk_pictures import SCORES, kinds, online
 from bench.results import REPOSITORY
 
 WALK = (REPOSITORY / "docs" / "walk.md").read_text()
@@ -48,18 +44,3 @@ def test_times_in_the_code_are_chapters():
     times = re.findall(r"\[?(\d\d:\d\d:\d\d)[],]", source)
     assert set(times) <= set(CHAPTERS)
     assert len(times) > 15
-
-
-def test_the_online_softmax_in_the_picture_is_the_softmax():
-    weights = torch.softmax(torch.tensor(SCORES, dtype=torch.float64) * torch.tensor(2.0).log(), 0)
-    last = online()[-1]
-    assert last["m"] == max(SCORES)
-    assert 1 / last["z"] == pytest.approx(weights.max().item(), rel=1e-6)
-
-
-@pytest.mark.parametrize(("T", "M", "N"), [(1024, 128, 64), (256, 64, 64), (256, 32, 64)])
-def test_the_tiles_in_the_picture_match_the_mask(T, M, N):
-    tiles = torch.ones(T, T).tril().unflatten(1, (T // N, N)).unflatten(0, (T // M, M))
-    names = {0: "skipped", M * N: "plain"}
-    counts = tiles.sum((1, 3)).tolist()  # unmasked elements, (rows of tiles, tiles per row)
-    assert kinds(T, M, N) == [[names.get(count, "masked") for count in row] for row in counts]
