@@ -1,19 +1,19 @@
-"""The four activations and their derivatives: against fp64, symmetries, extreme values."""
+"""The four activations and their derivatives: against fp64, extreme values."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from hypothesis import given, strategies
 
+from kernels.common.dtypes import accumulator
 from kernels.matmul.activation import ACTIVATIONS, FROM_HIDDEN, ROWS, activation_backward
 from kernels.matmul.activation import activation_forward as forward
 from kernels.torch_ops import ACTIVATIONS as TORCH
 from tests.numerics import assert_rounded_once, guarded, guarded_memory
 from tests.operands import DEVICE, DTYPES, randn
 
-GELUS = ("gelu", "gelu_tanh")
+all_activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 
 def computed_in(dtype, activation, x, dhidden=None):
@@ -40,40 +40,38 @@ def gradient_in(dtype, activation, kept, dhidden):
     return computed_in(dtype, activation, kept, dhidden)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@all_activations
 def test_forward_is_rounded_once(activation, dtype):
-    for size in (1, 2, 7, 33, 257, 4096, 4097):
-        for scale in (0.02, 1.0, 30.0):
-            x, check = guarded(randn(size, dtype=dtype, scale=scale, seed=size))
-            with guarded_memory():
-                hidden = forward(x, activation)
-            check()
-            exact = computed_in(torch.float64, activation, x)
-            baseline = computed_in(torch.float32, activation, x)
-            assert hidden.dtype == dtype
-            assert_rounded_once(hidden, exact, baseline, f"hidden of {size} times {scale}")
+    for size, scale in ((1, 1.0), (33, 0.02), (257, 30.0), (4096, 0.02), (4097, 1.0)):
+        x, check = guarded(randn(size, dtype=dtype, scale=scale, seed=size))
+        with guarded_memory():
+            hidden = forward(x, activation)
+        check()
+        exact = computed_in(torch.float64, activation, x)
+        baseline = computed_in(accumulator(dtype), activation, x)
+        assert hidden.dtype == dtype
+        assert_rounded_once(hidden, exact, baseline, f"hidden of {size} times {scale}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@all_activations
 def test_backward_is_rounded_once(activation, dtype):
-    for M, N in ((1, 1), (31, 129), (ROWS, 128), (2 * ROWS + 9, 65)):
-        for scale in (0.02, 1.0, 30.0):
-            dhidden, dhidden_intact = guarded(randn(M, N, dtype=dtype, seed=1))
-            kept = kept_by(activation, randn(M, N, dtype=dtype, scale=scale, seed=2))
-            kept, kept_intact = guarded(kept)
-            with guarded_memory():
-                dx, sums = activation_backward(dhidden, kept, activation)
-            dhidden_intact()
-            kept_intact()
-            exact = gradient_in(torch.float64, activation, kept, dhidden)
-            baseline = gradient_in(torch.float32, activation, kept, dhidden)
-            assert dx.dtype == dtype
-            assert_rounded_once(dx, exact, baseline, f"dx of {M} x {N} times {scale}")
-            assert sums.dtype == torch.float32
-            assert sums.shape == (-(-M // ROWS), N)  # on every GPU
-            assert_rounded_once(sums.sum(0), exact.sum(0), baseline.sum(0), f"sums of {M} x {N}")
+    for M, N, scale in ((1, 1, 1.0), (31, 129, 3.0), (ROWS, 128, 0.02), (2 * ROWS + 9, 65, 1.0)):
+        dhidden, dhidden_intact = guarded(randn(M, N, dtype=dtype, seed=1))
+        kept = kept_by(activation, randn(M, N, dtype=dtype, scale=scale, seed=2))
+        kept, kept_intact = guarded(kept)
+        with guarded_memory():
+            dx, sums = activation_backward(dhidden, kept, activation)
+        dhidden_intact()
+        kept_intact()
+        exact = gradient_in(torch.float64, activation, kept, dhidden)
+        baseline = gradient_in(torch.float32, activation, kept, dhidden)
+        assert dx.dtype == dtype
+        assert_rounded_once(dx, exact, baseline, f"dx of {M} x {N} times {scale}")
+        assert sums.dtype == torch.float32
+        assert sums.shape == (-(-M // ROWS), N)  # on every GPU
+        assert_rounded_once(sums.sum(0), exact.sum(0), baseline.sum(0), f"sums of {M} x {N}")
 
 
 def spelled_out(activation, x):
@@ -83,47 +81,27 @@ def spelled_out(activation, x):
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
 
 
-@pytest.mark.parametrize("activation", GELUS)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_every_interval_is_as_exact_as_pytorch(activation):
     """f(x) is small for negative x, where the error of the whole axis would hide its own."""
     edges = torch.tensor([-90, -14, -8, -6, -5, -4, -3, -2, -1, -0.5, -1e-2, 0, 1e-2, 0.5, 1, 3, 9])
-    for start, end in itertools.pairwise(edges):
-        x = torch.linspace(start, end, 501, device=DEVICE)[:-1]
-        one = torch.ones_like(x)
-        definition = x.double().requires_grad_()
-        exact = spelled_out(activation, definition)
-        baseline = computed_in(torch.float32, activation, x)
-        assert_rounded_once(forward(x, activation), exact.detach(), baseline, f"[{start}, {end})")
-        exact = torch.autograd.grad(exact.sum(), definition)[0]
-        baseline = computed_in(torch.float32, activation, x, one)
-        slope, _ = activation_backward(one[None], x[None], activation)
-        assert_rounded_once(slope[0], exact, baseline, f"slope on [{start}, {end})")
+    x = torch.stack([torch.linspace(*ends, 501)[:-1] for ends in itertools.pairwise(edges)])
+    x = x.to(DEVICE)  # (intervals, 500)
+    one, definition = torch.ones_like(x), x.double().requires_grad_()
+    values = spelled_out(activation, definition)
+    slopes = torch.autograd.grad(values.sum(), definition)[0]
+    values = forward(x, activation), values.detach(), computed_in(torch.float32, activation, x)
+    slopes = (
+        activation_backward(one, x, activation)[0],
+        slopes,
+        computed_in(torch.float32, activation, x, one),
+    )
+    for start, *of_interval in zip(edges, *values, *slopes, strict=False):
+        assert_rounded_once(*of_interval[:3], f"the value from {start}")
+        assert_rounded_once(*of_interval[3:], f"the slope from {start}")
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_fp64_matches_the_definition(activation):
-    x = randn(40, 5, dtype=torch.float64, scale=3.0)
-    one, kept = torch.ones_like(x), kept_by(activation, x)
-    close = {"rtol": 1e-13, "atol": 1e-14}
-    hidden = computed_in(torch.float64, activation, x)
-    torch.testing.assert_close(forward(x, activation), hidden, **close)
-    slope, sums = activation_backward(one, kept, activation)
-    exact = computed_in(torch.float64, activation, x, one)
-    torch.testing.assert_close(slope, exact, **close)
-    torch.testing.assert_close(sums, exact.sum(0, keepdim=True), **close)
-
-
-@given(strategies.floats(-60, 60, width=32), strategies.sampled_from(GELUS))
-def test_gelus_satisfy_their_symmetry(value, activation):
-    """f(x) - f(-x) = x and f'(x) + f'(-x) = 1 within a few roundings."""
-    x = torch.tensor([[value, -value]], device=DEVICE)
-    right, left = forward(x, activation)[0]
-    torch.testing.assert_close(right - left, x[0, 0], rtol=3e-7, atol=0)
-    slopes, _ = activation_backward(torch.ones_like(x), x, activation)
-    torch.testing.assert_close(slopes.sum(), torch.ones((), device=DEVICE), rtol=3e-7, atol=0)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@all_activations
 def test_extreme_values(activation):
     """Finite x give finite values, and NaN propagates, which max(x, 0) would not do."""
     x = torch.tensor([-3e38, -1e18, -3e4, -100.0, -0.0, 0.0, 100.0, 3e4, 1e18], device=DEVICE)
@@ -139,7 +117,7 @@ def test_extreme_values(activation):
     assert forward(nan, activation).isnan().all()
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@all_activations
 def test_in_place_gives_the_same_bits(activation):
     x, dhidden = randn(5, 300), randn(5, 300, seed=1)
     expected, (dx, sums) = forward(x, activation), activation_backward(dhidden, x.abs(), activation)

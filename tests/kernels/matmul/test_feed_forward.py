@@ -1,4 +1,4 @@
-"""The feed-forward by both routes: fp64, dropout, autocast, saved tensors, routes."""
+"""The feed-forward by both routes: fp64, dropout, saved tensors, routes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from kernels import torch_ops
 from kernels.common import launch
 from kernels.common.philox import rows_kept
 from kernels.matmul.feed_forward import STREAM, feed_forward
-from tests.numerics import assert_rounded_once, hold_against
+from tests.numerics import hold_against
 from tests.operands import DEVICE, DTYPES, randn
 
 ACTIVATIONS = tuple(torch_ops.ACTIVATIONS)
@@ -61,7 +61,8 @@ def torchs(activation="gelu", dropout_p=0.0):
 def test_values_and_gradients_against_fp64(activation, dropout_p, dtype, route):
     """Intermediate results are rounded, so the baseline is PyTorch in the same dtype."""
     operation = by(route, activation=activation, dropout_p=dropout_p, seed=SEED)
-    hold_against(operation, torchs(activation, dropout_p), operands(33, dtype=dtype), compute=dtype)
+    inside = operands(133, C=136, F=24, dtype=dtype)  # several tiles of the mask and of dpre
+    hold_against(operation, torchs(activation, dropout_p), inside, compute=dtype)
 
 
 @on_both_routes
@@ -76,74 +77,26 @@ def test_nan_propagates_to_its_row_only(activation, dtype, route):
     assert y.isfinite().sum() == 63 * 32
 
 
-ODD = [(name, route, 1, 3, 2) for name in ACTIVATIONS for route in ROUTES]  # M, C, F
-ODD += [("gelu", launch.CUBLAS, *sizes) for sizes in ((1, 1, 1), (2, 3, 7), (3, 7, 2))]
-
-
-@pytest.mark.parametrize(("activation", "route", "M", "C", "F"), ODD)
-def test_gradients_match_the_definition(activation, route, M, C, F):
-    inside = [x.requires_grad_() for x in operands(M, C=C, F=F, dtype=torch.float64)]
-    operation = by(route, activation=activation, dropout_p=0.25, seed=SEED)
-    assert gradcheck(operation, inside, fast_mode=C * F > 6)  # in one random direction
-
-
-# --- dropout --------------------------------------------------------------------------------------
-
-
 @on_both_routes
-def test_dropout_has_its_rate_and_scales_kept_elements(route):
-    x, w1, b1, w2, _ = operands(300)
-    b2 = torch.full((24,), 100.0, device=DEVICE)  # without dropout no element is 0
-    y = by(route, dropout_p=0.25)(x, w1, b1, w2, b2)
-    dropped = (y == 0).float().mean().item()
-    assert abs(dropped - 0.25) < 4 * (0.25 * 0.75 / y.numel()) ** 0.5
-    torch.testing.assert_close(y[y != 0], (torchs()(x, w1, b1, w2, b2) / 0.75)[y != 0])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_match_the_definition(activation, route):
+    for M, C, F in ((1, 1, 1), (2, 3, 7), (3, 7, 2)):
+        inside = [x.requires_grad_() for x in operands(M, C=C, F=F, dtype=torch.float64)]
+        operation = by(route, activation=activation, dropout_p=0.25, seed=SEED)
+        assert gradcheck(operation, inside, fast_mode=True)  # in one random direction
 
 
-def test_both_routes_have_the_same_mask():
-    inside = operands(35, C=260, F=16)  # several tiles
-    zeros = [by(route, dropout_p=0.5, seed=SEED)(*inside) == 0 for route in ROUTES]
-    assert torch.equal(*zeros)
-
-
-# --- autocast and saved tensors -------------------------------------------------------------------
-
-
-@on_both_routes
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_casts_as_a_linear_layer_does(dtype, route):
-    leaves = [x.requires_grad_() for x in operands(33)]
-    casts = [leaf.detach().to(dtype).double().requires_grad_() for leaf in leaves]
-    dy = randn(33, 24, dtype=dtype, seed=6)
-    with torch.autocast(DEVICE, dtype):
-        y, chain = by(route)(*leaves), torchs()(*leaves)
-    assert y.dtype == chain.dtype == dtype
-    exact = torchs()(*casts)
-    assert_rounded_once(y.detach(), exact.detach(), chain.detach(), "y")
-    passes = ((y, leaves, dy), (exact, casts, dy.double()), (chain, leaves, dy))
-    for actual, e, baseline in zip(*(torch.autograd.grad(*one) for one in passes), strict=True):
-        assert actual.dtype == torch.float32  # the parameters'
-        assert_rounded_once(actual, e, baseline, "a gradient")
+# --- saved tensors --------------------------------------------------------------------------------
 
 
 @on_both_routes
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_two_calls_in_a_graph_and_two_backwards(activation, route):
-    """A saved tensor that backward overwrites would change the second result."""
-
-    def gradients(operation, dtype):
-        x, *parameters = leaves = [x.to(dtype).requires_grad_() for x in operands(33)]
-        loss = operation(operation(x, *parameters), *parameters).square().sum()
-        return [torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2)]
-
-    operation = by(route, activation=activation, dropout_p=0.25, seed=SEED)
-    first, second = gradients(operation, torch.float32)
-    exact, baseline = (
-        gradients(torchs(activation, 0.25), dtype)[0] for dtype in (torch.float64, torch.float32)
-    )
-    for once, again, e, b in zip(first, second, exact, baseline, strict=True):
-        assert torch.equal(once, again)
-        assert_rounded_once(once, e, b)
+def test_a_second_backward_gives_the_same_bits(activation, route):
+    """A saved tensor that backward overwrites would change it."""
+    leaves = [x.requires_grad_() for x in operands(33)]
+    y = by(route, activation=activation, dropout_p=0.25, seed=SEED)(*leaves)
+    first, second = (torch.autograd.grad(y.sum(), leaves, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
