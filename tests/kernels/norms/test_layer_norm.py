@@ -1,6 +1,5 @@
 """layer_norm and rms_norm: definition, rounding, memory, strides, properties, launches."""
 
-import functools
 from types import SimpleNamespace
 
 import pytest
@@ -58,7 +57,7 @@ def test_gradients_match_the_definition(norm, C):
 
 @pytest.mark.parametrize("C", SIZES[1:])  # for a single column the gradient cancels to 0
 def test_results_are_rounded_once_at_every_width(C):
-    """Each norm meets each dtype at several widths, without the full product."""
+    """Each norm is tested in each dtype at several widths, without the full product."""
     for i, norm in enumerate(NORMS):
         hold(norm, operands(norm, 3, 5, C, dtype=DTYPES[(C + i) % 3]))
 
@@ -134,38 +133,6 @@ def test_parameters_of_another_dtype():
     """Under autocast the parameters are fp32 and x may be bf16; y has the dtype of x."""
     x, weight, bias = operands("layer_norm", 6, 33)
     hold_against(layer_norm, torch_ops.layer_norm, [x.bfloat16(), weight, bias])
-
-
-def test_a_constant_row_gives_the_bias():
-    x = torch.full((4, 37), 1000.0, device=DEVICE)
-    weight, bias = randn(37), randn(37, seed=1)
-    assert torch.equal(layer_norm(x, weight, bias), bias.expand(4, 37))
-
-
-@pytest.mark.parametrize(("changed", "C"), [(0, 1), (3, 5), (8, 129)])
-def test_rows_are_independent(changed, C):
-    x = randn(9, C)
-    other = x.clone()
-    other[changed] = randn(C, seed=3)
-    weight, dy = randn(C, seed=1), randn(9, C, seed=2)
-    keep = torch.arange(9) != changed
-    runs = (sum(differentiate(layer_norm, [v, weight], [dy]), ()) for v in (x, other))
-    (y, dx, _), (other_y, other_dx, _) = runs
-    assert torch.equal(y[keep], other_y[keep])
-    assert torch.equal(dx[keep], other_dx[keep])
-
-
-@given(C=st.integers(3, 70), seed=st.integers(0, 100))
-def test_directions_that_do_not_change_y_get_no_gradient(C, seed):
-    """Without eps, y is the same for x + a (LayerNorm) and for a x (both norms)."""
-    x, dy = (randn(2, C, dtype=torch.float64, seed=seed + i) for i in range(2))
-    ones = torch.ones(C, dtype=torch.float64, device=DEVICE)
-    for norm in (layer_norm, rms_norm):
-        (y,), (dx, _) = differentiate(functools.partial(norm, eps=1e-14), [x, ones], [dy])
-        scale = dx.abs().sum(1)
-        assert ((dx * y).sum(1).abs() < 1e-9 * scale).all()
-        if norm is layer_norm:
-            assert (dx.sum(1).abs() < 1e-9 * scale).all()
 
 
 @norms
