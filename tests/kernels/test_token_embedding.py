@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, strategies
 from torch.autograd import gradcheck
 
 from kernels import torch_ops
@@ -23,10 +22,12 @@ def operands(B, T, V, C, dtype=torch.float32, spare=2):
     return tokens_below(V, B, T), randn(V, C, dtype=dtype), positions
 
 
-def check(tokens, token_table, position_table):
-    dtype = token_table.dtype
+def check(tokens, *tables, **options):
+    """y has the wider dtype of both tables."""
+    functions = (partial(f, **options) for f in (embedding, torch_ops.embedding))
+    dtypes = [table.dtype for table in tables if table is not None]
     hold_against(
-        embedding, torch_ops.embedding, (tokens, token_table, position_table), out_dtype=dtype
+        *functions, (tokens, *tables), out_dtype=torch.promote_types(dtypes[0], dtypes[-1])
     )
 
 
@@ -44,8 +45,7 @@ def test_without_positions_and_with_one_token_everywhere():
 
 @pytest.mark.parametrize("padding_idx", [0, -2])
 def test_the_padding_row_has_no_gradient(padding_idx):
-    functions = (partial(f, padding_idx=padding_idx) for f in (embedding, torch_ops.embedding))
-    hold_against(*functions, operands(4, 33, 9, 8), out_dtype=torch.float32)
+    check(*operands(4, 33, 9, 8), padding_idx=padding_idx)
 
 
 @pytest.mark.parametrize(
@@ -63,20 +63,10 @@ def test_common_and_rare_tokens(B, T, V, C, dtype):
     check(*operands(B, T, V, C, dtype))
 
 
-@pytest.mark.parametrize(("B", "T", "V"), [(2, 3, 5), (1, 3, 1), (17, 1, 1)])
-def test_gradients_match_the_definition(B, T, V):
-    tokens, *tables = operands(B, T, V, 3, torch.float64)
+def test_gradients_match_the_definition():
+    tokens, *tables = operands(2, 3, 5, 3, torch.float64)
     tables = [table.requires_grad_() for table in tables]
     assert gradcheck(lambda *inside: embedding(tokens, *inside), tables)
-
-
-@given(strategies.integers(0, 2**32), strategies.sampled_from([1, 2, 7, 33]))
-def test_the_gradient_of_a_sum_is_the_count_of_each_token(seed, V):
-    tokens = tokens_below(V, 3, 17, seed=seed)
-    token_table = torch.zeros(V, 2, device=DEVICE, requires_grad=True)
-    embedding(tokens, token_table).sum().backward()
-    counts = torch.bincount(tokens.flatten(), minlength=V)
-    assert torch.equal(token_table.grad, counts[:, None].expand(V, 2).float())
 
 
 def test_partial_sums_are_not_rounded():
@@ -98,12 +88,4 @@ def test_a_token_outside_the_table_gives_nan(wrong):
 
 def test_tables_of_two_dtypes():
     tokens, token_table, position_table = operands(2, 5, 7, 3)
-    tables = token_table.bfloat16().requires_grad_(), position_table.requires_grad_()
-    actual, exact = embedding(tokens, *tables), torch_ops.embedding(tokens, *tables)
-    assert actual.dtype == exact.dtype == torch.float32
-    assert torch.equal(actual, exact)
-    for mine, theirs, table in zip(
-        *(torch.autograd.grad(y.sum(), tables) for y in (actual, exact)), tables, strict=True
-    ):
-        assert mine.dtype == table.dtype
-        assert torch.equal(mine, theirs)
+    check(tokens, token_table.bfloat16(), position_table)
