@@ -1,8 +1,8 @@
 """Check, time and compile the rungs of docs/ladder, from the naive to the shipped kernel.
 
-    PYTHONPATH=. python docs/ladder/attention/3_online.py   check one rung, and time it on a GPU
-    python -m bench.recipes.ladder                          every rung
-    python -m bench.recipes.ladder --compiled FILE          compile them for sm_90; needs no GPU
+    python -m bench.recipes.ladder attention/3_online   check one rung, and time it on a GPU
+    python -m bench.recipes.ladder                      every rung
+    python -m bench.recipes.ladder --compiled FILE      compile them for sm_90; needs no GPU
 
 A rung is a file docs/ladder/OPERATION/NUMBER_NAME.py with a function that has the operation's name
 and takes the inputs of its case in `TIMED`; if its output has a gradient, it has a backward pass.
@@ -130,12 +130,6 @@ def measure(
     return rows
 
 
-def show(file: str, function: Callable) -> None:
-    """The main program of a rung: check it, and time it on a GPU."""
-    path = Path(file)
-    sys.exit(check_and_time([Rung(path.parent.resolve().name, path.stem, function)]))
-
-
 def check_and_time(rungs: list[Rung]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if reason := kernels.unavailable_reason(device):
@@ -188,13 +182,16 @@ def widest(loads: dict[str, int]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    known = {str(rung): rung for rung in rungs()}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rung", nargs="?", metavar="RUNG", help="default: all", choices=[*known])
     parser.add_argument("--compiled", type=Path, metavar="FILE", help="compile, write the table")
     options = parser.parse_args(arguments)
+    chosen = [known[options.rung]] if options.rung else [*known.values()]
     if options.compiled is None:
-        return check_and_time(rungs())
+        return check_and_time(chosen)
     machine = f"triton {triton.__version__}, compiled for sm_{COMPILED_FOR}, bf16"
-    common.write("ladder", compiled_rows(rungs()), options.compiled, machine)
+    common.write("ladder", compiled_rows(chosen), options.compiled, machine)
     return 0
 
 

@@ -12,7 +12,6 @@ import torch
 import kernels
 from bench.recipes import ladder
 from bench.recipes.ladder import Rung
-from bench.results import REPOSITORY
 from bench.timer import Ceilings, HostTimer
 from bench.workloads.operations import Sizes
 from kernels import torch_ops
@@ -89,19 +88,11 @@ def test_rungs_are_numbered_documented_and_end_with_the_shipped_operation(operat
     assert shipped.function is getattr(kernels.load("triton", DEVICE), operation)
 
 
-def test_a_rung_runs_as_a_program():
-    path = ladder.FOLDER / "layer_norm" / "3_one_read.py"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("layer_norm/3_one_read: ")
-
-
-def test_show_names_the_interpreter_where_kernels_cannot_run(monkeypatch, capsys):
+def test_a_rung_is_checked_by_its_name(monkeypatch, capsys):
+    assert ladder.main(["layer_norm/3_one_read"]) == 0
+    assert re.match("layer_norm/3_one_read: right", capsys.readouterr().out)
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "the reason")
-    with pytest.raises(SystemExit) as exit_:
-        ladder.show("layer_norm/x.py", torch_ops.layer_norm)
-    assert exit_.value.code == 2
+    assert ladder.main(["layer_norm/3_one_read"]) == 2
     assert re.search("the reason.*TRITON_INTERPRET=1", capsys.readouterr().out)
 
 

@@ -16,7 +16,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -39,7 +38,3 @@ def attention(q, k, v):
     COLUMNS = triton.next_power_of_2(T)
     launch(_softmax, (B * H * T,), s, p, T, SCALE=D**-0.5, COLUMNS=COLUMNS, num_warps=4)
     return p @ v
-
-
-if __name__ == "__main__":
-    show(__file__, attention)

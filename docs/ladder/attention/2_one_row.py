@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -57,7 +56,3 @@ def attention(q, k, v):
     out = torch.empty_like(q)
     launch(_forward, (T, B * H), q, k, v, out, T, SCALE=D**-0.5, D=D, num_warps=4)
     return out
-
-
-if __name__ == "__main__":
-    show(__file__, attention)

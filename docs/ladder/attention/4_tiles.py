@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 M, N = 64, 64  # rows and keys per tile
@@ -25,12 +24,8 @@ def _forward(
     k_ptr,  # (B, H, T, D)
     v_ptr,  # (B, H, T, D)
     out_ptr,  # (B, H, T, D)
-    T,
-    SCALE: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    T, SCALE: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * M + tl.arange(0, M)
     begin = tl.program_id(1).to(tl.int64) * T * D  # offset of the head
     d = tl.arange(0, D)
@@ -63,7 +58,3 @@ def attention(q, k, v):
     constants = {"SCALE": D**-0.5, "D": D, "M": M, "N": N}
     launch(_forward, (triton.cdiv(T, M), B * H), q, k, v, out, T, **constants, num_warps=4)
     return out
-
-
-if __name__ == "__main__":
-    show(__file__, attention)

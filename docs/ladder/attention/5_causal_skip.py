@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 M, N = 64, 64  # rows and keys per tile
@@ -30,10 +29,8 @@ def _forward(
     out_ptr,  # (B, H, T, D)
     T,
     SCALE: tl.constexpr,  # log2(e) included
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * M  # the longest rows first
     row = first_row + tl.arange(0, M)
     begin = tl.program_id(1).to(tl.int64) * T * D  # offset of the head
@@ -68,7 +65,3 @@ def attention(q, k, v):
     constants = {"SCALE": D**-0.5 * LOG2_E, "D": D, "M": M, "N": N}
     launch(_forward, (triton.cdiv(T, M), B * H), q, k, v, out, T, **constants, num_warps=4)
     return out
-
-
-if __name__ == "__main__":
-    show(__file__, attention)

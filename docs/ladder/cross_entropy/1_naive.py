@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -44,7 +43,3 @@ def cross_entropy(logits, targets):
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
     launch(_forward, (targets.numel(),), logits, targets, losses, V, num_warps=8)
     return losses.mean()
-
-
-if __name__ == "__main__":
-    show(__file__, cross_entropy)

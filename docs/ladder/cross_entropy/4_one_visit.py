@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -60,7 +59,3 @@ class CrossEntropy(torch.autograd.Function):
 def cross_entropy(logits, targets):
     """logits (..., V) contiguous, targets (...) int64 -> (), the mean."""
     return CrossEntropy.apply(logits, targets)
-
-
-if __name__ == "__main__":
-    show(__file__, cross_entropy)

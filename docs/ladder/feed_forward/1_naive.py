@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -49,7 +48,3 @@ def feed_forward(x, w1, b1, w2, b2):
     """x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,), all contiguous -> (..., C)."""
     hidden = F.gelu(linear(x.view(-1, x.shape[-1]), w1, b1))
     return linear(hidden, w2, b2).view(x.shape)
-
-
-if __name__ == "__main__":
-    show(__file__, feed_forward)

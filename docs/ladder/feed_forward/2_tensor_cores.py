@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
@@ -26,13 +25,9 @@ def _linear(
     w_ptr,  # (N, K)
     b_ptr,  # (N,)
     y_ptr,  # (M, N)
-    M,
-    N,
-    K,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # (BLOCK_M, 1)
     # neighbouring programs share rows of x
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
@@ -61,7 +56,3 @@ def feed_forward(x, w1, b1, w2, b2):
     """x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,), all contiguous -> (..., C)."""
     hidden = F.gelu(linear(x.view(-1, x.shape[-1]), w1, b1))
     return linear(hidden, w2, b2).view(x.shape)
-
-
-if __name__ == "__main__":
-    show(__file__, feed_forward)

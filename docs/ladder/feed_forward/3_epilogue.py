@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
@@ -27,14 +26,9 @@ def _linear(
     w_ptr,  # (N, K)
     b_ptr,  # (N,)
     y_ptr,  # (M, N)
-    M,
-    N,
-    K,
-    GELU: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    M, N, K, GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # (BLOCK_M, 1)
     # neighbouring programs share rows of x
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
@@ -66,7 +60,3 @@ def feed_forward(x, w1, b1, w2, b2):
     """x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,), all contiguous -> (..., C)."""
     hidden = linear(x.view(-1, x.shape[-1]), w1, b1, gelu=True)
     return linear(hidden, w2, b2, gelu=False).view(x.shape)
-
-
-if __name__ == "__main__":
-    show(__file__, feed_forward)

@@ -18,7 +18,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import architecture, launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
@@ -31,14 +30,9 @@ def _linear(
     w_ptr,  # (N, K)
     b_ptr,  # (N,)
     y_ptr,  # (M, N)
-    M,
-    N,
-    K,
-    GELU: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    M, N, K, GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     x_tiles = tl.make_tensor_descriptor(x_ptr, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
     w_tiles = tl.make_tensor_descriptor(w_ptr, [N, K], [K, 1], [BLOCK_N, BLOCK_K])
     y_tiles = tl.make_tensor_descriptor(y_ptr, [M, N], [N, 1], [BLOCK_M, BLOCK_N])
@@ -80,7 +74,3 @@ def feed_forward(x, w1, b1, w2, b2):
     """x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,), all contiguous -> (..., C)."""
     hidden = linear(x.view(-1, x.shape[-1]), w1, b1, gelu=True)
     return linear(hidden, w2, b2, gelu=False).view(x.shape)
-
-
-if __name__ == "__main__":
-    show(__file__, feed_forward)

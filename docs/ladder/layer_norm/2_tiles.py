@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -52,7 +51,3 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
     rows = x.numel() // C
     launch(_forward, (rows,), x, weight, bias, y, C, EPS=eps, num_warps=4)
     return y
-
-
-if __name__ == "__main__":
-    show(__file__, layer_norm)

@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 
@@ -40,7 +39,3 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
     constants = {"C": C, "EPS": eps, "COLUMNS": triton.next_power_of_2(C)}
     launch(_forward, (x.numel() // C,), x, weight, bias, y, **constants, num_warps=4)
     return y
-
-
-if __name__ == "__main__":
-    show(__file__, layer_norm)

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.recipes.ladder import show
 from kernels.common.launch import launch
 
 ELEMENTS = 4096  # per tile
@@ -25,11 +24,8 @@ def _forward(
     bias_ptr,  # (C,)
     y_ptr,  # (rows, C)
     rows,
-    C: tl.constexpr,
-    EPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    C: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     column = tl.arange(0, COLUMNS)[None, :]  # (1, COLUMNS)
     inside = (row < rows) & (column < C)
@@ -52,7 +48,3 @@ def layer_norm(x, weight, bias, *, eps=1e-5):
     constants = {"C": C, "EPS": eps, "ROWS": ROWS, "COLUMNS": COLUMNS}
     launch(_forward, (triton.cdiv(rows, ROWS),), x, weight, bias, y, rows, **constants, num_warps=4)
     return y
-
-
-if __name__ == "__main__":
-    show(__file__, layer_norm)
