@@ -25,6 +25,7 @@ def embedding(
     *,
     padding_idx: int | None = None,
 ) -> Tensor:
+    """token_table[tokens] + position_table[:T], (B, T, C); see `kernels.embedding`."""
     x = F.embedding(tokens, token_table, padding_idx)  # (B, T, C)
     return x if position_table is None else x + position_table[: tokens.shape[1]]
 
@@ -32,10 +33,12 @@ def embedding(
 def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None = None, *, eps: float = 1e-5
 ) -> Tensor:
+    """LayerNorm of x (..., C); see `kernels.layer_norm`."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """RMSNorm of x (..., C); see `kernels.rms_norm`."""
     if weight is None or weight.dtype == x.dtype:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     wider = torch.promote_types(x.dtype, weight.dtype)  # PyTorch warns about two dtypes
@@ -53,6 +56,7 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """The residual sum and its LayerNorm, (..., C) each; see `kernels.add_layer_norm`."""
     if x_bias is not None:
         x = x + x_bias.to(x.dtype)
     total = residual + F.dropout(x, dropout_p)
@@ -166,11 +170,13 @@ def feed_forward(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
 ) -> Tensor:
+    """Two linear layers with an activation between them, (..., C); see `kernels.feed_forward`."""
     hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))  # (..., F)
     return F.dropout(F.linear(hidden, w2, b2), dropout_p)
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """silu(gate) * up, (..., F); see `kernels.swiglu`."""
     gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
     return F.silu(gate) * up
 
@@ -178,6 +184,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
 def geglu(
     gate: Tensor, up: Tensor | None = None, *, approximate: Literal["none", "tanh"] = "none"
 ) -> Tensor:
+    """gelu(gate) * up, (..., F); see `kernels.geglu`."""
     gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
     return F.gelu(gate, approximate=approximate) * up
 
@@ -219,6 +226,7 @@ def decode_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
+    """A linear layer for one token of each row, (B, N); see `kernels.decode_linear`."""
     if norm == "layer_norm":
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     elif norm == "rms_norm":
@@ -261,6 +269,7 @@ def decode_attention(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
 ) -> Tensor:
+    """Attention of one token of each row, (B, H D); see `kernels.decode_attention`."""
     _, B, Hkv, T, D = cache.shape
     H = qkv.shape[1] // D - 2 * Hkv
     qk, v = qkv.view(B, H + 2 * Hkv, D).split((H + Hkv, Hkv), dim=1)

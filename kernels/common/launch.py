@@ -8,16 +8,13 @@ launches of operations on meta or fake tensors, for any architecture: the ledger
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
 from ..ops import Unavailable
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 # SMs of the largest GPU of each family: A100, H200, B200, RTX PRO 6000
 LARGEST_GPU = {80: 108, 90: 132, 100: 148, 120: 188}
@@ -177,18 +174,6 @@ def cdiv(a: int, b: int) -> int:
 def next_power_of_2(n: int) -> int:
     """The smallest power of 2 that is at least n, for n >= 1."""
     return 1 << (n - 1).bit_length()
-
-
-def opaque(operation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Make `torch.compile` call `operation` uncompiled, with a graph break before and after it."""
-
-    @functools.wraps(operation)
-    def call(*operands: Parameters.args, **options: Parameters.kwargs) -> Result:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(operation)(*operands, **options)
-        return operation(*operands, **options)
-
-    return call
 
 
 def architecture(device: torch.device) -> int:

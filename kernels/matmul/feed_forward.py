@@ -158,7 +158,7 @@ def feed_forward(
     form = "x (..., C), w1 (F, C), b1 (F,), w2 (C, F), b2 (C,)"
     check_operands("feed_forward", form, x, w1, b1, w2, b2, one_dtype=True)
     seed = seed_of_call(seed, dropout_p, x.device)
-    rows = x.view(x.shape[:-1].numel(), x.shape[-1])  # (M, C)
+    rows = x.view(-1, x.shape[-1])  # (M, C)
     return FeedForward.apply(rows, w1, b1, w2, b2, seed, activation, dropout_p).view(x.shape)
 
 

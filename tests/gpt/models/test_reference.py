@@ -1,14 +1,11 @@
-"""The reference against its equations in plain Python, and against the lecture's own file.
+"""The reference against its equations in plain Python.
 
 `Equations` computes one position at a time with `math` and lists: no tensors, no broadcasting, no
-autograd. The lecture's file is not part of this repository: set GPT_LECTURE_FILE to the path of
-`gpt.py` from github.com/karpathy/ng-video-lecture to include that test.
+autograd.
 """
 
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -189,35 +186,3 @@ def test_initial_weights(projection_init, projection_std):
             std = projection_std if back_to_the_residual else 0.02
             assert weight.std().item() == pytest.approx(std, rel=0.02), name
             assert weight.mean().item() == pytest.approx(0, abs=0.02 * 0.02), name
-
-
-# ---- against the lecture's own file ------------------------------------------------------------
-
-
-def test_the_model_has_the_bits_of_the_lecture():
-    path = os.environ.get("GPT_LECTURE_FILE")
-    if path is None:
-        pytest.skip("GPT_LECTURE_FILE is not set to the lecture's gpt.py")
-    source, config = Path(path).read_text(encoding="utf-8"), replace(LECTURE, dropout=0.2)
-    names = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "device": "cpu"}
-    classes = source[source.index("class Head") : source.index("model = GPTLanguageModel()")]
-    names |= vars(config)
-    exec(compile(classes, path, "exec"), names)  # without its training
-    models = []
-    for make in (names["GPTLanguageModel"], lambda: GPT(config)):
-        torch.manual_seed(1337)
-        models.append(make())
-    theirs, ours = (model.state_dict() for model in models)
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
-    tokens, targets = draw_tokens(3, T), draw_tokens(3, T, seed=1)
-    for training in (False, True):  # with dropout too: the same random numbers in the same order
-        outputs = []
-        for model in map(randomise, models):
-            torch.manual_seed(2)
-            logits, loss = model.train(training)(tokens, targets)
-            model.zero_grad()
-            loss.backward()
-            gradients = [weight.grad for weight in model.parameters()]
-            outputs.append([logits.view(-1), loss, *gradients])
-        assert all(map(torch.equal, *outputs))
