@@ -47,7 +47,6 @@ __all__ = [
     "sample_token", "serving", "swiglu", "unavailable_reason",
 ]  # fmt: skip
 
-
 namesake.share(sys.modules[__name__])
 
 

@@ -173,9 +173,9 @@ def _register(operation: type[Operation], options: str) -> Any:
         return _differentiate(operation, differentiated, ctx, results)
 
     def cast(*arguments):
+        operands = [*map(_cast, arguments[: operation.cast])]  # before autocast is excluded
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            operands = arguments[: operation.cast]
-            return operator(*map(_cast, operands), *arguments[operation.cast :])
+            return operator(*operands, *arguments[operation.cast :])
 
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}", backward, setup_context=set_up, lib=LIBRARY

@@ -94,9 +94,7 @@ class SwiGLU(Operation):
 
 
 class GEGLU(SwiGLU):
-    """The same operation under its own name."""
-
-    schema = SwiGLU.schema.replace("swiglu", "geglu")
+    schema = SwiGLU.schema.replace("swiglu", "geglu")  # the name in graphs and errors
 
 
 def _rows(gate, up):

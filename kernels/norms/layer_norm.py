@@ -198,9 +198,7 @@ class LayerNorm(Operation):
 
 
 class RMSNorm(LayerNorm):
-    """The same operation under its own name."""
-
-    schema = LayerNorm.schema.replace("layer_norm", "rms_norm")
+    schema = LayerNorm.schema.replace("layer_norm", "rms_norm")  # the name in graphs and errors
 
 
 def empty_statistics(x, centred=True):

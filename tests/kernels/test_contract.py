@@ -209,6 +209,9 @@ def test_autocast_casts_operands_as_linear_does_but_not_fp64(operation):
     with torch.autocast(DEVICE, torch.bfloat16):
         assert torch.equal(function(*operands), function(*half))
         assert function(*wide).dtype == torch.float64
+        if operation == "feed_forward":  # the operator has the same rule
+            y, *_ = torch.ops.gpt_kernels.feed_forward(*operands, None, "gelu", 0.0)
+            assert y.dtype == torch.bfloat16
 
 
 @with_gradients
