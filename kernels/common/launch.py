@@ -51,7 +51,7 @@ TILES: dict[str, dict[int, Any]] = {
     "attention_kv": {
         80: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
         90: {64: (32, 64, 4, 4, None), 128: (32, 64, 4, 4, None), 256: (32, 64, 8, 2, None)},
-        100: {64: (64, 64, 4, 2, 160), 128: (32, 64, 4, 2, None), 256: (32, 64, 4, 2, None)},
+        100: {64: (64, 64, 4, 2, 168), 128: (32, 64, 4, 2, None), 256: (32, 64, 4, 2, None)},
         120: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
     },
     # fp32 and fp64 use IEEE products without tensor cores, for parity rather than speed

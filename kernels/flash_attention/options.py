@@ -112,9 +112,11 @@ def tiled(kernel, q, k, v, slopes, of_rows, options):
     if kernel == "attention" and chosen["CAUSAL"]:
         variant = "causal_more" if chosen["WINDOW"] or chosen["THRESHOLD"] else "causal"
     kernel += "" if q.element_size() == 2 else "_fp32"
-    head_size = max(64, chosen["BLOCK_D"], chosen["BLOCK_DV"])
+    head_size = max(64, chosen["BLOCK_D"])
+    if chosen["BLOCK_DV"] != chosen["BLOCK_D"]:
+        head_size = 256  # the smallest tiles: with two head sizes others spill on sm_80 and sm_120
     M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
-    if chosen["SOFTCAP"] or slopes is not None or of_rows is not None:
+    if warps < 8 and (chosen["SOFTCAP"] or slopes is not None or of_rows is not None):
         registers = None  # the limit is for kernels that hold less per score
     whole = all(chosen[d] == chosen[f"BLOCK_{d}"] for d in ("D", "DV"))
     even = whole and Tq % M == Tk % N == 0
