@@ -35,9 +35,7 @@ class ModelConfig(Config):
     qk_norm: bool = option(False, "RMS-normalise every query and key")
     window: int = option(0, "attend to this many tokens, the current one included; 0: to all")
     document_mask: bool = option(False, "attend only within a document, which end-of-text ends")
-    end_of_text: int = option(
-        -1, "the token that ends a document; -1: the tokenizer's", at_least=-1
-    )
+    end_of_text: int = option(-1, "token after a document; -1: the tokenizer's", at_least=-1)
     source_size: int = option(0, "tokens of the context that an encoder reads; 0: no encoder")
     logit_softcap: float = option(0.0, "squash logits into (-cap, cap), as in Gemma 2; 0: off")
     projection_init: Literal["normal", "scaled", "zero"] = option(

@@ -38,7 +38,7 @@ def assert_follows(cached, model, rows):
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [(name, "torch") for name in CONFIGS]
+    [(name, "torch") for name in CONFIGS if name != "documents"]  # decoding is of one document
     + [(name, "triton") for name in ("lecture", "gpt2", "modern", "grouped", "grouped window")],
 )
 @torch.no_grad()

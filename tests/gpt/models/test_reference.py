@@ -31,6 +31,7 @@ class Equations:
         self.weights = {name: w.tolist() for name, w in model.state_dict().items()}
 
     def logits(self, tokens):  # T integers -> T lists of V
+        self.ends = [t for t, token in enumerate(tokens) if token == self.config.end_of_text]
         x = []
         for t, token in enumerate(tokens):
             x.append(self.weights["token_embedding_table.weight"][token])
@@ -65,6 +66,7 @@ class Equations:
         out = []
         for t, q_t in enumerate(q):
             first = max(0, t + 1 - self.config.window) if self.config.window else 0
+            first = max([first, *(end + 1 for end in self.ends if end < t)])  # of the document
             scores = [dot(q_t, k[s]) / math.sqrt(len(q_t)) for s in range(t + 1)]
             weights = [math.exp(score) * (s >= first) for s, score in enumerate(scores)]
             wei = [weight / sum(weights) for weight in weights]
