@@ -14,14 +14,14 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
+    """The loss of logits (..., V) and targets (...); see `kernels.cross_entropy`."""
     exact = logits.reshape(-1, logits.shape[-1])
     exact = exact if logits.dtype == float64 else exact.float()
     flat, weight = targets.reshape(-1), weight if weight is None else weight.to(exact.dtype)
-    sums = "sum" if reduction == "mean" else reduction
     loss = F.cross_entropy(
         *(exact, flat, weight),
         ignore_index=ignore_index,
-        reduction=sums,
+        reduction="sum" if reduction == "mean" else reduction,
         label_smoothing=label_smoothing,
     )
     counted = flat != ignore_index
@@ -48,9 +48,9 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
+    """The loss of the logits x weight^T + bias; see `kernels.linear_cross_entropy`."""
     return cross_entropy(
-        F.linear(x, weight, bias),
-        targets,
+        *(F.linear(x, weight, bias), targets),
         weight=class_weight,
         ignore_index=ignore_index,
         reduction=reduction,
