@@ -5,22 +5,31 @@ from dataclasses import replace
 from .model import ModelConfig
 from .train import TrainConfig
 
-_LECTURE = TrainConfig(model=ModelConfig(dropout=0.2))
+_LECTURE = TrainConfig(model=ModelConfig(dropout=0.2), dtype="float32")  # the lecture's numbers
+
+_LECTURE_FAST = replace(_LECTURE, preset="lecture-fast", dtype="auto")
 
 _LECTURE_SMALL = TrainConfig(  # the numbers of the video before it scales up
     preset="lecture-small",
     model=ModelConfig(block_size=8, n_layer=3, n_head=4, n_embd=32),
+    dtype="float32",
     learning_rate=1e-3,
     batch_size=32,
 )
 
-_NANOGPT_MODEL = ModelConfig(
-    bias=False, head_bias=False, tied_head=True, activation="gelu", projection_init="scaled"
+_NANOGPT_MODEL = ModelConfig(  # whose --bias and --dropout cover q, k, v and the embeddings
+    embedding_dropout=-1,
+    bias=False,
+    qkv_bias=True,
+    head_bias=False,
+    tied_head=True,
+    activation="gelu",
+    projection_init="scaled",
 )
 
 _SHAKESPEARE_CHAR = TrainConfig(  # nanoGPT, config/train_shakespeare_char.py
     preset="shakespeare-char",
-    model=replace(_NANOGPT_MODEL, dropout=0.2, embedding_dropout=0.2),
+    model=replace(_NANOGPT_MODEL, dropout=0.2),
     data="shakespeare",
     learning_rate=1e-3,
     min_lr=1e-4,
@@ -57,6 +66,7 @@ def _larger_gpt2(name: str, n_layer: int, n_head: int, n_embd: int) -> TrainConf
 
 _MODERN_MODEL = ModelConfig(  # what papers have found since GPT-2
     bias=False,
+    qkv_bias=True,
     head_bias=False,
     activation="relu_squared",
     position="rope",
@@ -131,7 +141,7 @@ _DATES = replace(  # an encoder reads the source, the decoder attends to it
 PRESETS = {
     config.preset: config
     for config in (
-        *(_QUICKSTART, _LECTURE, _LECTURE_SMALL, _SHAKESPEARE_CHAR, _SPEEDRUN),
+        *(_QUICKSTART, _LECTURE_FAST, _LECTURE, _LECTURE_SMALL, _SHAKESPEARE_CHAR, _SPEEDRUN),
         *(_ADDITION, _CALCULATOR, _DATES, _GPT2),
         _larger_gpt2("gpt2-medium", 24, 16, 1024),
         _larger_gpt2("gpt2-large", 36, 20, 1280),
@@ -139,4 +149,4 @@ PRESETS = {
     )
 }
 
-DEFAULT_PRESETS = {"cuda": "lecture", "cpu": "quickstart"}  # without --preset
+DEFAULT_PRESETS = {"cuda": "lecture-fast", "cpu": "quickstart"}  # without --preset
