@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
 from bench.workloads.operations import BLOCK, PRECISIONS, Case, Update
-from gpt.config.model import NORM_EPS, ModelConfig
+from gpt.config.model import ModelConfig
 from gpt.models import layers, reference
 from gpt.models.residual import total
 from kernels import torch_ops
@@ -102,7 +102,7 @@ def _liger(name: str, *operands):
 
 
 LIGER = {
-    "layer_norm": lambda x, weight, bias: _liger("layer_norm", x, weight, bias, NORM_EPS),
+    "layer_norm": lambda x, weight, bias: _liger("layer_norm", x, weight, bias, 1e-5),
     "cross_entropy": lambda logits, targets: _liger(
         "cross_entropy", logits.flatten(0, 1), targets.flatten()
     ),

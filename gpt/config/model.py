@@ -6,7 +6,6 @@ from typing import Literal
 from .. import UserError
 from .base import Config, option
 
-NORM_EPS = 1e-5  # the default of PyTorch's LayerNorm, and GPT-2's
 ROPE_BASE = 10_000.0  # Su et al. 2021
 IGNORE_INDEX = -1  # the target of positions that the loss skips, as in nanoGPT and llm.c
 
@@ -22,15 +21,19 @@ class ModelConfig(Config):
     n_kv_head: int = option(0, "number of key and value heads; 0: the same as n_head")
     n_embd: int = option(384, "number of channels", at_least=1)
     dropout: float = option(0.0, "dropout of attention weights and sublayer outputs", below=1)
-    embedding_dropout: float = option(0.0, "dropout of the embeddings, as in GPT-2", below=1)
-    bias: bool = option(True, "biases in LayerNorm, the projection and the feed-forward")
-    qkv_bias: bool = option(False, "biases in query, key and value, as in GPT-2")
+    embedding_dropout: float = option(
+        0.0, "dropout of the embeddings; -1: that of --dropout, as in GPT-2", at_least=-1, below=1
+    )
+    bias: bool = option(True, "biases in LayerNorm and all linear layers but lm_head")
+    qkv_bias: bool = option(False, "with --bias: in query, key and value too, as in GPT-2")
     head_bias: bool = option(True, "a bias in lm_head, as in the lecture")
     tied_head: bool = option(False, "lm_head shares the weight of the token embedding")
     activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu"] = option(
         "relu", "non-linearity of the feed-forward"
     )
+    n_inner: int = option(0, "number of channels of the feed-forward; 0: four times n_embd")
     norm: Literal["layer_norm", "rms_norm"] = option("layer_norm", "normalisation")
+    norm_eps: float = option(1e-5, "added to the variance, or mean square, that a norm divides by")
     position: Literal["learned", "rope"] = option("learned", "how positions are encoded")
     qk_norm: bool = option(False, "RMS-normalise every query and key")
     window: int = option(0, "attend to this many tokens, the current one included; 0: to all")
@@ -44,6 +47,10 @@ class ModelConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if -1 < self.embedding_dropout < 0:
+            raise UserError(
+                f"--embedding-dropout is {self.embedding_dropout}; it must be -1, or at least 0"
+            )
         if self.n_embd % self.n_head:
             raise UserError(f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}")
         if self.n_kv_head and self.n_head % self.n_kv_head:
@@ -58,6 +65,14 @@ class ModelConfig(Config):
             raise UserError("--position rope needs an even head size, n_embd / n_head")
 
     @property
+    def embedding_dropout_p(self) -> float:
+        return self.dropout if self.embedding_dropout == -1 else self.embedding_dropout
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.bias and self.qkv_bias
+
+    @property
     def head_counts(self) -> tuple[int, int, int]:
         """The numbers of query, key and value heads."""
         kv_heads = self.n_kv_head or self.n_head
@@ -67,6 +82,7 @@ class ModelConfig(Config):
     def feed_forward_widths(self) -> tuple[int, int]:
         """The numbers of channels that enter and leave the activation."""
         if self.activation == "swiglu":  # two thirds of the width: as many weights as the others
-            out = max(8, self.n_embd * 8 // 3 // 8 * 8)
+            out = self.n_inner or max(8, self.n_embd * 8 // 3 // 8 * 8)
             return 2 * out, out
-        return 4 * self.n_embd, 4 * self.n_embd
+        out = self.n_inner or 4 * self.n_embd
+        return out, out

@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from ..config.model import NORM_EPS, ROPE_BASE, ModelConfig
+from ..config.model import ROPE_BASE, ModelConfig
 from .reference import Blocks, EncoderDecoder
 from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
 
@@ -39,7 +39,7 @@ class Norm(nn.Module):
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
         self.ops = ops
-        self.kind = config.norm
+        self.kind, self.eps = config.norm, config.norm_eps
         self.weight = nn.Parameter(torch.ones(config.n_embd))
         has_bias = config.bias and config.norm == "layer_norm"
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if has_bias else None
@@ -56,12 +56,12 @@ class Norm(nn.Module):
             return x, Normalised(x, self)
         if self.kind == "layer_norm" and isinstance(stream, Residual):
             x, branch, x_bias, dropout_p = stream
-            options = {"x_bias": x_bias, "eps": NORM_EPS, "dropout_p": dropout_p}
+            options = {"x_bias": x_bias, "eps": self.eps, "dropout_p": dropout_p}
             return self.ops.add_layer_norm(x, branch, self.weight, self.bias, **options)
         x = total(stream)
         if self.kind == "rms_norm":
-            return x, self.ops.rms_norm(x, self.weight, eps=NORM_EPS)
-        return x, self.ops.layer_norm(x, self.weight, self.bias, eps=NORM_EPS)
+            return x, self.ops.rms_norm(x, self.weight, eps=self.eps)
+        return x, self.ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 class PackedProjection(Linear):
@@ -69,7 +69,7 @@ class PackedProjection(Linear):
 
     def __init__(self, config: ModelConfig):
         counts, D = config.head_counts, config.n_embd // config.n_head
-        super().__init__(config.n_embd, sum(counts) * D, bias=config.qkv_bias)
+        super().__init__(config.n_embd, sum(counts) * D, bias=config.has_qkv_bias)
         self.counts = counts
         self.matrices = sum(counts)  # (D, C) each, for an optimizer that works on matrices
 
@@ -106,7 +106,7 @@ class MultiHeadAttention(nn.Module):
         self.window = config.window if causal else 0
         self.counts = config.head_counts
         self.dropout_p = config.dropout
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.eps = config.qk_norm, config.norm_eps
         self.qkv = PackedProjection(config)
         self.rotary = Rotary(config) if config.position == "rope" else None
         # its bias and the dropout are left to the next norm
@@ -131,7 +131,7 @@ class MultiHeadAttention(nn.Module):
     @property
     def qk_options(self) -> dict[str, Any]:
         """How queries and keys are normalised and rotated; cos and sin are (block_size, D)."""
-        options: dict[str, Any] = {"qk_norm": self.qk_norm, "eps": NORM_EPS}
+        options: dict[str, Any] = {"qk_norm": self.qk_norm, "eps": self.eps}
         if self.rotary is not None:
             options |= {"cos": self.rotary.cos[:, 0], "sin": self.rotary.sin[:, 0]}
         return options
@@ -142,7 +142,7 @@ class MultiHeadAttention(nn.Module):
         heads = qkv.unflatten(2, (H + 2 * Hkv, -1))  # (B, T, H + 2 Hkv, D)
         qk, v = heads.split((H + Hkv, Hkv), dim=2)
         if self.qk_norm:
-            qk = self.ops.rms_norm(qk, None, eps=NORM_EPS)
+            qk = self.ops.rms_norm(qk, None, eps=self.eps)
         if self.rotary is not None:
             qk = self.rotary(qk)
         q, k = qk.split((H, Hkv), dim=2)
@@ -201,7 +201,7 @@ class CrossAttention(MultiHeadAttention):
         kv = F.linear(source, into_kv, bias[1]).unflatten(2, (2 * Hkv, -1))
         k, v = kv.chunk(2, dim=2)  # (B, S, Hkv, D) each
         if self.qk_norm:
-            q, k = (self.ops.rms_norm(each, None, eps=NORM_EPS) for each in (q, k))
+            q, k = (self.ops.rms_norm(each, None, eps=self.eps) for each in (q, k))
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         dropout_p = self.dropout_p if self.training else 0.0
         out = self.ops.attention(q, k, v, causal=False, dropout_p=dropout_p)  # (B, H, T, D)

@@ -32,7 +32,7 @@ class GPT(nn.Module):
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = nn.Dropout(config.embedding_dropout_p)
         self.blocks = make_blocks(config, ops)
         self.ln_f = Norm(config, ops)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=config.head_bias)

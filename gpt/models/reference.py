@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from ..config.model import IGNORE_INDEX, NORM_EPS, ROPE_BASE, ModelConfig
+from ..config.model import IGNORE_INDEX, ROPE_BASE, ModelConfig
 
 
 class Activation(nn.Module):
@@ -46,9 +46,10 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.n_embd))
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
+        self.eps = config.norm_eps
 
     def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -57,17 +58,18 @@ class RMSNorm(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.eps = config.norm_eps
 
     def forward(self, x):
-        return root_mean_square_normalise(x) * self.weight
+        return root_mean_square_normalise(x, self.eps) * self.weight
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     return RMSNorm(config) if config.norm == "rms_norm" else LayerNorm(config)
 
 
-def root_mean_square_normalise(x):
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + NORM_EPS)
+def root_mean_square_normalise(x, eps):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def rotate(x):
@@ -88,9 +90,9 @@ class Head(nn.Module):
         self.config = config
         self.causal = causal  # in a decoder; in an encoder all tokens see each other
         head_size = config.n_embd // config.n_head
-        self.key = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
-        self.query = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
-        self.value = nn.Linear(config.n_embd, head_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.n_embd, head_size, bias=config.has_qkv_bias)
+        self.query = nn.Linear(config.n_embd, head_size, bias=config.has_qkv_bias)
+        self.value = nn.Linear(config.n_embd, head_size, bias=config.has_qkv_bias)
         self.register_buffer("tril", torch.tril(torch.ones(config.block_size, config.block_size)))
         self.dropout = nn.Dropout(config.dropout)
 
@@ -100,7 +102,7 @@ class Head(nn.Module):
         k = self.key(source)  # (B, T, D)
         q = self.query(x)  # (B, T, D)
         if self.config.qk_norm:
-            k, q = root_mean_square_normalise(k), root_mean_square_normalise(q)
+            k, q = (root_mean_square_normalise(each, self.config.norm_eps) for each in (k, q))
         if self.config.position == "rope" and source is x:
             k, q = rotate(k), rotate(q)
         # attention scores ("affinities")
@@ -249,7 +251,7 @@ class GPT(nn.Module):
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = nn.Dropout(config.embedding_dropout_p)
         self.blocks = make_blocks(config)
         self.ln_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)

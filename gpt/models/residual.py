@@ -14,8 +14,6 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from ..config.model import NORM_EPS
-
 
 class Product(NamedTuple):
     """linear(x), bias included, not yet computed."""
@@ -69,7 +67,7 @@ def decode_linear(ops, x, linear, *, norm=None, activation=None, residual=None) 
     options: dict[str, Any] = {"scale": scale, "activation": activation, "residual": residual}
     if norm is not None:
         options |= {"norm": norm.kind, "norm_weight": norm.weight, "norm_bias": norm.bias}
-        options["eps"] = NORM_EPS
+        options["eps"] = norm.eps
     return ops.decode_linear(x, weight, linear.bias, **options)
 
 

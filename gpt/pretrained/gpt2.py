@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .. import UserError, files
-from ..config.model import NORM_EPS, ModelConfig
+from ..config.model import ModelConfig
 from ..models.layouts import State, check_layout, rename
 from ..models.packed import GPT
 from ..runs import checkpoint
@@ -44,7 +44,7 @@ def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
     """The config for a config.json of `transformers`; a UserError starts with `source`."""
     required = {
         "model_type": "gpt2",
-        "layer_norm_epsilon": NORM_EPS,
+        "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
     }
@@ -62,6 +62,7 @@ def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
         raise UserError(f"{source} has a feed-forward with an unsupported activation or width")
     return ModelConfig(
         **sizes,
+        embedding_dropout=-1.0,
         qkv_bias=True,
         head_bias=False,
         tied_head=record.get("tie_word_embeddings", True),
@@ -104,11 +105,11 @@ def export(run: Path, folder: Path) -> None:
         "activation_function": activations[config.activation],
         **{name: getattr(config, name) for name in SIZES},
         "n_positions": config.block_size,
-        "layer_norm_epsilon": NORM_EPS,
+        "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tied_head,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "embd_pdrop": config.embedding_dropout,
+        "embd_pdrop": config.embedding_dropout_p,
         "bos_token_id": None,
         "eos_token_id": None,
         "dtype": "float32",

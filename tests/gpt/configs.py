@@ -20,7 +20,7 @@ CONFIGS = {
     },
     "softcap": replace(LECTURE, logit_softcap=3.0),
     "no bias": replace(LECTURE, bias=False),
-    "qkv bias": replace(LECTURE, qkv_bias=True),
+    "qkv bias": replace(LECTURE, qkv_bias=True, n_inner=40, norm_eps=0.01),
     "no head bias": replace(LECTURE, head_bias=False),
     "tied head": replace(LECTURE, tied_head=True),
     "rms_norm": replace(LECTURE, norm="rms_norm"),

@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 import torch.nn as nn
 
-from gpt.config.model import NORM_EPS
 from gpt.models import reference
 from tests.gpt.configs import LECTURE, draw_tokens, randomise
 
@@ -17,7 +16,7 @@ def torch_layer(kind, block):
     """PyTorch's layer with the weights of a block of the reference."""
     C, H = CONFIG.n_embd, CONFIG.n_head
     options = {"dropout": 0.0, "activation": "relu", "batch_first": True, "norm_first": True}
-    layer = kind(C, H, 4 * C, layer_norm_eps=NORM_EPS, **options).double()
+    layer = kind(C, H, 4 * C, layer_norm_eps=CONFIG.norm_eps, **options).double()
     attentions = [(layer.self_attn, block.sa)]
     norms = [(layer.norm1, block.ln1), (layer.norm2, block.ln2)]
     if kind is nn.TransformerDecoderLayer:

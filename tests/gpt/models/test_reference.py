@@ -76,7 +76,7 @@ class Equations:
     def query_or_key(self, name, t, x):
         y = self.linear(name, x)
         if self.config.qk_norm:
-            y = root_mean_square_norm(y)
+            y = self.root_mean_square_norm(y)
         if self.config.position == "rope":
             half = len(y) // 2
             for i in range(half):  # turn the plane (i, i + half) by t / 10000^(i / half)
@@ -88,13 +88,16 @@ class Equations:
 
     def norm(self, name, x):
         if self.config.norm == "rms_norm":
-            y = root_mean_square_norm(x)
+            y = self.root_mean_square_norm(x)
         else:
             mean = sum(x) / len(x)
             variance = sum((u - mean) ** 2 for u in x) / len(x)
-            y = [(u - mean) / math.sqrt(variance + 1e-5) for u in x]
+            y = [(u - mean) / math.sqrt(variance + self.config.norm_eps) for u in x]
         y = [u * gain for u, gain in zip(y, self.weights[f"{name}.weight"], strict=True)]
         return add(y, self.weights.get(f"{name}.bias", [0.0] * len(y)))
+
+    def root_mean_square_norm(self, x):
+        return [u / math.sqrt(dot(x, x) / len(x) + self.config.norm_eps) for u in x]
 
     def linear(self, name, x):
         y = [dot(row, x) for row in self.weights[f"{name}.weight"]]
@@ -107,10 +110,6 @@ def dot(a, b):
 
 def add(a, b):
     return [x + y for x, y in zip(a, b, strict=True)]
-
-
-def root_mean_square_norm(x):
-    return [u / math.sqrt(dot(x, x) / len(x) + 1e-5) for u in x]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
