@@ -36,11 +36,11 @@ SEPARATOR = "---------------"
 class SampleConfig(Config):
     """What to generate. The names are nanoGPT's where nanoGPT has one."""
 
-    out_dir: str = option("out", "folder of the run")
+    out_dir: str = option("out", "folder of the run", section="model")
     checkpoint: Literal["best", "last"] = option(
         "best", "best: of the lowest validation loss; last: the latest"
     )
-    start: str = option("\n", "the prompt, or FILE:path for the text of a file")
+    start: str = option("\n", "the prompt, or FILE:path for the text of a file", section="samples")
     num_samples: int = option(1, "number of samples, generated as one batch", at_least=1)
     max_new_tokens: int = option(500, "length of a sample in tokens", at_least=1)
     temperature: float = option(0.8, "1: the model's distribution; 0: always the most likely token")
@@ -50,13 +50,18 @@ class SampleConfig(Config):
     )
     stop: str = option("", "end a sample before this text")
     slide: int = option(
-        1, "tokens by which the context moves when it is full; 1: as in the lecture", at_least=1
+        1,
+        "number of tokens that leave the context at once when it is full; more are faster, 1 is as "
+        "in the lecture",
+        at_least=1,
     )
     seed: int = option(1337, "seed of the samples")
     show_work: bool = option(False, "print the scratchpad of a calculator too")
     json: bool = option(False, "print one JSON object instead of the text")
-    kernels: str = option("auto", "auto, triton, torch, reference, or triton,attention=torch")
-    device: str = option("auto", "cuda, cuda:1, cpu or mps")
+    kernels: str = option(
+        "auto", "auto, triton, torch, reference, or triton,attention=torch", section="computation"
+    )
+    device: str = option("auto", "where the model runs: auto, cuda, cuda:1, cpu or mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "dtype of the weights and of the KV cache"
     )

@@ -18,7 +18,16 @@ from .base import SomeConfig, flag
 from .presets import PRESETS
 from .train import TrainConfig
 
-ALIASES = {"--dataset": "--data", "--max-steps": "--max-iters"}
+ALIASES = {"--dataset": "--data", "--max-steps": "--max-iters", "--lr": "--learning-rate"}
+ALIASES |= {"--wandb-log=True": "--log=wandb", "--wandb-log=False": "--log=none"}
+HINTS = {  # nanoGPT's options that have another form here
+    "--wandb-log": "it is True or False; or give --log wandb",
+    "--wandb-project": "set the environment variable WANDB_PROJECT",
+    "--wandb-run-name": "set the environment variable WANDB_NAME",
+    "--always-save-checkpoint": "every evaluation saves the run; --keep N keeps older checkpoints",
+    "--backend": "GPUs communicate by NCCL, CPUs by Gloo",
+    "--compile": "sampling on a GPU replays a CUDA graph",
+}
 PREFIXES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # of switches
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 FIXED = ("preset", "data", "tokenizer", "lecture", "optimizer", "seed")  # for the life of a run
@@ -57,7 +66,15 @@ def _resumed(given: dict[str, Any]) -> TrainConfig:
     folder = given.get("out_dir", TrainConfig.out_dir)
     path = Path(folder) / "last.json"
     saved = TrainConfig.from_dict(read_json(path).get("train"), path)
+    if given.get("max_iters", saved.max_iters) != saved.max_iters and not saved.lr_decay_iters:
+        saved = replace(saved, lr_decay_iters=saved.max_iters)  # the schedule stays as it began
     config = _replaced(saved, {**given, "resume": True, "init_from": "resume", "out_dir": folder})
+    end = config.lr_decay_iters
+    if config.decay_lr and config.min_lr == 0 and 0 < end < config.max_iters:
+        raise UserError(
+            f"the run's learning rate decays to 0 at step {end}, before --max-iters "
+            f"{config.max_iters}; add --lr-decay-iters {config.max_iters}, or --min-lr"
+        )
     before, after = (vars(each) | vars(each.model) for each in (saved, config))
     for name in (*vars(saved.model), *FIXED):
         if before[name] != after[name]:
@@ -89,12 +106,26 @@ def parse_given(default: Any, arguments: list[str], description: str) -> dict[st
     types = _add_options(parser, parser, default)
     namespace, unknown = parser.parse_known_args([_spelled(each, types) for each in arguments])
     if unknown:
-        name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name, types)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-        raise UserError(f"{name} is not an option; {hint}")
+        raise UserError(_unknown(unknown[0].partition("=")[0], types))
     given = {name: value for name, value in vars(namespace).items() if value not in (None, [])}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+
+
+def _unknown(name: str, types: dict[str, Any]) -> str:
+    """The sentence about `name`, which is not among the options `types`."""
+    if name.endswith(".py"):  # nanoGPT's config/train_gpt2.py
+        kind, _, rest = Path(name).stem.replace("_", "-").partition("-")
+        instead = {
+            "train": f"--preset {rest}" if rest in PRESETS else "",
+            "finetune": "--init-from gpt2-xl --data shakespeare",
+            "eval": f"--init-from {rest} --data openwebtext --eval-only",
+        }.get(kind) or f"--preset with one of {', '.join(PRESETS)}"
+        return f"{name} is a config file, which is not read; use {instead}"
+    near = difflib.get_close_matches(name, types)
+    hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+    if not name.startswith("-") and "--data" in types:
+        hint = f"did you mean --data {name}?"
+    return f"{name} is not an option; {HINTS.get(name, hint)}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,6 +141,7 @@ def _spelled(argument: str, types: dict[str, Any]) -> str:
     if not name.startswith("--"):
         return argument
     name = name.replace("_", "-")
+    name, equals, value = ALIASES.get(name + equals + value, name + equals + value).partition("=")
     name = ALIASES.get(name, name)
     if types.get(name) is bool and value in PREFIXES:
         return PREFIXES[value] + name.removeprefix("--")

@@ -12,7 +12,11 @@ from .model import ModelConfig
 class TrainConfig(Config):
     """A training run. The names are nanoGPT's where nanoGPT has one."""
 
-    preset: str = option("lecture", "the defaults of all other options (gpt/config/presets.py)")
+    preset: str = option(
+        "lecture",
+        "the defaults of all other options: quickstart, lecture-fast, lecture, lecture-small, "
+        "shakespeare-char, speedrun, addition, calculator, dates, or gpt2[-medium|-large|-xl]",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
 
     data: str = option(
@@ -22,15 +26,23 @@ class TrainConfig(Config):
         section="data",
     )
     data_dir: str = option("data", "folder that is searched for downloaded and prepared data")
-    tokenizer: Literal["char", "byte", "gpt2"] = option("char", "for text; token files have theirs")
+    tokenizer: str = option(
+        "char",
+        "how a text becomes tokens: char, byte, gpt2, or a tokenizer.json of Hugging Face; token "
+        "files bring their own",
+    )
 
     kernels: str = option(
         "auto",
         "auto, reference (the lecture's modules), or an argument of kernels.load, such as torch",
         section="computation",
     )
-    lecture: str = option("", "train a stage of the lecture (gpt/models/lecture.py), e.g. bigram")
-    device: str = option("auto", "cuda, cuda:1, cpu or mps")
+    lecture: str = option(
+        "",
+        "train a stage of the lecture: bigram, average-loops, average-matrix, average-softmax, "
+        "self-attention, one-head, many-heads, feed-forward, residual, layer-norm or dropout",
+    )
+    device: str = option("auto", "where the model trains: auto, cuda, cuda:1, cpu or mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "dtype of matrix products; auto: the fastest that trains safely"
     )
@@ -52,24 +64,36 @@ class TrainConfig(Config):
     beta1: float = option(0.9, "AdamW's decay rate of the first moment", below=1)
     beta2: float = option(0.999, "AdamW's decay rate of the second moment", below=1)
     grad_clip: float = option(0.0, "largest norm of all gradients together; 0: off")
-    decay_lr: bool = option(False, "warm up, then decay to min_lr along a cosine")
+    decay_lr: bool = option(
+        False, "warm up, then decay to min_lr along a cosine; otherwise constant"
+    )
     warmup_iters: int = option(0, "steps of linear warm-up")
-    lr_decay_iters: int = option(0, "step at which the cosine ends; 0: max_iters")
-    min_lr: float = option(0.0, "learning rate at the end of the cosine")
+    lr_decay_iters: int = option(0, "step at which the decay ends; 0: max_iters")
+    min_lr: float = option(0.0, "learning rate from the end of the decay on")
 
     batch_size: int = option(64, "sequences in a forward pass", at_least=1, section="loop")
     tokens_per_step: int = option(0, "tokens of a step over all passes; 0: those of one pass")
-    gradient_accumulation_steps: int = option(0, "forward passes of a step; 0: see tokens_per_step")
+    gradient_accumulation_steps: int = option(
+        0, "forward passes of a step, over all ranks; 0: see tokens_per_step"
+    )
     max_iters: int = option(5000, "number of training steps")
     eval_interval: int = option(500, "steps between evaluations", at_least=1)
-    eval_iters: int = option(0, "batches of an evaluation; 0: the whole validation split")
+    eval_iters: int = option(
+        0,
+        "batches of each split in an evaluation; 0: the whole validation split, and as "
+        "much of the training split",
+    )
     eval_only: bool = option(False, "evaluate once and exit")
     log_interval: int = option(10, "steps between lines of metrics", at_least=1)
 
     out_dir: str = option("out", "folder of the run; an earlier one is renamed", section="run")
-    init_from: str = option("scratch", "scratch, resume, a run, gpt2[-medium|-large|-xl] or a file")
+    init_from: str = option(
+        "scratch",
+        "scratch, resume, the folder of a run or of transformers, a model of the Hugging Face Hub "
+        "(gpt2), or a file (nanoGPT's ckpt.pt, a state dict of the lecture's model)",
+    )
     resume: bool = option(False, "continue from the last checkpoint in out_dir")
-    keep: int = option(0, "number of older checkpoints to keep")
+    keep: int = option(0, "number of older checkpoints to keep, besides the last and the best")
     nan: Literal["stop", "skip"] = option("stop", "what to do if loss or gradients are not finite")
     log: Literal["none", "tensorboard", "wandb"] = option("none", "an additional logger")
     profile: bool = option(False, "write trace.json of a few steps and print the slowest kernels")

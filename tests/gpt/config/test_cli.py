@@ -12,6 +12,7 @@ from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
 from gpt.files import write_json
+from gpt.models.lecture import STAGES
 
 
 def options(*arguments):
@@ -41,7 +42,9 @@ def speech(*arguments):
         ("--qk_norm=true --activation gelu", {"qk_norm": True, "activation": "gelu"}),
         ("--dataset=shakespeare_char --compile", {"data": "shakespeare_char", "compile": True}),
         ("--learning_rate=6e-4 --min-lr 0", {"learning_rate": 6e-4, "min_lr": 0.0}),
-        ("--max_steps=7 --max-steps 8", {"max_iters": 8}),
+        ("--max_steps=7 --max-steps 8 --lr=1", {"max_iters": 8, "learning_rate": 1.0}),
+        ("--wandb_log=True", {"log": "wandb"}),
+        ("--log=tensorboard --wandb_log=False", {"log": "none"}),
     ],
 )
 def test_spellings_of_nanogpt_are_accepted(arguments, expected):
@@ -77,6 +80,9 @@ def test_help_lists_every_option_with_its_default(capsys):
     assert [name for name in names if f"--{name.replace('_', '-')}" not in printed] == []
     for part in ("--batch-size N sequences in a forward pass (default: 64)", "--bias, --no-bias"):
         assert part in printed
+    printed = printed.replace("- ", "-")  # argparse breaks lines after a hyphen
+    for name in (*PRESETS, *STAGES):
+        assert name in printed.replace("gpt2[-medium|-large|-xl]", "gpt2-medium gpt2-large gpt2-xl")
     assert "--position {learned,rope}" in printed
     assert "--max-steps" not in printed
     with pytest.raises(SystemExit):
@@ -91,6 +97,15 @@ def test_help_lists_every_option_with_its_default(capsys):
 def test_a_preset_sets_the_defaults(name):
     assert options("--preset", name) == PRESETS[name]
     assert options("--seed=3", "--preset", name) == replace(PRESETS[name], seed=3)
+
+
+@pytest.mark.parametrize("preset", ["shakespeare-char", "gpt2", "speedrun", "lecture"])
+def test_dropout_and_bias_of_nanogpt_s_presets_cover_what_nanogpt_s_do(preset):
+    model = options("--preset", preset, "--dropout=0.3", "--bias=True").model
+    of_nanogpt = preset != "lecture"  # which has no biases in q, k, v and no embedding dropout
+    assert model.has_qkv_bias == of_nanogpt
+    assert model.embedding_dropout_p == (0.3 if preset in ("shakespeare-char", "gpt2") else 0)
+    assert options("--preset", preset, "--embedding-dropout=0.1").model.embedding_dropout_p == 0.1
 
 
 def test_a_stage_of_the_lecture_starts_with_the_small_preset():
@@ -112,13 +127,21 @@ def test_init_from_replaces_the_model_of_the_preset():
         (["--n-lyaer", "3"], "--n-lyaer is not an option; did you mean --n-layer?"),
         (["--n-lay=3"], "--n-lay is not an option"),  # no abbreviations
         (["--zzz"], "--zzz is not an option; --help lists the options"),
-        (["config/train_gpt2.py"], "config/train_gpt2.py is not an option"),
+        (
+            ["config/train_gpt2.py"],
+            "train_gpt2.py is a config file, which is not read; use --preset gpt2",
+        ),
+        (["config/eval_gpt2_xl.py"], "use --init-from gpt2-xl --data openwebtext --eval-only"),
+        (["my.py"], "use --preset with one of quickstart, lecture-fast, lecture"),
+        (["my.txt"], "my.txt is not an option; did you mean --data my.txt?"),
+        (["--wandb_run_name=x"], "--wandb-run-name is not an option; set the environment"),
+        (["--wandb_log=maybe"], "--wandb-log is not an option; it is True or False"),
         (["--batch-size"], "--batch-size: expected one argument; --help lists the options"),
         (["--batch_size", "1.5"], "--batch-size: invalid int value: '1.5'"),
         (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
         (["--compile=maybe"], "a switch is True or False, not 'maybe'"),
         (["--preset", "lectur"], "--preset lectur is unknown; did you mean lecture"),
-        (["--preset", "7"], "--preset 7 is unknown; choose one of quickstart, lecture"),
+        (["--preset", "7"], "--preset 7 is unknown; choose one of quickstart, lecture-fast"),
         (["--resume", "--out-dir", "nowhere"], "nowhere/last.json does not exist"),
     ],
 )
@@ -141,8 +164,18 @@ def config(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", [["--resume"], ["--resume=True"], ["--init-from", "resume"]])
 def test_resume_takes_the_options_of_the_run(config, how):
-    expected = replace(config, max_iters=12, out_dir="out", resume=True, init_from="resume")
-    assert options(*how, "--max-iters", "12") == expected
+    expected = replace(config, keep=2, out_dir="out", resume=True, init_from="resume")
+    assert options(*how, "--keep", "2") == expected
+
+
+def test_resume_keeps_the_schedule_of_the_learning_rate(config):
+    """The cosine to 0 at step 9 is not stretched to a larger --max-iters, nor cut by a smaller."""
+    assert options("--resume", "--max-iters=12", "--min-lr=1e-3").lr_decay_iters == 9
+    assert options("--resume", "--max-iters=7").lr_decay_iters == 9
+    assert options("--resume", "--max-iters=12", "--lr-decay-iters=12").lr_decay_iters == 12
+    assert options("--resume").lr_decay_iters == 0  # max_iters, still
+    with pytest.raises(UserError, match=r"decays to 0 at step 9.*add --lr-decay-iters 12, or"):
+        options("--resume", "--max-iters=12")
 
 
 @pytest.mark.parametrize(
