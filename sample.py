@@ -22,12 +22,14 @@ from gpt.config.base import Config, option
 from gpt.config.cli import parse
 from gpt.data.corpus import read_text
 from gpt.data.tasks import is_task, open_task
+from gpt.data.tokenizers import Tokenizer
 from gpt.generation.generate import generate
 from gpt.generation.int8 import is_quantized, quantize_run
 from gpt.generation.load import load_model
 from gpt.generation.sampling import Sampling
 from gpt.generation.text_stream import TextStream, in_order
 from gpt.models.build import Model
+from gpt.pretrained.load import load_pretrained
 
 SEPARATOR = "---------------"
 
@@ -37,6 +39,9 @@ class SampleConfig(Config):
     """What to generate. The names are nanoGPT's where nanoGPT has one."""
 
     out_dir: str = option("out", "folder of the run", section="model")
+    init_from: str = option(
+        "resume", "resume: the run in out_dir; otherwise what train.py's --init-from takes, as gpt2"
+    )
     checkpoint: Literal["best", "last"] = option(
         "best", "best: of the lowest validation loss; last: the latest"
     )
@@ -71,8 +76,10 @@ class SampleConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         Sampling(self.temperature, self.top_k, self.top_p)  # which checks them
-        if self.save_dir and self.quantize == "none":
-            raise UserError("--save-dir needs an int8 model; add --quantize int8")
+        if self.save_dir and (self.quantize == "none" or self.init_from != "resume"):
+            raise UserError(
+                "--save-dir needs the int8 model of a run: --out-dir and --quantize int8"
+            )
 
 
 def main(arguments: list[str]) -> int:
@@ -90,7 +97,10 @@ def sample(config: SampleConfig) -> None:
     # the model
     device = hardware.choose_device(config.device)
     ops = load_ops(config.kernels, device)
-    model, tokenizer, record = load_model(Path(config.out_dir), config.checkpoint, ops, device)
+    if config.init_from == "resume":
+        model, tokenizer, record = load_model(Path(config.out_dir), config.checkpoint, ops, device)
+    else:
+        model, tokenizer, record = load_pretrained(config.init_from, ops, device)
     if config.quantize == "int8":
         quantize_run(model, record, device, config.save_dir, log)
     dtype = config.dtype
@@ -99,7 +109,7 @@ def sample(config: SampleConfig) -> None:
     model.to(hardware.choose_dtype(dtype, device))
     if config.slide > (block_size := model.config.block_size):
         raise UserError(f"--slide is {config.slide}; give at most the block size, {block_size}")
-    if is_task(data := str(record["train"].get("data"))):
+    if record and is_task(data := str(record["train"].get("data"))):
         print(answer(config, model, data, device))
         return
 
@@ -107,7 +117,7 @@ def sample(config: SampleConfig) -> None:
     start = config.start
     if start.startswith("FILE:"):
         start = read_text(Path(start.removeprefix("FILE:")))
-    prompt = torch.from_numpy(tokenizer.encode(start)).to(device)  # (T,)
+    prompt = encode_prompt(start, tokenizer).to(device)  # (T,)
     if len(prompt) == 0:
         raise UserError("the prompt is empty; give at least one character with --start")
 
@@ -119,6 +129,14 @@ def sample(config: SampleConfig) -> None:
     tokens = generate(model, prompts, new, sampling, slide=slide, generator=generator)
     streams = [TextStream(tokenizer.stream(), config.stop) for _ in range(config.num_samples)]
     print_samples(tokens, streams, start, config.json)
+
+
+def encode_prompt(start: str, tokenizer: Tokenizer) -> torch.Tensor:
+    """The tokens (T,) of a prompt, with the end-of-text token for <|endoftext|>."""
+    end = tokenizer.end_of_text
+    texts = [start] if end is None else start.split("<|endoftext|>")
+    first, *others = (torch.from_numpy(tokenizer.encode(text)) for text in texts)
+    return torch.cat([first, *(part for text in others for part in (torch.tensor([end]), text))])
 
 
 def print_samples(
