@@ -90,9 +90,9 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     (f"--data=FOLDER/nothing {NEW}", "nothing", None),
     (f"--document-mask {NEW}", "--document-mask needs an end-of-text token", None),
     (f"--data=FOLDER {NEW}", "train.bin", None),
-    (TEXT, "0 characters", write(text=b"")),
+    (TEXT, "0 tokens", write(text=b"")),
     (TEXT, "training split", write(text=b"ab")),
-    (TEXT, "UTF-8", write(text=b"ab\xff\xfe" * 99)),
+    (TEXT, "not UTF-8 at byte 99999;", write(text=b"ab " * 33_333 + b"\xff\xfe" * 99)),
     (TOKENS, "train.bin", write(train_bin=bytes(99), meta_json=b'{"kind":"byte"}')),
     (TOKENS, "meta.pkl", write(train_bin=bytes(100), meta_pkl=b"\x80\x04garbage")),
     # folders and runs

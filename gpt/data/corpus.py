@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import http.client
+import io
 import os
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from .batches import TokenDataset
 from .dataset import Dataset
 from .tasks import is_task, open_task
 from .token_files import read_token_files
-from .tokenizers import for_text
+from .tokenizers import for_text, whole_tokens
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -28,6 +30,7 @@ SHAKESPEARE_BYTES = 1_115_394
 SHAKESPEARE_NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 DOWNLOAD_LIMIT = 60.0  # seconds in all, for a server that answers byte by byte
+BLOCK = 1 << 16  # characters of a text file that are read at once
 TRAIN_FRACTION = 0.9  # the lecture's split: the first 90% for training, the rest for validation
 
 
@@ -50,11 +53,12 @@ def open_data(
             say(f"data: {refusal}; using python-docs, the text of Python's help pages, instead")
             name = "python-docs"
         else:
-            return _from_text("shakespeare", text, tokenizer)
+            return _from_text("shakespeare", lambda: [text], tokenizer)
     if name == "python-docs":
         from pydoc_data.topics import topics
 
-        return _from_text(name, "\n".join(topics[key] for key in sorted(topics)), tokenizer)
+        pages = "\n".join(topics[key] for key in sorted(topics))
+        return _from_text(name, lambda: [pages], tokenizer)
     path, prepared = Path(name), Path(data_dir) / name
     try:
         if path.is_dir():
@@ -68,26 +72,38 @@ def open_data(
             )
     except OSError as error:  # the name is too long, or a folder is not accessible
         raise UserError(f"--data {name}: {error.strerror}") from None
-    return _from_text(name, read_text(path), tokenizer)
+    return _from_text(name, lambda: read_blocks(path), tokenizer)
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file; UserError if it cannot be read."""
+    return "".join(read_blocks(path))
+
+
+def read_blocks(path: Path, lines: bool = False) -> Iterator[str]:
+    """Yield a UTF-8 file in blocks or lines, without its byte order mark; or UserError."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start} does not decode); convert it first"
-        ) from None
+        with path.open("rb") as content, io.TextIOWrapper(content, "utf-8-sig") as file:
+            try:
+                yield from file if lines else iter(partial(file.read, BLOCK), "")
+            except UnicodeDecodeError as error:
+                place = content.tell() - len(error.object) + error.start
+                raise UserError(f"{path} is not UTF-8 at byte {place}; convert it first") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _from_text(name: str, text: str, kind: str) -> TokenDataset:
-    if len(text) < 2:
-        raise UserError(f"{name} has {len(text)} characters; training needs at least two")
-    tokenizer = for_text(kind, text)
-    tokens = torch.from_numpy(tokenizer.encode(text).astype(np.int32))
+def _from_text(name: str, blocks: Callable[[], Iterable[str]], kind: str) -> TokenDataset:
+    """The splits of a text, whose `blocks` are read twice and never held together."""
+    tokenizer = for_text(kind, blocks())
+    size = tokenizer.vocab_size
+    dtype = np.dtype("uint8" if size <= 1 << 8 else "uint16" if size <= 1 << 16 else "int32")
+    content = bytearray()  # grows in place
+    for text, _ in whole_tokens(tokenizer, ((block, False) for block in blocks())):
+        content += tokenizer.encode(text).astype(dtype).data
+    tokens = torch.from_numpy(np.frombuffer(content, dtype))
+    if len(tokens) < 2:
+        raise UserError(f"{name} has {len(tokens)} tokens; training needs at least two")
     split = int(TRAIN_FRACTION * len(tokens))
     return TokenDataset(name, tokens[:split], tokens[split:], tokenizer)
 

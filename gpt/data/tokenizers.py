@@ -6,7 +6,8 @@ time, and `to_json()` for `from_json`.
 """
 
 import codecs
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -14,35 +15,43 @@ import numpy as np
 
 from .. import UserError
 
+Text = tuple[str, bool]  # some text, and whether its document ends with it
+
 UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete character
+# the last place, if any, where a token ends by the patterns of GPT-2 and its successors: before a
+# space between words, before a Chinese comma or full stop, after a single line break
+CUT = re.compile(r".*(?:\S(?= \w)|[^\W_](?=[\u3001\u3002\uff0c])|\S\n(?=\w))", re.DOTALL)
 
 
 class CharTokenizer:
-    """Each character of the text is a token; the vocabulary is sorted, as in the lecture."""
+    """Each character of the text is a token; `characters` are distinct, token i is the i-th."""
 
     end_of_text = None
 
     def __init__(self, characters: str):
         self.characters = characters
         self.vocab_size = len(characters)
-        self._code_points = np.array([ord(c) for c in characters], dtype=np.uint32)  # ascending
+        code_points = _code_points(characters)
+        self._tokens = np.full(code_points.max(initial=0) + 2, -1)  # -1: unknown code point
+        self._tokens[code_points] = np.arange(self.vocab_size)
 
     @classmethod
-    def of(cls, text: str) -> "CharTokenizer":
-        """The tokenizer of the characters that occur in `text`."""
-        return cls("".join(sorted(set(text))))
+    def of(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """The tokenizer of the characters that occur in `texts`, sorted as in the lecture."""
+        occurs = np.zeros(0x110000, dtype=bool)
+        for text in texts:
+            occurs[_code_points(text)] = True
+        return cls("".join(map(chr, np.flatnonzero(occurs))))
 
     def encode(self, text: str) -> np.ndarray:
-        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        tokens = np.searchsorted(self._code_points, code_points)
-        known = self._code_points[np.minimum(tokens, self.vocab_size - 1)] == code_points
-        if not known.all():
-            character = text[int(np.argmin(known))]
+        tokens = self._tokens.take(_code_points(text), mode="clip")
+        if (tokens < 0).any():
+            character = text[int(tokens.argmin())]
             raise UserError(
                 f"the character {character!r} is not in this model's vocabulary; "
                 f"it knows {self.vocab_size} characters: {self.characters!r}"
             )
-        return tokens.astype(np.int64)
+        return tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.characters[token] for token in tokens)
@@ -110,10 +119,12 @@ class GPT2Tokenizer:
 Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer
 
 
-def for_text(kind: str, text: str) -> Tokenizer:
-    """The tokenizer for a text that --tokenizer names: char, byte or gpt2."""
+def for_text(kind: object, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that --tokenizer names, char, byte or gpt2, for the pieces of a text."""
     if kind == "char":
-        return CharTokenizer.of(text)
+        return CharTokenizer.of(texts)
+    if kind not in ("byte", "gpt2"):
+        raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
     return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
 
 
@@ -122,12 +133,35 @@ def from_json(record: object) -> Tokenizer:
     record = record if isinstance(record, dict) else {}
     kind = record.get("kind")
     if kind == "char":
-        characters = record.get("characters")
-        if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
-            raise UserError("the tokenizer's characters must be sorted and distinct")
-        if not characters or any("\ud800" <= c <= "\udfff" for c in characters):
-            raise UserError("the tokenizer's characters are empty or contain surrogates")
+        characters: Any = record.get("characters")
+        distinct = isinstance(characters, str) and 0 < len(characters) == len(set(characters))
+        if not distinct or any("\ud800" <= c <= "\udfff" for c in characters):
+            raise UserError("the tokenizer's characters must be distinct, and no surrogates")
         return CharTokenizer(characters)
-    if kind not in ("byte", "gpt2"):
-        raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
-    return for_text(kind, "")
+    return for_text(kind, ())
+
+
+def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:
+    """The same documents in pieces whose tokens, joined, are those of the whole document.
+
+    A text stays whole if it has no `CUT`, or the tokenizer adds something in front of a text. The
+    time is linear in the text.
+    """
+    if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
+        yield from texts
+        return
+    one, two, both = (tokenizer.encode(text).tolist() for text in ("a\n", "b", "a\nb"))
+    held: list[str] = []
+    for text, ends in texts:
+        found = CUT.match(text) if one + two == both and not ends else None
+        end = len(text) if ends else found.end() if found else 0
+        if end or ends:
+            yield "".join([*held, text[:end]]), ends
+            held = []
+        held.append(text[end:])
+    if any(held):
+        yield "".join(held), True
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

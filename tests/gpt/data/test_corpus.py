@@ -3,14 +3,19 @@
 import hashlib
 import io
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
+import torch
 
 from gpt import UserError
 from gpt.data import corpus
 from gpt.data.corpus import open_data
+from gpt.data.tokenizers import GPT2Tokenizer
+from tests.gpt.data.test_tokenizers import small_gpt2
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 9
 
@@ -31,11 +36,34 @@ def serve(monkeypatch, answer):
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: answer(timeout))
 
 
-def test_the_split_is_that_of_the_lecture(tmp_path):
-    (tmp_path / "text").write_text("ab\n" * 371_798)  # as long as tiny shakespeare
-    data = open_data("text", "data", "char")
-    assert (len(data.train), len(data.val)) == (1_003_854, 111_540)
-    assert data.train[:4].tolist() == [1, 2, 0, 1]
+@pytest.mark.parametrize(
+    ("kind", "dtype", "text"),
+    [
+        ("char", torch.uint8, "To be, or not to be\n" * 50_000 + "\U0001f600"),
+        ("char", torch.uint16, "".join(map(chr, range(0x4E00, 0x8000))) * 20),
+        ("char", torch.int32, "".join(map(chr, range(0x10000, 0x20002)))),
+        ("byte", torch.uint8, "a\0b\x85ü\u2028" * 90_000),
+        ("gpt2", torch.uint16, "the end of the world, of the\n\n others.\n" * 9_000),
+    ],
+)
+def test_a_text_has_the_right_tokens_in_little_memory(tmp_path, monkeypatch, kind, dtype, text):
+    monkeypatch.setattr(GPT2Tokenizer, "_encoding", small_gpt2()._encoding)
+    (tmp_path / "text").write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
+    tracemalloc.start()
+    data = open_data("text", "data", kind)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tables = 200 * len(set(text))  # a Python object of each character, and its numbers
+    assert peak < 3 * len(text.encode()) + tables + 2_000_000  # and blocks
+    assert data.train.dtype == data.val.dtype == dtype
+    tokens = np.concatenate([data.train.numpy(), data.val.numpy()])
+    expected = {
+        "char": np.unique([ord(each) for each in text], return_inverse=True)[1],
+        "byte": np.frombuffer(text.encode(), np.uint8),
+        "gpt2": small_gpt2().encode(text),
+    }
+    assert np.array_equal(tokens, expected[kind])
+    assert len(data.train) == int(0.9 * len(tokens))
     assert data.name == "text"
 
 

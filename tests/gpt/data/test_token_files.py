@@ -83,7 +83,7 @@ def test_a_damaged_token_file_is_refused(tmp_path, train, reason):
         open_data(str(tmp_path), "data", "char")
 
 
-TABLES = [None, ["a"], {}, {0: "a", 2: "b"}, {0: "a", 1: 2}, {0: "b", 1: "a"}, {0: "aa"}]
+TABLES = [None, ["a"], {}, {0: "a", 2: "b"}, {0: "a", 1: 2}, {0: "a", 1: "a"}, {0: "aa"}]
 TABLES += [{"0": "a"}, {0: {0: "a"}}]
 BAD_META = [pickle.dumps(meta) for meta in (None, [], {}, *({"itos": table} for table in TABLES))]
 BAD_META = [("meta.pkl", content) for content in (*BAD_META, bytes(LARGEST_META + 1))]

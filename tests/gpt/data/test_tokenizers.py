@@ -2,6 +2,7 @@
 
 import json
 import string
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gpt import UserError
-from gpt.data.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_json
+from gpt.data import tokenizers
+from gpt.data.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_json, whole_tokens
 
 SHAKESPEARE_CHARACTERS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 
@@ -58,7 +60,7 @@ def test_encode_names_an_unknown_character(character):
     assert repr(character) in str(refusal.value)
 
 
-BAD_CHARACTERS = ["", "ba", "aab", ["a", "b"], "a\ud800"]
+BAD_CHARACTERS = ["", "aab", "aba", ["a", "b"], "a\ud800"]
 BAD_RECORDS = [None, [], "char", {}, {"kind": "word"}, {"kind": ["char"]}, {"kind": "char"}]
 BAD_RECORDS += [{"kind": "char", "characters": bad} for bad in BAD_CHARACTERS]
 
@@ -69,15 +71,16 @@ def test_from_json_refuses_a_damaged_record(record):
         from_json(record)
 
 
-def small_gpt2():
+def small_gpt2(pattern=r50k_pat_str):
     """GPT-2's pattern with a few merges; its own table needs the network."""
     pairs = [b"th", b"the", b" t", b" the", b"\n\n", b"  ", b"of", b" of"]
+    pairs += [b".\n", b"\xef\xbc", b"\xef\xbc\x8c", "\uff0c世".encode()[:4]]
     ranks = {bytes([byte]): byte for byte in range(256)}
     ranks |= {pair: 256 + i for i, pair in enumerate(pairs)}
     special = {"<|endoftext|>": 50256}
     tokenizer = GPT2Tokenizer()
     tokenizer._encoding = tiktoken.Encoding(
-        name="small", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special
+        name="small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
     )
     return tokenizer
 
@@ -89,6 +92,39 @@ def test_gpt2_tokens_are_those_of_tiktoken():
     assert tokens[:3].tolist() == [257, 256 + 7, ord("<")]
     assert 50256 not in tokens  # a special token in a text is plain text
     assert_round_trip(tokenizer, text)
+
+
+# GPT-4's pattern joins punctuation to line breaks, and to the word that follows
+CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+CL100K += r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+
+
+@pytest.mark.parametrize("pattern", [r50k_pat_str, CL100K], ids=["gpt2", "cl100k"])
+@given(st.text("the of\n\t.1é世_\uff0c'" + "\x1c\u00a0", max_size=60), st.integers(1, 12))
+def test_pieces_of_a_text_have_the_tokens_of_the_whole(pattern, text, size):
+    tokenizer = small_gpt2(pattern)
+    blocks = ((text[at : at + size], False) for at in range(0, len(text), size))
+    pieces = list(whole_tokens(tokenizer, blocks))
+    assert "".join(text for text, _ in pieces) == text
+    tokens = [token for text, _ in pieces for token in tokenizer.encode(text)]
+    assert tokens == tokenizer.encode(text).tolist()
+
+
+@pytest.mark.parametrize(
+    ("part", "longest"), [("a few words\n\n", 130), ("世\uff0c", 110), ("a", 1000)]
+)
+def test_pieces_are_short_and_found_in_linear_time(monkeypatch, part, longest):
+    monkeypatch.setattr(tokenizers, "CUT", Mock(wraps=tokenizers.CUT))
+    text = part * (1000 // len(part))
+    blocks = ((text[at : at + 100], False) for at in range(0, 1000, 100))
+    assert max(len(piece) for piece, _ in whole_tokens(small_gpt2(), blocks)) <= longest
+    assert sum(len(call.args[0]) for call in tokenizers.CUT.match.call_args_list) == len(text)
+
+
+def test_a_tokenizer_that_marks_the_start_of_a_text_gets_it_whole():
+    tokenizer = small_gpt2()
+    tokenizer.encode = lambda text: ByteTokenizer().encode(" " + text)  # as Llama's does
+    assert list(whole_tokens(tokenizer, [("a b c", False), (" d", False)])) == [("a b c d", True)]
 
 
 def test_gpt2_without_its_table_raises_user_error(monkeypatch, tmp_path):
