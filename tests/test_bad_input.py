@@ -88,6 +88,7 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     ("--block-size=50", "validation split", None),
     # texts and token files
     (f"--data=FOLDER/nothing {NEW}", "nothing", None),
+    (f"--data=openwebtext {NEW}", "run python -m gpt.data.prepare openwebtext", None),
     (f"--document-mask {NEW}", "--document-mask needs an end-of-text token", None),
     (f"--data=FOLDER {NEW}", "train.bin", None),
     (TEXT, "0 tokens", write(text=b"")),

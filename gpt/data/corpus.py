@@ -31,6 +31,12 @@ SHAKESPEARE_NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 DOWNLOAD_LIMIT = 60.0  # seconds in all, for a server that answers byte by byte
 BLOCK = 1 << 16  # characters of a text file that are read at once
+BUILT_IN = ("auto", "python-docs")  # never the name of a folder
+SHAKESPEARE = ("shakespeare", "shakespeare_char")  # the same text unless nanoGPT's folder is there
+KNOWN = {  # what gpt.data.prepare knows by name -> data set on the hub, subset
+    "openwebtext": ("Skylion007/openwebtext", None),
+    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
+}
 TRAIN_FRACTION = 0.9  # the lecture's split: the first 90% for training, the rest for validation
 
 
@@ -44,35 +50,41 @@ def open_data(
     """
     if is_task(name):
         return open_task(name)
-    if name in ("auto", "shakespeare"):
-        try:
-            text = _shakespeare(Path(data_dir), say)
-        except UserError as refusal:
-            if name == "shakespeare":
-                raise
-            say(f"data: {refusal}; using python-docs, the text of Python's help pages, instead")
-            name = "python-docs"
-        else:
-            return _from_text("shakespeare", lambda: [text], tokenizer)
-    if name == "python-docs":
-        from pydoc_data.topics import topics
-
-        pages = "\n".join(topics[key] for key in sorted(topics))
-        return _from_text(name, lambda: [pages], tokenizer)
     path, prepared = Path(name), Path(data_dir) / name
     try:
+        for folder in (path, prepared):
+            if name not in BUILT_IN and (folder / "train.bin").is_file():
+                return TokenDataset(name, *read_token_files(folder))
+        if name in (*BUILT_IN, *SHAKESPEARE):
+            name, text = _built_in(name, Path(data_dir), say)
+            return _from_text(name, lambda: [text], tokenizer)
         if path.is_dir():
-            return TokenDataset(name, *read_token_files(path))
-        if (prepared / "train.bin").is_file():
-            return TokenDataset(name, *read_token_files(prepared))
-        if not path.is_file():
-            raise UserError(
-                f"--data {name}: no such file or folder; give a text file, a folder with train.bin "
-                "and val.bin, shakespeare, python-docs, addition-3, calculator or dates"
-            )
+            read_token_files(path)  # raises UserError for lack of train.bin
+        if path.is_file():
+            return _from_text(name, lambda: read_blocks(path), tokenizer)
     except OSError as error:  # the name is too long, or a folder is not accessible
         raise UserError(f"--data {name}: {error.strerror}") from None
-    return _from_text(name, lambda: read_blocks(path), tokenizer)
+    advice = (
+        f"run python -m gpt.data.prepare {name} --out-dir {prepared}"
+        if name in KNOWN
+        else "give a text file, a folder with train.bin and val.bin, shakespeare, python-docs, "
+        "addition-3, calculator or dates"
+    )
+    raise UserError(f"--data {name}: no such file or folder; {advice}")
+
+
+def _built_in(name: str, data_dir: Path, say: Callable[[str], object]) -> tuple[str, str]:
+    """The name and text of tiny shakespeare, or of Python's help pages if auto cannot get it."""
+    if name != "python-docs":
+        try:
+            return "shakespeare", _shakespeare(data_dir, say)
+        except UserError as refusal:
+            if name != "auto":
+                raise
+            say(f"data: {refusal}; using python-docs, the text of Python's help pages, instead")
+    from pydoc_data.topics import topics
+
+    return "python-docs", "\n".join(topics[key] for key in sorted(topics))
 
 
 def read_text(path: Path) -> str:

@@ -29,12 +29,9 @@ from .. import UserError
 from ..config.base import Config, option
 from ..config.cli import parse
 from ..files import write_json
+from .corpus import KNOWN
 from .tokenizers import Tokenizer, for_text
 
-KNOWN = {  # name -> data set on the hub, subset
-    "openwebtext": ("Skylion007/openwebtext", None),
-    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
-}
 END = {"gpt2": [50256], "byte": list(b"\n\n")}  # after a document
 AT_ONCE = 512  # pieces per batch of the thread pool
 PIECE = 1 << 16  # characters of a text file

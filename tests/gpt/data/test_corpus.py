@@ -83,6 +83,17 @@ def test_a_local_copy_is_used_before_a_download(tmp_path, folder):
     assert data.tokenizer.decode(data.train[:14].tolist()) == "First Citizen:"
 
 
+@pytest.mark.parametrize("name", ["shakespeare_char", "shakespeare"])
+def test_a_prepared_folder_precedes_the_text_of_its_name(tmp_path, name):
+    (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "input.txt").write_bytes(PLAY)
+    assert open_data(name, "data", "char", pytest.fail).name == "shakespeare"
+    for split in ("train", "val"):
+        np.array([5, 50256, 3], "<u2").tofile(tmp_path / "data" / name / f"{split}.bin")
+    assert open_data(name, "data", "char", pytest.fail).train.tolist() == [5, 50256, 3]
+    assert open_data("auto", "data", "char", pytest.fail).name == "shakespeare"
+
+
 def test_a_download_is_saved_in_the_cache(tmp_path, monkeypatch):
     said = []
     with monkeypatch.context() as patch:
