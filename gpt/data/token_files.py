@@ -14,10 +14,12 @@ import torch
 
 from .. import UserError
 from ..files import read_json
-from .tokenizers import GPT2Tokenizer, Tokenizer, from_json
+from .tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
 
-MAGIC = 20240520  # llm.c and modded-nanogpt: 256 int32 first, (MAGIC, version, tokens, ...)
-HEADER_BYTES = 256 * 4
+HEADER_BYTES = 256 * 4  # of llm.c and modded-nanogpt: 256 int32, (magic, version, tokens, ...)
+HEADERS: dict[int, tuple] = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic -> version, dtype
+SIGNED = {"<u4": "<i4", "<u8": "<i8"}  # PyTorch does not index with unsigned integers
+SAMPLE = 1 << 20  # tokens of a file by which their type is recognised
 LARGEST_META = 1 << 24  # bytes; nanoGPT's meta.pkl has a few KiB
 # opcodes that build dicts of texts and integers, and nothing that is called or hashed recursively
 PLAIN = {"PROTO", "FRAME", "EMPTY_DICT", "MARK", "SETITEM", "SETITEMS", "STOP", "MEMOIZE"}
@@ -26,45 +28,64 @@ PLAIN |= {"SHORT_BINUNICODE", "BINUNICODE"}
 
 
 def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenizer]:
-    """Training and validation tokens, (N,) uint16 over memory-mapped files, and the tokenizer."""
+    """Training and validation tokens over memory-mapped files, and their tokenizer; or UserError.
+
+    The tokens are (N,) uint16, int32 or int64. llm.c's header names their type. Files without it
+    have the widest of int64, uint32 and uint16 in which all are tokens of the vocabulary, or of a
+    larger one: as uint16, every second token of a wider file would be 0. In a text of one character
+    a line so is every line break: both files must agree, and wide characters must include token 0.
+    """
     tokenizer = _tokenizer(folder)
-    train, val = (_tokens(folder / f"{split}.bin", tokenizer) for split in ("train", "val"))
-    return train, val, tokenizer
+    files = [_tokens(folder / f"{split}.bin", tokenizer.vocab_size) for split in ("train", "val")]
+    guessed = [tokens for tokens, named in files if not named]
+    types = {tokens.dtype for tokens in guessed}
+    unsure = isinstance(tokenizer, CharTokenizer) and types - {torch.uint16}
+    if len(types) > 1 or (unsure and all(tokens.min() > 0 for tokens in guessed)):
+        raise UserError(
+            f"{folder} may have uint16 tokens, every second 0, or wider ones; begin train.bin and "
+            "val.bin with llm.c's header, which names their type"
+        )
+    return files[0][0], files[1][0], tokenizer
 
 
-def _tokens(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
-    """Little-endian uint16 tokens, with llm.c's header or without one."""
+def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
+    """The tokens of a file, and whether a header names their dtype."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; a data folder holds train.bin and val.bin")
+        shards = sorted(path.parent.glob(f"*{path.stem}*.bin"))
+        hint = f"; make it a link to {shards[0].name}, for one" if shards else ""
+        raise UserError(f"{path} is missing; a data folder holds train.bin and val.bin{hint}")
     try:
         size = path.stat().st_size
-        header = np.fromfile(path, dtype="<i4", count=min(3, size // 4))
-        skip, count = 0, size // 2
-        if len(header) == 3 and header[0] == MAGIC:
-            if header[1] != 1:
-                raise UserError(
-                    f"{path} has token-file version {header[1]}; only version 1 is supported"
-                )
-            skip, count = HEADER_BYTES, int(header[2])
-        if size != skip + 2 * count or count < 2:
-            raise UserError(f"{path} has {size} bytes, which is not a whole number of tokens")
-        tokens = np.memmap(path, dtype="<u2", mode="c", offset=skip, shape=(count,))
+        magic, version, count = [*np.fromfile(path, "<i4", 3).tolist(), 0, 0, 0][:3]
+        expected, *dtypes = HEADERS.get(magic, (None, "<u8", "<u4", "<u2"))
+        skip = HEADER_BYTES if expected else 0
+        limit = vocab_size if vocab_size < 256 else max(vocab_size, 1 << 18)  # Gemma's has 2^18
+        for dtype in dtypes[: 3 if vocab_size <= 1 << 16 else 2]:
+            number = max(0, size - skip) // np.dtype(dtype).itemsize
+            tokens = np.memmap(path, dtype, "c", skip, (number,)) if number else np.empty(0, dtype)
+            if number > 1 and tokens[:SAMPLE].max() < limit:
+                break
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if (largest := tokens.max()) >= tokenizer.vocab_size:
+    if expected not in (None, version):
+        raise UserError(f"{path} has llm.c's magic {magic} with version {version}, not {expected}")
+    if size != skip + tokens.nbytes or number < 2 or (expected and number != count):
+        wanted = f"a header and {count}" if expected else "at least 2 and a whole number of"
+        raise UserError(f"{path} has {size} bytes, which is not {wanted} {tokens.dtype} tokens")
+    if (largest := tokens.max()) >= vocab_size:
         raise UserError(
-            f"{path} has the token {largest}, and its tokenizer knows 0 to "
-            f"{tokenizer.vocab_size - 1}; it belongs to another meta.json or meta.pkl"
+            f"{path} has the token {largest} as {tokens.dtype}, and its tokenizer knows 0 to "
+            f"{vocab_size - 1}; it belongs to another meta.json or meta.pkl"
         )
-    return torch.from_numpy(tokens)
+    return torch.from_numpy(tokens.view(SIGNED.get(dtype, dtype))), expected is not None
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of meta.json or of nanoGPT's meta.pkl; without either, GPT-2's."""
-    if (folder / "meta.json").is_file():
+    if (folder / "meta.json").exists():
         return from_json(read_json(folder / "meta.json"))
     path = folder / "meta.pkl"
-    if not path.is_file():
+    if not path.exists():
         return GPT2Tokenizer()
     try:
         if path.stat().st_size > LARGEST_META:
@@ -73,10 +94,13 @@ def _tokenizer(folder: Path) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     table = meta.get("itos") if isinstance(meta, dict) else None  # {0: "\n", 1: " ", ...}
-    entries = [table.get(i) for i in range(len(table))] if isinstance(table, dict) else [None]
-    characters = [each for each in entries if isinstance(each, str) and len(each) == 1]
+    if not isinstance(table, dict):
+        raise UserError(f"{path} has no table itos of characters as nanoGPT writes it")
+    entries = [table.get(token) for token in range(len(table))]
+    characters = [entry for entry in entries if isinstance(entry, str) and len(entry) == 1]
     if len(characters) < len(entries):
-        raise UserError(f"{path} has no character table as nanoGPT writes it")
+        others = len(entries) - len(characters)
+        raise UserError(f"{path} has {others} tokens that are not one character, as each must be")
     return from_json({"kind": "char", "characters": "".join(characters)})
 
 

@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 
 from gpt import UserError
 from gpt.data.corpus import open_data
@@ -32,21 +33,44 @@ def write(folder, train=TOKENS, val=TOKENS, meta=None):
     return str(folder)
 
 
-def llm_c(tokens, magic=20240520, version=1, count=None):
+def llm_c(tokens, magic=20240520, version=1, dtype="<u2", count=None):
+    """A file with llm.c's header, or without one if magic is 0."""
     count = len(tokens) if count is None else count
-    header = struct.pack("<iii", magic, version, count).ljust(1024, b"\0")
-    return header + np.array(tokens, "<u2").tobytes()
+    header = struct.pack("<iii", magic, version, count).ljust(1024, b"\0") if magic else b""
+    return header + np.array(tokens, dtype).tobytes()
 
 
-@pytest.mark.parametrize("form", [bytes, llm_c])
-def test_tokens_are_read_with_and_without_a_header(tmp_path, form):
+DTYPES = {"<u2": torch.uint16, "<u4": torch.int32, "<i8": torch.int64}
+
+
+@pytest.mark.parametrize(
+    "form", [(20240520, 1, "<u2"), (20240801, 7, "<u4"), *((0, 0, dtype) for dtype in DTYPES)]
+)
+def test_tokens_of_every_form_are_read(tmp_path, form):
     (tmp_path / "mine").mkdir()
-    write(tmp_path / "mine", llm_c(TOKENS) if form is llm_c else TOKENS, TOKENS[:7])
+    files = llm_c(TOKENS, *form), llm_c(TOKENS[:7], *form)
+    write(tmp_path / "mine", *files, pickle.dumps(meta_of("cb a\n")))
     data = open_data("mine", str(tmp_path), "char")  # by its name in data_dir
     assert data.name == "mine"
-    assert data.train.tolist() == TOKENS
-    assert data.val.tolist() == TOKENS[:7]
-    assert data.tokenizer.decode(data.train[:5].tolist()) == "abc \n"
+    assert data.train.dtype == data.val.dtype == DTYPES[form[2]]
+    assert (data.train.tolist(), data.val.tolist()) == (TOKENS, TOKENS[:7])
+    assert data.tokenizer.decode(data.train[:5].tolist()) == " a\nbc"  # in the table's order
+    assert data.tokenizer.encode(" a\nbc").tolist() == TOKENS[:5]
+
+
+def test_tokens_of_a_larger_vocabulary_are_not_taken_for_uint16(tmp_path):
+    folder = write(tmp_path, *[np.array([100_000, 791], "<u4").tobytes()] * 2)
+    (tmp_path / "meta.pkl").unlink()
+    with pytest.raises(UserError, match="the token 100000 as uint32, and its tokenizer knows 0 to"):
+        open_data(folder, "data", "char")
+
+
+def test_one_character_a_line_is_not_taken_for_uint32(tmp_path):
+    lines = [2, 0, 3, 0, 4, 0, 2, 0]  # a, b, c, a
+    write(tmp_path, lines, lines)
+    with pytest.raises(UserError, match="may have uint16 tokens, every second 0, or wider"):
+        open_data(str(tmp_path), "data", "char")
+    assert open_data(write(tmp_path, llm_c(lines), TOKENS), "data", "char").train.tolist() == lines
 
 
 def test_the_mapped_file_is_never_written(tmp_path):
@@ -67,11 +91,13 @@ def test_meta_json_precedes_meta_pkl_and_gpt2_is_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("train", "reason"),
     [
-        *((short, "not a whole number") for short in (b"", b"\0\0", b"\0" * 41)),
-        *((llm_c(TOKENS, count=n), "not a whole number") for n in (21, 19, -1, 2**31 - 1)),
-        (llm_c(TOKENS)[:1000], "not a whole number"),
-        (llm_c(TOKENS, version=2), "token-file version 2"),
-        ([2, 3, 5], "has the token 5, and its tokenizer knows 0 to 4"),
+        *((short, "not at least 2 and a whole number") for short in (b"", b"\0\0", b"\0" * 41)),
+        (llm_c(TOKENS, 0, dtype="<i8")[:-2], "a whole number of uint64"),
+        *((llm_c(TOKENS, count=n), f"not a header and {n} ") for n in (21, 19, -1, 2**31 - 1)),
+        (llm_c(TOKENS)[:1000], "not a header and 20 uint16"),
+        (llm_c(TOKENS, version=2), "magic 20240520 with version 2, not 1"),
+        ([2, 3, 5], "has the token 5 as uint16, and its tokenizer knows 0 to 4"),
+        (llm_c([2, -100], 0, dtype="<i8"), "has the token 65535 as uint16"),
         (llm_c(TOKENS, magic=1), "has the token"),  # without a header its bytes are read as tokens
     ],
 )
@@ -83,7 +109,13 @@ def test_a_damaged_token_file_is_refused(tmp_path, train, reason):
         open_data(str(tmp_path), "data", "char")
 
 
-TABLES = [None, ["a"], {}, {0: "a", 2: "b"}, {0: "a", 1: 2}, {0: "a", 1: "a"}, {0: "aa"}]
+def test_a_missing_file_is_refused_and_a_shard_named(tmp_path):
+    (tmp_path / "fineweb_train_000001.bin").write_bytes(llm_c(TOKENS))
+    with pytest.raises(UserError, match=r"train.bin is missing.*link to fineweb_train_000001.bin"):
+        open_data(str(tmp_path), "data", "char")
+
+
+TABLES = [None, ["a"], {}, {0: "a", 2: "b"}, {0: "a", 1: 2}, {0: "a", 1: "a"}, {0: "aa"}, {0: ""}]
 TABLES += [{"0": "a"}, {0: {0: "a"}}]
 BAD_META = [pickle.dumps(meta) for meta in (None, [], {}, *({"itos": table} for table in TABLES))]
 BAD_META = [("meta.pkl", content) for content in (*BAD_META, bytes(LARGEST_META + 1))]
