@@ -151,7 +151,7 @@ for content, words in (
     (b'{"text": "x"}\n{"text', "line 2 is not JSON"),
     (b'{"text": "x"}\n[1]', "line 2 is not a JSON object"),
     (b'{"body": "x", "id": 1}', "has no text in column 'text'; choose --column from body, id"),
-    (b'{"text": "alone"}', "fewer than two documents"),
+    (b'{"text": ""}', "the sources have 0 tokens"),
 ):
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))
 TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, prepare: PREPARE}

@@ -4,15 +4,17 @@
     python -m gpt.data.prepare HuggingFaceFW/fineweb-edu --subset sample-10BT --out-dir data/fineweb
     python -m gpt.data.prepare notes.txt more/*.jsonl --tokenizer byte --out-dir data/mine
 
-The files have nanoGPT's format: uint16 without a header, an end-of-text token after every document;
-meta.json describes the tokenizer. Documents are streamed, tokenised by all cores and written at
-once, so that memory does not grow with the collection. A document goes to the validation split
-whenever that holds less than its share of the tokens so far: both splits cover the collection, and
-they are the same every time. The folder appears when it is complete.
+The files have nanoGPT's format: uint16 without a header, or uint32 for a vocabulary above 65,536;
+meta.json describes the tokenizer. A text file is one document, or several between <|endoftext|>;
+each ends with the tokenizer's end of text, or an empty line if it has none. Documents are streamed,
+tokenised by all cores and written at once, so that memory does not grow with the collection. A
+document goes to val.bin whenever that stays within its share of the tokens so far; if none ever
+fits, the shortest does, and a single one is divided at its end. So both splits cover the
+collection, and they are the same every time. The folder appears when it is complete.
 """
 
 import json
-import re
+import mmap
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -29,16 +31,11 @@ from .. import UserError
 from ..config.base import Config, option
 from ..config.cli import parse
 from ..files import write_json
-from .corpus import KNOWN
-from .tokenizers import Tokenizer, for_text
+from .corpus import KNOWN, read_blocks
+from .tokenizers import Text, Tokenizer, for_text, whole_tokens
 
-END = {"gpt2": [50256], "byte": list(b"\n\n")}  # after a document
+END_OF_TEXT = "<|endoftext|>"  # ends a document of a text file
 AT_ONCE = 512  # pieces per batch of the thread pool
-PIECE = 1 << 16  # characters of a text file
-# GPT-2's pattern always ends a token before the last white space in front of a word
-CUT = re.compile(r".*(?=[ \n]\w)", re.DOTALL)
-
-Piece = tuple[str, bool]  # some text, and whether the document ends with it
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,9 @@ class PrepareConfig(Config):
     out_dir: str = option("", "a new folder; empty: data/ and the name of the source")
     subset: str = option("", "subset of a data set on the hub")
     column: str = option("text", "column of the text in a data set, .jsonl or .parquet file")
-    tokenizer: Literal["gpt2", "byte"] = option("gpt2", "tokenizer")
-    val_fraction: float = option(0.0005, "share of tokens in the validation split", below=1)
-    max_tokens: int = option(0, "stop at this many tokens; 0: take all")
+    tokenizer: str = option("gpt2", "gpt2 or byte")
+    val_fraction: float = option(0.0005, "share of tokens in val.bin", at_least=1e-9, below=1)
+    max_tokens: int = option(0, "stop after the document with this token; 0: take all")
 
 
 def main(arguments: list[str]) -> int:
@@ -91,10 +88,10 @@ def prepare(config: PrepareConfig) -> None:
     """Write the folder of token files that `config` describes."""
     if not config.sources:
         raise UserError("there is nothing to prepare; name openwebtext, a data set, or files")
-    if not config.val_fraction:
-        raise UserError("--val-fraction is 0; it must be above 0")
+    if config.tokenizer == "char":
+        raise UserError("--tokenizer char needs a text in one file; use train.py --data FILE")
     folder = Path(config.out_dir or Path("data") / Path(config.sources[0]).stem)
-    tokenizer = for_text(config.tokenizer, "")
+    tokenizer = for_text(config.tokenizer, ())
     tokenizer.encode("")  # download its table now
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -105,105 +102,136 @@ def prepare(config: PrepareConfig) -> None:
         ) as temporary:
             unfinished = Path(temporary, "tokens")
             unfinished.mkdir()
-            train, val = write(config, tokenizer, unfinished)
+            train, val, empty = write(config, tokenizer, unfinished)
             write_json(unfinished / "meta.json", tokenizer.to_json())
             unfinished.rename(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
-    print(f"{train:,} training tokens and {val:,} validation tokens; use --data {folder}")
+    skipped = f", {empty:,} empty documents skipped" if empty else ""
+    print(f"{train:,} training tokens and {val:,} validation tokens{skipped}; use --data {folder}")
 
 
-def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Path) -> tuple[int, int]:
-    """Tokenise into train.bin and val.bin; returns the number of tokens in each."""
-    train, val = 0, 0
+def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Path) -> tuple[int, int, int]:
+    """Tokenise into train.bin and val.bin; returns their tokens and the number of empty documents.
+
+    A document streams into train.bin, and is moved if it belongs to val.bin. The document that
+    reaches max_tokens is the last; if it alone is longer than that, it is cut there.
+    """
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    limit, start, empty = config.max_tokens * dtype.itemsize, 0, 0  # limit and start in bytes
+    shortest = (sys.maxsize, 0)  # length and start of a document in train.bin
     with (
-        (folder / "train.bin").open("wb") as train_file,
-        (folder / "val.bin").open("wb") as val_file,
+        (folder / "train.bin").open("w+b") as train,
+        (folder / "val.bin").open("wb") as val,
         tqdm(total=config.max_tokens or None, unit="tok", unit_scale=True, disable=None) as bar,
     ):
-        for tokens in tokenise(read(config), tokenizer):
-            if val < config.val_fraction * (train + val):
-                val_file.write(tokens.data)
-                val += len(tokens)
-            else:
-                train_file.write(tokens.data)
-                train += len(tokens)
+        for tokens, ends in tokenise(whole_tokens(tokenizer, read(config)), tokenizer, dtype):
+            train.write(tokens.data)
             bar.update(len(tokens))
-            if 0 < config.max_tokens <= train + val:
+            if too_long := 0 < limit < train.tell() - start:
+                train.truncate(train.seek(limit - val.tell()))
+            if not ends and not too_long:
+                continue
+            length = train.tell() - start
+            if not length:
+                empty += 1
+            elif val.tell() + length <= config.val_fraction * (train.tell() + val.tell()):
+                _move(train, start, length, val)
+            else:
+                shortest = min(shortest, (length, start))
+            start = train.tell()
+            if 0 < limit <= start + val.tell():
                 break
-    if not val:
-        raise UserError(
-            "the sources have fewer than two documents, too few for a validation split; to train "
-            "on a single text file, use train.py --data FILE"
-        )
-    return train, val
+        if start and not val.tell():
+            length, first = shortest
+            if length == start:  # it is the only document
+                length = max(2, int(config.val_fraction * start / dtype.itemsize)) * dtype.itemsize
+                first = start - length
+            _move(train, first, length, val)
+        sizes = [file.tell() // dtype.itemsize for file in (train, val)]
+    if min(sizes) < 2:
+        raise UserError(f"the sources have {sum(sizes)} tokens, too few for two splits")
+    return sizes[0], sizes[1], empty
 
 
-def tokenise(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Yield the tokens of each piece, (N,) little-endian uint16."""
-    end = END[tokenizer.to_json()["kind"]]
+def _move(source: BinaryIO, start: int, length: int, target: BinaryIO) -> None:
+    """Move bytes of a file to the end of another; what is behind them moves up."""
+    source.flush()
+    with mmap.mmap(source.fileno(), 0) as content:
+        target.write(content[start : start + length])
+        end = len(content) - length
+        content.move(start, start + length, end - start)
+    source.truncate(source.seek(end))
 
-    def tokens_of(piece: Piece) -> np.ndarray:
+
+def tokenise(
+    pieces: Iterator[Text], tokenizer: Tokenizer, dtype: np.dtype
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yield the tokens of each piece, (N,), with an end of text where a document ends."""
+    ending = tokenizer.encode("\n\n") if (end := tokenizer.end_of_text) is None else np.array([end])
+
+    def tokens_of(piece: Text) -> tuple[np.ndarray, bool]:
         text, ends = piece
-        return np.append(tokenizer.encode(text), end if ends else []).astype("<u2")
+        tokens = tokenizer.encode(text)
+        return np.append(tokens, ending if ends and text else []).astype(dtype), ends
 
     with ThreadPoolExecutor() as pool:  # tiktoken releases the GIL
         while batch := list(islice(pieces, AT_ONCE)):
             yield from pool.map(tokens_of, batch)
 
 
-def read(config: PrepareConfig) -> Iterator[Piece]:
-    """Yield the documents of all sources; a text file is one document in many pieces."""
+def read(config: PrepareConfig) -> Iterator[Text]:
+    """Yield the documents of all sources, those of text files in pieces; "" for an empty one."""
     for source in config.sources:
         path = Path(source)
         if path.suffix in (".txt", ".jsonl", ".parquet") and not path.is_file():
             raise UserError(f"{path} is not a file")
         if path.suffix == ".txt":
-            yield from _text(path)
+            yield from documents(read_blocks(path))
             continue
         if path.suffix == ".jsonl":
-            rows: Iterable[dict] = _json_lines(path)
+            rows: Iterable[dict] = _json_lines(path, config.column)
         elif path.suffix == ".parquet":
             rows = load_dataset("parquet", data_files=source, split="train", streaming=True)
         else:
             name, subset = KNOWN.get(source, (source, None))
             rows = load_dataset(name, name=config.subset or subset, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
-            text = row.get(config.column)
-            if not isinstance(text, str):
+            if not isinstance(text := row.get(config.column, 0), str | None):
                 raise UserError(
                     f"{source}: document {number} has no text in column {config.column!r}; choose "
                     f"--column from {', '.join(row)}"
                 )
-            yield text, True
+            units = (text or "").encode("utf-16-le", "surrogatepass")
+            yield units.decode("utf-16-le", "replace"), True  # half a pair, "\\ud800", is U+FFFD
 
 
-def _text(path: Path) -> Iterator[Piece]:
-    """Yield a text file in pieces, cut where a token always ends."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            rest = ""
-            while block := file.read(PIECE):
-                rest += block
-                found = CUT.match(rest)
-                if found and found.end():
-                    yield found[0], False
-                    rest = rest[found.end() :]
-            yield rest, True
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; convert it first") from None
+def documents(blocks: Iterable[str]) -> Iterator[Text]:
+    """Yield what is between END_OF_TEXT in pieces, without documents of white space."""
+    rest, begun = "", False
+    for block in blocks:
+        *texts, rest = (rest + block).split(END_OF_TEXT)
+        for text in texts:
+            if begun or text.strip():
+                yield text, True
+            begun = False
+        if len(rest) > len(END_OF_TEXT):  # the last characters may begin it
+            yield rest[: -len(END_OF_TEXT)], False
+            rest, begun = rest[-len(END_OF_TEXT) :], True
+    if begun or rest.strip():
+        yield rest, True
 
 
-def _json_lines(path: Path) -> Iterator[dict]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: line {number} is not a JSON object")
-            yield row
+def _json_lines(path: Path, column: str) -> Iterator[dict]:
+    """Yield the objects of a file, for an empty line one without a text."""
+    for number, line in enumerate(read_blocks(path, lines=True), start=1):
+        try:
+            row = json.loads(line) if line.strip() else {column: None}
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object")
+        yield row
 
 
 if __name__ == "__main__":

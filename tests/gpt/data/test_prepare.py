@@ -5,20 +5,22 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
 
 from gpt import UserError
 from gpt.data import prepare
 from gpt.data.corpus import open_data
 from gpt.data.prepare import PrepareConfig
+from gpt.data.tokenizers import ByteTokenizer, GPT2Tokenizer, for_text
 from tests.gpt.data.test_tokenizers import small_gpt2
 
 DOCUMENTS = [f"document {number}\nof two lines" for number in range(40)]
 
 
-def write_json_lines(path, texts=DOCUMENTS, column="text"):
-    path.write_text("".join(json.dumps({"id": 1, column: text}) + "\n" for text in texts))
+def write_source(path, texts=DOCUMENTS):
+    """A .jsonl file of the texts, or a .txt file with them between the ends of text."""
+    lines = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts)
+    path.write_text(lines if path.suffix == ".jsonl" else "<|endoftext|>".join(texts))
     return str(path)
 
 
@@ -33,55 +35,70 @@ def splits(folder):
     return [data.tokenizer.decode(split.tolist()) for split in (data.train, data.val)]
 
 
-def test_every_document_is_in_one_split_in_order(tmp_path, capsys):
-    source = write_json_lines(tmp_path / "mine.jsonl")
-    prepare.prepare(config(tmp_path, source, val_fraction=0.1))
-    train, val = (split.split("\n\n")[:-1] for split in splits(tmp_path))
-    assert sorted(train + val) == sorted(DOCUMENTS)
-    assert [text for text in DOCUMENTS if text in train] == train
-    assert [text for text in DOCUMENTS if text in val] == val
-    assert 3 <= len(val) <= 5  # a tenth of forty
-    sizes = [len("".join(f"{text}\n\n" for text in split)) for split in (train, val)]
-    assert "{:,} training tokens and {:,} val".format(*sizes) in capsys.readouterr().out
-    written = {path.name for path in (tmp_path / "tokens").iterdir()}
-    assert written == {"train.bin", "val.bin", "meta.json"}
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.jsonl", "tokens"}
+SIZES = np.random.default_rng(0).pareto(1, 200).astype(int)
+LONG_TAIL = [f"document {i} " + "long" * min(size, 50_000) for i, size in enumerate(SIZES)]
 
 
-def test_a_document_ends_with_end_of_text():
-    pieces = [("the end", True), (" of", False), (" the", True)]
-    tokens = list(prepare.tokenise(iter(pieces), small_gpt2()))
-    assert [piece.dtype for piece in tokens] == [np.dtype("<u2")] * 3
-    assert tokens[0].tolist()[-1] == tokens[2].tolist()[-1] == 50256
-    assert tokens[1].tolist() == [256 + 7]
+@pytest.mark.parametrize(
+    ("name", "end"), [("a.jsonl", "\n\n"), ("a.txt", "\n\n"), ("a.txt", "<|endoftext|>")]
+)
+@pytest.mark.parametrize("fraction", [0.0005, 0.1, 0.6])
+@pytest.mark.parametrize("texts", [DOCUMENTS, LONG_TAIL], ids=["equal", "long tail"])
+def test_every_document_is_whole_in_one_split_in_order(
+    tmp_path, monkeypatch, capsys, name, end, fraction, texts
+):
+    monkeypatch.setattr(GPT2Tokenizer, "_encoding", small_gpt2()._encoding)
+    kind = "byte" if end == "\n\n" else "gpt2"
+    source = write_source(tmp_path / name, texts)
+    prepare.prepare(config(tmp_path, source, val_fraction=fraction, tokenizer=kind))
+    train, val = (split.split(end)[:-1] for split in splits(tmp_path))
+    assert sorted(train + val) == sorted(texts)
+    assert [text for text in texts if text in set(train)] == train
+    assert [text for text in texts if text in set(val)] == val
+    after = 2 if kind == "byte" else 1
+    sizes = {text: len(for_text(kind, "").encode(text)) + after for text in texts}
+    written, share = sum(map(sizes.get, val)), fraction * sum(sizes.values())
+    assert share - max(sizes.values()) <= written <= share or val == [min(sizes, key=sizes.get)]
+    assert f" {written:,} validation tokens; use" in capsys.readouterr().out
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert files == {name, "tokens/train.bin", "tokens/val.bin", "tokens/meta.json"}
 
 
-@given(st.text("the of\n\t.1é世_" + "\x1c\u00a0", max_size=60), st.integers(1, 12))
-def test_pieces_of_a_text_file_have_the_tokens_of_the_whole(tmp_path_factory, text, piece):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text(text, newline="")
-    tokenizer = small_gpt2()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "PIECE", piece)
-        pieces = list(prepare._text(path))
-    assert "".join(text for text, _ in pieces) == text
-    assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
-    tokens = np.concatenate([tokenizer.encode(text) for text, _ in pieces])
-    assert tokens.tolist() == tokenizer.encode(text).tolist()
+def test_a_single_document_is_divided_at_its_end(tmp_path):
+    source = write_source(tmp_path / "mine.txt", ["0123456789" * 10_000])
+    prepare.prepare(config(tmp_path, source, val_fraction=0.25))
+    train, val = splits(tmp_path)
+    assert train + val == "0123456789" * 10_000 + "\n\n"
+    assert len(val) == 25_000
 
 
-def test_memory_does_not_grow_with_a_text_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "PIECE", 100)
-    (tmp_path / "long.txt").write_text("a few words\n\n" * 1000)
-    sizes = [len(text) for text, _ in prepare._text(tmp_path / "long.txt")]
-    assert len(sizes) > 100
-    assert max(sizes) < 130
+def test_empty_documents_are_skipped_and_counted(tmp_path, capsys):
+    lines, text = tmp_path / "a.jsonl", tmp_path / "a.txt"
+    rows = ['{"text": "a"}', "", '{"text": null}', " ", '{"text": ""}', r'{"text": "b\ud800"}']
+    rows += ['{"text": "c\u2028d\x85e\\u0000"}']
+    lines.write_bytes(("\ufeff" + "\r\n".join(rows)).encode())
+    text.write_bytes("\ufefff\r\n<|endoftext|>\n<|endoftext|>g<|endoftext|>\n".encode())
+    prepare.prepare(config(tmp_path, str(lines), str(text)))
+    assert splits(tmp_path) == ["b\ufffd\n\nc\u2028d\x85e\0\n\nf\n\n\ng\n\n", "a\n\n"]
+    assert "validation tokens, 4 empty documents skipped; use" in capsys.readouterr().out
+    lines.write_text('{"text": "a"}\n{"content": "b"}')
+    with pytest.raises(UserError, match=r"document 2 has no text in column 'text'.*content"):
+        prepare.prepare(config(tmp_path, str(lines), out_dir=str(tmp_path / "b")))
 
 
-def test_max_tokens_stops_early(tmp_path):
-    source = write_json_lines(tmp_path / "mine.jsonl")
-    prepare.prepare(config(tmp_path, source, max_tokens=100))
-    assert 100 <= sum(map(len, splits(tmp_path))) < 100 + max(map(len, DOCUMENTS)) + 2
+def test_a_vocabulary_above_65536_has_uint32_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(ByteTokenizer, "vocab_size", 65_537)
+    prepare.prepare(config(tmp_path, write_source(tmp_path / "mine.jsonl")))
+    data = open_data(str(tmp_path / "tokens"), "data", "char")
+    assert data.train.dtype == torch.int32
+    assert data.tokenizer.decode(data.val.tolist()) == DOCUMENTS[0] + "\n\n"
+
+
+@pytest.mark.parametrize(("limit", "size"), [(30, 50), (50, 50), (100, 100), (10, 10)])
+def test_max_tokens_stops_after_a_document_or_in_one_that_is_longer(tmp_path, limit, size):
+    source = write_source(tmp_path / "mine.jsonl", [*DOCUMENTS[:2], "long" * 99_999])
+    prepare.prepare(config(tmp_path, source, max_tokens=limit))
+    assert sum(map(len, splits(tmp_path))) == size
 
 
 @pytest.mark.parametrize(
@@ -99,7 +116,7 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path, monkeypatch, source, subset
 
     monkeypatch.setattr(prepare, "load_dataset", load_dataset)
     prepare.prepare(config(tmp_path, source, subset=subset))
-    assert DOCUMENTS[0] in splits(tmp_path)[0]
+    assert DOCUMENTS[1] in splits(tmp_path)[0]
 
 
 def test_parquet_is_read_by_hugging_face_datasets(tmp_path, monkeypatch):
@@ -122,7 +139,7 @@ def test_a_missing_datasets_library_raises_user_error(tmp_path, monkeypatch):
 
 
 def test_an_existing_folder_is_never_overwritten(tmp_path, capsys):
-    source = write_json_lines(tmp_path / "mine.jsonl")
+    source = write_source(tmp_path / "mine.jsonl")
     arguments = [source, "--tokenizer=byte", f"--out-dir={tmp_path / 'tokens'}"]
     assert prepare.main(arguments) == 0
     before = (tmp_path / "tokens" / "train.bin").stat()
