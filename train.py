@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
             raise
         print(
             "train.py: out of memory; halve --batch-size and double "
-            "--gradient-accumulation-steps, which trains the same model",
+            "--gradient-accumulation-steps, by default one per rank, which trains the same model",
             file=sys.stderr,
         )
         return 2

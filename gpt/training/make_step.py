@@ -65,10 +65,20 @@ def make_step(
 
 
 def batch_plan(config: TrainConfig) -> BatchPlan:
-    """The rows of a step. Raises UserError if --tokens-per-step is not a whole number of passes."""
+    """The rows of a step; UserError unless they are a whole number of passes on every rank.
+
+    --gradient-accumulation-steps counts the passes of all ranks, as in nanoGPT; by default every
+    rank has one.
+    """
     batch_size, block_size = config.batch_size, config.model.block_size
-    tokens, passes = config.tokens_per_step, config.gradient_accumulation_steps or 1
-    if tokens and config.gradient_accumulation_steps:
+    tokens, steps = config.tokens_per_step, config.gradient_accumulation_steps
+    passes, left = divmod(steps, distributed.world_size())
+    if left:
+        raise UserError(
+            f"--gradient-accumulation-steps {steps}, the passes of a step on all ranks together, "
+            f"is not a multiple of the {distributed.world_size()} ranks; round it to one"
+        )
+    if tokens and steps:
         raise UserError("give --tokens-per-step or --gradient-accumulation-steps, not both")
     if tokens:
         tokens_per_pass = distributed.world_size() * batch_size * block_size
@@ -78,4 +88,4 @@ def batch_plan(config: TrainConfig) -> BatchPlan:
                 "one pass (--batch-size times --block-size, on every rank)"
             )
         passes = tokens // tokens_per_pass
-    return BatchPlan(batch_size, block_size, passes, config.seed)
+    return BatchPlan(batch_size, block_size, passes or 1, config.seed)

@@ -17,8 +17,8 @@ from tests.gpt.training import sharded
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = """--preset=shakespeare-char --data=python-docs --device=cpu --kernels=torch
     --dtype=float32 --n-layer=2 --n-embd=16 --n-head=2 --block-size=64 --dropout=0 --bias
-    --embedding-dropout=0 --gradient-accumulation-steps=2 --warmup-iters=2 --lr-decay-iters=8
-    --eval-interval=3 --log-interval=1"""
+    --embedding-dropout=0 --batch-size=4 --gradient-accumulation-steps=4 --warmup-iters=2
+    --lr-decay-iters=8 --eval-interval=3 --log-interval=1"""
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -50,9 +50,9 @@ def losses(folder, name):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The run of one rank with the batch of two."""
+    """The run of one rank, which takes all four passes of a step."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    train(folder, 1, "--batch-size=8", "--max-iters=8")
+    train(folder, 1, "--max-iters=8")
     assert len(losses(folder, "loss")) == 8
     return folder
 
@@ -63,9 +63,9 @@ def assert_equal_losses(folder, one):
     assert {step: evaluated[step] for step in expected} == pytest.approx(expected, rel=1e-5)
 
 
-def test_two_ranks_have_the_losses_of_one_with_twice_the_batch(tmp_path, one):
+def test_two_ranks_have_the_losses_of_one_with_the_same_options(tmp_path, one):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["--batch-size=4", "--max-iters=8", f"--out-dir={tmp_path / 'two'}"]
+    options = ["--max-iters=8", f"--out-dir={tmp_path / 'two'}"]
     run = [*torchrun, ROOT / "train.py", *OPTIONS.split(), *options]
     done = subprocess.run(run, check=True, env=ONE_THREAD, capture_output=True, text=True)
     assert "FutureWarning" not in done.stderr
@@ -73,10 +73,10 @@ def test_two_ranks_have_the_losses_of_one_with_twice_the_batch(tmp_path, one):
 
 
 def test_fsdp_has_the_losses_of_one_rank_and_resumes_on_any_number_of_ranks(tmp_path, one):
-    two = ["--batch-size=4", "--parallel=fsdp"]
-    train(tmp_path / "run", 2, *two, "--max-iters=3")
-    train(tmp_path / "run", 1, "--resume", "--batch-size=8", "--parallel=ddp", "--max-iters=5")
-    train(tmp_path / "run", 2, "--resume", *two, "--activation-checkpointing", "--max-iters=8")
+    fsdp = "--parallel=fsdp"
+    train(tmp_path / "run", 2, fsdp, "--max-iters=3")
+    train(tmp_path / "run", 1, "--resume", "--parallel=ddp", "--max-iters=5")
+    train(tmp_path / "run", 2, "--resume", fsdp, "--activation-checkpointing", "--max-iters=8")
     assert_equal_losses(tmp_path / "run", one)
 
 

@@ -91,6 +91,14 @@ def test_tokens_per_step_determines_the_passes():
         batch_plan(replace(config, tokens_per_step=16, gradient_accumulation_steps=1))
 
 
+def test_accumulation_steps_are_those_of_all_ranks_as_in_nanogpt(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    passes = [replace(CONFIG, gradient_accumulation_steps=steps) for steps in (0, 2, 6)]
+    assert [batch_plan(config).passes for config in passes] == [1, 1, 3]
+    with pytest.raises(UserError, match=r"steps 3, the .* not a multiple of the 2 ranks"):
+        batch_plan(replace(CONFIG, gradient_accumulation_steps=3))
+
+
 DROPOUT = {"model": replace(LECTURE, dropout=0.1), "activation_checkpointing": True}
 
 
