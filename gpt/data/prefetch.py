@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from .batches import TokenDataset, gather
 from .dataset import Batch, Row
 
-AHEAD = 4  # batches
+AHEAD = 4  # batches, at least
 
 
 class Prefetched(TokenDataset):
@@ -16,10 +16,13 @@ class Prefetched(TokenDataset):
     An exception of the thread is raised by the call that asks for its batch.
     """
 
-    def __init__(self, data: TokenDataset, world_size: int = 1):
-        """world_size: the number of ranks, each of which takes every world_size-th batch."""
+    def __init__(self, data: TokenDataset, world_size: int = 1, passes: int = 1):
+        """world_size: the number of ranks, each of which takes every world_size-th batch.
+
+        passes: batches of a training step, which are requested together.
+        """
         super().__init__(data.name, data.train, data.val, data.tokenizer, data.device)
-        self.world_size = world_size
+        self.world_size, self.ahead = world_size, max(AHEAD, passes)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._coming: deque[tuple[tuple, Future]] = deque()
 
@@ -39,10 +42,10 @@ class Prefetched(TokenDataset):
             for _, unwanted in self._coming:
                 unwanted.cancel()
             self._coming.clear()
-            for count in range(AHEAD):
+            for count in range(self.ahead):
                 self._request(seed, int(first) + count * step, rows, block_size)
         _, gathered = self._coming.popleft()
-        self._request(seed, int(first) + AHEAD * step, rows, block_size)
+        self._request(seed, int(first) + self.ahead * step, rows, block_size)
         return self.on_device(gathered.result())
 
     def _request(self, *arguments: int) -> None:

@@ -150,4 +150,4 @@ def _prefetched(run: Run) -> AbstractContextManager:
     data = run.data
     if data.source == run.precision.device or not isinstance(data, TokenDataset):
         return nullcontext(data)
-    return Prefetched(data, distributed.world_size())
+    return Prefetched(data, distributed.world_size(), batch_plan(run.config).passes)

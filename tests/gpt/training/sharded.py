@@ -1,16 +1,20 @@
-"""One rank of those that share a model in bf16; `test_distributed.py` starts this file on each."""
+"""One rank of those that train a model together; `test_distributed.py` starts this file on each."""
 
 import json
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from gpt.config.model import ModelConfig
+from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.config.presets import PRESETS
+from gpt.data.tasks import open_task
 from gpt.models.packed import GPT
 from gpt.training import distributed
+from gpt.training.gradients import BatchPlan, Gradients
+from gpt.training.precision import Precision
 from gpt.training.step import DeviceStep
 from tests.gpt.training.steps import fused_adamw, small_step
 
@@ -58,9 +62,35 @@ def losses() -> list[float]:
     return found
 
 
+def error_of_step(batch_size: int, passes: int, shard: bool = False) -> float:
+    """Of the loss and all gradients of 8 rows, against one pass in fp64 that adds up the losses.
+
+    The rows are problems of the calculator, whose answers differ in length.
+    """
+    data, block_size = open_task("calculator"), 35
+    torch.manual_seed(1)
+    model = GPT(replace(MODEL, block_size=block_size), kernels.load("torch")).double()
+    x, y = data.batch(3, 8, 8, block_size)
+    losses = F.cross_entropy(model(x)[0].mT, y, ignore_index=IGNORE_INDEX, reduction="none")
+    mean = losses.sum() / (y != IGNORE_INDEX).sum()
+    expected = [mean.detach(), *torch.autograd.grad(mean, list(model.parameters()))]
+
+    if shard:
+        distributed.shard(model, torch.device("cpu"), torch.float64)
+    plan = BatchPlan(batch_size, block_size, passes, seed=3)
+    precision = Precision(torch.device("cpu"), torch.float32)  # without autocast
+    step = Gradients(distributed.data_parallel(model), (), data, plan, precision)
+    found = [distributed.all_reduce_mean(step(1)[0])]
+    found += [distributed.full_tensor(weight.grad) for weight in step.parameters]
+    pairs = zip(found, expected, strict=True)
+    return max(((one - other).norm() / other.norm()).item() for one, other in pairs)
+
+
 if __name__ == "__main__":
     distributed.init_process_group("cpu")
-    text = json.dumps(losses())
+    splits = ((4, 1), (2, 2), (1, 4))
+    errors = {shard: [error_of_step(*each, shard) for each in splits] for shard in (False, True)}
+    text = json.dumps([losses(), errors[False], errors[True]])
     if distributed.is_main():
         print(text)
     distributed.destroy_process_group()

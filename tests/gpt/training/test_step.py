@@ -16,6 +16,7 @@ from gpt.training.precision import Precision
 from gpt.training.step import DeviceStep, EagerStep, GraphStep
 from kernels.torch_ops import OPS
 from tests.gpt.configs import LECTURE, randomise
+from tests.gpt.training import sharded
 from tests.gpt.training.steps import small_step, weights_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -46,6 +47,12 @@ def test_accumulated_passes_equal_one_large_batch(optimizer, tolerance):
     for weight, other in zip(weights_of(large), weights_of(small), strict=True):
         assert torch.allclose(weight, other, atol=tolerance)
     assert all(parameter.grad is None for parameter in large.gradients.model.parameters())
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_every_target_counts_alike_however_passes_share_the_rows(batch_size, passes):
+    """tests/gpt/training/test_distributed.py has the same for ranks."""
+    assert sharded.error_of_step(batch_size, passes) < 1e-13
 
 
 def test_rows_depend_on_the_step_number_and_the_loss_is_their_mean_before_the_update():
