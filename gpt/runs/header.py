@@ -4,6 +4,7 @@ import torch
 
 from .. import hardware
 from ..config.presets import DEFAULT_PRESETS
+from ..config.train import TrainConfig
 from ..training import distributed
 from ..training.make_step import batch_plan
 from .loop import Run
@@ -25,6 +26,7 @@ def print_header(run: Run, kernels_reason: str, step: str) -> None:
         f"{distributed.world_size()} (ranks) x {plan.batch_size} (sequences) x {plan.block_size} "
         f"(tokens); training step: {step}"
     )
+    print(describe_learning_rate(run.config))
     operations: dict[str, list[str]] = {}
     for operation, implementation in run.kernels.items():
         operations.setdefault(implementation, []).append(operation)
@@ -37,3 +39,24 @@ def print_header(run: Run, kernels_reason: str, step: str) -> None:
     dtype += ", fp32 products in TF32" if tf32 else ", no TF32"
     name = hardware.device_name(run.precision.device)
     print(f"{name}, {dtype}, kernels: {table}{reason}", flush=True)
+
+
+def describe_learning_rate(config: TrainConfig) -> str:
+    """What the learning rate does in the course of the run, in a line."""
+    warmup, end, lowest = (
+        config.warmup_iters,
+        config.lr_decay_iters or config.max_iters,
+        config.min_lr,
+    )
+    muon = f" (Muon {config.muon_learning_rate:g})" if config.optimizer == "muon" else ""
+    rate = f"{config.learning_rate:g}{muon}"
+    if not config.decay_lr:
+        unused = ": --warmup-iters applies only with --decay-lr" if warmup else ""
+        return f"learning rate {rate}, constant{unused}"
+    if 0 < end <= warmup:
+        return (
+            f"learning rate: a warm-up toward {rate} over {warmup} steps, then {lowest:g}, since "
+            f"the decay ends at step {end}"
+        )
+    after = f" after {warmup} steps of warm-up" if warmup else ""
+    return f"learning rate {rate}{after}, then along a cosine to {lowest:g} at step {end}"

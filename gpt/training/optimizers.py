@@ -57,20 +57,21 @@ def block_matrices(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
 def schedule_of(config: TrainConfig) -> Schedule:
     """The learning rate at a step, as a fraction of the configured one.
 
-    As in nanoGPT: (step + 1) / (warmup_iters + 1) during warm-up; then, with --decay-lr, a cosine
-    from 1 down to min_lr / learning_rate at lr_decay_iters, by default max_iters, and constant
-    afterwards.
+    As in nanoGPT it is constant without --decay-lr. With it, (step + 1) / (warmup_iters + 1) during
+    warm-up; then a cosine from 1 down to min_lr / learning_rate at lr_decay_iters, by default
+    max_iters, and constant afterwards, also if the warm-up ends only then.
     """
-    warmup = config.warmup_iters
-    length = max(1, (config.lr_decay_iters or config.max_iters) - warmup)
+    if not config.decay_lr:
+        return lambda step: 1.0
+    warmup, end = config.warmup_iters, config.lr_decay_iters or config.max_iters
+    lowest = config.min_lr / config.learning_rate
 
     def scale(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if not config.decay_lr:
-            return 1.0
-        lowest = config.min_lr / config.learning_rate
-        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / length)))
+        if step >= end:
+            return lowest
+        cosine = 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (end - warmup)))
         return lowest + cosine * (1.0 - lowest)
 
     return scale

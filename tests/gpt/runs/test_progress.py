@@ -1,12 +1,14 @@
 """The lines that a run prints and logs, its clock, and the losses between two evaluations."""
 
-import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gpt.config.presets import PRESETS
+from gpt.runs.header import describe_learning_rate
 from gpt.runs.progress import Progress
 from gpt.runs.run_state import RunState
 
@@ -39,8 +41,20 @@ def test_paused_time_is_not_counted():
     assert progress.tokens_per_second(2) == pytest.approx(200 / progress.seconds)
 
 
-def test_losses_of_skipped_steps_are_left_out():
-    progress, _ = make()
-    for loss in (1.0, math.nan, 3.0, math.inf):
-        progress.step(0, torch.tensor(loss))
-    assert progress.losses() == [1.0, 3.0]
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "0.001 after 100 steps of warm-up, then along a cosine to 0.0001 at step 5000"),
+        ({"warmup_iters": 0, "optimizer": "muon"}, "0.001 (Muon 0.02), then along a cosine to "),
+        (
+            {"lr_decay_iters": 90},
+            ": a warm-up toward 0.001 over 100 steps, then 0.0001, since the ",
+        ),
+        ({"decay_lr": False}, "0.001, constant: --warmup-iters applies only with --decay-lr"),
+        ({"decay_lr": False, "warmup_iters": 0}, "0.001, constant"),
+    ],
+)
+def test_the_header_describes_the_learning_rate(changes, line):
+    config = replace(PRESETS["shakespeare-char"], **changes)
+    described = describe_learning_rate(config).removeprefix("learning rate").lstrip()
+    assert described.startswith(line)
