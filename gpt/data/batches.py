@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional as F
 
 from .. import UserError
 from ..config.model import IGNORE_INDEX, ModelConfig
@@ -15,7 +16,7 @@ class TokenDataset(Dataset):
     """A training and a validation split of one token sequence: a text or token files."""
 
     name: str
-    train: torch.Tensor  # (N,) int32 of a text, or uint16 over a memory-mapped file
+    train: torch.Tensor  # (N,) of any integer dtype that `widen` accepts, often a mapped file
     val: torch.Tensor
     tokenizer: Tokenizer
     device: torch.device | str = "cpu"  # of the batches
@@ -33,21 +34,23 @@ class TokenDataset(Dataset):
         return chunk[:, :-1], chunk[:, 1:]
 
     def to(self, device: torch.device | str) -> "TokenDataset":
-        """The same data with batches on `device`, and the tokens too if they fit."""
-        train, val, fits = self.train, self.val, True
-        if torch.device(device).type == "cuda":
-            if train.dtype == torch.uint16:  # CUDA cannot index it: reinterpret, see `widen`
-                train, val = train.view(torch.int16), val.view(torch.int16)
-            fits = train.nbytes <= torch.cuda.mem_get_info(device)[0] // 4  # of the free memory
-        train = train.to(device) if fits else train  # else they stay in their file
-        return replace(self, train=train, val=val.to(device), device=device)
+        """The same data with batches on `device`, and the tokens of a split too if they fit."""
+        train, val = (_moved(tokens, device) for tokens in (self.train, self.val))
+        return replace(self, train=train, val=val, device=device)
 
     @property
     def source(self) -> torch.device:
         return self.train.device
 
-    def validation(self, block_size: int) -> Batch:
-        return windows(self.val, block_size)
+    def validation_rows(self, block_size: int) -> int:
+        return -(-(len(self.val) - 1) // block_size)
+
+    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
+        last = None if rows is None else (first + rows) * block_size + 1
+        tokens = widen(self.val[first * block_size : last]).to(self.device)
+        padding = (0, (1 - len(tokens)) % block_size)  # of the last row
+        x, y = F.pad(tokens[:-1], padding), F.pad(tokens[1:], padding, value=IGNORE_INDEX)
+        return x.view(-1, block_size), y.view(-1, block_size)
 
     def check_model(self, config: ModelConfig) -> None:
         super().check_model(config)
@@ -68,23 +71,19 @@ def gather(tokens: torch.Tensor, seed: int, first: Row, rows: int, block_size: i
     return widen(tokens[starts[:, None] + window])
 
 
+def _moved(tokens: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tokens on `device`, unless they would take a quarter of the free memory of a GPU."""
+    if torch.device(device).type == "cuda":
+        if tokens.dtype == torch.uint16:  # CUDA cannot index it: reinterpret, see `widen`
+            tokens = tokens.view(torch.int16)
+        if tokens.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+            return tokens
+    return tokens.to(device)
+
+
 def widen(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens as int64; int16 holds the bits of uint16."""
+    """Tokens of uint8, uint16, int32 or int64 as int64; int16 holds the bits of uint16."""
     return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
-
-
-def windows(tokens: torch.Tensor, block_size: int) -> Batch:
-    """The sequence in consecutive windows, so that every position is predicted once.
-
-    tokens (N,) -> x, y (ceil((N - 1) / block_size), block_size); the last row is padded with
-    token 0 in x and IGNORE_INDEX in y.
-    """
-    count = len(tokens) - 1
-    rows = -(-count // block_size)
-    x = tokens.new_zeros(rows * block_size, dtype=torch.long)
-    y = tokens.new_full((rows * block_size,), IGNORE_INDEX, dtype=torch.long)
-    x[:count], y[:count] = widen(tokens[:-1]), widen(tokens[1:])
-    return x.view(rows, block_size), y.view(rows, block_size)
 
 
 def random_integers(

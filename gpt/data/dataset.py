@@ -37,8 +37,14 @@ class Dataset(Protocol):
         passes or ranks share them: a batch depends on seed and step alone.
         """
 
-    def validation(self, block_size: int) -> Batch:
-        """The whole validation split, each position predicted once: x and y, (N, block_size)."""
+    def validation_rows(self, block_size: int) -> int:
+        """The number of rows of the validation split."""
+
+    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
+        """At most `rows` rows of the validation split from `first`, by default all of them.
+
+        All rows together predict each position once. x and y: (N, block_size).
+        """
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise UserError if a model of these sizes cannot be trained on this data."""

@@ -147,9 +147,9 @@ def quantize_run(
     config = TrainConfig.from_dict(record["train"], folder)
     precision = Precision(device, torch.float32)
     data = open_data(config.data, config.data_dir, config.tokenizer, log).to(device)
-    batches = validation_batches(data, config.model.block_size)
 
     def perplexity() -> float:
+        batches = validation_batches(data, config.model.block_size)
         return torch.tensor(evaluate(model, batches, precision)).exp().item()
 
     before, size = perplexity(), megabytes(model)

@@ -1,7 +1,7 @@
 """The loss over the validation split or over any text, and the accuracy on a task."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn as nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import UserError
 from ..config.model import IGNORE_INDEX
-from ..data.batches import windows
+from ..data.batches import TokenDataset
 from ..data.dataset import Batch, Dataset, Task
 from ..data.tokenizers import Tokenizer
 from . import distributed
@@ -64,27 +64,30 @@ def evaluate(
     return loss_sum / targets
 
 
-def validation_batches(data: Dataset, block_size: int) -> list[Batch]:
+def validation_batches(data: Dataset, block_size: int) -> Iterator[Batch]:
     """This rank's share of the whole validation split, every position predicted once."""
-    return equal_batches(*data.validation(block_size))
+    count, rows = equal_parts(data.validation_rows(block_size), block_size)
+    return shared(lambda i: data.validation(block_size, i * rows, rows), count, rows)
 
 
-def equal_batches(x: torch.Tensor, y: torch.Tensor) -> list[Batch]:
-    """This rank's share of x and y (N, T) in batches of one shape, so that one graph serves all.
+def equal_parts(rows: int, block_size: int) -> tuple[int, int]:
+    """How many batches, and of how many rows, hold `rows` rows: of one shape, for one graph."""
+    count = -(-rows // max(1, EVALUATION_TOKENS // block_size))
+    return count, -(-rows // count)
 
-    The last batch is padded with rows whose targets are ignored. Ranks that share a model compute
-    each batch together: every rank has the same number, and a batch without targets if need be.
+
+def shared(batch: Callable[[int], Batch], count: int, rows: int) -> Iterator[Batch]:
+    """This rank's share of `batch(0)` to `batch(count - 1)`, made one after the other.
+
+    Each is padded to `rows` rows, whose targets are ignored. Ranks that share a model compute each
+    batch together: every rank has the same number, and a batch without targets if need be.
     """
-    most = max(1, EVALUATION_TOKENS // x.shape[1])
-    count = -(-len(x) // most)
-    rows = -(-len(x) // count)
-    padding = (0, 0, 0, count * rows - len(x))  # rows after the last
-    x, y = F.pad(x, padding), F.pad(y, padding, value=IGNORE_INDEX)
-    batches = list(zip(x.split(rows), y.split(rows), strict=True))
-    share = batches[distributed.rank() :: distributed.world_size()]
-    if len(share) * distributed.world_size() < count:
-        share.append((batches[0][0], torch.full_like(batches[0][1], IGNORE_INDEX)))
-    return share
+    world = distributed.world_size()
+    for index in range(distributed.rank(), -(-count // world) * world, world):
+        x, y = batch(min(index, count - 1))
+        y = y if index < count else torch.full_like(y, IGNORE_INDEX)
+        padding = (0, 0, 0, rows - len(x))
+        yield F.pad(x, padding), F.pad(y, padding, value=IGNORE_INDEX)  # contiguous copies
 
 
 @torch.no_grad()
@@ -100,11 +103,11 @@ def task_accuracy(
         return {}
     model.eval()
     matches = []
-    x, y = data.validation(block_size)
-    rows = max(1, EVALUATION_TOKENS // x.shape[1])
-    for part, targets in zip(x.split(rows), y.split(rows), strict=True):
+    rows = max(1, EVALUATION_TOKENS // block_size)
+    for first in range(0, data.validation_rows(block_size), rows):
+        x, targets = data.validation(block_size, first, rows)
         with precision.autocast():
-            logits = model(part)[0][..., : data.tokenizer.vocab_size]  # (rows, T, V)
+            logits = model(x)[0][..., : data.tokenizer.vocab_size]  # (rows, T, V)
         matches.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
     model.train()
     return data.accuracy(torch.cat(matches))
@@ -125,8 +128,8 @@ def text_metrics(
     tokens, size = torch.from_numpy(tokenizer.encode(text)), len(text.encode("utf-8"))
     if len(tokens) < 2:
         raise UserError(f"the text has {len(tokens)} tokens; at least two are needed")
-    x, y = windows(tokens.to(precision.device), block_size)
-    loss = evaluate(model, equal_batches(x, y), precision)
+    data = TokenDataset("text", tokens, tokens, tokenizer, precision.device)
+    loss = evaluate(model, validation_batches(data, block_size), precision)
     bits = loss / math.log(2) * len(tokens) / size
     scores = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
     return scores | {"tokens": len(tokens), "bytes": size}

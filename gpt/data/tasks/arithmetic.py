@@ -70,8 +70,11 @@ class ArithmeticTask(Task):
         trainable = (~is_held_out(a[:, None], b)).int().argmax(1, keepdim=True)  # the first one
         return self._rows(torch.stack((operation, a, b.gather(1, trainable)[:, 0])), block_size)
 
-    def validation(self, block_size: int) -> Batch:
-        return self._rows(self.held_out, block_size)
+    def validation_rows(self, block_size: int) -> int:
+        return self.held_out.shape[1]
+
+    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
+        return self._rows(self.held_out[:, first:][:, :rows], block_size)
 
     def check_model(self, config: ModelConfig) -> None:
         super().check_model(config)

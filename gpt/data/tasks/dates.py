@@ -66,8 +66,11 @@ class DatePairs(Task):
         chosen = random_integers(seed, first, rows, len(table), self.device)
         return self._rows(table[chosen])
 
-    def validation(self, block_size: int) -> Batch:
-        return self._rows(self.held_out)
+    def validation_rows(self, block_size: int) -> int:
+        return len(self.held_out)
+
+    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
+        return self._rows(self.held_out[first:][:rows])
 
     def check_model(self, config: ModelConfig) -> None:
         if config.block_size != BLOCK or config.source_size not in (0, SOURCE):

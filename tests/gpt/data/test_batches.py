@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.data.batches import TokenDataset, random_integers, windows
+from gpt.data.batches import TokenDataset, random_integers
 from gpt.data.tasks import open_task
 from gpt.data.tokenizers import ByteTokenizer
 
@@ -62,20 +62,26 @@ def test_split_selects_the_tokens():
     assert data.batch(1, 0, 4, 5)[0].max() < 50
 
 
-def test_a_memory_mapped_file_gives_the_same_batches(tmp_path):
-    tokens = np.random.default_rng(0).integers(0, 60_000, 500).astype("<u2")
-    tokens.tofile(tmp_path / "train.bin")
-    mapped = torch.from_numpy(np.memmap(tmp_path / "train.bin", dtype="<u2", mode="c"))
-    batch = make_data(mapped).batch(1, 0, 8, 16)
-    expected = make_data(tokens.astype(np.int32)).batch(1, 0, 8, 16)
-    assert all(torch.equal(*pair) for pair in zip(batch, expected, strict=True))
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<i4", "<i8"])
+def test_a_memory_mapped_file_gives_the_same_batches(tmp_path, dtype):
+    tokens = np.random.default_rng(0).integers(0, 250 if dtype == "u1" else 60_000, 500)
+    tokens.astype(dtype).tofile(tmp_path / "train.bin")
+    mapped = torch.from_numpy(np.memmap(tmp_path / "train.bin", dtype=dtype, mode="c"))
+    for views in [mapped, mapped.view(torch.int16)] if dtype == "<u2" else [mapped]:
+        data, expected = make_data(views), make_data(tokens)
+        pairs = zip(data.batch(1, 0, 8, 16), expected.batch(1, 0, 8, 16), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+        assert torch.equal(data.validation(16)[1], expected.validation(16)[1])
 
 
-@given(st.integers(2, 60), st.integers(1, 20))
-def test_windows_hold_every_position_once_and_in_order(length, block_size):
+@given(st.integers(2, 60), st.integers(1, 20), st.integers(1, 9))
+def test_validation_rows_hold_every_position_once_and_in_order(length, block_size, rows):
     tokens = torch.randperm(1000)[:length]
-    x, y = windows(tokens, block_size)
-    assert x.shape == y.shape == (-(-(length - 1) // block_size), block_size)
+    data, count = make_data(tokens), -(-(length - 1) // block_size)
+    assert data.validation_rows(block_size) == count
+    parts = [data.validation(block_size, first, rows) for first in range(0, count, rows)]
+    x, y = (torch.cat(each) for each in zip(*parts, strict=True))
+    assert x.shape == y.shape == (count, block_size)
     counted = y != IGNORE_INDEX
     assert torch.equal(x[counted], tokens[:-1])
     assert torch.equal(y[counted], tokens[1:])

@@ -59,7 +59,7 @@ def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_ever
     shapes = []
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        batches = evaluation.validation_batches(data, BLOCK)
+        batches = list(evaluation.validation_batches(data, BLOCK))
         evaluation.evaluate(gpt, batches, FP32)
         shapes.append([each.shape for batch in batches for each in batch])
     assert shapes == [shapes[0]] * world
@@ -87,9 +87,9 @@ def test_evaluation_draws_no_random_number_and_restores_training_mode():
     gpt, data = make()
     gpt.train()
     state = torch.get_rng_state()
-    batches = evaluation.validation_batches(data, BLOCK)
-    first = evaluation.evaluate(gpt, batches, FP32)
-    assert evaluation.evaluate(gpt, batches, FP32) == first
+    first = evaluation.evaluate(gpt, evaluation.validation_batches(data, BLOCK), FP32)
+    second = evaluation.evaluate(gpt, evaluation.validation_batches(data, BLOCK), FP32)
+    assert first == second
     assert torch.equal(torch.get_rng_state(), state)
     assert gpt.training
     assert all(parameter.grad is None for parameter in gpt.parameters())
