@@ -26,11 +26,11 @@ from gpt.models.build import build
 from gpt.pretrained import init_from
 from gpt.runs import self_check
 from gpt.runs.header import print_header
-from gpt.runs.loop import Run, evaluation_batches, train_loop
+from gpt.runs.loop import Run, split_losses, train_loop
+from gpt.runs.progress import in_words
 from gpt.runs.run_folder import run_folder
 from gpt.runs.run_state import RunState, restore_run
 from gpt.training import distributed
-from gpt.training.evaluation import evaluate
 from gpt.training.make_step import choose_step
 from gpt.training.non_finite import NonFiniteError
 from gpt.training.optimizers import make_optimizers
@@ -78,8 +78,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
             state = restore_run(folder, run.model, run.optimizers, run.precision, run.data)
             print(f"resuming the run in {folder} from step {state.step}")
         if config.eval_only:
-            val_loss = evaluate(run.parallel_model, evaluation_batches(run), run.precision)
-            print(f"step {state.step}: val loss {val_loss:.4f}")
+            print(f"step {state.step}: {in_words(split_losses(run))}")
             return
         try:
             finished = train_loop(run, state, folder)

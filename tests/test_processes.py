@@ -100,7 +100,7 @@ def test_signals_and_kill_9_lose_nothing(tmp_path, capsys):
 def test_a_second_signal_stops_immediately(tmp_path):
     long = "--gradient-accumulation-steps=20000"  # one step takes a minute
     with started(tmp_path, *new_run(tmp_path), long) as process:
-        read_until(process, "step 0: val loss")
+        read_until(process, "step 0: train loss")
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "\n"
         assert "stop" in process.stderr.readline()

@@ -71,10 +71,10 @@ def test_16_bit_losses_are_close_to_fp32(tmp_path, dtype):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_step_compile_compiles_two_static_shapes(tmp_path, monkeypatch):
     """One for training and one for evaluation; symbolic shapes would be slower."""
-    shapes = set()
+    shapes = []
 
     def backend(graph, inputs):
-        shapes.add(str([one.shape for one in inputs if one.dtype == torch.int64]))
+        shapes.append(str([one.shape for one in inputs if one.dtype == torch.int64]))
         assert not any(isinstance(size, torch.SymInt) for one in inputs for size in one.shape)
         return graph
 
@@ -101,9 +101,7 @@ def test_files_metrics_and_output_of_a_run(tmp_path, capsys):
     lines = metrics(folder)
     assert [line["step"] for line in lines] == STEPS
     evaluations = [line for line in lines if "val_loss" in line]
-    assert evaluations[0].keys() == {"step", "val_loss", "sample"}
-    assert all(line.keys() == evaluations[0].keys() | {"train_loss"} for line in evaluations[1:])
-    assert evaluations[1]["train_loss"] == pytest.approx(sum(losses(folder)[:2]) / 2)
+    assert all(line.keys() == {"step", "train_loss", "val_loss", "sample"} for line in evaluations)
     result = summary(folder)
     assert result["best_val_loss"] == min(line["val_loss"] for line in evaluations)
     assert result["final_val_loss"] == evaluations[-1]["val_loss"]
@@ -154,8 +152,9 @@ def test_eval_only_changes_no_file(tmp_path, capsys):
     assert run(folder) == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert run(folder, "--resume", "--eval-only") == 0
-    val_loss = record(folder)["val_loss"]
-    assert capsys.readouterr().out.splitlines()[-1] == f"step 4: val loss {val_loss:.4f}"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("step 4: train loss ")
+    assert printed[-1] in printed[:-1]  # the run's last evaluation
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -200,6 +199,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, capsys
     assert losses(parts) == losses(whole)
     if stop == "during a step":
         assert metrics(parts) == metrics(whole)
-    for name in ("scaler", "losses", "skipped", "best_val_loss", "val_loss"):
+    for name in ("scaler", "skipped", "best_val_loss", "val_loss"):
         assert record(parts)[name] == record(whole)[name]
     assert (parts / "summary.json").exists()

@@ -1,7 +1,7 @@
 """The training loop: steps, evaluations, checkpoints, and the end of a run."""
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ import torch.nn as nn
 from .. import UserError, hardware
 from ..config.train import TrainConfig
 from ..data.batches import TokenDataset
-from ..data.dataset import Batch, Dataset
+from ..data.dataset import Dataset
 from ..data.prefetch import Prefetched
 from ..models.build import Model
 from ..training import distributed
-from ..training.evaluation import BatchLoss, evaluate, task_accuracy, validation_batches
+from ..training.evaluation import BatchLoss, batches_of_splits, evaluate, task_accuracy
 from ..training.make_step import batch_plan, make_step
 from ..training.out_of_memory import take_step
 from ..training.precision import Precision
@@ -75,8 +75,7 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
                     state = RunState(step, skipped=take.policy.skipped, best_val_loss=best)
                     if due:
                         state = _evaluate(run, state, progress, batch_loss)
-                    losses = progress.losses()
-                    state = replace(state, seconds=progress.seconds, losses=losses)
+                    state = replace(state, seconds=progress.seconds)
                     saver.save(state, state.best_val_loss < best)
             if stopping or step == config.max_iters:
                 break
@@ -98,21 +97,22 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     return True
 
 
-def evaluation_batches(run: Run) -> Iterable[Batch]:
-    """The whole validation split, or --eval-iters random batches of it: nanoGPT's estimate."""
-    rows, block_size = run.config.batch_size, run.config.model.block_size
-    if not run.config.eval_iters:
-        return validation_batches(run.data, block_size)
-    first_rows = range(0, run.config.eval_iters * rows, rows)
-    return (run.data.batch(run.config.seed, row, rows, block_size, "val") for row in first_rows)
+def split_losses(run: Run, batch_loss: BatchLoss | None = None) -> dict[str, float]:
+    """`train_loss` and `val_loss` of the same weights, both without dropout."""
+    config = run.config
+    sizes = config.model.block_size, config.seed, config.eval_iters, config.batch_size
+    return {
+        f"{split}_loss": evaluate(run.parallel_model, batches, run.precision, batch_loss)
+        for split, batches in batches_of_splits(run.data, *sizes).items()
+    }
 
 
 def _evaluate(run: Run, state: RunState, progress: Progress, batch_loss: BatchLoss) -> RunState:
     """Evaluate and log; return the state with the results."""
-    model, precision = run.parallel_model, run.precision
-    val_loss = evaluate(model, evaluation_batches(run), precision, batch_loss)
-    scores = task_accuracy(model, run.data, run.config.model.block_size, precision)
-    progress.evaluation(state.step, val_loss, run.sample(), **scores)
+    losses = split_losses(run, batch_loss)
+    block_size, val_loss = run.config.model.block_size, losses["val_loss"]
+    scores = task_accuracy(run.parallel_model, run.data, block_size, run.precision)
+    progress.evaluation(state.step, losses | scores, run.sample())
     best = min(state.best_val_loss, val_loss)
     return replace(state, val_loss=val_loss, scores=scores, best_val_loss=best)
 

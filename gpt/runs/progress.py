@@ -1,7 +1,6 @@
 """The progress of a run: its clock, its progress bar or lines, and its metrics."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from .run_state import RunState
 class Progress:
     """Counts steps, and seconds of training without evaluation and saving.
 
-    Losses stay on the device and are read once per log interval.
+    A loss stays on the device unless its step ends a log interval.
     """
 
     def __init__(
@@ -37,8 +36,6 @@ class Progress:
         self.seconds = state.seconds  # earlier parts of the run included
         self.first = state
         self._unlogged = 0  # steps since the last line
-        self._losses: list[float] = list(state.losses)  # since the last evaluation
-        self._unread: list[torch.Tensor] = []  # the latest losses, still on the device
         self._since = time.perf_counter()
         self.bar = tqdm(
             total=max_iters,
@@ -49,7 +46,6 @@ class Progress:
 
     def step(self, step: int, loss: torch.Tensor) -> None:
         """Training step `step`, counted from 0, had this loss ()."""
-        self._unread.append(loss)
         self._unlogged += 1
         self.bar.update()
         if (step + 1) % self.log_interval:
@@ -71,28 +67,15 @@ class Progress:
                 flush=True,
             )
 
-    def evaluation(self, step: int, val_loss: float, sample: str = "", **scores: float) -> None:
-        """After `step` steps the model has this validation loss and these scores.
+    def evaluation(self, step: int, values: dict[str, float], sample: str = "") -> None:
+        """Print and log the losses and scores of the model after `step` steps.
 
         `sample` is text that it generated, for the log.
         """
-        losses = self.losses()
-        train_loss = {"train_loss": sum(losses) / len(losses)} if losses else {}
-        values = {**train_loss, "val_loss": val_loss, **scores}
         texts = {"sample": sample} if sample else {}
         if self.log:
             self.log.log(step=step, **values, seconds=self.seconds, **texts)
-        words = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()]
-        self._losses = []
-        self.bar.write(f"step {step}: {', '.join(words)}", file=sys.stdout)
-
-    def losses(self) -> list[float]:
-        """The training losses since the last evaluation, without those of skipped steps."""
-        if self._unread:
-            unread = distributed.all_reduce_mean(torch.stack(self._unread)).tolist()
-            self._losses += [loss for loss in unread if math.isfinite(loss)]
-            self._unread = []
-        return list(self._losses)
+        self.bar.write(f"step {step}: {in_words(values)}", file=sys.stdout)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -114,3 +97,8 @@ class Progress:
         """The mean over this part of the run, which has reached `step`."""
         seconds = self.seconds - self.first.seconds
         return (step - self.first.step) * self.tokens_per_step / seconds if seconds else 0.0
+
+
+def in_words(values: dict[str, float]) -> str:
+    """{"train_loss": 2.5, "val_loss": 2.6} -> "train loss 2.5000, val loss 2.6000"."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())

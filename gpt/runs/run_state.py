@@ -34,7 +34,6 @@ class RunState:
     seconds: float = 0.0  # of training, without evaluation and saving
     skipped: int = 0  # steps skipped by --nan skip
     best_val_loss: float = math.inf
-    losses: list[float] = field(default_factory=list)  # since the last evaluation
     val_loss: float | None = None  # of the evaluation at this step, if there was one
     scores: dict[str, float] = field(default_factory=dict)  # a task's accuracy, with val_loss
 
@@ -49,12 +48,11 @@ class RunState:
         """From a checkpoint's record. Raises UserError if `source` holds no valid state."""
         number = (int, float)
         types: dict[str, Any] = {"step": int, "skipped": int, "seconds": number}
-        types |= {"best_val_loss": number, "losses": list, "val_loss": number, "scores": dict}
+        types |= {"best_val_loss": number, "val_loss": number, "scores": dict}
         values = {name: record[name] for name in types if name in record}
         good = (
             types.keys() - values.keys() <= {"val_loss", "scores"}
             and all(isinstance(value, types[name]) for name, value in values.items())
-            and all(isinstance(loss, number) for loss in values["losses"])
             and values["step"] >= 0
         )
         if not good:

@@ -1,4 +1,4 @@
-"""The lines that a run prints and logs, its clock, and the losses between two evaluations."""
+"""The lines that a run prints and logs, and its clock."""
 
 import time
 from dataclasses import replace

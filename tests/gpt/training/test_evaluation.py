@@ -1,4 +1,4 @@
-"""The validation loss counts every position once and does not change the training."""
+"""The losses of both splits are those of their definitions and do not change the training."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from gpt.config.train import TrainConfig
 from gpt.data.batches import TokenDataset
 from gpt.data.tokenizers import ByteTokenizer
 from gpt.models.build import build
-from gpt.runs.loop import evaluation_batches
+from gpt.runs.loop import split_losses
 from gpt.training import distributed, evaluation
 from gpt.training.precision import Precision
 from kernels.torch_ops import OPS
@@ -70,17 +70,31 @@ def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_ever
     assert loss_sum / count == pytest.approx(by_hand(gpt, data.val), 1e-6)
 
 
-def test_estimate_of_nanogpt_is_the_mean_over_random_batches():
+@pytest.mark.parametrize("eval_iters", [0, 3])
+@pytest.mark.parametrize("world", [1, 2])
+def test_losses_of_both_splits_are_those_of_random_rows_that_are_not_trained_on(
+    eval_iters, world, monkeypatch
+):
+    """The whole of a validation split is not sampled: `by_hand` has its loss."""
+    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", 4 * BLOCK)
     gpt, data = make()
+    run = SimpleNamespace(config=replace(CONFIG, eval_iters=eval_iters), data=data)
+    run.parallel_model, run.precision, sums = gpt, FP32, []
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda one: sums.append(one) or one)
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        split_losses(run)
     gpt.eval()
-    losses = []
-    for index in range(3):
-        x, y = data.batch(CONFIG.seed, 4 * index, 4, BLOCK, "val")
+    for number, split in enumerate(("train", "val")):
+        total = sum(sums[number::2])
+        rows = 4 * eval_iters or -(-100 // BLOCK) + 3  # in whole batches of four
+        x, y = data.batch(-CONFIG.seed - 1, 0, rows, BLOCK, split)
         logits = gpt(x)[0].detach().double()
-        losses.append(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
-    run = SimpleNamespace(config=replace(CONFIG, eval_iters=3), data=data)
-    estimate = evaluation.evaluate(gpt, evaluation_batches(run), FP32)
-    assert estimate == pytest.approx(sum(losses) / 3, 1e-6)
+        expected = F.cross_entropy(logits.flatten(0, 1), y.flatten()).item()
+        if split == "val" and not eval_iters:
+            expected = by_hand(gpt, data.val)
+        assert total[0] / total[1] == pytest.approx(expected, 1e-6)
 
 
 def test_evaluation_draws_no_random_number_and_restores_training_mode():
