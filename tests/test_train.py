@@ -147,15 +147,24 @@ def test_a_text_without_line_breaks_and_options_of_nanogpt(tmp_path):
     assert record(tmp_path / "out")["train"]["model"]["n_layer"] == 1
 
 
-def test_eval_only_changes_no_file(tmp_path, capsys):
+def test_eval_only_and_resuming_a_finished_run_change_no_file(tmp_path, capsys):
     folder = tmp_path / "out"
     assert run(folder) == 0
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime) for path in folder.iterdir()}
     assert run(folder, "--resume", "--eval-only") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("step 4: train loss ")
     assert printed[-1] in printed[:-1]  # the run's last evaluation
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert run(folder, "--resume", "--sample=5") == 0
+    assert {
+        path.name: (path.read_bytes(), path.stat().st_mtime) for path in folder.iterdir()
+    } == before
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"the run in {folder} has taken all its 4 steps; a larger --max-iters")
+    (folder / "summary.json").unlink()  # killed before it was written
+    assert run(folder, "--resume") == 0
+    assert "tok/s" not in capsys.readouterr().out
+    assert summary(folder)["final_val_loss"] == record(folder)["val_loss"]
 
 
 def signal_at_backward(number, monkeypatch):

@@ -14,6 +14,7 @@ from ..config.train import TrainConfig
 from ..data.batches import TokenDataset
 from ..data.dataset import Dataset
 from ..data.prefetch import Prefetched
+from ..files import read_json
 from ..models.build import Model
 from ..training import distributed
 from ..training.evaluation import BatchLoss, batches_of_splits, evaluate, task_accuracy
@@ -48,10 +49,20 @@ class Run:
 
 
 def train_loop(run: Run, state: RunState, folder: Path) -> bool:
-    """Train from `state` to --max-iters. Return False if a signal has stopped the run before."""
+    """Train from `state` to --max-iters. Return whether the run has been finished by this call.
+
+    Otherwise a signal has stopped it, or it was finished already; then no file is written.
+    """
     config, first = run.config, state.step
     if first > config.max_iters:
         raise UserError(f"the run has {first} steps, more than --max-iters {config.max_iters}")
+    path = folder / "summary.json"
+    if first == config.max_iters and path.is_file() and read_json(path).get("steps") == first:
+        print(
+            f"the run in {folder} has taken all its {first} steps; a larger --max-iters "
+            "continues it"
+        )
+        return False
     is_main, resume_at = distributed.is_main(), first if config.resume else None
     log = MetricsLog(folder, config.to_dict(), config.log, resume_at) if is_main else None
     progress = _make_progress(run, log, state)
@@ -90,9 +101,10 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
         return False
     if log:
         log.finish(_summary(run, state, progress))
+    speed = progress.tokens_per_second(step)
     print(
-        f"best val loss {state.best_val_loss:.4f}, {progress.seconds:.1f} s of training, "
-        f"{progress.tokens_per_second(config.max_iters):,.0f} tok/s; the run is in {folder}"
+        f"best val loss {state.best_val_loss:.4f}, {progress.seconds:.1f} s of training"
+        f"{f', {speed:,.0f} tok/s' if speed else ''}; the run is in {folder}"
     )
     return True
 
