@@ -64,7 +64,10 @@ def evaluate(options: Options) -> None:
     if examples:
         found |= hellaswag.accuracy(model, tokenizer, examples, precision)
         found["examples"] = len(examples)
-        line = "acc {acc:.4f} (by sum), acc_norm {acc_norm:.4f} (by mean), {examples:,} examples"
+        line = (
+            "acc {acc:.4f}, acc_norm {acc_norm:.4f} (per token, as llm.c), acc_norm_chars "
+            "{acc_norm_chars:.4f} (per character, as lm-evaluation-harness), {examples:,} examples"
+        )
         lines.append(f"{options.hellaswag}: {line.format(**found)}")
     print(json.dumps(found) if options.json else "\n".join(lines))
 

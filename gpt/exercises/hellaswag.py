@@ -1,11 +1,12 @@
 """HellaSwag (Zellers et al. 2019): which of four endings continues the context?
 
-    acc        the ending with the largest sum of log p(token | the tokens before it) is right
-    acc_norm   the same with the mean over its tokens, which does not favour short endings
+    acc             the ending with the largest sum of log p(token | the tokens before it) is right
+    acc_norm        the same with the mean over tokens, acc_norm of llm.c
+    acc_norm_chars  the same with the sum by characters, acc_norm of lm-evaluation-harness
 
-The file is the published one, hellaswag_val.jsonl, each line an object with `ctx`, `endings` and
-`label`. A space separates context and ending, as GPT-2's tokenizer expects. Both scores and their
-names are those of llm.c, whose mean is over tokens; other evaluations divide by characters.
+The last two do not favour short endings. The file is the published one, hellaswag_val.jsonl, each
+line an object with `ctx`, `endings` and `label`. A space, which is not counted, separates context
+and ending, as GPT-2's tokenizer expects. lm-evaluation-harness also rewrites the texts.
 """
 
 import json
@@ -24,6 +25,8 @@ from ..data.corpus import read_text
 from ..data.tokenizers import Tokenizer
 from ..models.build import Model
 from ..training.precision import Precision
+
+SCORES = ("acc", "acc_norm", "acc_norm_chars")
 
 
 class Example(NamedTuple):
@@ -63,18 +66,18 @@ def accuracy(
     model: Model, tokenizer: Tokenizer, tasks: list[Example], precision: Precision
 ) -> dict[str, float]:
     """The fractions of `tasks` whose best-scoring ending is the right one."""
-    right = torch.zeros(2)
+    right = torch.zeros(len(SCORES))
     for context, endings, label in tqdm(tasks, unit="example", disable=None):
-        scores = score(model, tokenizer, context, endings, precision)  # (endings, 2)
+        scores = score(model, tokenizer, context, endings, precision)  # (endings, 3)
         right += scores.argmax(0).cpu() == label
-    return dict(zip(("acc", "acc_norm"), (right / len(tasks)).tolist(), strict=True))
+    return dict(zip(SCORES, (right / len(tasks)).tolist(), strict=True))
 
 
 @torch.no_grad()
 def score(
     model: Model, tokenizer: Tokenizer, context: str, endings: list[str], precision: Precision
 ) -> Tensor:
-    """The sum and the mean of the log-probabilities of each ending's tokens: (endings, 2).
+    """The log-probability of each ending, by token and by character: (endings, 3).
 
     A row longer than the block size plus one token is cropped on the left.
     """
@@ -92,4 +95,5 @@ def score(
         logits = model(x)[0][..., : tokenizer.vocab_size]  # (endings, T, V)
     losses = F.cross_entropy(logits.float().mT, y, ignore_index=IGNORE_INDEX, reduction="none")
     total = -losses.sum(1)
-    return torch.stack((total, total / (y != IGNORE_INDEX).sum(1)), dim=1)
+    characters = torch.tensor([len(ending) for ending in endings], device=total.device)
+    return torch.stack((total, total / (y != IGNORE_INDEX).sum(1), total / characters), dim=1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from gpt.exercises import hellaswag
 from gpt.models.packed import GPT
 from gpt.pretrained import export
 from gpt.runs.portable_state import portable_state
+from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
 from kernels.torch_ops import OPS
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
@@ -71,8 +73,17 @@ def test_the_loss_of_a_text_is_the_mean_over_its_tokens(folder, tmp_path, capsys
     assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
 
+def test_a_perplexity_too_large_for_a_float_is_infinite(folder):
+    model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
+    model.lm_head.weight.data *= 1e6
+    scores = text_metrics(model, tokenizer, TEXT, model.config.block_size, FP32)
+    assert math.log(sys.float_info.max) < scores["loss"] < scores["perplexity"] == math.inf
+
+
 @pytest.mark.parametrize("implementation", ["torch", "reference"])
-def test_the_score_of_an_ending_is_the_sum_and_the_mean_over_its_tokens(folder, implementation):
+def test_the_scores_of_an_ending_are_its_sum_and_that_by_token_and_by_character(
+    folder, implementation
+):
     ops = OPS if implementation == "torch" else None
     model, tokenizer = evaluate.open_model(str(folder), ops, CPU)
     scores = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32)
@@ -82,7 +93,7 @@ def test_the_score_of_an_ending_is_the_sum_and_the_mean_over_its_tokens(folder, 
         count = min(len(ending) + 1, len(left) - 1)
         places = range(len(left) - count, len(left))
         total = sum(log_probability(model, left, place) for place in places)
-        assert found == pytest.approx([total, total / count], rel=1e-4)
+        assert found == pytest.approx([total, total / count, total / len(ending)], rel=1e-4)
 
 
 def write_examples(path, *rows):
@@ -90,16 +101,19 @@ def write_examples(path, *rows):
     return path
 
 
-def test_both_accuracies_are_fractions_of_correct_endings(folder, tmp_path, capsys):
+def test_accuracies_are_fractions_of_correct_endings(folder, tmp_path, capsys):
     model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
-    by_sum, by_mean = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32).argmax(0).tolist()
-    assert by_sum != by_mean
+    scores = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32)
+    by_sum, by_mean, by_character = scores.argmax(0).tolist()
+    assert len({by_sum, by_mean, by_character}) == 3
     row = {"ind": 3, "ctx": CONTEXT, "endings": ENDINGS, "activity_label": "x"}
-    rows = [row | {"label": label} for label in (by_sum, by_mean, str(by_mean), by_sum, by_mean)]
+    rows = [
+        row | {"label": label} for label in (by_sum, by_mean, str(by_mean), by_mean, by_character)
+    ]
     path = write_examples(tmp_path / "val.jsonl", *rows)
     found = scores_of(folder, capsys, f"--hellaswag={path}")
     assert found["examples"] == 5
-    assert (found["acc"], found["acc_norm"]) == pytest.approx((2 / 5, 3 / 5))
+    assert [found[name] for name in hellaswag.SCORES] == pytest.approx([1 / 5, 3 / 5, 1 / 5])
     found = scores_of(folder, capsys, f"--hellaswag={path}", "--limit=1")
     assert (found["acc"], found["acc_norm"], found["examples"]) == (1.0, 0.0, 1)
     text = tmp_path / "text"
@@ -109,7 +123,10 @@ def test_both_accuracies_are_fractions_of_correct_endings(folder, tmp_path, caps
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{text}: loss ")
     assert first.endswith(" bits per byte (20 tokens, 27 bytes)")
-    assert second == f"{path}: acc 0.4000 (by sum), acc_norm 0.6000 (by mean), 5 examples"
+    assert second == (
+        f"{path}: acc 0.2000, acc_norm 0.6000 (per token, as llm.c), acc_norm_chars "
+        "0.2000 (per character, as lm-evaluation-harness), 5 examples"
+    )
 
 
 def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
