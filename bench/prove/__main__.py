@@ -8,8 +8,7 @@ profile (losses of captured steps against PyTorch's, the tests of CUDA graphs, t
 step (whole training steps); bench (pytest-benchmark against baselines); tune (other tiles); parity
 (the tests of the kernels and of the model in random order, while torch.compile compiles); compiled
 (training steps with torch.compile); loss (training to nanoGPT's best loss). By name only: repeat
-(250 bit-equal runs), sanitize (compute-sanitizer) and ledger (the loaded kernels against the
-committed ones).
+(250 bit-equal runs) and sanitize (compute-sanitizer).
 
 Each stage is a process of its own with its share of the time; a failure does not stop the others.
 After each stage the results are saved in one JSON file in --out, named after GPU and date; a second
@@ -49,11 +48,7 @@ PLAN = {  # the shares are seconds of nine minutes
     "compiled": Stage("step", 60, step.COMPILED),
     "loss": Stage("loss", 30),
 }
-STAGES = PLAN | {
-    "repeat": Stage("repeat", 60),
-    "sanitize": Stage("sanitize", 120),
-    "ledger": Stage("ledger", 30),
-}
+STAGES = PLAN | {"repeat": Stage("repeat", 60), "sanitize": Stage("sanitize", 120)}
 GPU, STAGE = "bench.prove.gpu", "bench.prove.stages."
 GPU_SECONDS = 60  # at most; the ceilings take about ten
 COMPILE_SHARE = 20 / 540  # of the time, at most

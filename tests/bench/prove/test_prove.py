@@ -22,7 +22,7 @@ from tests.bench.prove import stage
 from tests.bench.prove.command import CEILINGS, GPU, PASSED
 
 ROW = dict.fromkeys(results.KEY, "x") | {"implementation": "triton"}
-SIX = ("parity", "sanitize", "repeat", "ledger", "tune", "bench")
+CHOSEN = ("parity", "sanitize", "repeat", "tune", "bench")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def command(monkeypatch, tmp_path):
             return {"gpu": PASSED, **(outcomes or {})}.get(name, default)
 
         monkeypatch.setattr(prove, "run_stage", run_stage)
-        options = [f"--out={tmp_path}", "--commit=abc", f"--stages={stages or ','.join(SIX)}"]
+        options = [f"--out={tmp_path}", "--commit=abc", f"--stages={stages or ','.join(CHOSEN)}"]
         code = prove.main(options, clock=lambda: now[0])
         return code, seconds, saved, stages_of_results()
 
@@ -57,20 +57,20 @@ def test_stages_share_the_time_and_what_others_leave(command):
     code, slow, _, _ = command(takes=1.0)
     assert code == 0
     assert sum(slow.values()) - slow["gpu"] == pytest.approx(540 - 10)
-    shares = [prove.STAGES[name].share for name in SIX]
+    shares = [prove.STAGES[name].share for name in CHOSEN]
     assert slow["parity"] == pytest.approx((540 - 10) * shares[0] / sum(shares))
     _, fast, _, _ = command(takes=0.1)
     assert fast["parity"] == slow["parity"]
     assert fast["speed"] > 2 * slow["speed"]
-    assert command(1.5, "parity,repeat,ledger")[-1]["ledger"]["state"] == "no time"
+    assert command(3.0, "parity,repeat,tune")[-1]["tune"]["state"] == "no time"
 
 
 def test_results_are_saved_after_each_stage_and_a_failure_does_not_stop_the_others(command):
     wrong = {"x": passed("well"), "y": failed("7 of 250 runs differ")}
     code, _, saved, found = command(0.5, outcomes={"repeat": wrong, "tune": {}})
     assert code == 1
-    assert list(saved.values()) == [[], *(list(SIX[:count]) for count in range(6))]
-    assert list(found) == list(SIX)
+    assert list(saved.values()) == [[], *(list(CHOSEN[:count]) for count in range(5))]
+    assert list(found) == list(CHOSEN)
     assert found["repeat"]["state"] == "failed"
     assert found["repeat"]["message"] == "y: 7 of 250 runs differ"
     assert found["tune"]["state"] == "failed"  # without parts it proves nothing

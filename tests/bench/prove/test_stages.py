@@ -1,16 +1,12 @@
 """The stages of `make prove`: how each of them judges what it has measured."""
 
-import json
-
 import torch
-import triton
 
 from bench.prove.stage import failed, no_time, passed
-from bench.prove.stages import ledger, loss, parity, repeat, sanitize, speed
+from bench.prove.stages import loss, parity, repeat, sanitize, speed
 from bench.prove.stages.tune import neighbours
 from bench.workloads.steps import TrainingStep
 from kernels import torch_ops
-from kernels.common import launch
 from tests.runs import CPU, SIZES, write_text
 
 ROW = {"shape": "x", "precision": "x", "pass": "x", "implementation": "triton"}
@@ -65,26 +61,6 @@ def test_bench_keeps_what_was_measured_before_a_failure():
     broken = speed.judge("attention", [ROW], 1)
     assert (broken["state"], broken["rows"]) == ("failed", [ROW])
     assert speed.judge("attention", [], 0) == no_time()
-
-
-def test_loaded_kernels_are_compared_with_the_ledger(monkeypatch, tmp_path):
-    numbers = {"registers": 40, "spills": 0, "shared": 1024}
-    key = "layer_norm_forward_kernel() C=768"
-    row = {"target": "80", "key": key} | numbers
-    path = tmp_path / "ledger.json"
-    path.write_text(json.dumps({triton.__version__: [row | {"architectures": [80, 86]}]}))
-    loaded = {key: row}
-    monkeypatch.setattr(ledger, "COMMITTED", path)
-    monkeypatch.setattr(ledger, "loaded_kernels", lambda case: loaded)
-    with launch.target(86):
-        assert ledger.work("layer_norm", 1.0)["state"] == "passed"
-        loaded[key] = row | {"registers": 41}
-        loaded["new"] = row | {"key": "new"}
-        wrong = ledger.work("layer_norm", 1.0)
-        assert wrong["lines"] == [f"80 {key}: registers 40 -> 41", "80 new: is new"]
-        assert wrong["state"] == "failed"
-        path.write_text(json.dumps({"0.0.1": []}))
-        assert ledger.work("layer_norm", 1.0)["state"] == "not available"
 
 
 def test_repeat_compares_the_bits_of_a_training_step():
