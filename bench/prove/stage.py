@@ -9,9 +9,11 @@ without it.
 
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -43,52 +45,43 @@ def run_stage(module: str, seconds: float, log: Path, only: Iterable[str] = ()) 
     deadline, name = time.monotonic() + seconds, module.rpartition(".")[2]
     outcomes: dict[str, Outcome | None] = {}  # None: the part has not ended
     while (left := deadline - time.monotonic()) > 0:
-        receiver, sender = SPAWN.Pipe(duplex=False)
         done = [part for part, outcome in outcomes.items() if outcome]
-        arguments = (module, SOFT_LIMIT * left, list(only), done, sender)
-        current = None
-        with started(log, work_through, *arguments) as process:
-            sender.close()
-            with contextlib.suppress(EOFError, OSError):  # the process has ended
-                while time.monotonic() < deadline:
-                    if receiver.poll(0.2):
-                        current, more = receiver.recv()
-                        outcomes |= more
-                    elif not process.is_alive():  # others may keep its end of the pipe open
-                        break
-            process.join(max(0.0, deadline - time.monotonic()))
-            code = process.exitcode
+        with tempfile.NamedTemporaryFile("r") as file:
+            arguments = (module, SOFT_LIMIT * left, list(only), done, file.name)
+            with started(log, work_through, *arguments) as process:
+                process.join(left)
+                code = process.exitcode
+            for line in file.read().rpartition("\n")[0].splitlines():  # only whole lines
+                outcomes |= json.loads(line)
         if code == 0:
             return outcomes
         if code is None:  # the time is over
             break
         last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1].strip()
-        outcomes[current or name] = failed(f"ended with {code}: {last[:300]}")
-        if current is None or None not in outcomes.values():
-            break  # it failed before its first part, or in the last one
+        current = next((part for part, outcome in outcomes.items() if not outcome), name)
+        outcomes[current] = failed(f"ended with {code}: {last[:300]}")
+        if None not in outcomes.values():
+            break
     return {part: outcome or no_time() for part, outcome in (outcomes or {name: None}).items()}
 
 
-def work_through(module: str, seconds: float, only, skip, connection, clock=time.monotonic) -> None:
+def work_through(module: str, seconds: float, only, skip, file: str, clock=time.monotonic) -> None:
     """Work on each part of a stage, by default all, within its share of the remaining time.
 
-    Sends pairs: the part that starts, or None, and the outcomes of parts; None is no outcome yet.
+    Writes JSON lines to `file`: the parts in order, each with None, then the outcome of each part.
     """
     deadline = clock() + seconds
     stage = importlib.import_module(module)
     parts = stage.PARTS() if callable(stage.PARTS) else stage.PARTS
     weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, 1)
     chosen = [part for part in weights if part not in skip and (part in only or not only)]
-    waiting = {part: weights[part] for part in chosen}
-    connection.send((None, dict.fromkeys(chosen)))
-    while waiting:
-        left, total = deadline - clock(), sum(waiting.values())
-        part = next(iter(waiting))
-        share = waiting.pop(part) / total
-        connection.send((part, {}))
-        outcome = stage.work(part, left * share) if left > 0 else no_time()
-        connection.send((None, {part: outcome}))
-        print(f"{part}: {outcome['state']}, {outcome['message']}", flush=True)
+    with open(file, "w", buffering=1) as lines:
+        print(json.dumps(dict.fromkeys(chosen)), file=lines)
+        for index, part in enumerate(chosen):
+            left, total = deadline - clock(), sum(weights[later] for later in chosen[index:])
+            outcome = stage.work(part, left * weights[part] / total) if left > 0 else no_time()
+            print(json.dumps({part: outcome}), file=lines)
+            print(f"{part}: {outcome['state']}, {outcome['message']}", flush=True)
 
 
 @contextlib.contextmanager

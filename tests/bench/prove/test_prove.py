@@ -94,7 +94,7 @@ def test_every_kernel_of_the_plan_is_compiled_ahead(monkeypatch):
     }
 
 
-def test_parts_share_the_time_by_weight(monkeypatch):
+def test_parts_share_the_time_by_weight(monkeypatch, tmp_path):
     now, given = [0.0], {}
 
     def work(part, seconds):
@@ -104,7 +104,7 @@ def test_parts_share_the_time_by_weight(monkeypatch):
 
     monkeypatch.setattr(stage, "PARTS", {"a": 1, "b": 2, "c": 1})
     monkeypatch.setattr(stage, "work", work)
-    work_through(stage.__name__, 80.0, [], [], mock.Mock(), clock=lambda: now[0])
+    work_through(stage.__name__, 80.0, [], [], tmp_path / "outcomes", clock=lambda: now[0])
     assert given == {"a": 20, "b": pytest.approx(70 * 2 / 3), "c": pytest.approx(70 * 2 / 3)}
 
 
