@@ -19,7 +19,7 @@ from bench.prove.stage import beside, failed, no_time, passed, run_stage, work_t
 from bench.prove.stages import step
 from bench.workloads import timed
 from tests.bench.prove import stage
-from tests.bench.prove.command import CEILINGS, GPU, PASSED
+from tests.bench.prove.stage import CEILINGS, GPU, PASSED
 
 ROW = dict.fromkeys(results.KEY, "x") | {"implementation": "triton"}
 CHOSEN = ("parity", "sanitize", "repeat", "tune", "bench")
@@ -87,6 +87,7 @@ def test_the_plan_compiles_ahead(command, monkeypatch):
 
 def test_every_kernel_of_the_plan_is_compiled_ahead(monkeypatch):
     monkeypatch.setattr(timed, "TRAINING", timed.TRAINING[:1])  # whose other tiles are tried
+    monkeypatch.setattr(compile, "STEPS", (compile.STEPS[0], compile.STEPS[-1]))
     found = {one.kernel.fn.__name__ for one in compile.distinct(compile.launches(90))}
     assert found >= {  # of training steps, decode steps and timed operations
         *("attention_forward_kernel", "adamw_update_kernel", "decode_linear_kernel"),
@@ -142,7 +143,7 @@ def test_what_runs_beside_a_stage_ends_when_the_time_is_over(tmp_path):
 
 def test_sigterm_keeps_finished_stages_and_ends_every_process(tmp_path):
     variables = {"PARTS": "one;hangs", "MARK": str(tmp_path)}  # which all its processes inherit
-    command = [sys.executable, "-m", "tests.bench.prove.command", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "tests.bench.prove.stage", f"--out={tmp_path}"]
     command += ["--commit=abc", "--stages=loss,step"]
     pipes = {"stdout": subprocess.PIPE, "text": True, "cwd": results.REPOSITORY}
     with subprocess.Popen(command, env=os.environ | variables, **pipes) as process:
