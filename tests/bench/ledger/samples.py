@@ -1,4 +1,4 @@
-"""Kernels with known properties, compiled for the tests of the ledger.
+"""Kernels with known properties, and some shipped ones, compiled for the tests of the ledger.
 
 `python -m tests.bench.ledger.samples FILE` writes their rows. It is a process of its own, because
 tests run where kernels are interpreted and not compiled.
@@ -7,12 +7,15 @@ tests run where kernels are interpreted and not compiled.
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
 import triton.language as tl
 
 from bench.ledger import compiled
+from bench.recipes import ladder
+from bench.workloads.operations import CASES
 from kernels.common.launch import launch, record
 
 # architecture -> the samples compiled for it; (): all
@@ -95,6 +98,12 @@ def main(file: str) -> None:
                 launch(kernel, (ROWS,), *arguments, **options)
             recorded = [(name, target, launches[0]) for target in targets]
             (found[f"{name} {architecture}"],) = compiled.rows(recorded, architecture)
+    cases = [case for case in CASES if case.operation == "cross_entropy"]
+    few = {"CASES": cases, "UPDATES": (), "TOKENS": (), "STEPS": (), "PROCESSES": 1}
+    with mock.patch.multiple(compiled, **few):
+        found["shipped"] = compiled.collect(["90"], ["backward"])
+    (path,) = [path for path in ladder.paths() if path.stem == "2_tensor_cores"]
+    found["rung"] = ladder.compiled_rows([ladder.load(path)])
     Path(file).write_text(json.dumps(found))
 
 
