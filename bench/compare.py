@@ -65,17 +65,18 @@ class Comparison:
                 return torch.autograd.grad(outputs, leaves, gradients)
 
         outputs = forward()
+        if direction == "forward":
+            synchronise(self.device)
+            return Trial(forward)
         gradients = [  # of a scalar loss: 1, as in loss.backward()
             torch.randn_like(output) if output.dim() else torch.ones_like(output)
             for output in (outputs if isinstance(outputs, tuple) else (outputs,))
         ]
         backward(outputs)
         synchronise(self.device)
-        return {
-            "forward": Trial(forward),
-            "backward": Trial(backward, before=lambda: (forward(),)),
-            "both": Trial(lambda: backward(forward())),
-        }[direction]
+        if direction == "backward":
+            return Trial(backward, before=lambda: (forward(),))
+        return Trial(lambda: backward(forward()))
 
 
 def row(case, direction: str, name: str, samples: Samples, ceilings: Ceilings | None) -> dict:

@@ -21,11 +21,11 @@ import torch
 import triton
 
 import kernels
-from bench.baselines import REFERENCES
-from bench.compare import row
+from bench.baselines import REFERENCES, Baseline
+from bench.compare import Comparison, row
 from bench.recipes import common
 from bench.results import REPOSITORY
-from bench.timer import Ceilings, DeviceTimer, Trial, measure_ceilings, time_interleaved
+from bench.timer import Ceilings, DeviceTimer, Samples, measure_ceilings
 from bench.workloads.operations import GPT2, Case, Sizes
 from bench.workloads.timed import GPT2_64K, shape
 from kernels import torch_ops, triton_ops
@@ -39,7 +39,6 @@ TIMED = {
     "cross_entropy": Case("cross_entropy", GPT2),
 }
 FACTOR = 2.0  # the error allowed, relative to PyTorch's
-SECONDS = 0.3  # of timing, per rung and pass
 PYTORCH = "PyTorch"
 COMPILED_FOR = 90
 
@@ -112,22 +111,19 @@ def error(values: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     return torch.stack(errors).max().item()
 
 
-def measure(
-    rungs: list[Rung], device: torch.device, timer, ceilings: Ceilings, seconds: float
-) -> list[dict]:
-    """Time the rungs of one operation and PyTorch in turns, for about `seconds` in total."""
+def measure(rungs: list[Rung], device: torch.device, timer, ceilings: Ceilings) -> list[dict]:
+    """Time the rungs of one operation and PyTorch in turns; the backward of those that have one."""
     case = TIMED[rungs[0].operation]
-    inputs = case.inputs(device)
     functions = {rung.name: rung.function for rung in rungs}
     functions[PYTORCH] = getattr(torch_ops, case.operation)
-    trained = {name: one for name, one in functions.items() if one(*inputs).requires_grad}
-    forward = torch.no_grad()(lambda function, inputs: function(*inputs))
-    rows = []
-    for direction, chosen, call in (("forward", functions, forward), ("both", trained, results)):
-        trials = {name: Trial(partial(call, one, inputs)) for name, one in chosen.items()}
-        samples = time_interleaved(trials, timer, seconds / 2)
-        rows += [row(case, direction, name, one, ceilings) for name, one in samples.items()]
-    return rows
+    makers = {name: partial(Baseline, function) for name, function in functions.items()}
+    comparison = Comparison(case, makers, device, timer)
+    return [
+        row(case, direction, name, samples, ceilings)
+        for direction in ("forward", "both")
+        for name, samples in comparison.run(direction).items()
+        if isinstance(samples, Samples)
+    ]
 
 
 def check_and_time(rungs: list[Rung]) -> int:
@@ -147,7 +143,7 @@ def check_and_time(rungs: list[Rung]) -> int:
         ceilings = measure_ceilings(timer)
         for operation in dict.fromkeys(rung.operation for rung in rungs):
             some = [rung for rung in rungs if rung.operation == operation]
-            for one in measure(some, device, timer, ceilings, 2 * SECONDS * (len(some) + 1)):
+            for one in measure(some, device, timer, ceilings):
                 rate = "{tflop_s:,.1f} TFLOP/s" if "tflop_s" in one else "{gb_s:,.0f} GB/s"
                 line = "{implementation}, {pass}, {shape}: {median_us:,.0f} µs, " + rate
                 print((line + ", {ceiling:.0%} of peak").format(**one))
