@@ -90,7 +90,7 @@ def test_training_and_sampling_commands_run(tmp_path, monkeypatch, capsys):
     assert Path("mine", "summary.json").exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("page", [*PAGES, *(REPOSITORY / "docs").glob("*.ipynb")], ids=str)
 def test_links_lead_to_files_and_headings(page):
     for link in LINK.findall(CODE.sub("", page.read_text())):
         path, _, anchor = link.partition("#")
