@@ -57,7 +57,7 @@ def is_unchanged(before, step):
 
 @pytest.mark.parametrize(("kind", "adamw"), KINDS)
 @pytest.mark.parametrize(
-    ("optimizer", "grad_clip"), [("adamw", 1.0), ("adamw", 0.0), ("muon", 1.0), ("muon", 0.0)]
+    ("optimizer", "grad_clip"), [("adamw", 1.0), ("adamw", 0.0), ("muon", 1.0)]
 )
 def test_nan_skip_leaves_out_steps_that_are_not_finite(kind, adamw, optimizer, grad_clip, capsys):
     options = {"optimizer": optimizer, "grad_clip": grad_clip}

@@ -31,10 +31,14 @@ def make_step(room, **options):
     return step
 
 
-@pytest.mark.parametrize(("room", "rows"), [(11, 6), (6, 6), (5, 4), (1, 1)])
 @pytest.mark.parametrize(
-    ("options", "passes"),
-    [({}, 1), ({"gradient_accumulation_steps": 3}, 3), ({"tokens_per_step": 2 * 12 * 8}, 2)],
+    ("room", "rows", "options", "passes"),
+    [
+        (11, 6, {}, 1),
+        (6, 6, {"gradient_accumulation_steps": 3}, 3),
+        (5, 4, {"tokens_per_step": 2 * 12 * 8}, 2),
+        (1, 1, {}, 1),
+    ],
 )
 def test_error_names_the_largest_divisor_of_the_batch_size_that_fits(room, rows, options, passes):
     with pytest.raises(UserError) as error:
