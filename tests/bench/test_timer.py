@@ -1,10 +1,6 @@
 """Timing with a fake clock, the minimal work against PyTorch's count, and `pytest bench` itself."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -16,7 +12,7 @@ from bench import baselines, timer
 from bench.baselines import Baseline
 from bench.compare import Comparison, Failed, row
 from bench.ledger import compiled
-from bench.results import REPOSITORY
+from bench.prove.stages import speed
 from bench.timer import Ceilings, HostTimer, Samples, Trial
 from bench.workloads import timed
 from bench.workloads.operations import Case, Sizes
@@ -146,27 +142,13 @@ def _described(operands, options):
     return frozenset(shapes), (options.get("activation"), has_bias, dropout)
 
 
-def test_reference_implementations_compute_the_same():
-    for operation, reference in baselines.REFERENCES.items():
-        inputs = Case(operation, TINY, "fp32").inputs("cpu")
-        inputs = [one if one is None else one.double() for one in inputs]
-        expected = getattr(torch_ops, operation)(*inputs)
-        torch.testing.assert_close(reference(*inputs), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_pytest_bench_times_on_a_cpu_and_skips_what_needs_a_gpu(tmp_path):
-    file = tmp_path / "benchmark.json"
-    command = [sys.executable, "-m", "pytest", "bench", "-rs", "--operation=rms_norm"]
-    options = {"cwd": REPOSITORY, "capture_output": True, "text": True}
-    options["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*command, f"--benchmark-json={file}"], **options)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "triton: it is timed on CUDA GPUs only" in run.stdout
-    rounds = {}
-    for one in json.loads(file.read_text())["benchmarks"]:
-        row = one["extra_info"]  # pytest-benchmark reports the interleaved samples
-        assert row["median_us"] == pytest.approx(1e6 * one["stats"]["median"], 1e-3)
-        assert "data" not in one["stats"]
-        rounds[row["pass"], row["implementation"]] = row["rounds"]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
+def test_pytest_bench_times_on_a_cpu_and_skips_what_needs_a_gpu(monkeypatch, capsys):
+    for name, value in speed.NO_PLUGINS.items():  # which `work` sets for good
+        monkeypatch.setenv(name, value)
+    outcome = speed.work("rms_norm", 600.0)
+    assert outcome["state"] == "passed", capsys.readouterr().out
+    assert "triton: it is timed on CUDA GPUs only" in capsys.readouterr().out
+    rounds = {(row["pass"], row["implementation"]): row["rounds"] for row in outcome["rows"]}
     assert rounds.keys() == {(one, name) for one in timed.PASSES for name in ("torch", "reference")}
     assert all(rounds[one, "torch"] == rounds[one, "reference"] for one in timed.PASSES)

@@ -6,6 +6,7 @@ import torch
 from bench import training
 from bench.prove.stages import loss, profile
 from gpt.config.model import ModelConfig
+from tests.bench.peers import NANOGPT
 
 CPU = torch.device("cpu")
 
@@ -14,29 +15,6 @@ CPU = torch.device("cpu")
 def small(monkeypatch):
     model = ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16, dropout=0.2)
     monkeypatch.setitem(training.SIZES, "lecture", {"model": model, "batch_size": 3})
-
-
-# the interface of nanoGPT's model.py; `view` needs contiguous batches
-NANOGPT = """
-from dataclasses import make_dataclass
-import torch
-from torch import nn
-
-fields = "block_size vocab_size n_layer n_head n_embd dropout bias"
-GPTConfig = make_dataclass("GPTConfig", fields.split())
-
-class GPT(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
-
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        return torch.optim.AdamW(self.parameters(), learning_rate, betas)
-
-    def forward(self, idx, targets):
-        logits = self.table(idx.view(-1))
-        return logits, nn.functional.cross_entropy(logits, targets.view(-1))
-"""
 
 
 @pytest.mark.parametrize("implementation", ["reference", "torch", "nanogpt"])

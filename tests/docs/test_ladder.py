@@ -7,17 +7,16 @@ import pytest
 import torch
 
 import kernels
+from bench.baselines import REFERENCES
 from bench.recipes import ladder
 from bench.recipes.ladder import Rung
 from bench.timer import Ceilings, HostTimer
 from bench.workloads.operations import Sizes
 from kernels import torch_ops
-from tests.kernels.flash_attention.plain_attention import plain_attention
 from tests.numerics import assert_deterministic, hold_against
 from tests.operands import DEVICE, randn
 
 PATHS = ladder.paths()
-REFERENCES = {"attention": plain_attention}
 # these round intermediate results to the dtype of the inputs, as their PyTorch baseline does
 SAME_DTYPE = ("attention", "feed_forward")
 # on a GPU, products in fp32 would need more shared memory than some GPUs have

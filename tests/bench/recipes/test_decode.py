@@ -10,37 +10,10 @@ from bench import checkouts, results
 from bench.recipes import decode
 from bench.recipes.decode import Decoder, Peers
 from gpt.config.model import ModelConfig
+from tests.bench.peers import LECTURE, NANOGPT
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(vocab_size=65, block_size=8, n_layer=1, n_head=2, n_embd=16)
-
-LECTURE = """
-import torch
-import torch.nn as nn
-block_size = 4 # what is the maximum context length for predictions?
-text = open('input.txt').read()
-vocab_size = len(sorted(list(set(text))))
-class GPTLanguageModel(nn.Module):
-    def generate(self, idx, max_new_tokens):
-        assert not self.training and not torch.is_grad_enabled()
-        assert (vocab_size, block_size, device) == (65, 4, "cpu")
-        return torch.cat((idx, torch.zeros(len(idx), max_new_tokens)), dim=1)
-model = GPTLanguageModel().cuda()
-raise SystemExit("it trains")
-"""
-
-NANOGPT = """
-import torch
-from types import SimpleNamespace as GPTConfig
-class GPT(torch.nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-    def generate(self, idx, max_new_tokens):
-        assert not self.training
-        new = torch.full((len(idx), max_new_tokens), self.config.n_embd)
-        return torch.cat((idx, new), dim=1)
-"""
 
 
 @pytest.fixture
