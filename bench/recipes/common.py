@@ -7,21 +7,14 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
-import kernels
 from bench import results
-from gpt import UserError
-from gpt.config.cli import parse
 from gpt.files import read_json
 from gpt.runs.metrics import read_metrics
-
-Options = TypeVar("Options")
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -29,20 +22,6 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc.partition("\n")[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table to it")
     return made
-
-
-def run(recipe: Callable[[Options], None], default: Options, arguments, doc: str) -> int:
-    """Run a recipe with the options that its config has; an error is one line, exit code 2."""
-    name = re.search(r"python -m (\S+)", doc)[1]
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        recipe(parse(default, given, doc.partition("\n")[0]))
-    except (UserError, kernels.Unavailable) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    return 0
 
 
 def write(table: str, rows: list[dict], path: Path | None = None, machine: str = "") -> None:

@@ -12,9 +12,10 @@ from typing import Literal
 
 import torch
 
-from bench.recipes import common
+import kernels
 from gpt import UserError, hardware
 from gpt.config.base import Config, option
+from gpt.config.cli import parse
 from gpt.data.corpus import read_text
 from gpt.exercises import hellaswag
 from gpt.generation.load import load_model
@@ -41,7 +42,13 @@ class Options(Config):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run(evaluate, Options(), arguments, __doc__)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        evaluate(parse(Options(), given, __doc__.partition("\n")[0]))
+    except (UserError, kernels.Unavailable) as error:
+        print(f"bench.recipes.evaluate: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def evaluate(options: Options) -> None:
