@@ -13,6 +13,7 @@ from bench.baselines import Baseline
 from bench.compare import Comparison, Failed, row
 from bench.ledger import compiled
 from bench.prove.stages import speed
+from bench.report.tables import HEADLINES
 from bench.timer import Ceilings, HostTimer, Samples, Trial
 from bench.workloads import timed
 from bench.workloads.operations import Case, Sizes
@@ -116,6 +117,7 @@ def test_every_timed_case_has_work_implementations_and_a_distinct_shape():
         assert not isinstance(found["torch"], str)
     lines = [(case.operation, timed.shape(case), case.precision) for case in timed.GPU]
     assert len(set(lines)) == len(lines)
+    assert all(case in timed.GPU for _, case in HEADLINES)
 
 
 @pytest.mark.parametrize("preset", ["lecture", "gpt2"])
