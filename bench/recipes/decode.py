@@ -20,7 +20,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -47,9 +47,9 @@ RUNS = 3  # at most, within the time
 COPIED = 2**27  # numbers of 16 bits: more than any cache holds
 LOW = "bfloat16"
 
-# generate(tokens (B, 1), new, on_tokens) appends `new` tokens to each row, and calls
-# on_tokens(count) whenever `count` more tokens per row are on the host
-Generate = Callable[[torch.Tensor, int, Callable[[int], None]], None]
+# generate(tokens (B, 1), new) appends `new` tokens to each row, and yields `count` whenever `count`
+# more tokens per row are on the host
+Generate = Callable[[torch.Tensor, int], Iterator[int]]
 
 
 class Decoder(NamedTuple):
@@ -106,19 +106,14 @@ def make_generate(
     if decoder.int8:
         quantize(model)
     model.to(device, dtype)
-
-    def ours(tokens, new, on_tokens):
-        for _ in generate(model, tokens, new, slide=decoder.slide):
-            on_tokens(1)
-
-    return ours
+    return lambda tokens, new: (1 for _ in generate(model, tokens, new, slide=decoder.slide))
 
 
 def in_pieces(model, context=None) -> Generate:
     """A model whose `generate` returns all tokens at its end, called as often as ours are read."""
 
     @torch.no_grad()
-    def run(tokens, new, on_tokens):
+    def run(tokens, new):
         made = 0
         while made < new:
             piece = READ_EVERY if made and tokens.device.type == "cuda" else 1
@@ -127,7 +122,7 @@ def in_pieces(model, context=None) -> Generate:
                 tokens = model.generate(tokens, piece)
             hardware.synchronise(tokens.device)
             made += piece
-            on_tokens(piece)
+            yield piece
 
     return run
 
@@ -178,16 +173,11 @@ def timed_run(generate: Generate, tokens: torch.Tensor, new: int, seconds: float
     """One run: tokens made per row, seconds to the first token and from there to the last."""
     made, first, last = 0, 0.0, 0.0
     start = time.perf_counter()
-
-    def on_tokens(count: int) -> None:
-        nonlocal made, first, last
+    for count in generate(tokens, new):
         last = time.perf_counter() - start
         first, made = first or last, made + count
         if last > seconds and made > 1:
-            raise TimeoutError  # stops the decoder
-
-    with contextlib.suppress(TimeoutError):
-        generate(tokens, new, on_tokens)
+            break
     return {"made": made, "first": first, "seconds": last - first}
 
 

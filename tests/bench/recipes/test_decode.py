@@ -38,10 +38,8 @@ def peers(tmp_path):
     ids=str,
 )
 def test_every_decoder_reports_each_token(decoder, peers):
-    reported = []
     generate = decode.make_generate(SMALL, decoder, CPU, peers)
-    generate(torch.zeros(2, 1, dtype=torch.int64), 11, reported.append)
-    assert reported == [1] * 11
+    assert list(generate(torch.zeros(2, 1, dtype=torch.int64), 11)) == [1] * 11
 
 
 def test_a_file_that_is_not_the_peer_s_is_an_error(tmp_path):
@@ -78,10 +76,10 @@ def test_the_command_writes_a_row_for_each_decoder(peers, monkeypatch, tmp_path,
 
 
 def test_the_rate_excludes_the_first_token_and_a_slow_decoder_is_stopped():
-    def generate(tokens, new, on_tokens):
+    def generate(tokens, new):
         for number in range(new):
             time.sleep(0.01 if number else 0.2)
-            on_tokens(1)
+            yield 1
 
     run = decode.timed_run(generate, None, 10_000, 0.3)
     assert run["first"] >= 0.2
