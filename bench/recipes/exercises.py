@@ -44,10 +44,6 @@ def summary_of(options: str, seed: int) -> dict:
         return train(Path(folder, "run"), options, seed)
 
 
-def percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{fraction:.2%}"
-
-
 def accuracies(exercise: dict, text: str) -> list[dict]:
     """The accuracy of tasks or models: the fraction of held-out problems answered correctly."""
     rows = []
@@ -57,7 +53,8 @@ def accuracies(exercise: dict, text: str) -> list[dict]:
             row = {exercise["label"]: name, "options": f"`{options}`", "seed": seed}
             row |= {"parameters": f"{summary['parameters']:,}", "steps": summary["steps"]}
             row["seconds"] = round(summary["training_seconds"])
-            row |= {score: percent(summary.get(score)) for score in exercise["scores"]}
+            found = {score: summary.get(score) for score in exercise["scores"]}
+            row |= {score: "" if one is None else f"{one:.2%}" for score, one in found.items()}
             rows.append(common.show(row))
     return rows
 

@@ -10,7 +10,7 @@ The last rung of an operation is the shipped kernel.
 """
 
 import argparse
-import importlib.util
+import runpy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -56,18 +56,15 @@ class Rung(NamedTuple):
         results(self.function, TIMED[self.operation].inputs(device))
 
 
-def paths(folder: Path = FOLDER) -> list[Path]:
+def paths() -> list[Path]:
     """The files of the rungs, in order."""
-    found, order = folder.glob("*/[0-9]*_*.py"), list(TIMED)
+    found, order = FOLDER.glob("*/[0-9]*_*.py"), list(TIMED)
     return sorted(found, key=lambda p: (order.index(p.parent.name), int(p.stem.partition("_")[0])))
 
 
 def load(path: Path) -> Rung:
     operation = path.parent.name
-    spec = importlib.util.spec_from_file_location(f"ladder.{operation}.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return Rung(operation, path.stem, getattr(module, operation))
+    return Rung(operation, path.stem, runpy.run_path(str(path))[operation])
 
 
 def rungs() -> list[Rung]:

@@ -118,24 +118,26 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def test_process_that_dies_fails_one_part(run):
+def test_process_that_dies_fails_one_part(run, tmp_path):
     parts = run("one, first;raises;two;dies;differs")
     assert [part for part in parts if parts[part]["state"] == "passed"] == ["one, first", "two"]
     assert parts["raises"] == failed("ended with 1: RuntimeError: an illegal memory access")
     assert parts["dies"]["message"].startswith("ended with 7")
     assert parts["differs"] == failed("a bit differs")
     assert list(run("one;two, again;dies", only=["two, again"])) == ["two, again"]
+    (outcome,) = run_stage("tests.no_such_stage", 60.0, tmp_path / "log").values()
+    assert "No module named 'tests.no_such_stage'" in outcome["message"]
 
 
 def test_part_that_hangs_is_killed(run):
-    parts = run("one;hangs;two", seconds=8.0)
+    parts = run("one;hangs;two", seconds=6.0)
     assert parts.pop("one")["state"] == "passed"
     assert parts == {"hangs": no_time(), "two": no_time()}
 
 
 def test_what_runs_beside_a_stage_ends_when_the_time_is_over(tmp_path):
     start = time.monotonic()
-    with beside([(print, "compiled"), (time.sleep, 60)], 3.0, tmp_path / "log"):
+    with beside([(print, "compiled"), (time.sleep, 60)], 2.0, tmp_path / "log"):
         pass
     assert time.monotonic() - start < 30
     assert "\ncompiled\n" in (tmp_path / "log").read_text()
@@ -170,12 +172,6 @@ def wait_for_processes(folder: Path, count: int) -> None:
             return
         assert time.monotonic() < deadline, found
         time.sleep(0.1)
-
-
-def test_stage_that_does_not_start_has_failed(tmp_path):
-    parts = run_stage("tests.bench.no_such_stage", 60.0, tmp_path / "log")
-    assert parts["no_such_stage"]["state"] == "failed"
-    assert "No module named" in parts["no_such_stage"]["message"]
 
 
 def test_without_a_working_gpu_no_stage_is_run(monkeypatch, capsys, command):
