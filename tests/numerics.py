@@ -54,22 +54,21 @@ def differentiate(function, operands, upstream=None, dtype=None):
     Computed in `dtype` if it is given. `upstream` holds a gradient for each output; without it the
     gradients are ().
     """
-    leaves = [_leaf(operand, dtype, upstream is not None) for operand in operands]
+
+    def leaf(operand):
+        if not torch.is_tensor(operand) or not operand.is_floating_point():
+            return operand
+        return operand.detach().to(dtype or operand.dtype).requires_grad_(upstream is not None)
+
+    leaves = [leaf(operand) for operand in operands]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     if upstream is None:
         return outputs, ()
     wanted = [leaf for leaf in leaves if torch.is_tensor(leaf) and leaf.requires_grad]
-    upstream = [gradient if dtype is None else gradient.to(dtype) for gradient in upstream]
+    upstream = [gradient.to(dtype or gradient.dtype) for gradient in upstream]
     gradients = torch.autograd.grad(outputs, wanted, upstream)
     return tuple(output.detach() for output in outputs), gradients
-
-
-def _leaf(operand, dtype, requires_grad):
-    if not torch.is_tensor(operand) or not operand.is_floating_point():
-        return operand
-    operand = operand.detach() if dtype is None else operand.detach().to(dtype)
-    return operand.requires_grad_(requires_grad)
 
 
 def hold_against(
@@ -108,17 +107,14 @@ def hold_against(
     for check in checks:
         check()
 
-    names = [f"output {i}" for i in range(len(outputs))]
-    dtypes = [out_dtype] * len(outputs)
+    expected = [(f"output {i}", out_dtype, factor) for i in range(len(outputs))]
     if backward:
         for i, operand in enumerate(operands):
             if torch.is_tensor(operand) and operand.is_floating_point():
-                names.append(f"gradient of operand {i}")
-                dtypes.append(operand.dtype)
-    for name, dtype, *values in zip(names, dtypes, actual, exact, baseline, strict=True):
+                gradient = f"gradient of operand {i}", operand.dtype, gradient_factor or factor
+                expected.append(gradient)
+    for (name, dtype, allowed), *values in zip(expected, actual, exact, baseline, strict=True):
         assert values[0].dtype == dtype, f"{name} is {values[0].dtype}, not {dtype}"
-        is_gradient = gradient_factor is not None and name.startswith("gradient")
-        allowed = gradient_factor if is_gradient else factor
         assert_rounded_once(*values, name, allowed, largest_logit)
 
 
