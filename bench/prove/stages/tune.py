@@ -56,7 +56,7 @@ def time_neighbours(case, kernel: str, device: torch.device, timer) -> list[dict
     function = getattr(kernels.load("triton", device), case.operation)
     torch.manual_seed(0)
     makers = {
-        label: partial(Baseline, function, partial(_tile_and_route, case, kernel, tile))
+        label: partial(Baseline, function, partial(use_tile, kernel, tile, case.route))
         for label, tile in tiles.items()
     }
     samples = Comparison(case, makers, device, timer).run("both")
@@ -81,29 +81,21 @@ def time_neighbours(case, kernel: str, device: torch.device, timer) -> list[dict
     ]
 
 
-def use_tile(kernel: str, tile: Any) -> contextlib.AbstractContextManager:
-    """Launch `kernel` with `tile` on every architecture."""
-    return mock.patch.dict(launch.TILES, {kernel: dict.fromkeys(launch.TILES[kernel], tile)})
-
-
 @contextlib.contextmanager
-def _tile_and_route(case, kernel: str, tile: Any) -> Iterator[None]:
-    with use_tile(kernel, tile), launch.routed(case.route):
+def use_tile(kernel: str, tile: Any, route: launch.Route | None = None) -> Iterator[None]:
+    """Launch `kernel` with `tile` on every architecture, and the feed-forward by `route`."""
+    tiles = {kernel: dict.fromkeys(launch.TILES[kernel], tile)}
+    with mock.patch.dict(launch.TILES, tiles), launch.routed(route):
         yield
 
 
 def tiles_used_by(case, device: torch.device) -> list[str]:
     """The rows of `launch.TILES` that a case is launched with."""
-    used: dict[str, None] = {}
-
-    class Watched(dict):
-        def __getitem__(self, key):
-            used[key] = None
-            return super().__getitem__(key)
-
-    with mock.patch.object(launch, "TILES", Watched(launch.TILES)):
+    watched = mock.MagicMock(wraps=launch.TILES)
+    watched.__getitem__.side_effect = launch.TILES.__getitem__
+    with mock.patch.object(launch, "TILES", watched):
         record(case, launch.architecture(device))
-    return list(used)
+    return list(dict.fromkeys(call.args[0] for call in watched.__getitem__.call_args_list))
 
 
 def variants(case, kernel: str, device: torch.device) -> list[tuple[Any, list[Launch]]]:
