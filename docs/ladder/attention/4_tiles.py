@@ -20,10 +20,7 @@ M, N = 64, 64  # rows and keys per tile
 
 @triton.jit
 def _forward(
-    q_ptr,  # (B, H, T, D)
-    k_ptr,  # (B, H, T, D)
-    v_ptr,  # (B, H, T, D)
-    out_ptr,  # (B, H, T, D)
+    q_ptr, k_ptr, v_ptr, out_ptr,  # (B, H, T, D)
     T, SCALE: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * M + tl.arange(0, M)

@@ -23,10 +23,7 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _forward(
-    q_ptr,  # (B, H, T, D)
-    k_ptr,  # (B, H, T, D)
-    v_ptr,  # (B, H, T, D)
-    out_ptr,  # (B, H, T, D)
+    q_ptr, k_ptr, v_ptr, out_ptr,  # (B, H, T, D)
     T,
     SCALE: tl.constexpr,  # log2(e) included
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
