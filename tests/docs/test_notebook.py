@@ -33,6 +33,7 @@ def _off_screen():
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GPT_KERNELS_RUN", str(tmp_path / "out"))
     monkeypatch.setenv("GPT_KERNELS_OPTIONS", " ".join(TINY))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # the interpreter would take most of the time
     names = {"__name__": "__main__"}
     for number, cell in enumerate(CELLS, 1):
         exec(compile("".join(cell["source"]), f"{PATH.name}, code cell {number}", "exec"), names)
