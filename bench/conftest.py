@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from bench import baselines, results
+from bench import baselines
 from bench.compare import Comparison, Failed
 from bench.timer import Ceilings, HostTimer, Samples, make_timer, measure_ceilings
 from bench.workloads import timed
@@ -83,12 +83,3 @@ class Session:
 @pytest.fixture(scope="session")
 def session(pytestconfig) -> Session:
     return Session(pytestconfig.getoption("--minutes"))
-
-
-def pytest_benchmark_update_json(benchmarks, output_json):
-    """Add the GPU and its ceilings, and drop the single samples to keep the file small."""
-    if DEVICE.type == "cuda":
-        output_json["machine_info"]["gpu"] = results.gpu()
-        output_json["machine_info"]["ceilings"] = timer_and_ceilings()[1]._asdict()
-    for benchmark in output_json["benchmarks"]:
-        benchmark["stats"].pop("data", None)

@@ -52,8 +52,8 @@ def test_a_run_ends_at_the_loss(monkeypatch, tmp_path):
     monkeypatch.setenv("SHAKESPEARE", str(write_text(tmp_path)))
     outcome = loss.work("tiny", 200.0)
     assert (outcome["state"], outcome["figures"]["step"]) == ("passed", 0)
-    monkeypatch.setattr(loss, "RUNS", {"tiny": ["--max-iters=many"]})
-    assert loss.work("tiny", 200.0) == failed("train.py ended with 2 before it reached 10.0")
+    monkeypatch.setattr(loss.sys, "executable", "false")
+    assert loss.work("tiny", 200.0) == failed("train.py ended with 1 before it reached 10.0")
 
 
 def test_bench_keeps_what_was_measured_before_a_failure():
