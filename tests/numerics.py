@@ -180,7 +180,6 @@ def guarded_memory():
             (torch, "empty_like"),
             (torch, "empty_strided"),
             (torch.Tensor, "new_empty"),
-            (torch.Tensor, "new_empty_strided"),
         ):
             patches.enter_context(mock.patch.object(owner, name, poison(getattr(owner, name))))
         yield

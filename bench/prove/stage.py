@@ -1,8 +1,8 @@
 """Runs a stage of `make prove` as a process, with a time limit, whatever happens in it.
 
-A stage is a module with `PARTS`, which are names, perhaps with weights, or a function that returns
-them, and `work(part, seconds)`, which returns its outcome: its `state`, one of `STATES`, a
-`message` of one line, and optionally `figures` or `rows` for the result file and `lines` to print.
+A stage is a module with `PARTS`, which are names, perhaps with weights, and `work(part, seconds)`,
+which returns its outcome: its `state`, one of `STATES`, a `message` of one line, and optionally
+`figures` or `rows` for the result file and `lines` to print.
 A stage catches no errors: if one ends the process, that part has failed, and the stage starts again
 without it.
 """
@@ -72,8 +72,7 @@ def work_through(module: str, seconds: float, only, skip, file: str, clock=time.
     """
     deadline = clock() + seconds
     stage = importlib.import_module(module)
-    parts = stage.PARTS() if callable(stage.PARTS) else stage.PARTS
-    weights = parts if isinstance(parts, dict) else dict.fromkeys(parts, 1)
+    weights = stage.PARTS if isinstance(stage.PARTS, dict) else dict.fromkeys(stage.PARTS, 1)
     chosen = [part for part in weights if part not in skip and (part in only or not only)]
     with open(file, "w", buffering=1) as lines:
         print(json.dumps(dict.fromkeys(chosen)), file=lines)

@@ -237,8 +237,6 @@ def kernel_cells(rows: list[dict]) -> dict[str, str]:
     for name, some in variants.items():
         registers, shared = (max(row[key] for row in some) for key in ("registers", "shared"))
         found[name] = f"{registers} registers, {shared:,} bytes"
-        if spills := sum(row["spills"] for row in some):
-            found[name] += f", {spills} spills"
     return found
 
 

@@ -15,11 +15,12 @@ RUNS = 250
 SIZE = 2048  # of the other stream's matrix products, about 20 us on an H200
 PRODUCTS_PER_RUN = 4
 WORKLOADS = (*CASES, *UPDATES, *(step for step in STEPS if isinstance(step, TrainingStep)))
+PARTS = tuple(dict.fromkeys(str(case) if case in STEPS else case.operation for case in WORKLOADS))
 
 
 def work(part: str, seconds: float) -> Outcome:
     device = torch.device("cuda")
-    cases = select(part, WORKLOADS)
+    cases = [case for case in WORKLOADS if part in (case.operation, str(case))]
     for case in cases:
         differing = differing_runs(seeded(case, kernels.load("triton", device), device), device)
         if differing:
@@ -69,22 +70,3 @@ def gradients(step: GraphStep) -> list[torch.Tensor]:
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes, so that NaN equals itself and -0 differs from 0."""
     return tensor.reshape(-1).contiguous().view(torch.uint8)
-
-
-def select(part: str, cases) -> list:
-    """The cases of an operation, or the step with that name."""
-    return [case for case in cases if part in (case.operation, str(case))]
-
-
-def served_names(cases) -> list[str]:
-    """The operations of `cases` that the Triton table does not leave to PyTorch, and all steps."""
-    serving = kernels.serving(kernels.load("triton"))
-    found = dict.fromkeys(
-        str(case) if case in STEPS else case.operation
-        for case in cases
-        if case in STEPS or serving.get(case.operation) == "triton"
-    )
-    return list(found)
-
-
-PARTS = partial(served_names, WORKLOADS)

@@ -16,9 +16,9 @@ import torch
 
 import kernels
 from bench.prove.stage import Outcome, failed, no_time, not_available, passed
-from bench.prove.stages.repeat import seeded, served_names
+from bench.prove.stages.repeat import seeded
 from bench.results import REPOSITORY
-from bench.workloads.operations import CASES, UPDATES, Case, Sizes, Update
+from bench.workloads.operations import CASES, Case, Sizes, Update
 from bench.workloads.steps import STEPS
 from kernels import torch_ops
 from kernels.common import launch
@@ -76,8 +76,8 @@ def main() -> None:
 
 
 def cases() -> list[Case | Update]:
-    found: list[Case | Update] = [Update(name, RAGGED) for name in served_names(UPDATES)]
-    for operation in served_names(CASES):
+    found: list[Case | Update] = [Update("adamw", RAGGED)]
+    for operation in dict.fromkeys(case.operation for case in CASES):
         found.append(Case(operation, RAGGED))
         if "dropout_p" in inspect.signature(getattr(torch_ops.OPS, operation)).parameters:
             found.append(Case(operation, RAGGED, options={"dropout_p": 0.2}))
