@@ -113,15 +113,14 @@ LIGER = {
 }
 
 
-def attention_head_by_head(q, k, v, *, causal=True, dropout_p=0.0):
-    """The attention of the lecture's heads, given q, k and v (gpt/models/reference.py)."""
+def attention_head_by_head(q, k, v, *, dropout_p=0.0):
+    """The causal attention of the lecture's heads, given q, k and v (gpt/models/reference.py)."""
     T = q.shape[2]
     tril = torch.tril(torch.ones(T, T, device=q.device))
     out = []
     for head in range(q.shape[1]):
         wei = q[:, head] @ k[:, head].mT * q.shape[-1] ** -0.5  # (B, T, T)
-        if causal:
-            wei = wei.masked_fill(tril == 0, float("-inf"))
+        wei = wei.masked_fill(tril == 0, float("-inf"))
         wei = F.dropout(F.softmax(wei, dim=-1), dropout_p)
         out.append(wei @ v[:, head])  # (B, T, D)
     return torch.stack(out, dim=1)  # (B, H, T, D)
