@@ -1,6 +1,6 @@
-"""Check, time and compile the rungs of docs/ladder, from the naive to the shipped kernel.
+"""Test, time and compile the rungs of docs/ladder, from the naive to the shipped kernel.
 
-    python -m bench.recipes.ladder attention/3_online   check one rung, and time it on a GPU
+    python -m bench.recipes.ladder attention/3_online   test one rung, and time it on a GPU
     python -m bench.recipes.ladder                      every rung
     python -m bench.recipes.ladder --compiled FILE      compile them for sm_90; needs no GPU
 
@@ -11,6 +11,7 @@ The last rung of an operation is the shipped kernel.
 
 import argparse
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,25 +21,23 @@ from typing import NamedTuple
 import torch
 import triton
 
-import kernels
-from bench.baselines import REFERENCES, Baseline
+from bench.baselines import Baseline
 from bench.compare import Comparison, row
 from bench.recipes import common
 from bench.results import REPOSITORY
 from bench.timer import Ceilings, DeviceTimer, Samples, measure_ceilings
-from bench.workloads.operations import GPT2, Case, Sizes
+from bench.workloads.operations import GPT2, Case
 from bench.workloads.timed import GPT2_64K, shape
 from kernels import torch_ops, triton_ops
 
 FOLDER = REPOSITORY / "docs" / "ladder"
-SMALL = Sizes("small", B=1, T=37, C=48, H=3, V=101)  # odd where the rungs support it
 TIMED = {
     "layer_norm": Case("layer_norm", GPT2_64K),
     "attention": Case("attention", GPT2),
     "feed_forward": Case("feed_forward", GPT2),
     "cross_entropy": Case("cross_entropy", GPT2),
 }
-FACTOR = 2.0  # the error allowed, relative to PyTorch's
+NO_TESTS = 5  # pytest's exit code: tests/kernels has those of the shipped kernels
 PYTORCH = "PyTorch"
 COMPILED_FOR = 90
 
@@ -88,26 +87,6 @@ def results(function: Callable, inputs: tuple) -> list[torch.Tensor]:
     return [output.detach(), *gradients]
 
 
-def check(rung: Rung, device: torch.device) -> tuple[float, float]:
-    """The errors of a rung, and of PyTorch with the same inputs in the same dtype."""
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    torch.manual_seed(0)
-    inputs = TIMED[rung.operation]._replace(sizes=SMALL, precision=precision).inputs(device)
-    wide = tuple(
-        one.detach().double().requires_grad_() if one.is_floating_point() else one for one in inputs
-    )
-    plain = REFERENCES.get(rung.operation, getattr(torch_ops, rung.operation))
-    expected = results(plain, wide)
-    return tuple(error(results(one, inputs), expected) for one in (rung.function, plain))
-
-
-def error(values: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """The largest error relative to the largest exact value; NaN if there is one."""
-    pairs = zip(values, expected, strict=False)  # some have no gradients
-    errors = [(value.double() - exact).abs().max() / exact.abs().max() for value, exact in pairs]
-    return torch.stack(errors).max().item()
-
-
 def measure(rungs: list[Rung], device: torch.device, timer, ceilings: Ceilings) -> list[dict]:
     """Time the rungs of one operation and PyTorch in turns; the backward of those that have one."""
     case = TIMED[rungs[0].operation]
@@ -123,28 +102,17 @@ def measure(rungs: list[Rung], device: torch.device, timer, ceilings: Ceilings) 
     ]
 
 
-def check_and_time(rungs: list[Rung]) -> int:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if reason := kernels.unavailable_reason(device):
-        print(f"{reason}; to check the kernels in the interpreter, set TRITON_INTERPRET=1")
-        return 2
-    all_right = True
-    for rung in rungs:
-        ours, pytorch = check(rung, device)
-        is_right = ours <= FACTOR * pytorch + 4 * torch.finfo(torch.float32).eps  # False for NaN
-        verdict = "right" if is_right else "WRONG"
-        print(f"{rung}: {verdict}, error {ours:.1e}, PyTorch's {pytorch:.1e}")
-        all_right = all_right and is_right
-    if device.type == "cuda":
-        timer = DeviceTimer(device)
-        ceilings = measure_ceilings(timer)
-        for operation in dict.fromkeys(rung.operation for rung in rungs):
-            some = [rung for rung in rungs if rung.operation == operation]
-            for one in measure(some, device, timer, ceilings):
-                rate = "{tflop_s:,.1f} TFLOP/s" if "tflop_s" in one else "{gb_s:,.0f} GB/s"
-                line = "{implementation}, {pass}, {shape}: {median_us:,.0f} µs, " + rate
-                print((line + ", {ceiling:.0%} of peak").format(**one))
-    return 0 if all_right else 1
+def time_rungs(rungs: list[Rung]) -> None:
+    """Print the speed of each rung and pass on a GPU."""
+    device = torch.device("cuda")
+    timer = DeviceTimer(device)
+    ceilings = measure_ceilings(timer)
+    for operation in dict.fromkeys(rung.operation for rung in rungs):
+        some = [rung for rung in rungs if rung.operation == operation]
+        for one in measure(some, device, timer, ceilings):
+            rate = "{tflop_s:,.1f} TFLOP/s" if "tflop_s" in one else "{gb_s:,.0f} GB/s"
+            line = "{implementation}, {pass}, {shape}: {median_us:,.0f} µs, " + rate
+            print((line + ", {ceiling:.0%} of peak").format(**one))
 
 
 def compiled_rows(rungs: list[Rung]) -> list[dict]:
@@ -181,10 +149,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compiled", type=Path, metavar="FILE", help="compile, write the table")
     options = parser.parse_args(arguments)
     chosen = [known[options.rung]] if options.rung else [*known.values()]
-    if options.compiled is None:
-        return check_and_time(chosen)
-    machine = f"triton {triton.__version__}, compiled for sm_{COMPILED_FOR}, bf16"
-    common.write("ladder", compiled_rows(chosen), options.compiled, machine)
+    if options.compiled:
+        machine = f"triton {triton.__version__}, compiled for sm_{COMPILED_FOR}, bf16"
+        common.write("ladder", compiled_rows(chosen), options.compiled, machine)
+        return 0
+    tests = ["tests/docs/test_ladder.py", "-s", "-k", f"fp64 and {options.rung or 'fp64'}"]
+    code = subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=REPOSITORY).returncode
+    if code not in (0, NO_TESTS):
+        return code
+    if torch.cuda.is_available():
+        time_rungs(chosen)
     return 0
 
 
