@@ -29,19 +29,27 @@ def groups(some):
     return [{"params": some[:2], "weight_decay": 0.0}, {"params": some[2:], "weight_decay": 0.3}]
 
 
-def set_gradients(some, step, scale=1.0):
-    for i, parameter in enumerate(some):
-        gradient = randn(*parameter.shape, scale=scale, seed=100 * step + i)
-        parameter.grad = gradient.to(parameter.dtype)
+def set_gradients(step, *lists, scale=1.0):
+    """The same gradients for each list of parameters, rounded to their dtypes."""
+    for some in lists:
+        for i, parameter in enumerate(some):
+            gradient = randn(*parameter.shape, scale=scale, seed=100 * step + i)
+            parameter.grad = gradient.to(parameter.dtype)
 
 
-def train(make, dtype, steps, max_norm=None, scale=1.0, **options):
+def twins(make=AdamW, dtype=torch.float32):
+    """Parameters and their `AdamW`, then equal parameters and their optimizer by `make`."""
+    ours, usual = parameters(dtype), parameters(dtype)
+    return ours, AdamW(groups(ours), **OPTIONS), usual, make(groups(usual), **OPTIONS)
+
+
+def train(make, dtype, steps=5, max_norm=None, scale=1.0, **options):
     """The parameters after `steps` of a schedule."""
     some = parameters(dtype)
     optimizer = make(groups(some), **(OPTIONS | options))
     schedule = CosineAnnealingLR(optimizer, T_max=steps)
     for step in range(steps):
-        set_gradients(some, step, scale)
+        set_gradients(step, some, scale=scale)
         if max_norm is not None and make is AdamW:
             optimizer.clip_grad_norm(max_norm)
         elif max_norm is not None:
@@ -53,28 +61,21 @@ def train(make, dtype, steps, max_norm=None, scale=1.0, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"maximize": True}, {"betas": (0.0, 0.0)}, {"eps": 1e-2}, {"weight_decay": 0.0, "lr": 1.0}],
-)
-def test_fp64_agrees_with_torch(options):
-    for max_norm in (2.0, 1e6):
-        exact = train(torch.optim.AdamW, torch.float64, 5, max_norm, **options)
-        ours = train(AdamW, torch.float64, 5, max_norm, **options)
-        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize(
-    "options",
     [
-        {"steps": 5, "scale": 1e-12},
-        {"steps": 5, "scale": 1e12},
-        {"steps": 50},
-        {"steps": 50, "max_norm": 3.0},
+        {"maximize": True},
+        {"betas": (0.0, 0.0), "max_norm": 2.0},
+        {"eps": 1e-2, "max_norm": 1e6},
+        {"weight_decay": 0.0, "lr": 1.0},
+        {"scale": 1e-12},
+        {"scale": 1e12},
+        {"steps": 20, "max_norm": 3.0},
     ],
+    ids=str,
 )
 def test_as_exact_as_torch(options):
-    exact = train(torch.optim.AdamW, torch.float64, **options)
-    theirs = train(torch.optim.AdamW, torch.float32, **options)
-    ours = train(AdamW, torch.float32, **options)
+    exact, ours = (train(make, torch.float64, **options) for make in (torch.optim.AdamW, AdamW))
+    torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-14)
+    theirs, ours = (train(make, torch.float32, **options) for make in (torch.optim.AdamW, AdamW))
     for mine, baseline, expected in zip(ours, theirs, exact, strict=True):
         assert_rounded_once(mine, expected, baseline)
 
@@ -86,7 +87,7 @@ def test_16_bit_parameters_are_rounded_copies_of_an_fp32_master(dtype):
     masters = [torch.nn.Parameter(parameter.detach().float()) for parameter in some]
     optimizers = [AdamW(groups(some), **OPTIONS), AdamW(groups(masters), **OPTIONS)]
     for step in range(7):
-        set_gradients(some, step)
+        set_gradients(step, some)
         for parameter, master in zip(some, masters, strict=True):
             master.grad = parameter.grad.float()
             if step == 5:
@@ -104,23 +105,21 @@ def test_clip_grad_norm_returns_the_norm_and_keeps_the_gradients():
     dtypes = torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float32
     some = [parameters(dtype)[i] for i, dtype in enumerate(dtypes)]
     optimizer = AdamW(some, **OPTIONS)
-    set_gradients(some, 0)
+    set_gradients(0, some)
     kept = [parameter.grad.clone() for parameter in some]
     norm = optimizer.clip_grad_norm(0.5)
     exact = torch.cat([gradient.double().flatten() for gradient in kept]).norm()
     assert norm.item() == pytest.approx(exact.item(), rel=1e-6)
     assert optimizer.clip_grad_norm(0.5) == norm
     optimizer.step()
-    for parameter, gradient in zip(some, kept, strict=True):
-        assert torch.equal(parameter.grad, gradient)
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(some, kept, strict=True))
 
 
 def test_clipping_affects_one_step():
     options = {"lr": 0.1, "betas": (0.0, 0.0), "eps": 1.0, "weight_decay": 0.0}  # stateless
     clipped, usual = parameters(), parameters()
     optimizer = AdamW(clipped, **options)
-    for some in (clipped, usual):
-        set_gradients(some, 0)
+    set_gradients(0, clipped, usual)
     optimizer.clip_grad_norm(1e-30)
     optimizer.step()
     assert all(map(torch.equal, clipped, usual))
@@ -131,69 +130,61 @@ def test_clipping_affects_one_step():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_norm_that_is_not_finite_has_the_same_effect_as_in_torch(bad):
-    ours, theirs = parameters(), parameters()
-    optimizers = AdamW(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS)
-    for some in (ours, theirs):
-        set_gradients(some, 0)
-        some[4].grad[0, 3] = bad
-    assert not optimizers[0].clip_grad_norm(1.0).isfinite()
+    ours, optimizer, theirs, reference = twins(torch.optim.AdamW)
+    set_gradients(0, ours, theirs)
+    ours[4].grad[0, 3] = theirs[4].grad[0, 3] = bad
+    assert not optimizer.clip_grad_norm(1.0).isfinite()
     torch.nn.utils.clip_grad_norm_(theirs, 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
+    reference.step()
     torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
 def test_a_parameter_without_a_gradient_is_unchanged_and_so_is_its_step():
-    ours, theirs = parameters(), parameters()
-    optimizers = AdamW(groups(ours), **OPTIONS), torch.optim.AdamW(groups(theirs), **OPTIONS)
-    for optimizer, some in zip(optimizers, (ours, theirs), strict=True):
-        optimizer.step()
-        for step in range(4):
-            set_gradients(some, step)
+    ours, optimizer, theirs, reference = twins(torch.optim.AdamW)
+    optimizer.step()
+    for step in range(4):
+        set_gradients(step, ours, theirs)
+        for some in (ours, theirs):
             some[1].grad = None
             if step % 2:
                 some[3].grad = None
-            optimizer.step()
+        optimizer.step()
+        reference.step()
     torch.testing.assert_close(ours, theirs)
-    state = optimizers[0].state
-    assert ours[1] not in state
-    assert [state[ours[i]]["step"].item() for i in (0, 3)] == [4, 2]
+    assert ours[1] not in optimizer.state
+    assert [optimizer.state[ours[i]]["step"].item() for i in (0, 3)] == [4, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_found_inf_skips_the_step(dtype):
-    ours, usual = parameters(dtype), parameters(dtype)
-    optimizer, reference = AdamW(groups(ours), **OPTIONS), AdamW(groups(usual), **OPTIONS)
+    ours, optimizer, usual, reference = twins(dtype=dtype)
     optimizer.found_inf = torch.zeros((), device=DEVICE)
     for step in range(4):
         optimizer.found_inf.fill_(step in (0, 2))
-        for some in (ours, usual):
-            set_gradients(some, step)
+        set_gradients(step, ours, usual)
         if optimizer.found_inf:
             ours[4].grad[0, 3] = float("nan")
         else:
             reference.step()
         optimizer.step()
-    torch.testing.assert_close(ours, usual, rtol=0, atol=0)
-    for mine, theirs in zip(ours, usual, strict=True):
-        state, expected = optimizer.state[mine], reference.state[theirs]
-        assert all(state[key].equal(expected[key]) for key in expected)
+    assert all(map(torch.equal, ours, usual))
+    states = (o.state_dict()["state"] for o in (optimizer, reference))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("max_norm", [1e9, 0.5])
 def test_follow_takes_the_gradient_of_the_copy(max_norm):
     """As if the 16-bit gradient of the copy were the parameter's own, also beside 16-bit ones."""
-    ours, usual = parameters(), parameters()
+    ours, optimizer, usual, reference = twins()
     ours[3].data, usual[3].data = ours[3].data.bfloat16(), usual[3].data.bfloat16()
-    optimizer, reference = AdamW(groups(ours), **OPTIONS), AdamW(groups(usual), **OPTIONS)
     copies = {ours[i]: ours[i].detach().bfloat16().requires_grad_() for i in (0, 2)}
     optimizer.follow(copies)
     for step in range(3):
-        for some in (ours, usual):
-            set_gradients(some, step)
-            if step == 1:
-                for i in (0, 3):
-                    some[i].detach().fill_(9.0)
+        set_gradients(step, ours, usual)
+        if step == 1:
+            for parameter in (ours[0], ours[3], usual[0], usual[3]):
+                parameter.detach().fill_(9.0)
         for i in (0, 2):
             copies[ours[i]].grad = ours[i].grad.bfloat16()
             usual[i].grad, ours[i].grad = usual[i].grad.bfloat16().float(), None
@@ -207,50 +198,30 @@ def test_follow_takes_the_gradient_of_the_copy(max_norm):
 
 
 def test_memory_around_tensors_is_not_written():
-    some, checks = [], []
-    for i, shape in enumerate(SHAPES):
-        for values in (randn(*shape, seed=i), randn(*shape, seed=100 + i)):
-            inside, check = guarded(values)
-            some.append(inside.detach())
-            checks.append(check)
-    leaves = [torch.nn.Parameter(parameter) for parameter in some[::2]]
-    for leaf, gradient in zip(leaves, some[1::2], strict=True):
-        leaf.grad = gradient
+    some, parameters_intact = zip(*map(guarded, parameters()), strict=True)
+    gradients, gradients_intact = zip(*map(guarded, parameters()), strict=True)
+    leaves = [torch.nn.Parameter(parameter.detach()) for parameter in some]
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        leaf.grad = gradient.detach()
     optimizer = AdamW(leaves, **OPTIONS)
     optimizer.clip_grad_norm(1.0)
     optimizer.step()
-    for check in checks[1::2]:  # of the gradients, which are not written
+    for check in gradients_intact:
         check()
-    for check in checks[::2]:  # the parameters are written, their guards are not
+    for check in parameters_intact:  # they are written, their guards are not
         with pytest.raises(AssertionError, match=r"an operand of shape .* was written"):
             check()
 
 
-def test_tensors_that_are_not_16_byte_aligned():
-    flat = torch.zeros(200, device=DEVICE)
-    views = [flat[1:8].view(7), flat[11:76].view(5, 13)]
-    some = [torch.nn.Parameter(view.copy_(randn(*view.shape))) for view in views]
-    others = [torch.nn.Parameter(view.clone()) for view in views]
-    for mine in (some, others):
-        optimizer = AdamW(mine, **OPTIONS)
-        for step in range(2):
-            set_gradients(mine, step)
-            optimizer.step()
-    assert all(map(torch.equal, some, others))
-    assert flat[0] == 0
-    assert not flat[76:].any()
-
-
-def test_gradients_parameters_and_state_may_move():
-    ours, usual = parameters(), parameters()
-    optimizer, reference = AdamW(ours, **OPTIONS), AdamW(usual, **OPTIONS)
+def test_tensors_may_move_and_gradients_may_have_strides():
+    ours, optimizer, usual, reference = twins()
     kept = []
     for step in range(3):
-        for some in (ours, usual):
-            set_gradients(some, step)
+        set_gradients(step, ours, usual)
+        ours[3].grad = ours[3].grad.t().contiguous().t()
         kept += [parameter.grad for parameter in ours]  # so that no address is reused
-        state = optimizer.state[ours[4]]
         if step:
+            state = optimizer.state[ours[4]]
             state["exp_avg"] = state["exp_avg"].clone()
             ours[2].data = ours[2].data.clone()
         optimizer.step()
@@ -258,32 +229,14 @@ def test_gradients_parameters_and_state_may_move():
     assert all(map(torch.equal, ours, usual))
 
 
-def test_a_strided_gradient():
-    ours, usual = parameters(), parameters()
-    for some in (ours, usual):
-        set_gradients(some, 0)
-    ours[3].grad = ours[3].grad.t().contiguous().t()
-    assert not ours[3].grad.is_contiguous()
-    for some in (ours, usual):
-        AdamW(some, **OPTIONS).step()
-    assert torch.equal(ours[3], usual[3])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_resumes_from_a_state_dict_with_the_same_bits(dtype):
-    def after_six_steps(interrupted):
-        some = parameters(dtype)
-        optimizer = AdamW(groups(some), **OPTIONS)
-        for step in range(6):
-            if interrupted and step == 3:
-                saved = copy.deepcopy(optimizer.state_dict())
-                optimizer = AdamW(groups(some), lr=1.0)
-                optimizer.load_state_dict(saved)
-            set_gradients(some, step)
-            optimizer.step()
-        return some
-
-    assert all(map(torch.equal, after_six_steps(False), after_six_steps(True)))
+def through_a_state_dict(values):
+    optimizer, some, leaves = values
+    some, leaves = copy.deepcopy((some, leaves))
+    other = AdamW(groups(some), lr=1.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    pairs = zip(some, leaves, strict=True)
+    other.follow({parameter: leaf for parameter, leaf in pairs if leaf is not parameter})
+    return other, some, leaves
 
 
 def through_a_file(value):
@@ -293,7 +246,7 @@ def through_a_file(value):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_a_file])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_a_file, through_a_state_dict])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_continues_with_the_same_bits(duplicate, dtype):
     some = parameters(dtype)
@@ -301,12 +254,12 @@ def test_a_copy_continues_with_the_same_bits(duplicate, dtype):
     followed = [some[0].detach().bfloat16().requires_grad_()] if dtype == torch.float32 else []
     optimizer.follow(dict(zip(some, followed, strict=False)))
     leaves = [*followed, *some[len(followed) :]]
-    set_gradients(leaves, 0)
+    set_gradients(0, leaves)
     optimizer.step()
     (other, copied, copied_leaves) = duplicate((optimizer, some, leaves))
     for step in (1, 2):
         for one, tensors in ((optimizer, leaves), (other, copied_leaves)):
-            set_gradients(tensors, step)
+            set_gradients(step, tensors)
             one.clip_grad_norm(1.0)
             one.step()
     assert all(map(torch.equal, [*some, *leaves], [*copied, *copied_leaves]))
@@ -323,8 +276,8 @@ def test_state_dicts_are_interchangeable_with_torch(grouped):
         optimizer = MAKERS[maker](grouped(ours), **OPTIONS)
         if saved is not None:
             optimizer.load_state_dict(saved)
-        for one, some in ((reference, theirs), (optimizer, ours)):
-            set_gradients(some, step)
+        set_gradients(step, ours, theirs)
+        for one in (reference, optimizer):
             one.step()
             one.param_groups[0]["lr"] *= 0.5
         saved = optimizer.state_dict()
@@ -334,7 +287,7 @@ def test_state_dicts_are_interchangeable_with_torch(grouped):
 def test_the_state_of_another_model_is_not_used():
     some, wider = ([torch.nn.Parameter(randn(size))] for size in (3, 5))
     optimizer, other = AdamW(some), AdamW(wider)
-    set_gradients([*some, *wider], 0)
+    set_gradients(0, [*some, *wider])
     other.step()
     optimizer.load_state_dict(other.state_dict())
     for _ in range(2):
@@ -346,10 +299,10 @@ def test_groups_can_be_added():
     ours, theirs = parameters(), parameters()
     for make, some in ((AdamW, ours), (torch.optim.AdamW, theirs)):
         optimizer = make(some[:2], **OPTIONS)
-        set_gradients(some, 0)
+        set_gradients(0, some)
         optimizer.step()
         optimizer.add_param_group({"params": some[2:], "lr": 1e-2})
-        set_gradients(some, 1)
+        set_gradients(1, some)
         optimizer.step()
     torch.testing.assert_close(ours, theirs)
 
@@ -371,7 +324,7 @@ def test_a_closure_is_called_with_gradients_enabled():
 def test_one_launch_updates_all_parameters():
     some = parameters()
     optimizer = AdamW(groups(some), **OPTIONS)
-    set_gradients(some, 0)
+    set_gradients(0, some)
     with launch.record(90) as launches:
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
@@ -446,9 +399,15 @@ def test_unsupported_parameters_and_gradients_are_named():
 @pytest.mark.parametrize(("first", "aligned"), [(0, multi_tensor.WIDE), (1, 1)])
 def test_16_byte_loads_are_used_only_if_all_tensors_are_aligned(first, aligned):
     """The interpreter would load them from any address; a GPU would not."""
-    parameter = torch.nn.Parameter(torch.zeros(65, device=DEVICE)[first : first + 32])
-    optimizer = AdamW([parameter], **OPTIONS)
-    parameter.grad = torch.ones_like(parameter)
+    flat = torch.zeros(100, device=DEVICE)
+    some = [torch.nn.Parameter(flat[first : first + 65].copy_(randn(65)))]
+    usual = [torch.nn.Parameter(some[0].detach().clone())]
+    set_gradients(0, some, usual)
+    optimizer = AdamW(some, **OPTIONS)
     with launch.record(90) as launches:
         optimizer.step()
     assert launches[-1].options["ALIGNED"] == aligned
+    optimizer.step()
+    AdamW(usual, **OPTIONS).step()
+    assert torch.equal(some[0], usual[0])
+    assert not flat[first + 65 :].any()
