@@ -26,18 +26,21 @@ def test_packed_is_attention_of_the_parts(table, H, Hkv, window):
     hold_against(ours, plain, (qkv,), compute=qkv.dtype, gradient_factor=3.0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_packed_projection_of_any_layout(layout):
-    dtype = torch.bfloat16
+def wide(x):
+    """The same values in the first columns of wider rows, the batch second in memory."""
+    both = torch.cat((x, x), dim=-1).transpose(0, 1).contiguous().transpose(0, 1)
+    return both[..., : x.shape[-1]]
 
-    def plain(qkv):
-        B, T, _ = qkv.shape
-        q, k, v = qkv.view(B, T, 3, 2, -1).permute(2, 0, 3, 1, 4)
-        return plain_attention(q, k, v).transpose(1, 2).reshape(B, T, -1)
 
-    qkv = layout(randn(2, 33, 3 * 2 * 16, dtype=dtype))
-    ours = partial(attention_qkv, n_head=2)
-    hold_against(ours, plain, (qkv,), compute=dtype, gradient_factor=3.0)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, wide])
+def test_a_packed_projection_and_angles_of_any_layout(layout, options):
+    qkv = layout(randn(2, 33, 3 * 2 * 16, dtype=torch.bfloat16))
+    cos, sin = (layout(randn(33, 16, seed=seed)) for seed in (11, 12))
+    if options:
+        options = options | {"cos": cos, "sin": sin}
+    functions = (partial(f, n_head=2, **options) for f in (attention_qkv, torch_ops.attention_qkv))
+    hold_against(*functions, (qkv,), compute=qkv.dtype, gradient_factor=3.0)
 
 
 FREE = ("empty", "new_empty", "detach", "_unsafe_view")  # allocations and unmarked views

@@ -2,27 +2,18 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from kernels.common.dtypes import accumulator
 from kernels.matmul.activation import ACTIVATIONS, FROM_HIDDEN, ROWS, activation_backward
 from kernels.matmul.activation import activation_forward as forward
 from kernels.torch_ops import ACTIVATIONS as TORCH
-from tests.numerics import assert_rounded_once, guarded, guarded_memory
+from tests.numerics import assert_rounded_once, hold_against
 from tests.operands import DEVICE, DTYPES, randn
 
 all_activations = pytest.mark.parametrize("activation", ACTIVATIONS)
-
-
-def computed_in(dtype, activation, x, dhidden=None):
-    """hidden, or dx if dhidden is given, by PyTorch."""
-    x = x.detach().to(dtype).requires_grad_()
-    hidden = TORCH[activation](x)
-    if dhidden is None:
-        return hidden.detach()
-    return torch.autograd.grad(hidden, x, dhidden.to(dtype))[0]
 
 
 def kept_by(activation, x):
@@ -30,48 +21,40 @@ def kept_by(activation, x):
     return forward(x, activation) if activation in FROM_HIDDEN else x
 
 
-def gradient_in(dtype, activation, kept, dhidden):
-    """dx in `dtype` from the saved tensor."""
-    kept, dhidden = kept.to(dtype), dhidden.to(dtype)
+def gradient(activation, dhidden, kept):
+    """dx from the saved tensor, by PyTorch."""
     if activation == "relu":
         return torch.where(kept > 0, dhidden, 0)
     if activation == "relu_squared":
         return dhidden * 2 * kept.sqrt()
-    return computed_in(dtype, activation, kept, dhidden)
+    x = kept.detach().requires_grad_()
+    return torch.autograd.grad(TORCH[activation](x), x, dhidden)[0]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @all_activations
 def test_forward_is_rounded_once(activation, dtype):
+    ours = partial(forward, activation=activation)
     for size, scale in ((1, 1.0), (33, 0.02), (257, 30.0), (4096, 0.02), (4097, 1.0)):
-        x, check = guarded(randn(size, dtype=dtype, scale=scale, seed=size))
-        with guarded_memory():
-            hidden = forward(x, activation)
-        check()
-        exact = computed_in(torch.float64, activation, x)
-        baseline = computed_in(accumulator(dtype), activation, x)
-        assert hidden.dtype == dtype
-        assert_rounded_once(hidden, exact, baseline, f"hidden of {size} times {scale}")
+        x = randn(size, dtype=dtype, scale=scale, seed=size)
+        hold_against(ours, TORCH[activation], [x], backward=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @all_activations
 def test_backward_is_rounded_once(activation, dtype):
+    def total(sums):
+        assert len(sums) == -(-M // ROWS)  # on every GPU
+        return sums.sum(0)
+
+    ours = partial(activation_backward, activation=activation)
+    by_pytorch = partial(gradient, activation)
     for M, N, scale in ((1, 1, 1.0), (31, 129, 3.0), (ROWS, 128, 0.02), (2 * ROWS + 9, 65, 1.0)):
-        dhidden, dhidden_intact = guarded(randn(M, N, dtype=dtype, seed=1))
         kept = kept_by(activation, randn(M, N, dtype=dtype, scale=scale, seed=2))
-        kept, kept_intact = guarded(kept)
-        with guarded_memory():
-            dx, sums = activation_backward(dhidden, kept, activation)
-        dhidden_intact()
-        kept_intact()
-        exact = gradient_in(torch.float64, activation, kept, dhidden)
-        baseline = gradient_in(torch.float32, activation, kept, dhidden)
-        assert dx.dtype == dtype
-        assert_rounded_once(dx, exact, baseline, f"dx of {M} x {N} times {scale}")
-        assert sums.dtype == torch.float32
-        assert sums.shape == (-(-M // ROWS), N)  # on every GPU
-        assert_rounded_once(sums.sum(0), exact.sum(0), baseline.sum(0), f"sums of {M} x {N}")
+        operands = randn(M, N, dtype=dtype, seed=1), kept
+        hold_against(lambda *x: ours(*x)[0], by_pytorch, operands, backward=False)
+        sums = lambda *x: total(ours(*x)[1]), lambda *x: by_pytorch(*x).sum(0)
+        hold_against(*sums, operands, backward=False, out_dtype=torch.float32)
 
 
 def spelled_out(activation, x):
@@ -90,12 +73,8 @@ def test_every_interval_is_as_exact_as_pytorch(activation):
     one, definition = torch.ones_like(x), x.double().requires_grad_()
     values = spelled_out(activation, definition)
     slopes = torch.autograd.grad(values.sum(), definition)[0]
-    values = forward(x, activation), values.detach(), computed_in(torch.float32, activation, x)
-    slopes = (
-        activation_backward(one, x, activation)[0],
-        slopes,
-        computed_in(torch.float32, activation, x, one),
-    )
+    values = forward(x, activation), values.detach(), TORCH[activation](x)
+    slopes = activation_backward(one, x, activation)[0], slopes, gradient(activation, one, x)
     for start, *of_interval in zip(edges, *values, *slopes, strict=False):
         assert_rounded_once(*of_interval[:3], f"the value from {start}")
         assert_rounded_once(*of_interval[3:], f"the slope from {start}")
@@ -105,14 +84,14 @@ def test_every_interval_is_as_exact_as_pytorch(activation):
 def test_extreme_values(activation):
     """Finite x give finite values, and NaN propagates, which max(x, 0) would not do."""
     x = torch.tensor([-3e38, -1e18, -3e4, -100.0, -0.0, 0.0, 100.0, 3e4, 1e18], device=DEVICE)
-    hidden = forward(x, activation)
-    exact = computed_in(torch.float64, activation, x)
-    torch.testing.assert_close(hidden.double(), exact, rtol=1e-6, atol=0)
+    exact = x.double().requires_grad_()
+    hidden = TORCH[activation](exact)
+    torch.testing.assert_close(forward(x, activation).double(), hidden, rtol=1e-6, atol=0)
+    (slopes,) = torch.autograd.grad(hidden.sum(), exact)
     slope, _ = activation_backward(
-        torch.ones(1, 9, device=DEVICE), kept_by(activation, x)[None], activation
+        torch.ones_like(x)[None], kept_by(activation, x)[None], activation
     )
-    exact = computed_in(torch.float64, activation, x, torch.ones_like(x))
-    torch.testing.assert_close(slope[0].double()[1:], exact[1:], rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope[0].double()[1:], slopes[1:], rtol=1e-6, atol=0)
     nan = torch.full((3,), torch.nan, device=DEVICE)
     assert forward(nan, activation).isnan().all()
 

@@ -1,6 +1,7 @@
 """Products with an epilogue: every epilogue, through pointers and through descriptors."""
 
 import contextvars
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from kernels.common import launch
 from kernels.matmul import gemm
 from kernels.matmul.activation import FROM_HIDDEN, activation_backward, activation_forward
 from kernels.torch_ops import ACTIVATIONS
-from tests.numerics import assert_rounded_once, guarded, guarded_memory
+from tests.numerics import assert_rounded_once, hold_against
 from tests.operands import DEVICE, randn
 
 ALIGNED = (129, 264, 72)  # rows are multiples of 16 bytes, so descriptors are used if supported
@@ -30,16 +31,6 @@ def operands(M, N, K, dtype, epilogue="up"):
     return a, b, randn(N, dtype=dtype, seed=3)
 
 
-def guarded_call(function, *arguments):
-    """`function(*arguments)` with its operands and its allocations between guards."""
-    inside, checks = zip(*map(guarded, arguments), strict=True)
-    with guarded_memory():
-        results = function(*inside)
-    for check in checks:
-        check()
-    return results
-
-
 on_families = pytest.mark.parametrize("family", FAMILIES)
 on_families_and_dtypes = pytest.mark.parametrize(("family", "dtype"), FAMILIES_AND_DTYPES, ids=str)
 
@@ -52,17 +43,13 @@ def test_every_family_is_tested():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @on_families_and_dtypes
 def test_linear_activation(family, dtype, shape):
-    x, weight, bias = operands(*shape, dtype)
+    def by_pytorch(x, weight, bias):
+        pre = linear(x, weight, bias)
+        return ACTIVATIONS["gelu"](pre), pre
+
+    ours = partial(gemm.linear_activation, activation="gelu")
     with launch.target(family):
-        hidden, pre = guarded_call(
-            lambda *operands: gemm.linear_activation(*operands, "gelu"), x, weight, bias
-        )
-    for name, actual, function in (
-        ("pre", pre, lambda pre: pre),
-        ("hidden", hidden, ACTIVATIONS["gelu"]),
-    ):
-        exact = function(linear(x.double(), weight.double(), bias.double()))
-        assert_rounded_once(actual, exact, function(linear(x, weight, bias)), name)
+        hold_against(ours, by_pytorch, operands(*shape, dtype), backward=False, compute=dtype)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -83,22 +70,20 @@ def test_the_saved_argument_is_that_of_the_activation(family, activation):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @on_families_and_dtypes
 def test_gradient_of_argument(family, dtype, shape):
+    def by_pytorch(dy, weight, kept):
+        x = kept.detach().requires_grad_()
+        return torch.autograd.grad(ACTIVATIONS["gelu"](x), x, dy @ weight)[0]
+
+    def ours(*inside):
+        return gemm.gradient_of_argument(*inside, "gelu")
+
     dy, weight, _ = operands(*shape, dtype, "gradient")
-    kept = randn(dy.shape[0], weight.shape[1], dtype=dtype, seed=4)
+    inside = dy, weight, randn(dy.shape[0], weight.shape[1], dtype=dtype, seed=4)
+    options = {"backward": False, "compute": dtype}
     with launch.target(family):
-        dx, sums = guarded_call(
-            lambda *operands: gemm.gradient_of_argument(*operands, "gelu"), dy, weight, kept
-        )
-    exact, baseline = (
-        _through_gelu(kept.to(d), dy.to(d) @ weight.to(d)) for d in (torch.float64, dtype)
-    )
-    assert_rounded_once(dx, exact, baseline, "dx")
-    assert_rounded_once(sums.sum(0), exact.sum(0), baseline.sum(0).float(), "sums")
-
-
-def _through_gelu(x, dhidden):
-    x = x.requires_grad_()
-    return torch.autograd.grad(ACTIVATIONS["gelu"](x), x, dhidden)[0]
+        hold_against(lambda *x: ours(*x)[0], by_pytorch, inside, **options)
+        sums = lambda *x: ours(*x)[1].sum(0), lambda *x: by_pytorch(*x).sum(0)
+        hold_against(*sums, inside, **options, out_dtype=torch.float32)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
