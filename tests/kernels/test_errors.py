@@ -1,5 +1,6 @@
 """A wrong operand or option of a Triton operation is a ValueError that names it and its value."""
 
+import ast
 import math
 import re
 
@@ -31,52 +32,24 @@ RIGHT = {
 }
 INTEGERS = ("tokens", "targets", "position")
 
-# operation -> operand -> shapes, of which each is wrong although the other operands are right
-WRONG_SHAPES = {
-    "embedding": {"tokens": [(5,)], "position_table": [(4, 3), (5, 2), (3,)]},
-    "layer_norm": {"x": [(), (2, 7)], "weight": [(7,), (1, 8)], "bias": [(1,)]},
-    "rms_norm": {"x": [(), (2, 7)], "weight": [(7,)]},
-    "add_layer_norm": {"residual": [(2, 7), (1, 2, 8)], "weight": [(7,)], "x_bias": [(2, 8)]},
-    "attention": {
-        "q": [(2, 3, 16), (2, 2, 3, 16), (1, 2, 3, 8), (1, 3, 3, 16)],
-        "k": [(1, 2, 4, 16), (1, 1, 3, 16)],
-    },
-    "attention_qkv": {"qkv": [(5, 48), (1, 5, 49), (1, 5, 0)]},
-    "feed_forward": {
-        "x": [(3, 9), ()],
-        "w1": [(16,), (8, 16)],
-        "b1": [(8,)],
-        "w2": [(16, 8)],
-        "b2": [(16,)],
-    },
-    "swiglu": {"gate": [(2, 7), ()], "up": [(1, 8)]},
-    "geglu": {"up": [(2, 2, 8)]},
-    "cross_entropy": {
-        "logits": [(), (2, 3, 0), (6, 7)],
-        "targets": [(2, 3, 1), (6,)],
-        "weight": [(6,), (1, 7)],
-    },
-    "linear_cross_entropy": {
-        "x": [()],
-        "weight": [(7, 3, 1), (0, 3)],
-        "bias": [(3,)],
-        "targets": [(5,)],
-        "class_weight": [(3,)],
-    },
-    "decode_linear": {
-        "x": [(2, 9), (8,)],
-        "bias": [(8,)],
-        "residual": [(5,)],
-        "norm_weight": [(5,)],
-    },
-    "decode_attention": {
-        "qkv": [(2, 47), (2, 56), (2, 32), (1, 2, 48)],
-        "cache": [(2, 2, 10, 8), (3, 2, 2, 10, 8)],
-        "position": [(1,)],
-        "cos": [(9, 8)],
-    },
-    "sample_token": {"logits": [(5,), (2, 0)]},
-}
+# operation: operand, then shapes of which each is wrong although the other operands are right
+WRONG_SHAPES = """
+    embedding: tokens (5,); position_table (4, 3) (5, 2) (3,)
+    layer_norm: x () (2, 7); weight (7,) (1, 8); bias (1,)
+    rms_norm: x () (2, 7); weight (7,)
+    add_layer_norm: residual (2, 7) (1, 2, 8); weight (7,); x_bias (2, 8)
+    attention: q (2, 3, 16) (2, 2, 3, 16) (1, 2, 3, 8) (1, 3, 3, 16); k (1, 2, 4, 16) (1, 1, 3, 16)
+    attention_qkv: qkv (5, 48) (1, 5, 49) (1, 5, 0)
+    feed_forward: x (3, 9) (); w1 (16,) (8, 16); b1 (8,); w2 (16, 8); b2 (16,)
+    swiglu: gate (2, 7) (); up (1, 8)
+    geglu: up (2, 2, 8)
+    cross_entropy: logits () (2, 3, 0) (6, 7); targets (2, 3, 1) (6,); weight (6,) (1, 7)
+    linear_cross_entropy: x (); weight (7, 3, 1) (0, 3); bias (3,); targets (5,); class_weight (3,)
+    decode_linear: x (2, 9) (8,); bias (8,); residual (5,); norm_weight (5,)
+    decode_attention: qkv (2, 47) (2, 56) (2, 32) (1, 2, 48); cache (2, 2, 10, 8) (3, 2, 2, 10, 8)
+    decode_attention: position (1,); cos (9, 8)
+    sample_token: logits (5,) (2, 0)
+"""
 
 # operation, changed arguments, message; a dtype is that of a tensor of the right shape
 FLOATS = KeyRanges(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2))
@@ -172,13 +145,15 @@ def test_right_arguments_are_not_an_error(operation):
     call(operation, {})
 
 
-@pytest.mark.parametrize("operation", WRONG_SHAPES)
-def test_wrong_shapes_are_named(operation):
-    for name, shapes in WRONG_SHAPES[operation].items():
-        for shape in shapes:
-            message = rf"^{operation}: .*\b{name} {re.escape(str(shape))}"
+@pytest.mark.parametrize("line", WRONG_SHAPES.strip().splitlines())
+def test_wrong_shapes_are_named(line):
+    operation, _, operands = line.strip().partition(": ")
+    for operand in operands.split("; "):
+        name, _, shapes = operand.partition(" ")
+        for shape in re.findall(r"\(.*?\)", shapes):
+            message = rf"^{operation}: .*\b{name} {re.escape(shape)}"
             with pytest.raises(ValueError, match=message):
-                call(operation, {name: shape})
+                call(operation, {name: ast.literal_eval(shape)})
 
 
 @pytest.mark.parametrize(("operation", "changes", "message"), WRONG)
