@@ -50,10 +50,12 @@ def sample_by_sorting(logits, temperature, top_k, top_p, seed):
     st.sampled_from([0, 1, 2, 5, 40, 1000]),
     st.sampled_from([1.0, 0.9, 0.5, 0.01]),
     st.sampled_from(DTYPES),
+    st.sampled_from([0, 15]),
     st.integers(-(2**63), 2**63 - 1),
 )
-def test_the_token_is_that_of_the_definition(B, V, temperature, top_k, top_p, dtype, seed):
-    logits = randn(B, V, dtype=dtype, scale=2.0, seed=seed % 1000)
+def test_the_token_is_that_of_the_definition(B, V, temperature, top_k, top_p, dtype, gap, seed):
+    """Rows may have a gap after them, the padding of a vocabulary."""
+    logits = randn(B, V + gap, dtype=dtype, scale=2.0, seed=seed % 1000)[:, :V]
     inside, check = guarded(logits)
     with guarded_memory():
         sampled = sample_token(
@@ -164,16 +166,6 @@ def test_options_out_of_range_are_named(table, options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name} (is )?{value}.*; give a finite temperature"):
         kernels.load(table, DEVICE).sample_token(randn(1, 3), **options)
-
-
-@pytest.mark.parametrize("table", ["torch", "triton"])
-def test_logits_may_be_part_of_wider_rows(table):
-    operation = kernels.load(table, DEVICE).sample_token
-    wide = randn(4, 80)
-    wide[:, 65:] = 1e9  # the padding of a vocabulary
-    expected = operation(wide[:, :65].clone(), seed=seed_of(1))
-    assert torch.equal(operation(wide[:, :65], seed=seed_of(1)), expected)
-    assert torch.equal(operation(wide.T.clone().T[:, :65], seed=seed_of(1)), expected)
 
 
 @pytest.mark.parametrize(

@@ -19,19 +19,9 @@ def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32, Dv=None):
 
 
 def plain_attention(
-    q,
-    k,
-    v,
-    *,
-    causal=True,
-    window=0,
-    softcap=0.0,
-    alibi_slopes=None,
-    ranges=None,
-    scale=None,
-    keep=None,
-    keep_scale=1.0,
-):
+    q, k, v, *, causal=True, window=0, softcap=0.0, alibi_slopes=None, ranges=None, scale=None,
+    keep=None, keep_scale=1.0,
+):  # fmt: skip
     """Whole matrices in the operands' dtype; keep (B, H, Tq, Tk) booleans -> (B, H, Tq, D)."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     wei = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, Tq, Tk)
