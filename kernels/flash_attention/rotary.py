@@ -119,40 +119,29 @@ def rotary_backward_kernel(
 
 
 def rotary_forward(
-    qkv: torch.Tensor,  # (B, T, (H + 2 Hkv) D)
-    y: torch.Tensor,  # (B, T, (H + Hkv) D)
-    counts: tuple[int, int, int],
-    positions: tuple,
+    qkv: torch.Tensor, y: torch.Tensor, counts: tuple[int, int, int], positions: tuple
 ) -> None:
-    """Fill y with the normalised and rotated queries and keys; `positions` as in backward.
+    """Fill y (B, T, (H + Hkv) D) from qkv (B, T, (H + 2 Hkv) D).
 
     counts: the numbers of heads of queries, keys and values.
+    positions: whether queries and keys are RMS-normalised, eps, cos and sin (>= T, D) or None.
     """
-    heads, D = counts[0] + counts[1], qkv.shape[2] // sum(counts)
-    *_, cos, sin = positions
-    tensors = qkv, cos, sin, y
-    _launch(rotary_forward_kernel, tensors, qkv.stride()[:2], qkv, heads, D, positions)
+    tensors = qkv, *positions[2:], y
+    _launch(rotary_forward_kernel, tensors, qkv.stride()[:2], qkv, counts, positions)
 
 
 def rotary_backward(
-    dy: torch.Tensor,  # (B, T, (H + Hkv) D)
-    qkv: torch.Tensor,  # (B, T, (H + 2 Hkv) D)
-    dqkv: torch.Tensor,  # (B, T, (H + 2 Hkv) D)
-    counts: tuple[int, int, int],
+    dy: torch.Tensor, qkv: torch.Tensor, dqkv: torch.Tensor, counts: tuple[int, int, int],
     positions: tuple,
-) -> None:
-    """Fill the queries and keys of dqkv.
-
-    positions: whether queries and keys are RMS-normalised, eps, cos and sin (>= T, D) or None.
-    """
-    heads, D = counts[0] + counts[1], qkv.shape[2] // sum(counts)
-    *_, cos, sin = positions
-    tensors, strides = (dy, qkv, cos, sin, dqkv), (*qkv.stride()[:2], dqkv.stride(1))
-    _launch(rotary_backward_kernel, tensors, strides, qkv, heads, D, positions)
+) -> None:  # fmt: skip
+    """Fill the queries and keys of dqkv, the gradient of qkv, from dy, the gradient of y."""
+    tensors, strides = (dy, qkv, *positions[2:], dqkv), (*qkv.stride()[:2], dqkv.stride(1))
+    _launch(rotary_backward_kernel, tensors, strides, qkv, counts, positions)
 
 
-def _launch(kernel, tensors, strides, qkv, heads, D, positions):
-    B, T, _ = qkv.shape
+def _launch(kernel, tensors, strides, qkv, counts, positions):
+    B, T, C = qkv.shape
+    heads, D = counts[0] + counts[1], C // sum(counts)
     elements, num_warps = tile("rotary", qkv.device)
     BLOCK = next_power_of_2((D + 1) // 2)
     ROWS = max(1, elements // BLOCK)

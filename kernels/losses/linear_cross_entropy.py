@@ -120,11 +120,9 @@ class LinearCrossEntropy(Operation):
     def backward(
         gradients, saved, needs, ignore_index, reduction, label_smoothing, z_loss, dtype, _
     ):  # fmt: skip
-        (dloss,), (x, weight, bias, targets, class_weight, total, statistics, *found) = (
-            gradients,
-            saved,
-        )
-        dloss, targets, class_weight = dloss.contiguous(), targets.contiguous(), dense(class_weight)
+        x, weight, bias, targets, class_weight, total, statistics, *found = saved
+        (dloss,), class_weight = gradients, dense(class_weight)
+        dloss, targets = dloss.contiguous(), targets.contiguous()
 
         def replace(at, logits):
             of_rows = statistics[at], dloss[at] if dloss.ndim else dloss
@@ -133,20 +131,15 @@ class LinearCrossEntropy(Operation):
             constants = {"WRITTEN_FOR_ONE": False, "PER_ROW": dloss.ndim == 1}
             launch_rows(cross_entropy_backward_kernel, tensors, *options, **constants)
 
-        operands = x, weight, bias
-        if statistics is None:
-            found = [
-                None if gradient is None else _scaled(gradient, dloss, total, operand.dtype)
-                for gradient, operand in zip(found, operands, strict=True)
-            ]
-        else:
-            found = [
-                None if gradient is None else gradient.to(operand.dtype)
-                for gradient, operand in zip(
-                    _in_chunks(*operands, dtype, needs[:3], replace), operands, strict=True
-                )
-            ]
-        return *found, None, None
+        def finished(gradient, operand):
+            if statistics is None:
+                return _scaled(gradient, dloss, total, operand.dtype)
+            return gradient.to(operand.dtype)
+
+        if statistics is not None:
+            found = _in_chunks(x, weight, bias, dtype, needs[:3], replace)
+        pairs = zip(found, (x, weight, bias), strict=True)
+        return *(one if one is None else finished(one, of) for one, of in pairs), None, None
 
 
 def _now(needs, reduction):

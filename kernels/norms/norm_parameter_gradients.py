@@ -82,19 +82,14 @@ def parameter_gradients(shares, parameters, needs):
     dtypes = {parameter.dtype for parameter, need in zip(parameters, needs, strict=True) if need}
     if not dtypes:
         return [None for _ in parameters]
-    sums = sum_of_shares(shares, dtypes.pop() if len(dtypes) == 1 else shares.dtype)
+    dtype = dtypes.pop() if len(dtypes) == 1 else shares.dtype
+    sums = torch.empty(shares.shape[1:], dtype=dtype, device=shares.device)
+    width = sums.numel()
+    constants = {"WIDTH": width, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
+    constants |= {"ACC": triton_accumulator(shares.dtype), "num_warps": 4}
+    grid = (cdiv(width, SUM_COLUMNS),)
+    launch(norm_sum_shares_kernel, grid, shares, sums, len(shares), **constants)
     return [
         sums[row].to(parameter.dtype) if need else None
         for row, parameter, need in zip((0, 1, -1), parameters, needs, strict=False)
     ]
-
-
-def sum_of_shares(shares, dtype):
-    """Add shares (programs, parameters, C) in their order: (parameters, C)."""
-    gradients = torch.empty(shares.shape[1:], dtype=dtype, device=shares.device)
-    width = gradients.numel()
-    constants = {"WIDTH": width, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
-    constants |= {"ACC": triton_accumulator(shares.dtype), "num_warps": 4}
-    grid = (cdiv(width, SUM_COLUMNS),)
-    launch(norm_sum_shares_kernel, grid, shares, gradients, len(shares), **constants)
-    return gradients
