@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import torch
 
+import kernels
 from gpt.config.model import ModelConfig
+from gpt.models import packed
+from gpt.models.layouts import packed_from_lecture
+from tests.operands import DEVICE
 
 LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
@@ -54,6 +58,14 @@ def randomise(model, seed=0):
     for weight in model.parameters():
         weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
     return model
+
+
+def packed_from(model, ops, dtype=torch.float32):
+    """The packed GPT with the weights of a reference, on `DEVICE`; ops: a table or its name."""
+    ops = kernels.load(ops, DEVICE) if isinstance(ops, str) else ops
+    packed_model = packed.GPT(model.config, ops)
+    packed_model.load_state_dict(packed_from_lecture(model.state_dict(), model.config))
+    return packed_model.to(DEVICE, dtype)
 
 
 def draw_tokens(B, T, seed=0, vocab_size=LECTURE.vocab_size):

@@ -7,15 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import kernels
 from gpt.data.tokenizers import CharTokenizer
 from gpt.generation.generate import READ_EVERY, generate
 from gpt.generation.preview import print_sample, sample_text
 from gpt.generation.sampling import Sampling
-from gpt.models import lecture, packed, reference
-from gpt.models.layouts import packed_from_lecture
+from gpt.models import lecture, reference
 from gpt.training.precision import Precision
-from tests.gpt.configs import CONFIGS, draw_tokens, randomise
+from tests.gpt.configs import CONFIGS, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
 VOCABULARY, BLOCK = 65, 16
@@ -27,8 +25,7 @@ LENGTHS = (1, 3, 20, 16, 7, 2, 15, 17)  # of prompts: shorter than the block, eq
 def build(name, table, **sizes):
     """A model whose most likely token keeps changing, because no bias outweighs the context."""
     sizes = {"block_size": BLOCK, "vocab_size": VOCABULARY} | sizes
-    config = replace(CONFIGS[name], **sizes)
-    model = randomise(reference.GPT(config))
+    model = randomise(reference.GPT(replace(CONFIGS[name], **sizes)))
     for key, weight in model.named_parameters():
         if key.endswith("bias"):
             weight.mul_(0.1)
@@ -36,11 +33,7 @@ def build(name, table, **sizes):
             weight.mul_(3)
         elif "ln" in key:
             weight.fill_(1)
-    if table == "reference":
-        return model.to(DEVICE)
-    packed_model = packed.GPT(config, kernels.load(table, DEVICE))
-    packed_model.load_state_dict(packed_from_lecture(model.state_dict(), config))
-    return packed_model.to(DEVICE)
+    return model.to(DEVICE) if table == "reference" else packed_from(model, table)
 
 
 @torch.no_grad()

@@ -7,14 +7,7 @@ import torch
 
 import kernels
 from gpt import UserError
-from gpt.generation.int8 import (
-    Quantized,
-    QuantizedLinear,
-    is_quantized,
-    match_quantization,
-    megabytes,
-    quantize,
-)
+from gpt.generation import int8
 from gpt.generation.kv_cache import CachedGPT
 from gpt.models import lecture, packed, reference
 from gpt.runs.portable_state import load_portable_state, portable_state
@@ -33,7 +26,7 @@ def test_the_error_of_a_weight_is_at_most_half_a_step():
     with torch.no_grad():
         linear.weight[2] *= 1e-3  # a channel has its own scale
         linear.weight[3] = 0
-    quantized = QuantizedLinear(linear)
+    quantized = int8.QuantizedLinear(linear)
     error = (quantized.weight - linear.weight).abs()
     assert (error <= 0.5001 * quantized.scale[:, None]).all()
     extremes = quantized.int8.abs().amax(1)
@@ -47,15 +40,17 @@ def test_the_error_of_a_weight_is_at_most_half_a_step():
 @torch.no_grad()
 def test_the_model_has_the_logits_of_the_rounded_weights(name):
     quantized, rounded = build(name), build(name)
-    quantize(quantized)
+    int8.quantize(quantized)
     for key, module in quantized.named_modules():
-        if isinstance(module, Quantized):
+        if isinstance(module, int8.Quantized):
             rounded.get_submodule(key).weight.copy_(module.weight)
     tokens = draw_tokens(2, 8).to(DEVICE)
     assert torch.equal(quantized(tokens)[0], rounded(tokens)[0])
     assert torch.equal(quantized(tokens, tokens)[1], rounded(tokens, tokens)[1])
     assert not torch.equal(quantized(tokens)[0], build(name)(tokens)[0])
-    matrices = [key for key, module in quantized.named_modules() if isinstance(module, Quantized)]
+    matrices = [
+        key for key, module in quantized.named_modules() if isinstance(module, int8.Quantized)
+    ]
     assert len(matrices) == 4 * LECTURE.n_layer + 2 - (name == "one head") * 4
 
 
@@ -65,7 +60,7 @@ def test_the_model_has_the_logits_of_the_rounded_weights(name):
 @torch.no_grad()
 def test_decoding_has_the_logits_of_the_whole_context(name, table):
     quantized = build(name, table)
-    quantize(quantized)
+    int8.quantize(quantized)
     cached = CachedGPT(quantized, 2)
     tokens = draw_tokens(2, 6).to(DEVICE)
     cached.prefill([0, 1], tokens[:, :3], torch.tensor([3, 3], device=DEVICE))
@@ -78,9 +73,9 @@ def test_decoding_has_the_logits_of_the_whole_context(name, table):
 @pytest.mark.parametrize("name", SOME)
 def test_loading_restores_the_same_model(name):
     quantized = build(name)
-    before = megabytes(quantized)
-    quantize(quantized)
-    assert megabytes(quantized) < 0.5 * before
+    before = int8.megabytes(quantized)
+    int8.quantize(quantized)
+    assert int8.megabytes(quantized) < 0.5 * before
     state = copy.deepcopy(portable_state(quantized))
     assert any(key == "lm_head.int8" for key in state) == (name == "lecture")  # tied: once
 
@@ -88,8 +83,8 @@ def test_loading_restores_the_same_model(name):
     model = reference.GPT(CONFIGS[name])
     tokens = draw_tokens(2, 8)
     for fresh in (again, model):
-        load_portable_state(fresh, match_quantization(fresh, state))
-    assert is_quantized(again)
+        load_portable_state(fresh, int8.match_quantization(fresh, state))
+    assert int8.is_quantized(again)
     assert torch.equal(again(tokens)[0], quantized.cpu()(tokens)[0])
     exact = model(tokens)[0]
     assert (again(tokens)[0] - exact).abs().max() <= 1e-5 * exact.abs().max()
@@ -98,7 +93,7 @@ def test_loading_restores_the_same_model(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_scale_stays_fp32_when_the_model_is_cast(dtype):
     model = build("gpt2")
-    quantize(model)
+    int8.quantize(model)
     head, table = model.lm_head, model.token_embedding_table
     scale = head.scale.clone()
     model.to(dtype).to(DEVICE)  # the second leaves the dtype as it is
@@ -112,12 +107,12 @@ def test_the_scale_stays_fp32_when_the_model_is_cast(dtype):
 
 def test_a_damaged_state_and_a_stage_of_the_lecture_are_rejected():
     model = build()
-    quantize(model)
+    int8.quantize(model)
     state = portable_state(model)
     with pytest.raises(UserError, match="a stage of the lecture"):
-        match_quantization(lecture.BigramLanguageModel(LECTURE), state)
+        int8.match_quantization(lecture.BigramLanguageModel(LECTURE), state)
     del state["lm_head.scale"]
     with pytest.raises(UserError, match=r"lm_head\.int8 has no matching scale"):
-        match_quantization(reference.GPT(LECTURE), state)
+        int8.match_quantization(reference.GPT(LECTURE), state)
     with pytest.raises(UserError, match=r"'lm_head\.scale' is missing"):
-        load_portable_state(model, match_quantization(build(), state))
+        load_portable_state(model, int8.match_quantization(build(), state))

@@ -8,8 +8,7 @@ import torch
 import kernels
 from gpt.generation.kv_cache import CachedGPT
 from gpt.models import packed, reference
-from gpt.models.layouts import packed_from_lecture
-from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
@@ -17,11 +16,8 @@ DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32
 
 def reference_and_cached(name, table, rows):
     """The reference in fp64, and a cache over the packed GPT with its weights."""
-    config = CONFIGS[name]
-    model = randomise(reference.GPT(config)).double()
-    packed_model = packed.GPT(config, kernels.load(table, DEVICE)).eval()
-    packed_model.load_state_dict(packed_from_lecture(model.state_dict(), config))
-    return model, CachedGPT(packed_model.to(DEVICE, DTYPE), rows)
+    model = randomise(reference.GPT(CONFIGS[name])).double()
+    return model, CachedGPT(packed_from(model, table, DTYPE).eval(), rows)
 
 
 def prefill(cached, rows, tokens, lengths):

@@ -8,15 +8,7 @@ from torch.nn import functional as F
 
 from gpt.config.model import ModelConfig
 from gpt.data.tokenizers import CharTokenizer
-from gpt.models.lecture import (
-    STAGES,
-    AverageWithLoops,
-    AverageWithMatrix,
-    AverageWithSoftmax,
-    SelfAttention,
-    one_head,
-)
-from gpt.models.reference import Block
+from gpt.models import lecture
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
 
 VIDEO = ModelConfig(vocab_size=65, block_size=8, n_layer=3, n_head=4, n_embd=32)
@@ -30,10 +22,12 @@ def draw(*shape):
 
 def build(stage, config=VIDEO, seed=0):
     torch.manual_seed(seed)
-    return STAGES[stage](config)
+    return lecture.STAGES[stage](config)
 
 
-@pytest.mark.parametrize("average", [AverageWithLoops, AverageWithMatrix, AverageWithSoftmax])
+@pytest.mark.parametrize(
+    "average", [lecture.AverageWithLoops, lecture.AverageWithMatrix, lecture.AverageWithSoftmax]
+)
 @pytest.mark.parametrize("T", [1, 2, 8])
 def test_versions_1_to_3_average_the_past(average, T):
     x = draw(3, T, 5)
@@ -41,7 +35,9 @@ def test_versions_1_to_3_average_the_past(average, T):
     torch.testing.assert_close(average()(x), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("layer", "scale"), [(SelfAttention, 1.0), (one_head, 32**-0.5)])
+@pytest.mark.parametrize(
+    ("layer", "scale"), [(lecture.SelfAttention, 1.0), (lecture.one_head, 32**-0.5)]
+)
 def test_version_4_and_one_head_equal_pytorch_s_attention(layer, scale):
     """One head is scaled."""
     attention = layer(VIDEO).double()
@@ -51,31 +47,25 @@ def test_version_4_and_one_head_equal_pytorch_s_attention(layer, scale):
     torch.testing.assert_close(attention(x), expected, rtol=1e-11, atol=1e-12)
 
 
-def test_later_stages_are_composed_of_earlier_modules():
-    x = draw(2, 8, 32)
+def residual(blocks, x):
+    for block in blocks:
+        x = x + block.sa(x)
+        x = x + block.ffwd(x)
+    return x
 
-    many_heads = build("many-heads").layer.double()
-    heads = many_heads.heads
-    side_by_side = torch.cat([heads[0](x), heads[1](x), heads[2](x), heads[3](x)], dim=2)
-    torch.testing.assert_close(many_heads(x), side_by_side)
 
-    feed_forward = build("feed-forward").layer.double()
-    communicate, linear, *_ = feed_forward
-    computed = (communicate(x) @ linear.weight.T + linear.bias).clamp(min=0)
-    torch.testing.assert_close(feed_forward(x), computed)
+COMPOSED = {  # from the modules of a layer and its input
+    "many-heads": lambda layer, x: torch.cat([head(x) for head in layer.heads], dim=2),
+    "feed-forward": lambda layer, x: (layer[0](x) @ layer[1].weight.T + layer[1].bias).clamp(min=0),
+    "residual": residual,
+    "layer-norm": lambda layer, x: F.layer_norm(layer[:3](x), (32,)),  # three blocks, one norm
+}
 
-    residual = build("residual").layer.double()
-    added = x
-    for block in residual:
-        added = added + block.sa(added)
-        added = added + block.ffwd(added)
-    torch.testing.assert_close(residual(x), added)
 
-    layer_norm = build("layer-norm").layer.double()
-    *blocks, _ = layer_norm
-    assert [type(block) for block in blocks] == 3 * [Block]
-    out = blocks[2](blocks[1](blocks[0](x)))
-    torch.testing.assert_close(layer_norm(x), F.layer_norm(out, (32,)))
+@pytest.mark.parametrize("stage", COMPOSED)
+def test_later_stages_are_composed_of_earlier_modules(stage):
+    layer, x = build(stage).layer.double(), draw(2, 8, 32)
+    torch.testing.assert_close(layer(x), COMPOSED[stage](layer, x))
 
 
 PARAMETERS = {  # at the sizes of the video
@@ -94,7 +84,7 @@ PARAMETERS = {  # at the sizes of the video
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", lecture.STAGES)
 def test_every_stage_has_the_interface_of_the_reference(stage):
     """Logits, a loss that ignores -1, and weights that depend on the seed alone."""
     model = build(stage)
@@ -121,7 +111,7 @@ def test_every_stage_has_the_interface_of_the_reference(stage):
     assert torch.equal(other(tokens)[0], model(tokens)[0])
 
 
-@pytest.mark.parametrize("stage", list(STAGES)[:-1])
+@pytest.mark.parametrize("stage", list(lecture.STAGES)[:-1])
 def test_stages_before_the_last_ignore_the_switches_of_the_config(stage):
     plain, modern = build(stage, LECTURE), build(stage, CONFIGS["modern"])
     assert modern.config == plain.config == LECTURE
@@ -129,7 +119,7 @@ def test_stages_before_the_last_ignore_the_switches_of_the_config(stage):
     assert all(map(torch.equal, modern.parameters(), plain.parameters()))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", lecture.STAGES)
 def test_every_stage_trains(stage):
     """After 100 training steps the loss is below the entropy of the characters."""
     tokenizer = CharTokenizer.of(TEXT)

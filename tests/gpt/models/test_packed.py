@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrizations import weight_norm
 
 import kernels
 from gpt.models import packed, reference
 from gpt.models.layouts import packed_from_lecture
-from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, draw_tokens, randomise
+from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
 EVERY = CONFIGS | ENCODERS
@@ -21,15 +21,9 @@ TABLES = ("torch", "triton")
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
 
 
-def build(table, config, dtype=torch.float32):
+def build(ops, config, dtype=torch.float32):
     """A packed GPT with the weights of `build_reference`."""
-    return build_over(kernels.load(table, DEVICE), config, dtype)
-
-
-def build_over(ops, config, dtype):
-    packed_model = packed.GPT(config, ops)
-    packed_model.load_state_dict(packed_from_lecture(build_reference(config).state_dict(), config))
-    return packed_model.to(DEVICE, dtype)
+    return packed_from(build_reference(config), ops, dtype)
 
 
 def build_reference(config, dtype=torch.float32, device="cpu"):
@@ -85,32 +79,25 @@ def test_fresh_models_of_one_seed_have_the_same_weights(name):
             assert torch.equal(weight, expected[name]), name
 
 
-def losses_of_a_run(trained, device, steps=20):
-    """The losses of PyTorch's AdamW in fp32, learning to count."""
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
-    losses = []
-    for step in range(steps):
-        tokens = (draw_tokens(2, 1, seed=step) + torch.arange(9)) % LECTURE.vocab_size
-        tokens = tokens.to(device)
-        _, loss = trained(tokens[:, :-1], tokens[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("name", ["lecture", "modern"])
 def test_twenty_training_steps_have_the_losses_of_the_reference(name, table):
+    """PyTorch's AdamW in fp32, learning to count."""
     config = replace(CONFIGS[name], n_layer=1, n_embd=16)  # the kernels are interpreted
-    models = [reference.GPT(config).to(DEVICE)]
-    models.append(packed.GPT(config, kernels.load(table, DEVICE)).to(DEVICE))
     runs = []
-    for fresh in models:
+    for fresh in (reference.GPT(config), packed.GPT(config, kernels.load(table, DEVICE))):
         torch.manual_seed(1337)
-        fresh.initialise()
-        runs.append(losses_of_a_run(fresh, DEVICE))
+        fresh.to(DEVICE).initialise()
+        optimizer, losses = torch.optim.AdamW(fresh.parameters(), lr=1e-2), []
+        for step in range(20):
+            tokens = (draw_tokens(2, 1, seed=step) + torch.arange(9)) % LECTURE.vocab_size
+            tokens = tokens.to(DEVICE)
+            _, loss = fresh(tokens[:, :-1], tokens[:, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        runs.append(losses)
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[0][-1] < 0.5 * runs[0][0]
 
@@ -134,7 +121,7 @@ def test_dropout_is_where_the_reference_has_it(name, monkeypatch):
     config = replace(CONFIGS[name], dropout=0.5, embedding_dropout=0.25)
     table = kernels.load("torch", DEVICE)
     ops = table._replace(attention_qkv=attention_without_dropout)
-    model, packed_model = build_reference(config, torch.float64), build_over(ops, config, DTYPE)
+    model, packed_model = build_reference(config, torch.float64), build(ops, config, DTYPE)
     tokens = draw_tokens(2, 7)
     monkeypatch.setattr(torch.nn.functional, "dropout", mask)
     dropped, whole = (model.train(training)(tokens)[0] for training in (True, False))
@@ -145,18 +132,6 @@ def test_dropout_is_where_the_reference_has_it(name, monkeypatch):
         assert rates == config.n_layer * [p]
 
 
-class LowRank(torch.nn.Module):
-    """W + b a (Hu et al. 2021, LoRA) as a parametrization, which starts as W."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.randn(2, weight.shape[1], dtype=DTYPE, device=DEVICE))
-        self.b = torch.nn.Parameter(torch.zeros(weight.shape[0], 2, dtype=DTYPE, device=DEVICE))
-
-    def forward(self, weight):
-        return weight + self.b @ self.a
-
-
 @pytest.mark.parametrize("table", TABLES)
 def test_parametrized_weights_are_trained(table):
     """Operations read the weights of `up`, `down` and `lm_head` without calling these modules."""
@@ -164,9 +139,10 @@ def test_parametrized_weights_are_trained(table):
     models = [build(table, LECTURE, DTYPE) for _ in range(2)]
     plain, adapted = ([m.blocks[0].ffwd.up, m.blocks[1].ffwd.down, m.lm_head] for m in models)
     for module in adapted:
-        register_parametrization(module, "weight", LowRank(module.weight))
+        weight_norm(module)
     for model in models:
         model(tokens, tokens)[1].backward()
-    for module, with_adapter in zip(plain, adapted, strict=True):
-        adapter = with_adapter.parametrizations.weight[0]
-        assert_same(adapter.b.grad, (module.weight.grad @ adapter.a.T).cpu().double(), "b")
+    for module, with_norm in zip(plain, adapted, strict=True):
+        norm = with_norm.parametrizations.weight.original0  # (features, 1); W = norm v / |v|
+        expected = (module.weight.grad * module.weight / norm).sum(1, keepdim=True)
+        assert_same(norm.grad, expected.cpu().double(), "norm")
