@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.decoding.decode_attention import decode_attention
-from tests.kernels.flash_attention.plain_attention import plain_attention
+from tests.kernels.flash_attention.plain import plain_attention
 from tests.numerics import hold_against
 from tests.operands import DEVICE, DTYPES, dtypes, randn, stepped
 
 # elements of a tile of keys, fewest keys per part, programs from which on no parts are needed
 PARTS, WHOLE = (64, 16, 1_000), (64, 16, 1)
 FLOATS = DTYPES if DEVICE == "cuda" else (*DTYPES, torch.float64)  # compiled ones have no fp64
-EDGES = [0, 1, 15, 16, 17, 31, 32, 39]  # positions
+QK_NORM, TURNED = {"qk_norm": True}, {"turned": True}
+BOTH = QK_NORM | TURNED
 
 
 @pytest.fixture(params=[PARTS, WHOLE], ids=["parts", "whole"])
@@ -74,24 +75,20 @@ def test_pytorchs_decode_attention_is_the_last_row_of_attention(H, Hkv, window):
 
 
 @pytest.mark.usefixtures("tile")
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(
-    "options", [{}, {"qk_norm": True}, {"turned": True}, {"qk_norm": True, "turned": True}], ids=str
+    ("H", "dtype", "options"),
+    [
+        *((2, dtype, options) for dtype in FLOATS for options in ({}, QK_NORM, TURNED, BOTH)),
+        *((1, torch.float16, {"window": window}) for window in (1, 15, 16, 17, 33, 40)),
+        (4, torch.float32, BOTH | {"Hkv": 2}),
+        (6, torch.float32, BOTH | {"Hkv": 2, "window": 17}),
+        (3, torch.float32, BOTH | {"Hkv": 1}),
+        (1, torch.float32, {"scale": 1e4}),  # scores that would overflow
+    ],
+    ids=str,
 )
-def test_every_dtype_at_the_edges_of_tiles_and_parts(options, dtype):
-    hold(EDGES, 2, 40, 6, dtype, **options)
-
-
-@pytest.mark.usefixtures("tile")
-@pytest.mark.parametrize("window", [1, 15, 16, 17, 33, 40])
-def test_a_window_at_the_edges_of_tiles_and_parts(window):
-    hold(EDGES, 1, 40, 8, torch.float16, window=window)
-
-
-@pytest.mark.usefixtures("tile")
-@pytest.mark.parametrize(("H", "Hkv", "window"), [(4, 2, 0), (6, 2, 17), (3, 1, 0)])
-def test_grouped_heads(H, Hkv, window):
-    hold([5, 39, 20], H, 40, 6, torch.float32, Hkv=Hkv, window=window, qk_norm=True, turned=True)
+def test_the_edges_of_tiles_and_parts(H, dtype, options):
+    hold([0, 1, 15, 16, 17, 31, 32, 39], H, 40, 6, dtype, **options)
 
 
 @given(
@@ -104,11 +101,6 @@ def test_grouped_heads(H, Hkv, window):
 def test_any_size_with_the_tiles_of_a_gpu(data, H, T, D, dtype):
     positions = data.draw(st.lists(st.integers(0, T - 1), min_size=1, max_size=3))
     hold(positions, H, T, D, dtype)
-
-
-@pytest.mark.usefixtures("tile")
-def test_scores_that_would_overflow():
-    hold([5, 39], 1, 40, 8, torch.float32, scale=1e4)
 
 
 def test_the_largest_number_of_parts():

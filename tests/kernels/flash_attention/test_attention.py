@@ -7,22 +7,17 @@ import torch
 from hypothesis import given, settings, strategies
 from torch.autograd import gradcheck
 
-from kernels import torch_ops
+from kernels import KeyRanges, torch_ops
 from kernels.common import launch
 from kernels.flash_attention.attention import attention, attention_qkv
-from tests.kernels.flash_attention.plain_attention import (
-    SEED,
-    assert_one_weight,
-    hold,
-    largest_logit,
-    operands,
-    plain_attention,
-)
+from tests.kernels.flash_attention.plain import SEED, hold, largest_logit, operands, plain_attention
 from tests.numerics import differentiate, guarded_memory
 from tests.operands import DEVICE, DTYPES, layouts, randn, sizes
 
-LARGE_LOGITS = [(torch.float32, 10.0**power) for power in (1, 2, 3, 4, 5, 6, 9)]
+FP32, FP16 = torch.float32, torch.float16
+LARGE_LOGITS = [(FP32, 10.0**power) for power in (1, 2, 3, 4, 5, 6, 9)]
 LARGE_LOGITS += [(dtype, largest) for dtype in DTYPES[1:] for largest in (100.0, 1e4)]
+DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1]], device=DEVICE)
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE)
 ALIBI = {"alibi_slopes": SLOPES}
 # with fewer tokens some gradients are exactly 0, and the plain computation is exact by chance
@@ -64,6 +59,7 @@ def test_the_plain_computation_agrees_with_pytorch(monkeypatch, short, Tq, Tk, H
     ("B", "H", "Hkv", "Tq", "Tk", "D", "options"),
     [
         (2, 1, 1, 1, 1, 1, {}),
+        (1, 1, 1, 5, 5, 1, {"ranges": KeyRanges.of_documents(DOCUMENTS)}),
         (1, 2, 1, 3, 3, 2, {"scale": 0.7}),
         (1, 1, 1, 2, 3, 1, {"causal": False}),
         (1, 2, 1, 4, 4, 2, {"window": 2}),
@@ -104,8 +100,9 @@ def test_one_token_sees_itself(dtype):
     q, k, v = operands(2, 2, 2, 1, 1, 16, dtype)
     dout = randn(2, 2, 1, 16, dtype=dtype, seed=3)
     (out,), (dq, dk, dv) = differentiate(attention, (q, k, v), [dout])
-    assert_one_weight(out, v, q, k)
-    assert_one_weight(dv, dout, q, k)
+    # its weight is 1: exactly in 16 bits, in fp32 up to the roundings of its logit
+    weight = 4 * (1 + largest_logit(q, k)) * torch.finfo(FP32).eps if dtype == FP32 else 0.0
+    torch.testing.assert_close((out, dv), (v, dout), rtol=weight, atol=0.0)
     roundings = 16 * torch.finfo(torch.float32).eps * (dout * v).float().abs().sum(-1, True)
     assert (dq.float().abs() <= roundings * k.float().abs()).all()
     assert (dk.float().abs() <= roundings * q.float().abs()).all()
@@ -128,43 +125,34 @@ def test_large_logits(dtype, largest):
 
 
 @pytest.mark.parametrize(
-    ("H", "Hkv", "Tq", "Tk", "p", "options"),
+    ("H", "Hkv", "Tq", "Tk", "Dv", "dtype", "options"),
     [
-        (2, 2, 33, 70, 0.0, {}),
-        (2, 2, 70, 33, 0.0, {}),
-        (2, 1, 1, 65, 0.0, {"causal": False}),
-        (6, 2, 33, 33, 0.0, {"window": 5}),
-        (4, 2, 70, 33, 0.2, {"causal": False}),
-        (2, 1, 33, 70, 0.2, {"window": 20}),
-        (2, 2, 70, 45, 0.2, {"window": 26}),
-        (2, 1, 130, 130, 0.2, {"window": 40}),
-        (2, 1, 33, 75, 0.2, {"causal": "bottom_right"}),
-        (2, 1, 75, 33, 0.0, {"causal": "bottom_right"}),
-        (2, 2, 33, 130, 0.0, {"causal": "bottom_right", "window": 40}),
-        (1, 1, 130, 45, 0.0, {"window": 40}),
+        (2, 2, 33, 70, 16, FP32, {}),
+        (2, 2, 70, 33, 16, FP32, {}),
+        (2, 1, 1, 65, 16, FP32, {"causal": False}),
+        (6, 2, 33, 33, 16, FP32, {"window": 5}),
+        (4, 2, 70, 33, 16, FP32, {"causal": False, "p": 0.2}),
+        (2, 1, 33, 70, 16, FP32, {"window": 20, "p": 0.2}),
+        (2, 2, 70, 45, 16, FP32, {"window": 26, "p": 0.2}),
+        (2, 1, 130, 130, 16, FP32, {"window": 40, "p": 0.2}),
+        (2, 1, 33, 75, 16, FP32, {"causal": "bottom_right", "p": 0.2}),
+        (2, 1, 75, 33, 16, FP32, {"causal": "bottom_right"}),
+        (2, 2, 33, 130, 16, FP32, {"causal": "bottom_right", "window": 40}),
+        (1, 1, 130, 45, 16, FP32, {"window": 40}),
+        (4, 2, 33, 70, 16, FP32, {"softcap": 3.0, "causal": False}),
+        (4, 2, 70, 33, 16, FP16, {"softcap": 50.0, "window": 20}),
+        (4, 2, 45, 70, 16, FP32, {**ALIBI, "causal": "bottom_right"}),
+        (4, 2, 70, 45, 16, FP16, {**ALIBI, "causal": False}),
+        (4, 2, 33, 70, 40, FP32, {"causal": False}),
+        (4, 2, 70, 33, 7, FP16, {}),
+        (4, 2, 45, 70, 24, FP16, {**ALIBI, "softcap": 3.0}),
+        (4, 2, 70, 45, 7, FP32, {**ALIBI, "p": 0.2, "window": 30}),
+        (4, 2, 45, 70, 24, FP32, {"softcap": 3.0, "p": 0.2, "causal": "bottom_right"}),
     ],
 )
-def test_cross_attention_and_grouped_heads(H, Hkv, Tq, Tk, p, options):
+def test_heads_alignment_and_modified_scores(H, Hkv, Tq, Tk, Dv, dtype, options):
     """Rows that see no key have an output and gradients of 0."""
-    hold(operands(2, H, Hkv, Tq, Tk, 16), p, **options)
-
-
-@pytest.mark.parametrize(
-    ("Tq", "Tk", "Dv", "dtype", "options"),
-    [
-        (33, 70, 16, torch.float32, {"softcap": 3.0, "causal": False}),
-        (70, 33, 16, torch.float16, {"softcap": 50.0, "window": 20}),
-        (45, 70, 16, torch.float32, {**ALIBI, "causal": "bottom_right"}),
-        (70, 45, 16, torch.float16, {**ALIBI, "causal": False}),
-        (33, 70, 40, torch.float32, {"causal": False}),
-        (70, 33, 7, torch.float16, {}),
-        (45, 70, 24, torch.float16, {**ALIBI, "softcap": 3.0}),
-        (70, 45, 7, torch.float32, {**ALIBI, "p": 0.2, "window": 30}),
-        (45, 70, 24, torch.float32, {"softcap": 3.0, "p": 0.2, "causal": "bottom_right"}),
-    ],
-)
-def test_modified_scores_and_value_heads(Tq, Tk, Dv, dtype, options):
-    hold(operands(2, 4, 2, Tq, Tk, 16, dtype, Dv), **options)
+    hold(operands(2, H, Hkv, Tq, Tk, 16, dtype, Dv), **options)
 
 
 @pytest.mark.parametrize("logit", [1e-3, 30.0])
@@ -286,13 +274,13 @@ def tiles_of(family):
 FAMILIES = {repr(tiles_of(family)): family for family in launch.FAMILIES}.values()  # each tile once
 
 
-@pytest.mark.parametrize("options", [{}, {"p": 0.5}, {"window": 70}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"p": 0.5}, {"window": 40}], ids=str)
 @pytest.mark.parametrize("D", [64, 128, 256])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tile_of_16_bits(family, D, options):
     """The mask of dropout does not depend on the tiles."""
-    with launch.target(family):
-        hold(operands(1, 1, 1, 200, 200, D, torch.float16), **options)
+    with launch.target(family):  # 144: more than the largest tile, and a part of each
+        hold(operands(1, 1, 1, 144, 144, D, torch.float16), **options)
 
 
 @pytest.mark.parametrize("D", [64, 128, 256])

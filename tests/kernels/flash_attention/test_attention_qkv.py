@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.flash_attention.attention import attention, attention_qkv
-from tests.kernels.flash_attention.plain_attention import operands, plain_attention
+from tests.kernels.flash_attention.plain import operands, plain_attention
 from tests.numerics import hold_against
 from tests.operands import LAYOUTS, randn
 

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 from kernels import torch_ops
 from kernels.flash_attention.attention import attention_qkv
 from kernels.flash_attention.rotary import rotary_backward, rotary_forward
-from tests.numerics import hold_against
+from tests.numerics import differentiate, hold_against
 from tests.operands import DTYPES, randn
 
 EPS = 1e-5
@@ -69,17 +69,16 @@ def test_qk_norm_without_angles(D, dtype):
 @pytest.mark.parametrize("Hkv", [2, 1])
 def test_attention_agrees_with_pytorch(qk_norm, turned, Hkv):
     """Output and the gradient of the whole packed projection, values included."""
-    B, T, H, D = 2, 33, 2, 16
-    qkv = randn(B, T, (H + 2 * Hkv) * D, dtype=torch.float64)
+    T, H, D = 33, 2, 16
+    qkv = randn(2, T, (H + 2 * Hkv) * D, dtype=torch.float64)
+    dout = randn(2, T, H * D, dtype=torch.float64, seed=1)
     cos, sin = (x.double() for x in angles(T, D)) if turned else (None, None)
     options = {"n_kv_head": Hkv, "qk_norm": qk_norm, "cos": cos, "sin": sin, "scale": 0.3}
-    results = []
-    for operation in (attention_qkv, torch_ops.attention_qkv):
-        leaf = qkv.clone().requires_grad_()
-        out = operation(leaf, H, **options)
-        results.append((out, *torch.autograd.grad(out, leaf, randn(*out.shape).double())))
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    actual, expected = (
+        differentiate(partial(operation, n_head=H, **options), [qkv], [dout])
+        for operation in (attention_qkv, torch_ops.attention_qkv)
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_gradients_match_the_definition():

@@ -52,25 +52,19 @@ def with_weights(options, V, dtype=torch.float32):
     return {key: weight if value is True else value for key, value in options.items()}
 
 
-@pytest.mark.parametrize("V", SIZES)
-def test_loss_and_gradient_are_rounded_once(V):
-    for dtype, scale, shift in zip(DTYPES, (1, 30, 1), (0, 0, 100), strict=True):
-        logits = randn(5, V, dtype=dtype, scale=scale, shift=shift)
-        hold_against(ours, exactly, (logits, targets_below(V, 5)), out_dtype=torch.float32)
-
-
 @pytest.mark.parametrize(
-    ("N", "V", "dtype"),
+    ("N", "V", "dtype", "scale", "shift"),
     [
-        (70, 65, torch.bfloat16),  # more rows than a tile, at odd addresses
-        (3, 8192, torch.bfloat16),  # one tile exactly
-        (3, 8193, torch.bfloat16),  # and one column more
-        (2, 20_003, torch.float16),  # three tiles between two edges
-        (3, 9_000, torch.float32),
+        *((5, V, *row) for V in SIZES for row in zip(DTYPES, (1, 30, 1), (0, 0, 100), strict=True)),
+        (70, 65, torch.bfloat16, 4, 0),  # more rows than a tile, at odd addresses
+        (3, 8192, torch.bfloat16, 4, 0),  # one tile exactly
+        (3, 8193, torch.bfloat16, 4, 0),  # and one column more
+        (2, 20_003, torch.float16, 4, 0),  # three tiles between two edges
+        (3, 9_000, torch.float32, 4, 0),
     ],
 )
-def test_rows_longer_than_a_tile(N, V, dtype):
-    logits = randn(N, V, dtype=dtype, scale=4)
+def test_loss_and_gradient_are_rounded_once(N, V, dtype, scale, shift):
+    logits = randn(N, V, dtype=dtype, scale=scale, shift=shift)
     hold_against(ours, exactly, (logits, targets_below(V, N)), out_dtype=torch.float32)
 
 

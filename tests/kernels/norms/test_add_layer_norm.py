@@ -42,19 +42,13 @@ def definition(inputs, dropout_p):
 
     def reference(residual, x, weight, bias=None, x_bias=None):
         x = x if x_bias is None else x + x_bias
-        total = residual + x * factors(x, dropout_p)
+        rows = SEED, STREAM.value, x.shape[:-1].numel(), x.shape[-1]
+        kept = philox.rows_kept(*rows, dropout_p).view(x.shape)
+        total = residual + x * kept * philox.threshold_and_scale(dropout_p)[1]
         rounded = total + (returned.to(total.dtype) - total).detach()  # gradients pass
         return total, torch_ops.layer_norm(rounded, weight, bias)
 
     return reference
-
-
-def factors(x, dropout_p):
-    """The factor of each element of x: 0, or the inverse of the rate of kept elements."""
-    C = x.shape[-1]
-    _, scale = philox.threshold_and_scale(dropout_p)
-    kept = philox.rows_kept(SEED, STREAM.value, x.numel() // C, C, dropout_p)
-    return kept.view(x.shape).to(x.dtype) * scale
 
 
 def hold(inputs, dropout_p=0.0, **options):

@@ -70,10 +70,15 @@ def test_results_are_rounded_once_at_every_scale(norm, scale, shift):
 
 
 @pytest.mark.parametrize(
-    ("norm", "C"), [*(("layer_norm", C) for C in (384, 1000, WIDEST)), ("rms_norm", 4097)]
+    ("norm", "rows", "C", "dtype"),
+    [
+        *(("layer_norm", 2, C, torch.bfloat16) for C in (384, 1000, WIDEST)),
+        ("rms_norm", 2, 4097, torch.bfloat16),
+        ("layer_norm", 2 * SUM_ROWS + 9, 600, torch.float32),  # more shares than a tile of them
+    ],
 )
-def test_wide_rows(norm, C):
-    hold(norm, operands(norm, 2, C, dtype=torch.bfloat16))
+def test_wide_rows(norm, rows, C, dtype):
+    hold(norm, operands(norm, rows, C, dtype=dtype))
 
 
 @pytest.mark.parametrize("value", [100.1, -3e4, 1e-3])
@@ -99,10 +104,6 @@ def test_programs_that_visit_many_tiles(norm, monkeypatch):
         hold(norm, operands(norm, rows, 65))
 
 
-def test_more_shares_than_a_tile_of_shares():
-    hold("layer_norm", operands("layer_norm", 2 * SUM_ROWS + 9, 600))  # two rows per program
-
-
 @given(shape=shapes(600).filter(lambda shape: shape[-1] > 1), dtype=dtypes(), data=st.data())
 def test_any_shape_stride_and_dtype(shape, dtype, data):
     norm = data.draw(st.sampled_from(list(NORMS)))
@@ -114,7 +115,7 @@ def test_heads_of_a_packed_projection_are_not_copied():
     qkv = randn(2, 50, 9, 16, dtype=torch.float16)  # 300 rows for several programs
     queries = qkv[:, :, 3:6]
     hold("rms_norm without weight", [queries, None])
-    hold("layer_norm", [queries, *operands("layer_norm", 16, dtype=torch.float16)[1:]])
+    hold("layer_norm", [queries, *operands("layer_norm", 16)[1:]])  # as under autocast
     (seen,), (inner, *_), _ = row_layout.as_rows(queries)
     assert seen.data_ptr() == queries.data_ptr()
     assert inner == 3
@@ -127,12 +128,6 @@ def test_rows_of_16_bytes_inside_wider_rows(norm, width):
     x, *parameters = operands(norm, 5, 3, width, dtype=torch.bfloat16)
     parameters = [p if p is None else p[:8] for p in parameters]
     hold(norm, [x[..., :8], *parameters])
-
-
-def test_parameters_of_another_dtype():
-    """Under autocast the parameters are fp32 and x may be bf16; y has the dtype of x."""
-    x, weight, bias = operands("layer_norm", 6, 33)
-    hold_against(layer_norm, torch_ops.layer_norm, [x.bfloat16(), weight, bias])
 
 
 @norms

@@ -67,12 +67,3 @@ def hold(tensors, p=0.0, **options):
         gradient_factor=3.0,
         largest_logit=largest_logit(q, k, options.get("scale")),
     )
-
-
-def assert_one_weight(actual, expected, q, k):
-    """A row that sees one key has weight 1: exactly in 16 bits, in fp32 up to its roundings."""
-    if actual.element_size() == 2:
-        assert torch.equal(actual, expected)
-    else:
-        roundings = 4 * (1 + largest_logit(q, k)) * torch.finfo(actual.dtype).eps
-        torch.testing.assert_close(actual, expected, rtol=roundings, atol=0.0)
