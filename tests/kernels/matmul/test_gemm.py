@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from kernels.common import launch
 from kernels.matmul import gemm
-from kernels.matmul.activation import FROM_HIDDEN, activation_backward, activation_forward
+from kernels.matmul.activation import FROM_HIDDEN, activation_forward
 from kernels.torch_ops import ACTIVATIONS
 from tests.numerics import assert_rounded_once, hold_against
 from tests.operands import DEVICE, randn
@@ -84,17 +84,6 @@ def test_gradient_of_argument(family, dtype, shape):
         hold_against(lambda *x: ours(*x)[0], by_pytorch, inside, **options)
         sums = lambda *x: ours(*x)[1].sum(0), lambda *x: by_pytorch(*x).sum(0)
         hold_against(*sums, inside, **options, out_dtype=torch.float32)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_derivative(activation):
-    """The epilogue selects the right derivative; test_activation.py tests their values."""
-    dy, weight, _ = operands(33, 70, 9, torch.float32, "gradient")
-    kept = randn(33, 70, seed=4).abs()
-    dx, sums = gemm.gradient_of_argument(dy, weight, kept, activation)
-    expected, expected_sums = activation_backward(dy @ weight, kept, activation)
-    torch.testing.assert_close(dx, expected)
-    torch.testing.assert_close(sums.sum(0), expected_sums.sum(0))
 
 
 @on_families
