@@ -52,7 +52,7 @@ def open_data(
         return open_task(name)
     path, prepared = Path(name), Path(data_dir) / name
     try:
-        for folder in (path, prepared):
+        for folder in (path, path.parent if path.suffix == ".bin" else prepared):
             if name not in BUILT_IN and (folder / "train.bin").is_file():
                 return TokenDataset(name, *read_token_files(folder))
         if name in (*BUILT_IN, *SHAKESPEARE):

@@ -168,12 +168,11 @@ def tokenise(
     pieces: Iterator[Text], tokenizer: Tokenizer, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield the tokens of each piece, (N,), with an end of text where a document ends."""
-    ending = tokenizer.encode("\n\n") if (end := tokenizer.end_of_text) is None else np.array([end])
+    last = tokenizer.encode("\n\n") if (end := tokenizer.end_of_text) is None else np.array([end])
 
     def tokens_of(piece: Text) -> tuple[np.ndarray, bool]:
         text, ends = piece
-        tokens = tokenizer.encode(text)
-        return np.append(tokens, ending if ends and text else []).astype(dtype), ends
+        return np.append(tokenizer.encode(text), last if ends and text else []).astype(dtype), ends
 
     with ThreadPoolExecutor() as pool:  # tiktoken releases the GIL
         while batch := list(islice(pieces, AT_ONCE)):
@@ -184,8 +183,8 @@ def read(config: PrepareConfig) -> Iterator[Text]:
     """Yield the documents of all sources, those of text files in pieces; "" for an empty one."""
     for source in config.sources:
         path = Path(source)
-        if path.suffix in (".txt", ".jsonl", ".parquet") and not path.is_file():
-            raise UserError(f"{path} is not a file")
+        if path.is_file() != (path.suffix in (".txt", ".jsonl", ".parquet")):
+            raise UserError(f"{path} is not a file of type .txt, .jsonl or .parquet")
         if path.suffix == ".txt":
             yield from documents(read_blocks(path))
             continue

@@ -33,19 +33,18 @@ def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenize
     The tokens are (N,) uint16, int32 or int64. llm.c's header names their type. Files without it
     have the widest of int64, uint32 and uint16 in which all are tokens of the vocabulary, or of a
     larger one: as uint16, every second token of a wider file would be 0. In a text of one character
-    a line so is every line break: both files must agree, and wide characters must include token 0.
+    a line, so is every line break: wide files of characters without a token 0 are refused.
     """
     tokenizer = _tokenizer(folder)
-    files = [_tokens(folder / f"{split}.bin", tokenizer.vocab_size) for split in ("train", "val")]
-    guessed = [tokens for tokens, named in files if not named]
-    types = {tokens.dtype for tokens in guessed}
-    unsure = isinstance(tokenizer, CharTokenizer) and types - {torch.uint16}
-    if len(types) > 1 or (unsure and all(tokens.min() > 0 for tokens in guessed)):
-        raise UserError(
-            f"{folder} may have uint16 tokens, every second 0, or wider ones; begin train.bin and "
-            "val.bin with llm.c's header, which names their type"
-        )
-    return files[0][0], files[1][0], tokenizer
+    (train, named), (val, also_named) = (
+        _tokens(folder / f"{split}.bin", tokenizer.vocab_size) for split in ("train", "val")
+    )
+    if train.dtype != val.dtype:
+        raise UserError(f"{folder} has {train.dtype} and {val.dtype} tokens; write both alike")
+    sure = named or also_named or train.dtype == torch.uint16
+    if not sure and isinstance(tokenizer, CharTokenizer) and min(train.min(), val.min()) > 0:
+        raise UserError(f"{folder} may have uint16 or wider tokens; begin both with llm.c's header")
+    return train, val, tokenizer
 
 
 def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
@@ -63,7 +62,7 @@ def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
         for dtype in dtypes[: 3 if vocab_size <= 1 << 16 else 2]:
             number = max(0, size - skip) // np.dtype(dtype).itemsize
             tokens = np.memmap(path, dtype, "c", skip, (number,)) if number else np.empty(0, dtype)
-            if number > 1 and tokens[:SAMPLE].max() < limit:
+            if number > 1 and 0 < tokens[:SAMPLE].max() < limit:
                 break
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

@@ -75,23 +75,18 @@ def test_data_must_exist(tmp_path, name):
 
 
 @pytest.mark.parametrize("folder", ["data", "data/shakespeare_char", "cache/gpt-kernels"])
-def test_a_local_copy_is_used_before_a_download(tmp_path, folder):
+def test_a_local_copy_is_used_before_a_download_and_a_prepared_one_first(tmp_path, folder):
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "input.txt").write_bytes(PLAY)
-    data = open_data("auto", "data", "char", pytest.fail)
-    assert data.name == "shakespeare"
-    assert data.tokenizer.decode(data.train[:14].tolist()) == "First Citizen:"
-
-
-@pytest.mark.parametrize("name", ["shakespeare_char", "shakespeare"])
-def test_a_prepared_folder_precedes_the_text_of_its_name(tmp_path, name):
-    (tmp_path / "data" / name).mkdir(parents=True)
-    (tmp_path / "data" / "input.txt").write_bytes(PLAY)
-    assert open_data(name, "data", "char", pytest.fail).name == "shakespeare"
+    for name in ("auto", "shakespeare", "shakespeare_char"):
+        data = open_data(name, "data", "char", pytest.fail)
+        assert data.name == "shakespeare"
+        assert data.tokenizer.decode(data.train[:14].tolist()) == "First Citizen:"
+    prepared = tmp_path / "data/shakespeare_char"
+    prepared.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
-        np.array([5, 50256, 3], "<u2").tofile(tmp_path / "data" / name / f"{split}.bin")
-    assert open_data(name, "data", "char", pytest.fail).train.tolist() == [5, 50256, 3]
-    assert open_data("auto", "data", "char", pytest.fail).name == "shakespeare"
+        np.array([5, 50256, 3], "<u2").tofile(prepared / f"{split}.bin")
+    assert open_data("shakespeare_char", "data", "char").train.tolist() == [5, 50256, 3]
 
 
 def test_a_download_is_saved_in_the_cache(tmp_path, monkeypatch):

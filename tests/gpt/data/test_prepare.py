@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from gpt import UserError
 from gpt.data import prepare
@@ -39,37 +38,30 @@ SIZES = np.random.default_rng(0).pareto(1, 200).astype(int)
 LONG_TAIL = [f"document {i} " + "long" * min(size, 50_000) for i, size in enumerate(SIZES)]
 
 
-@pytest.mark.parametrize(
-    ("name", "end"), [("a.jsonl", "\n\n"), ("a.txt", "\n\n"), ("a.txt", "<|endoftext|>")]
-)
+FORMS = [("a.jsonl", "byte", 256), ("a.txt", "byte", 65_537), ("a.txt", "gpt2", 256)]
+
+
+@pytest.mark.parametrize(("name", "kind", "size"), FORMS)  # size: of the bytes' vocabulary
 @pytest.mark.parametrize("fraction", [0.0005, 0.1, 0.6])
 @pytest.mark.parametrize("texts", [DOCUMENTS, LONG_TAIL], ids=["equal", "long tail"])
 def test_every_document_is_whole_in_one_split_in_order(
-    tmp_path, monkeypatch, capsys, name, end, fraction, texts
+    tmp_path, monkeypatch, capsys, name, kind, size, fraction, texts
 ):
     monkeypatch.setattr(GPT2Tokenizer, "_encoding", small_gpt2()._encoding)
-    kind = "byte" if end == "\n\n" else "gpt2"
+    monkeypatch.setattr(ByteTokenizer, "vocab_size", size)  # uint32 files for the larger
+    end, after = ("\n\n", 2) if kind == "byte" else ("<|endoftext|>", 1)
     source = write_source(tmp_path / name, texts)
     prepare.prepare(config(tmp_path, source, val_fraction=fraction, tokenizer=kind))
     train, val = (split.split(end)[:-1] for split in splits(tmp_path))
     assert sorted(train + val) == sorted(texts)
     assert [text for text in texts if text in set(train)] == train
     assert [text for text in texts if text in set(val)] == val
-    after = 2 if kind == "byte" else 1
     sizes = {text: len(for_text(kind, "").encode(text)) + after for text in texts}
     written, share = sum(map(sizes.get, val)), fraction * sum(sizes.values())
     assert share - max(sizes.values()) <= written <= share or val == [min(sizes, key=sizes.get)]
     assert f" {written:,} validation tokens; use" in capsys.readouterr().out
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
     assert files == {name, "tokens/train.bin", "tokens/val.bin", "tokens/meta.json"}
-
-
-def test_a_single_document_is_divided_at_its_end(tmp_path):
-    source = write_source(tmp_path / "mine.txt", ["0123456789" * 10_000])
-    prepare.prepare(config(tmp_path, source, val_fraction=0.25))
-    train, val = splits(tmp_path)
-    assert train + val == "0123456789" * 10_000 + "\n\n"
-    assert len(val) == 25_000
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path, capsys):
@@ -86,19 +78,16 @@ def test_empty_documents_are_skipped_and_counted(tmp_path, capsys):
         prepare.prepare(config(tmp_path, str(lines), out_dir=str(tmp_path / "b")))
 
 
-def test_a_vocabulary_above_65536_has_uint32_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(ByteTokenizer, "vocab_size", 65_537)
-    prepare.prepare(config(tmp_path, write_source(tmp_path / "mine.jsonl")))
-    data = open_data(str(tmp_path / "tokens"), "data", "char")
-    assert data.train.dtype == torch.int32
-    assert data.tokenizer.decode(data.val.tolist()) == DOCUMENTS[0] + "\n\n"
+LIMITS = [(3, 30, [25, 25]), (3, 50, [25, 25]), (3, 99, [74, 25]), (3, 10, [8, 2]), (1, 0, [20, 5])]
 
 
-@pytest.mark.parametrize(("limit", "size"), [(30, 50), (50, 50), (100, 100), (10, 10)])
-def test_max_tokens_stops_after_a_document_or_in_one_that_is_longer(tmp_path, limit, size):
-    source = write_source(tmp_path / "mine.jsonl", [*DOCUMENTS[:2], "long" * 99_999])
-    prepare.prepare(config(tmp_path, source, max_tokens=limit))
-    assert sum(map(len, splits(tmp_path))) == size
+@pytest.mark.parametrize(("count", "limit", "sizes"), LIMITS)
+def test_a_document_is_divided_if_it_is_alone_or_too_long(tmp_path, count, limit, sizes):
+    texts = [*DOCUMENTS[:2], "long" * 99_999][:count]
+    source = write_source(tmp_path / "mine.jsonl", texts)
+    prepare.prepare(config(tmp_path, source, val_fraction=0.2, max_tokens=limit))
+    assert [len(split) for split in splits(tmp_path)] == sizes
+    assert all(split in "\n\n".join([*texts, ""]) for split in splits(tmp_path))
 
 
 @pytest.mark.parametrize(

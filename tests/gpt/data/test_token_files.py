@@ -52,25 +52,28 @@ def test_tokens_of_every_form_are_read(tmp_path, form):
     write(tmp_path / "mine", *files, pickle.dumps(meta_of("cb a\n")))
     data = open_data("mine", str(tmp_path), "char")  # by its name in data_dir
     assert data.name == "mine"
+    assert open_data(str(tmp_path / "mine" / "val.bin"), "data", "char").train.equal(data.train)
     assert data.train.dtype == data.val.dtype == DTYPES[form[2]]
     assert (data.train.tolist(), data.val.tolist()) == (TOKENS, TOKENS[:7])
     assert data.tokenizer.decode(data.train[:5].tolist()) == " a\nbc"  # in the table's order
     assert data.tokenizer.encode(" a\nbc").tolist() == TOKENS[:5]
 
 
-def test_tokens_of_a_larger_vocabulary_are_not_taken_for_uint16(tmp_path):
-    folder = write(tmp_path, *[np.array([100_000, 791], "<u4").tobytes()] * 2)
-    (tmp_path / "meta.pkl").unlink()
-    with pytest.raises(UserError, match="the token 100000 as uint32, and its tokenizer knows 0 to"):
+@pytest.mark.parametrize(
+    ("kind", "tokens", "reason"),
+    [
+        ("byte", [100_000, 791], "the token 100000 as uint32, and its tokenizer knows 0 to 255"),
+        ("char", [2, 3, 4], "may have uint16 or wider tokens; begin"),  # or lines of one
+    ],
+)
+def test_what_may_have_two_types_is_refused(tmp_path, kind, tokens, reason):
+    folder = write(tmp_path, *[llm_c(tokens, 0, dtype="<u4")] * 2)
+    (tmp_path / "meta.json").write_text(json.dumps({"kind": kind, "characters": "\n abc"}))
+    with pytest.raises(UserError, match=reason):
         open_data(folder, "data", "char")
-
-
-def test_one_character_a_line_is_not_taken_for_uint32(tmp_path):
-    lines = [2, 0, 3, 0, 4, 0, 2, 0]  # a, b, c, a
-    write(tmp_path, lines, lines)
-    with pytest.raises(UserError, match="may have uint16 tokens, every second 0, or wider"):
-        open_data(str(tmp_path), "data", "char")
-    assert open_data(write(tmp_path, llm_c(lines), TOKENS), "data", "char").train.tolist() == lines
+    write(tmp_path, llm_c(TOKENS), llm_c(TOKENS, 20240801, 7, "<u4"))
+    with pytest.raises(UserError, match=r"torch.uint16 and torch.int32 tokens; write both alike"):
+        open_data(folder, "data", "char")
 
 
 def test_the_mapped_file_is_never_written(tmp_path):
