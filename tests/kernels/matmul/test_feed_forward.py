@@ -1,5 +1,7 @@
 """The feed-forward by both routes: fp64, dropout, saved tensors, routes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -29,25 +31,16 @@ def operands(*leading, C=24, F=72, dtype=torch.float32, biases=True):
     )
 
 
-def by(route, **options):
-    def operation(*operands):
-        with launch.routed(route):
-            return feed_forward(*operands, **options)
-
-    return operation
+def by(route, *operands, **options):
+    with launch.routed(route):
+        return feed_forward(*operands, **options)
 
 
-def torchs(activation="gelu", dropout_p=0.0):
+def torchs(*operands, activation, dropout_p):
     """PyTorch's feed-forward with the mask that the kernels draw from `SEED`."""
-
-    def operation(*operands):
-        y = torch_ops.feed_forward(*operands, activation=activation)
-        if dropout_p == 0:
-            return y
-        keep = rows_kept(SEED, STREAM.value, y.shape[:-1].numel(), y.shape[-1], dropout_p)
-        return torch.where(keep.view(y.shape), y / (1 - dropout_p), 0)
-
-    return operation
+    y = torch_ops.feed_forward(*operands, activation=activation)
+    keep = rows_kept(SEED, STREAM.value, y.shape[:-1].numel(), y.shape[-1], dropout_p)
+    return torch.where(keep.view(y.shape), y / (1 - dropout_p), 0)
 
 
 # --- values and gradients -------------------------------------------------------------------------
@@ -60,9 +53,10 @@ def torchs(activation="gelu", dropout_p=0.0):
 )
 def test_values_and_gradients_against_fp64(activation, dropout_p, dtype, route):
     """Intermediate results are rounded, so the baseline is PyTorch in the same dtype."""
-    operation = by(route, activation=activation, dropout_p=dropout_p, seed=SEED)
+    options = {"activation": activation, "dropout_p": dropout_p}
+    functions = partial(by, route, **options, seed=SEED), partial(torchs, **options)
     inside = operands(133, C=136, F=24, dtype=dtype)  # several tiles of the mask and of dpre
-    hold_against(operation, torchs(activation, dropout_p), inside, compute=dtype)
+    hold_against(*functions, inside, compute=dtype)
 
 
 @on_both_routes
@@ -72,7 +66,7 @@ def test_nan_propagates_to_its_row_only(activation, dtype, route):
     """The ReLU of NaN must be NaN, also by cuBLAS, which needs C and F to be multiples of 16."""
     x, *weights = operands(64, C=32, F=64, dtype=dtype)
     x[3, 5] = float("nan")
-    y = by(route, activation=activation)(x, *weights)
+    y = by(route, x, *weights, activation=activation)
     assert y[3].isnan().all()
     assert y.isfinite().sum() == 63 * 32
 
@@ -83,7 +77,7 @@ def test_gradients_match_the_definition(activation, route):
     """Also of a second backward, with the same bits: what is saved is not overwritten."""
     for M, C, F in ((1, 1, 1), (2, 3, 7)):
         inside = [x.requires_grad_() for x in operands(M, C=C, F=F, dtype=torch.float64)]
-        operation = by(route, activation=activation, dropout_p=0.25, seed=SEED)
+        operation = partial(by, route, activation=activation, dropout_p=0.25, seed=SEED)
         assert gradcheck(operation, inside, fast_mode=True)  # in one random direction
 
 
