@@ -1,5 +1,7 @@
 """Decode attention over the cache: against fp64, at the edges of tiles, parts and the block."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,13 +39,10 @@ def hold(positions, H, T, D, dtype, *, Hkv=None, window=0, qk_norm=False, turned
     B, Hkv = len(positions), Hkv or H
     position = stepped(torch.tensor(positions, device=DEVICE))
 
-    def over(function):
-        def call(qkv, cache, cos, sin):
-            cache = cache.clone()
-            options = {"window": window, "qk_norm": qk_norm, "cos": cos, "sin": sin}
-            return function(qkv, cache, position, **options), cache
-
-        return call
+    def call(function, qkv, cache, cos, sin):
+        cache = cache.clone()
+        options = {"window": window, "qk_norm": qk_norm, "cos": cos, "sin": sin}
+        return function(qkv, cache, position, **options), cache
 
     operands = (
         randn(B, (H + 2 * Hkv) * D, dtype=dtype, scale=scale),
@@ -52,8 +51,8 @@ def hold(positions, H, T, D, dtype, *, Hkv=None, window=0, qk_norm=False, turned
     )
     # a computed new key is rounded before it is used, so the baseline rounds it, too
     compute = dtype if qk_norm or turned else None
-    kernel, reference = over(decode_attention), over(torch_ops.decode_attention)
-    hold_against(kernel, reference, operands, backward=False, compute=compute)
+    functions = (partial(call, f) for f in (decode_attention, torch_ops.decode_attention))
+    hold_against(*functions, operands, backward=False, compute=compute)
 
 
 @pytest.mark.parametrize(("H", "Hkv", "window"), [(4, 2, 0), (2, 2, 3), (6, 1, 1), (4, 2, 100)])

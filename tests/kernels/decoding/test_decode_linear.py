@@ -1,5 +1,7 @@
 """decode_linear against fp64: every dtype, int8, tile, layout and combination of options."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -44,15 +46,12 @@ def hold(B, N, K, dtype, *, norm=None, activation=None, layout=torch.clone, **wh
     tensors = operands(B, N, K, dtype, norm=norm, **what)
     tensors = [tensor if tensor is None else layout(tensor) for tensor in tensors]
 
-    def over(function):
-        def call(*tensors):
-            options = dict(zip(OPERANDS, tensors, strict=True))
-            return function(**options, norm=norm, activation=activation)
+    def call(function, *tensors):
+        options = dict(zip(OPERANDS, tensors, strict=True))
+        return function(**options, norm=norm, activation=activation)
 
-        return call
-
-    kernel, reference = over(decode_linear), over(torch_ops.decode_linear)
-    hold_against(kernel, reference, tensors, backward=False)
+    functions = (partial(call, function) for function in (decode_linear, torch_ops.decode_linear))
+    hold_against(*functions, tensors, backward=False)
 
 
 @pytest.mark.usefixtures("tile")

@@ -1,5 +1,7 @@
 """add_layer_norm: the sum and its norm, dropout that backward replays, gradients into both."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -28,23 +30,21 @@ def operands(*shape, dtype=torch.float32):
     return [residual.to(dtype), x.to(dtype), weight, bias, x_bias]
 
 
-def operation(dropout_p):
-    def run(residual, x, weight, bias=None, x_bias=None):
-        options = {"dropout_p": dropout_p, "seed": SEED}
-        return add_layer_norm(residual, x, weight, bias, x_bias=x_bias, **options)
-
-    return run
+def operation(dropout_p, residual, x, weight, bias=None, x_bias=None):
+    options = {"x_bias": x_bias, "dropout_p": dropout_p, "seed": SEED}
+    return add_layer_norm(residual, x, weight, bias, **options)
 
 
 def definition(inputs, dropout_p):
     """The sum, and the norm of the sum as it is returned, rounded to its dtype."""
-    returned = operation(dropout_p)(*inputs)[0]
+    returned = operation(dropout_p, *inputs)[0]
+    C = returned.shape[-1]
+    kept = philox.rows_kept(SEED, STREAM.value, returned.numel() // C, C, dropout_p)
+    factors = kept.view(returned.shape) * philox.threshold_and_scale(dropout_p)[1]
 
     def reference(residual, x, weight, bias=None, x_bias=None):
         x = x if x_bias is None else x + x_bias
-        rows = SEED, STREAM.value, x.shape[:-1].numel(), x.shape[-1]
-        kept = philox.rows_kept(*rows, dropout_p).view(x.shape)
-        total = residual + x * kept * philox.threshold_and_scale(dropout_p)[1]
+        total = residual + x * factors.to(x.dtype)
         rounded = total + (returned.to(total.dtype) - total).detach()  # gradients pass
         return total, torch_ops.layer_norm(rounded, weight, bias)
 
@@ -52,7 +52,8 @@ def definition(inputs, dropout_p):
 
 
 def hold(inputs, dropout_p=0.0, **options):
-    hold_against(operation(dropout_p), definition(inputs, dropout_p), inputs, **options)
+    functions = partial(operation, dropout_p), definition(inputs, dropout_p)
+    hold_against(*functions, inputs, **options)
 
 
 # the number of operands: without bias, with bias, and with x_bias, too
@@ -61,7 +62,7 @@ def hold(inputs, dropout_p=0.0, **options):
 def test_gradients_match_the_definition(C, count, dropout_p):
     inputs = [x.requires_grad_() for x in operands(2, C, dtype=torch.float64)[:count]]
     in_one_direction = C > 1  # a random one
-    torch.autograd.gradcheck(operation(dropout_p), inputs, fast_mode=in_one_direction)
+    torch.autograd.gradcheck(partial(operation, dropout_p), inputs, fast_mode=in_one_direction)
 
 
 @pytest.mark.parametrize("C", SIZES[1:])  # for a single column the gradient cancels to 0
@@ -110,7 +111,7 @@ def test_gradients_if_one_output_is_unused(used, dropout_p):
         outputs = both(*inputs)
         return outputs[used] + 0 * outputs[1]  # gradients of the parameters are 0, not None
 
-    hold_against(lambda *x: operation(dropout_p)(*x)[used], reference, inputs)
+    hold_against(lambda *x: operation(dropout_p, *x)[used], reference, inputs)
 
 
 def test_one_tensor_as_residual_and_branch():
