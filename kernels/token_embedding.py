@@ -11,7 +11,6 @@ Decisions:
 - With a small vocabulary, one common token would occupy a single program for long: one in seven of
   the 16,384 characters of the lecture's batch is a space. Then several programs share a row of the
   table, as many as the shapes give, and their partial sums are added in order.
-- dposition_table is a sum over the batch, for which PyTorch's kernel is as good as any.
 - A token outside the table gives NaN; with TRITON_DEBUG=1 the kernel stops with a message.
 """
 

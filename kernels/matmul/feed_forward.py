@@ -17,7 +17,6 @@ Decisions:
 - hidden is saved for dw2, and pre as well if f' needs it. Recomputing hidden would halve the memory
   that a GELU saves, but write it again: 2 bytes per element in 16 bits, besides the 22 that the
   "cublas" route moves. A ReLU, whose f' needs only hidden, saves nothing else.
-- Bias gradients add partial sums whose number depends only on the shape: no atomics.
 """
 
 import torch

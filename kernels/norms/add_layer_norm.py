@@ -13,12 +13,11 @@ y:
 Decisions:
 - y is the norm of total as it is returned, rounded to its dtype. Backward starts from that tensor,
   and the residual stream holds the same numbers.
-- The mask is a function of (seed, row, column), so backward recomputes it.
 - x_bias is the bias of the linear layer that made x. Its gradient is a sum of values that are in
   registers here, where PyTorch needs another pass over dx.
 - Without dropout dx is dresidual, one tensor, unless the dtypes differ (autocast: fp32 residual,
   bf16 branch).
-- Programs, tiles and the order of sums are those of `kernels/norms/layer_norm.py`.
+- The mask is recomputed, and programs, tiles and sums are those of `kernels/norms/layer_norm.py`.
 """
 
 import torch
