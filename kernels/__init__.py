@@ -11,6 +11,7 @@ rounded once to the output's dtype (docs/library.md gives the bounds for operati
 products inside). Inputs are never written, and may have any strides. A wrong shape is a
 `ValueError`.
 """
+# ruff: noqa: F405
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -22,23 +23,7 @@ from .key_ranges import KeyRanges
 from .ops import Ops, Unavailable
 
 if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need Triton
-    from .triton_ops import (
-        AdamW,
-        add_layer_norm,
-        attention,
-        attention_qkv,
-        cross_entropy,
-        decode_attention,
-        decode_linear,
-        embedding,
-        feed_forward,
-        geglu,
-        layer_norm,
-        linear_cross_entropy,
-        rms_norm,
-        sample_token,
-        swiglu,
-    )
+    from .triton_ops import *  # noqa: F403 (`__all__` lists what is public)
 
 __all__ = [
     "AdamW", "KeyRanges", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv",
