@@ -18,6 +18,7 @@ FP32, FP16 = torch.float32, torch.float16
 LARGE_LOGITS = [(FP32, 10.0**power) for power in (1, 2, 3, 4, 5, 6, 9)]
 LARGE_LOGITS += [(dtype, largest) for dtype in DTYPES[1:] for largest in (100.0, 1e4)]
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1]], device=DEVICE)
+PADDED = KeyRanges.of_padding(torch.tensor([[0, 1, 1, 1, 0], [0] * 5], device=DEVICE) > 0, 5)
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE)
 ALIBI = {"alibi_slopes": SLOPES}
 # with fewer tokens some gradients are exactly 0, and the plain computation is exact by chance
@@ -42,6 +43,8 @@ several = sizes(130).filter(lambda size: size >= 7)
         (7, 4, 4, 2, {"softcap": 0.5}),
         (4, 7, 4, 2, {"causal": False, "alibi_slopes": SLOPES}),
         (4, 7, 4, 2, {"causal": "bottom_right", "alibi_slopes": SLOPES}),
+        (5, 5, 4, 2, {"causal": False, "ranges": PADDED}),
+        (5, 5, 4, 2, {"window": 2, "ranges": PADDED}),
     ],
 )
 def test_the_plain_computation_agrees_with_pytorch(monkeypatch, short, Tq, Tk, H, Hkv, options):

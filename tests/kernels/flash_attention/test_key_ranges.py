@@ -7,7 +7,7 @@ import torch
 
 from kernels import KeyRanges, torch_ops
 from kernels.flash_attention.attention import attention_qkv
-from tests.kernels.flash_attention.plain import hold, operands, plain_attention
+from tests.kernels.flash_attention.plain import hold, operands
 from tests.numerics import differentiate
 from tests.operands import DEVICE, randn
 
@@ -67,18 +67,6 @@ def test_the_constructors():
 def test_attention_within_ranges(name, Tk, dtype, options):
     B = max(2, len(RANGES[name].of_rows))
     hold(operands(B, 4, 2, 70, Tk, 16, dtype), ranges=RANGES[name], **options)
-
-
-@pytest.mark.parametrize("short", [0, 512], ids=["sdpa", "matrix products"])
-def test_pytorch_agrees(monkeypatch, short):
-    monkeypatch.setattr(torch_ops, "SHORT", short)
-    tensors = [x.double() for x in operands(3, 4, 2, 70, 70, 8)]
-    for options in ({"causal": False}, {"window": 9}):
-        actual, expected = (
-            differentiate(partial(f, ranges=RANGES["padding"], **options), tensors, [tensors[0]])
-            for f in (torch_ops.attention, plain_attention)
-        )
-        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("table", [torch_ops.attention_qkv, attention_qkv])
