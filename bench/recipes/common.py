@@ -43,12 +43,13 @@ def describe_machine() -> str:
     return f"{threads}{os.cpu_count()} cores of {processor}, {versions}"
 
 
-def run_script(*arguments) -> None:
-    """Run `python ARGUMENTS` in the repository, or exit with its code and the end of its errors."""
+def run_script(*arguments, folder: Path = results.REPOSITORY) -> str:
+    """The output of `python ARGUMENTS` in a folder; exits with the end of its errors on failure."""
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=results.REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arguments[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def train(folder: Path, *options) -> dict:

@@ -10,7 +10,6 @@ block size. Times are training times, without set-up and evaluations.
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -74,11 +73,9 @@ def run_nanogpt(checkout: Path, data: TokenDataset, copy: Path) -> tuple[float, 
     characters = dict(enumerate(data.tokenizer.characters))
     meta = {"vocab_size": len(characters), "itos": characters}
     (tokens / "meta.pkl").write_bytes(pickle.dumps(meta))
-    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *RECIPE]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"nanoGPT's train.py ended with:\n{done.stderr[-2000:]}")
-    times = re.findall(r"iter (\d+): .*?time ([\d.]+)ms", done.stdout)
+    script = ("train.py", "config/train_shakespeare_char.py", *RECIPE)
+    printed = common.run_script(*script, folder=copy)
+    times = re.findall(r"iter (\d+): .*?time ([\d.]+)ms", printed)
     seconds = sum(float(time) for i, time in times if 0 < int(i) < 2000) / 1e3  # others evaluate
     saved = torch.load(copy / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
     model = checkouts.nanogpt(copy, saved["model_args"])

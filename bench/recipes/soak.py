@@ -99,19 +99,19 @@ def soak(folder: Path, seconds: float, draw: random.Random) -> list[dict]:
 
 def start(folder: Path, *options) -> BaseProcess:
     """Fork a process that runs train.py; its output goes to a file beside the folder."""
-    process = FORK.Process(target=run_train, args=(folder, *options))
+
+    def run_train() -> None:
+        with open(folder.with_suffix(".txt"), "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        try:
+            sys.exit(train.main([*options, f"--out-dir={folder}"]))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    process = FORK.Process(target=run_train)
     process.start()
     return process
-
-
-def run_train(folder: Path, *options) -> None:
-    with open(folder.with_suffix(".txt"), "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        sys.exit(train.main([*options, f"--out-dir={folder}"]))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def resources(process: BaseProcess) -> tuple[int, int]:
