@@ -1,4 +1,4 @@
-"""Text to tokens and back: the lecture's characters, bytes, and GPT-2's byte-pair encoding.
+"""Text to tokens and back: the lecture's characters, bytes, GPT-2's and Hugging Face's tokenizers.
 
 Every tokenizer has `vocab_size`, `end_of_text` (the token after a document, or None), `encode(text)
 -> (N,) int64`, `decode(tokens) -> text`, `stream()` for a decoder of tokens that arrive one at a
@@ -9,11 +9,13 @@ import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import UserError
+from .huggingface_tokenizer import HuggingFaceTokenizer, read_record
 
 Text = tuple[str, bool]  # some text, and whether its document ends with it
 
@@ -116,16 +118,25 @@ class GPT2Tokenizer:
         return {"kind": "gpt2"}
 
 
-Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer
+Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
 
 
 def for_text(kind: object, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that --tokenizer names, char, byte or gpt2, for the pieces of a text."""
-    if kind == "char":
-        return CharTokenizer.of(texts)
-    if kind not in ("byte", "gpt2"):
-        raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
-    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
+    """The tokenizer that --tokenizer names, char, byte, gpt2 or a folder or file, for a text."""
+    if kind in ("byte", "gpt2"):
+        return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
+    tokenizer = CharTokenizer.of(texts) if kind == "char" else read_tokenizer(Path(str(kind)))
+    if tokenizer is None:
+        raise UserError(
+            f"--tokenizer {kind} is not char, byte or gpt2, nor a tokenizer.json or its folder"
+        )
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer of a folder of `transformers`, or of a tokenizer.json; None without one."""
+    record = read_record(path)
+    return None if record is None else from_json(record)
 
 
 def from_json(record: object) -> Tokenizer:
@@ -138,6 +149,13 @@ def from_json(record: object) -> Tokenizer:
         if not distinct or any("\ud800" <= c <= "\udfff" for c in characters):
             raise UserError("the tokenizer's characters must be distinct, and no surrogates")
         return CharTokenizer(characters)
+    if kind == "huggingface":
+        text, end_of_text = record.get("tokenizer"), record.get("end_of_text")
+        if not isinstance(text, str) or type(end_of_text) not in (int, type(None)):
+            raise UserError("the tokenizer's JSON or its end-of-text token is missing")
+        return HuggingFaceTokenizer(text, end_of_text)
+    if kind not in ("byte", "gpt2"):
+        raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
     return for_text(kind, ())
 
 
