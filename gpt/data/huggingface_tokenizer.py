@@ -116,17 +116,19 @@ class HuggingFaceTokenizer:
     def to_json(self) -> dict:
         return {"kind": "huggingface", "end_of_text": self.end_of_text, "tokenizer": self.text}
 
+    def numbers(self) -> dict[str, int]:
+        """The tokens as they are written in the tokenizer.json."""
+        return self._tokenizer.get_vocab()
+
     @property
     def record(self) -> dict[str, Any]:
         """The content of the tokenizer.json."""
         return json.loads(self.text)
 
-    @property
-    def vocabulary(self) -> tuple[dict[str, int], list[str]]:
-        """Each token's number, and the merges "a b" in their order, of a byte-pair encoding."""
+    def merges(self) -> list[str]:
+        """The merges "a b" of a byte-pair encoding in their order; others have none."""
         merges = self.record["model"].get("merges", [])
-        joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-        return self._tokenizer.get_vocab(), joined
+        return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
     @property
     def splits_like_gpt2(self) -> bool:
@@ -190,10 +192,10 @@ def read_record(path: Path) -> dict | None:
     else:
         return None
     try:
-        plain = HuggingFaceTokenizer(text, None)
-        tokenizer = HuggingFaceTokenizer(text, _end_of_text(folder, plain))
+        tokenizer = HuggingFaceTokenizer(text, None)
     except UserError as error:
-        raise UserError(f"{file.parent}: {error}") from None
+        raise UserError(f"{folder}: {error}") from None
+    tokenizer.end_of_text = _end_of_text(folder, tokenizer)
     return _ours(tokenizer) or tokenizer.to_json()
 
 
@@ -230,27 +232,27 @@ def _read(path: Path) -> dict:
 
 
 def _end_of_text(folder: Path, tokenizer: HuggingFaceTokenizer) -> int | None:
-    numbers, _ = tokenizer.vocabulary
     files = ("tokenizer_config.json", "special_tokens_map.json")
     named = [_read(folder / file).get("eos_token") for file in files]
     named = [name.get("content") if isinstance(name, dict) else name for name in named]
+    numbered = _read(folder / "config.json").get("eos_token_id")
+    numbered = numbered if isinstance(numbered, list) else [numbered]
+    numbers = tokenizer.numbers()
     found = [numbers[name] for name in named if isinstance(name, str) and name in numbers]
-    tokens = _read(folder / "config.json").get("eos_token_id")
-    tokens = tokens if isinstance(tokens, list) else [tokens]
-    found += [t for t in tokens if type(t) is int and 0 <= t < tokenizer.vocab_size]
+    found += [n for n in numbered if type(n) is int and 0 <= n < tokenizer.vocab_size]
     found += [numbers[name] for name in END_OF_TEXT if name in numbers]
     return found[0] if found else None
 
 
 def _ours(tokenizer: HuggingFaceTokenizer) -> dict | None:
     """The record of our tokenizer that is equal to `tokenizer`; None without one."""
-    numbers, merges = tokenizer.vocabulary
+    numbers = tokenizer.numbers()
     tokens = sorted(numbers, key=numbers.__getitem__)
     characters = "".join(tokens)
     if list(characters) == sorted(tokens) and tokenizer.text == of_characters(characters).text:
         return {"kind": "char", "characters": characters}
     if tokenizer.text == of_ranks({bytes([byte]): byte for byte in range(256)}).text:
         return {"kind": "byte"}
-    digest = hashlib.sha256("\n".join(tokens + merges).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(tokens + tokenizer.merges()).encode()).hexdigest()
     known = (digest, tokenizer.vocab_size) == (GPT2_SHA256, 50257) and tokenizer.splits_like_gpt2
     return {"kind": "gpt2"} if known else None

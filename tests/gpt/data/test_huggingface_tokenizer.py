@@ -70,7 +70,7 @@ def test_ours_are_recognised_in_a_folder(tmp_path, monkeypatch):
     ):
         assert read_tokenizer(save(tmp_path, equal.text)).to_json() == ours.to_json()
     equal = huggingface.of_ranks(RANKS, 50256)
-    numbers, merges = equal.vocabulary
+    numbers, merges = equal.numbers(), equal.merges()
     assert merges[1] == "th e"
     content = "\n".join([*sorted(numbers, key=numbers.get), *merges])
     save(tmp_path, equal.text)
