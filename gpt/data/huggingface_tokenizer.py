@@ -1,6 +1,6 @@
 """Tokenizers of Hugging Face: a tokenizer.json, or vocab.json and merges.txt, by `tokenizers`.
 
-Ours have an equal there, so that a folder for `transformers` can hold any tokenizer.
+Each of ours has an equal there, so that a folder for `transformers` can hold it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from .. import UserError
 from ..files import LARGEST_JSON, read_json
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
-LARGEST_TOKEN = 1 << 22  # four times the largest vocabularies
+LARGEST_VOCABULARY = 1 << 22  # four times the largest in use
 # of the tokens and merges of GPT-2, as _ours joins them
 GPT2_SHA256 = "9e52e2d09323136cf31fca11e3a80463fe013e9ccfa1c04ac36c8bb825af904d"
 UNREADABLE = ("tokenizer.model", "spiece.model", "vocab.txt", "vocab.json", "merges.txt")
@@ -41,22 +41,23 @@ def library() -> Any:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the `tokenizers` library, from the text of a tokenizer.json.
+    """A tokenizer of the `tokenizers` library, or from the text of its tokenizer.json.
 
     No special token is added to a text, and one that is spelled out in it is plain text. Raises
-    UserError if the library is not installed or rejects the text.
+    UserError, which starts with `source`, if the library is missing or rejects the tokenizer.
     """
 
-    def __init__(self, text: str, end_of_text: int | None):
+    def __init__(self, made: Any, end_of_text: int | None, source: Any = "the run's tokenizer"):
+        t = library()
         try:
-            self._tokenizer = library().Tokenizer.from_str(text)
+            self._tokenizer = t.Tokenizer.from_str(made) if isinstance(made, str) else made
         except Exception as error:  # the library raises no other class
-            raise UserError(f"the tokenizer.json is not valid: {error}") from None
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
-        if not 0 < self.vocab_size <= LARGEST_TOKEN:
-            raise UserError(f"the tokenizer has no tokens, or more than {LARGEST_TOKEN:,}")
+            raise UserError(f"{source} is not valid: {error}") from None
+        self.vocab_size = 1 + max(self.numbers().values(), default=-1)
+        if not 0 < self.vocab_size <= LARGEST_VOCABULARY:
+            raise UserError(f"{source} has no tokens, or numbers above {LARGEST_VOCABULARY:,}")
         if end_of_text is not None and not 0 <= end_of_text < self.vocab_size:
-            raise UserError(f"the tokenizer's end-of-text token, {end_of_text}, is not a token")
+            raise UserError(f"{source} has no token {end_of_text} for the end of a text")
         self.end_of_text = end_of_text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -85,14 +86,12 @@ class HuggingFaceTokenizer:
     @cached_property
     def _can_cut(self) -> bool:
         """Whether a text may be cut between two words: the library needs 170 bytes a character."""
-        record = self.record
-        split = self._tokenizer.pre_tokenizer
+        record, split = self.record(), self._tokenizer.pre_tokenizer
         if split is None or (record["normalizer"] or {"type": "NFC"})["type"] != "NFC":
             return False
         parts = [[part for part, _ in split.pre_tokenize_str(s)] for s in ("ab", " cd", "ab cd")]
-        return parts[0] + parts[1] == parts[2] and not any(
-            CUT.search(token["content"]) for token in record["added_tokens"]
-        )
+        spelled = [token["content"] for token in record["added_tokens"]]
+        return parts[0] + parts[1] == parts[2] and not any(map(CUT.search, spelled))
 
     def decode(self, tokens: Iterable[int]) -> str:
         return self._tokenizer.decode([int(t) for t in tokens], skip_special_tokens=False)
@@ -105,7 +104,7 @@ class HuggingFaceTokenizer:
             nonlocal returned
             held.append(token)
             before, text = self.decode(held[:returned]), self.decode(held)
-            if len(text) <= len(before) or text.endswith("\ufffd"):  # an incomplete character
+            if text.endswith("\ufffd"):  # an incomplete character
                 return ""
             del held[:returned]
             returned = len(held)
@@ -116,28 +115,27 @@ class HuggingFaceTokenizer:
     def to_json(self) -> dict:
         return {"kind": "huggingface", "end_of_text": self.end_of_text, "tokenizer": self.text}
 
-    def numbers(self) -> dict[str, int]:
-        """The tokens as they are written in the tokenizer.json."""
-        return self._tokenizer.get_vocab()
-
-    @property
     def record(self) -> dict[str, Any]:
         """The content of the tokenizer.json."""
         return json.loads(self.text)
 
+    def numbers(self) -> dict[str, int]:
+        """The tokens as they are written in the tokenizer.json."""
+        return self._tokenizer.get_vocab()
+
     def merges(self) -> list[str]:
         """The merges "a b" of a byte-pair encoding in their order; others have none."""
-        merges = self.record["model"].get("merges", [])
+        merges = self.record()["model"].get("merges", [])
         return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
-    @property
     def splits_like_gpt2(self) -> bool:
         """Whether it is a byte-pair encoding of bytes within the words of GPT-2's pattern."""
-        model, split = self.record["model"], self.record["pre_tokenizer"] or {}
+        record = self.record()
+        model, split = record["model"], record["pre_tokenizer"] or {}
         affixes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
         return (
             (model["type"], split.get("type")) == ("BPE", "ByteLevel")
-            and not (any(map(model.get, affixes)) or self.record["normalizer"])
+            and not (any(map(model.get, affixes)) or record["normalizer"])
             and (split["add_prefix_space"], split.get("use_regex", True)) == (False, True)
         )
 
@@ -146,15 +144,14 @@ def of_characters(characters: str) -> HuggingFaceTokenizer:
     """The equal of a CharTokenizer; it cannot encode other characters either."""
     t = library()
     numbers = {character: token for token, character in enumerate(characters)}
-    tokenizer = t.Tokenizer(t.models.WordLevel(numbers))  # without its unknown token: an error
-    tokenizer.pre_tokenizer = t.pre_tokenizers.Split(t.Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = t.decoders.Fuse()
-    return HuggingFaceTokenizer(tokenizer.to_str(), None)
+    made = t.Tokenizer(t.models.WordLevel(numbers))  # without its unknown token: an error
+    made.pre_tokenizer = t.pre_tokenizers.Split(t.Regex(r"[\s\S]"), "isolated")
+    made.decoder = t.decoders.Fuse()
+    return HuggingFaceTokenizer(made, None)
 
 
 def of_ranks(ranks: dict[bytes, int], end_of_text: int | None = None) -> HuggingFaceTokenizer:
     """The equal of tiktoken's GPT-2 with these ranks, or of a ByteTokenizer if all are bytes."""
-    t = library()
     spelled = {token: "".join(BYTES[byte] for byte in token) for token in ranks}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
@@ -165,15 +162,21 @@ def of_ranks(ranks: dict[bytes, int], end_of_text: int | None = None) -> Hugging
             parts[first : first + 2] = [parts[first] + parts[first + 1]]
         if len(parts) == 2:
             merges.append((spelled[parts[0]], spelled[parts[1]]))
-    vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
-    if end_of_text is not None:
-        vocabulary[END_OF_TEXT[0]] = end_of_text
-    tokenizer = t.Tokenizer(t.models.BPE(vocabulary, merges))
-    split = t.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
-    tokenizer.pre_tokenizer, tokenizer.decoder = split, t.decoders.ByteLevel()
-    if end_of_text is not None:
-        tokenizer.add_special_tokens([END_OF_TEXT[0]])
-    return HuggingFaceTokenizer(tokenizer.to_str(), end_of_text)
+    numbers = {spelled[token]: rank for token, rank in ranks.items()}
+    if end_of_text is None:
+        return HuggingFaceTokenizer(_byte_level(numbers, merges), None)
+    made = _byte_level({**numbers, END_OF_TEXT[0]: end_of_text}, merges)
+    made.add_special_tokens([END_OF_TEXT[0]])
+    return HuggingFaceTokenizer(made, end_of_text)
+
+
+def _byte_level(numbers: dict[str, int], merges: list) -> Any:
+    """A byte-level encoding, which merges pairs within the words of GPT-2's pattern."""
+    t = library()
+    made = t.Tokenizer(t.models.BPE(numbers, merges))
+    made.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = t.decoders.ByteLevel()
+    return made
 
 
 def read_record(path: Path) -> dict | None:
@@ -184,47 +187,37 @@ def read_record(path: Path) -> dict | None:
     """
     folder, file = (path.parent, path) if path.is_file() else (path, path / "tokenizer.json")
     if file.is_file():
-        text = json.dumps(read_json(file))
-    elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        text = _read_pairs(folder)
+        made = json.dumps(read_json(file))
+    elif made := _read_pairs(folder / "vocab.json", folder / "merges.txt"):
+        file = folder / "vocab.json"
     elif found := [name for name in UNREADABLE if (folder / name).is_file()]:
-        raise UserError(_advice(folder, f"a tokenizer that only transformers reads, {found[0]}"))
+        raise UserError(
+            f"{folder / found[0]} is of a tokenizer that only transformers reads; write a "
+            "tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     else:
         return None
-    try:
-        tokenizer = HuggingFaceTokenizer(text, None)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+    tokenizer = HuggingFaceTokenizer(made, None, source=file)
     tokenizer.end_of_text = _end_of_text(folder, tokenizer)
     return _ours(tokenizer) or tokenizer.to_json()
 
 
-def _advice(folder: Path, what: str) -> str:
-    return (
-        f"{folder} has {what}; write a tokenizer.json with transformers: "
-        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-    )
-
-
-def _read_pairs(folder: Path) -> str:
-    """A tokenizer.json from the vocab.json and merges.txt of a byte-level byte-pair encoding."""
-    t, vocabulary, merges = library(), read_json(folder / "vocab.json"), folder / "merges.txt"
-    if not vocabulary.keys() >= set(BYTES) or "!</w>" in vocabulary:
-        raise UserError(_advice(folder, "a vocab.json that is not of a byte-level encoding"))
-    if _read(folder / "added_tokens.json").keys() - vocabulary.keys():
-        raise UserError(_advice(folder, "an added_tokens.json with tokens of its own"))
-    if merges.stat().st_size > LARGEST_JSON:
-        raise UserError(f"{merges} is not a file of at most {LARGEST_JSON >> 20} MiB")
-    prefix = _read(folder / "tokenizer_config.json").get("add_prefix_space") is True
+def _read_pairs(vocabulary: Path, merges: Path) -> Any:
+    """The tokenizer in the files of a byte-level encoding; None for any others."""
+    if not vocabulary.is_file() or not merges.is_file() or merges.stat().st_size > LARGEST_JSON:
+        return None
+    numbers = read_json(vocabulary)
+    added = _read(vocabulary.with_name("added_tokens.json"))
+    about = _read(vocabulary.with_name("tokenizer_config.json"))
+    bytewise = numbers.keys() >= {*BYTES, *added} and "!</w>" not in numbers
+    if not bytewise or about.get("add_prefix_space"):
+        return None
     try:
         lines = merges.read_text(encoding="utf-8").split("\n")
         pairs = [tuple(line.split(" ")) for line in lines if line and line[:8] != "#version"]
-        tokenizer = t.Tokenizer(t.models.BPE(vocabulary, pairs))
+        return _byte_level(numbers, pairs)
     except Exception as error:  # the library raises no other class
-        raise UserError(f"{folder}: vocab.json and merges.txt are not valid: {error}") from None
-    tokenizer.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    tokenizer.decoder = t.decoders.ByteLevel()
-    return tokenizer.to_str()
+        raise UserError(f"{vocabulary} and {merges.name} are not valid: {error}") from None
 
 
 def _read(path: Path) -> dict:
@@ -254,5 +247,5 @@ def _ours(tokenizer: HuggingFaceTokenizer) -> dict | None:
     if tokenizer.text == of_ranks({bytes([byte]): byte for byte in range(256)}).text:
         return {"kind": "byte"}
     digest = hashlib.sha256("\n".join(tokens + tokenizer.merges()).encode()).hexdigest()
-    known = (digest, tokenizer.vocab_size) == (GPT2_SHA256, 50257) and tokenizer.splits_like_gpt2
+    known = (digest, tokenizer.vocab_size) == (GPT2_SHA256, 50257) and tokenizer.splits_like_gpt2()
     return {"kind": "gpt2"} if known else None
