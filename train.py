@@ -113,7 +113,8 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     torch.manual_seed(config.seed)
     model.initialise()
     if config.init_from not in ("scratch", "resume"):
-        print(init_from.initialise_from(config.init_from, model, data.tokenizer))
+        options = (model, data.tokenizer, config.data_dir)
+        print(init_from.initialise_from(config.init_from, *options))
     adamw = (ops or kernels.load("torch")).adamw
     if config.parallel == "fsdp":
         if precision.scaler.is_enabled():

@@ -18,10 +18,7 @@ from gpt.config.base import Config, option
 from gpt.config.cli import parse
 from gpt.data.corpus import read_text
 from gpt.exercises import hellaswag
-from gpt.generation.load import load_model
-from gpt.models.build import build
-from gpt.pretrained.init_from import open_source
-from gpt.runs.portable_state import load_portable_state
+from gpt.pretrained.load import load_pretrained
 from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
 from sample import load_ops
@@ -81,16 +78,7 @@ def evaluate(options: Options) -> None:
 
 def open_model(name: str, ops, device: torch.device):
     """The model of a run or of pretrained weights, and its tokenizer."""
-    if Path(name, "best.json").is_file():
-        model, tokenizer, _ = load_model(Path(name), "best", ops, device)
-    else:
-        source = open_source(name)
-        tokenizer = source.tokenizer
-        if tokenizer is None:
-            raise UserError(f"{name} has no tokenizer; give a run, or GPT-2's weights")
-        model = build(source.config, ops)
-        load_portable_state(model, source.weights())
-        model = model.to(device).eval()
+    model, tokenizer, _ = load_pretrained(name, ops, device)
     if model.config.source_size:
         raise UserError(f"{name} is an encoder-decoder, which cannot score a text")
     return model, tokenizer

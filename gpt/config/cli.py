@@ -41,11 +41,12 @@ def parse(default: SomeConfig, arguments: list[str], description: str) -> SomeCo
 def parse_run(
     arguments: list[str],
     default_preset: str,
-    defaults_of: Callable[[str], dict[str, Any]] | None = None,
+    defaults_of: Callable[[str, str], dict[str, Any]] | None = None,
 ) -> TrainConfig:
     """The options of a run over its preset's, or over those of the run that --resume continues.
 
-    `defaults_of` returns the fields of the preset that --init-from replaces: the model.
+    `defaults_of` returns the fields of the preset that --init-from replaces: the model. It receives
+    --data-dir too.
     """
     given = parse_given(PRESETS[default_preset], arguments, "Train a GPT.")
     source = given.get("init_from", "scratch")
@@ -58,7 +59,7 @@ def parse_run(
         raise UserError(f"--preset {preset} is unknown; {hint}")
     base = PRESETS[preset]
     if source != "scratch" and defaults_of is not None:
-        base = replace(base, **defaults_of(source))
+        base = replace(base, **defaults_of(source, given.get("data_dir", base.data_dir)))
     return _replaced(base, given)
 
 

@@ -35,7 +35,7 @@ def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenize
     larger one: as uint16, every second token of a wider file would be 0. In a text of one character
     a line, so is every line break: wide files of characters without a token 0 are refused.
     """
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_meta(folder)
     (train, named), (val, also_named) = (
         _tokens(folder / f"{split}.bin", tokenizer.vocab_size) for split in ("train", "val")
     )
@@ -79,7 +79,7 @@ def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
     return torch.from_numpy(tokens.view(SIGNED.get(dtype, dtype))), expected is not None
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def read_meta(folder: Path) -> Tokenizer:
     """The tokenizer of meta.json or of nanoGPT's meta.pkl; without either, GPT-2's."""
     if (folder / "meta.json").exists():
         return from_json(read_json(folder / "meta.json"))

@@ -4,13 +4,10 @@ The Conv1D of `transformers` has the transpose of a Linear's weight; query, key 
 matrix there too, in the same order. Everything else is a change of name.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .. import UserError
 from ..config.model import ModelConfig
@@ -29,66 +26,75 @@ NAMES = {  # theirs -> ours
     ".mlp.c_proj.": ".ffwd.down.",
 }
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-ACTIVATIONS: dict[str, Any] = {  # theirs -> ours
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
+ACTIVATIONS: dict[str, Any] = {  # theirs -> ours; the first of each is exported
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    **{"gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "relu2": "relu_squared"},
 }
+TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row per token
 SIZES = ("vocab_size", "n_layer", "n_head", "n_embd")
-BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks, in old files
 
 
 def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
     """The config for a config.json of `transformers`; a UserError starts with `source`."""
-    required = {
-        "model_type": "gpt2",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
+    allowed: dict[str, tuple] = {
+        "model_type": ("gpt2",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "activation_function": tuple(ACTIVATIONS),
     }
-    for name, value in required.items():
-        if record.get(name, value) != value:
-            raise UserError(f"{source} is not supported: {name} is {record[name]!r}, not {value!r}")
-    activation = ACTIVATIONS.get(record.get("activation_function", "gelu_new"))
-    try:
-        C, width = record["n_embd"], record.get("n_inner") or 4 * record["n_embd"]
-        sizes = {name: record[name] for name in SIZES}
-        sizes["block_size"] = record["n_positions"]
-    except KeyError as name:
-        raise UserError(f"{source} is not a GPT-2: its config.json has no {name}") from None
-    if activation is None or width != 4 * C:
-        raise UserError(f"{source} has a feed-forward with an unsupported activation or width")
-    return ModelConfig(
-        **sizes,
-        embedding_dropout=-1.0,
-        qkv_bias=True,
-        head_bias=False,
-        tied_head=record.get("tie_word_embeddings", True),
-        activation=activation,
-        projection_init="scaled",
-    )
+    for name, values in allowed.items():
+        if (value := record.get(name, values[0])) not in values:
+            known = ", ".join(map(str, values))
+            raise UserError(f"{source} is not supported: {name} is {value!r}, not {known}")
+    fields = {
+        **{name: record.get(name) for name in SIZES},
+        "block_size": record.get("n_positions"),
+        "n_inner": 0 if record.get("n_inner") is None else record["n_inner"],
+        "norm_eps": record.get("layer_norm_epsilon", 1e-5),
+        "embedding_dropout": -1,
+        "qkv_bias": True,
+        "head_bias": False,
+        "tied_head": record.get("tie_word_embeddings", True),
+        "activation": ACTIVATIONS[record.get("activation_function", "gelu_new")],
+        "projection_init": "scaled",
+    }
+    return ModelConfig.from_dict(fields, source / "config.json")
 
 
-def packed_from_gpt2(path: Path, config: ModelConfig) -> State:
-    """The weights of `packed.GPT` from a safetensors file; a tied head is left out."""
-    try:
-        theirs = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+def packed_from_gpt2(theirs: State) -> State:
+    """The weights of `packed.GPT` from a state dict of GPT-2 or of nanoGPT, which has Linears."""
     ours: State = {}
+    shapes = [tensor.shape for name, tensor in theirs.items() if name.endswith("c_attn.weight")]
+    is_conv1d = any(shape[:1] < shape[1:] for shape in shapes)  # (C, 3C) there, here (3C, C)
+    transposed = TRANSPOSED if is_conv1d else ()
     for name, tensor in theirs.items():
         short = name.removeprefix("transformer.")
-        if BUFFERS.fullmatch(short) or (short == "lm_head.weight" and config.tied_head):
-            continue
-        tensor = tensor.float()
-        ours[rename(short, NAMES)] = tensor.T.contiguous() if short.endswith(TRANSPOSED) else tensor
-    check_layout(packed_layout(config), ours)
+        if (our := rename(short, NAMES)) in ours:
+            raise UserError(f"weights: the state dict has {our!r} twice")
+        ours[our] = tensor.t() if short.endswith(transposed) and tensor.dim() == 2 else tensor
     return ours
 
 
+def fitted(state: State, config: ModelConfig) -> State:
+    """The weights of `packed.GPT` in fp32, with a tied head only once, as a run keeps them.
+
+    Raises UserError for another model's weights. A tied head may have either name, or both.
+    """
+    table, head = TABLES[:2]
+    if config.tied_head and head in state:
+        state = {table: state[head], **state}
+        if not torch.equal(state[table].float(), state.pop(head).float()):
+            raise UserError(f"weights: {head} is not {table}, and the config ties them")
+    check_layout(packed_layout(config), state)
+    return {name: tensor.float().contiguous() for name, tensor in state.items()}
+
+
 def packed_layout(config: ModelConfig) -> State:
-    """The weights of `packed.GPT` without data; a tied head is left out."""
+    """The names and shapes of the weights that a run of this model keeps."""
+    sizes = (3 * config.n_embd, config.vocab_size, config.block_size, *config.feed_forward_widths)
+    if config.vocab_size < 1 or config.n_embd * max(sizes) >= 2**60:
+        raise UserError(f"weights: a matrix of the model has the size 0 or more than {2**60}")
     with torch.device("meta"):
         state = GPT(config, ops=None).state_dict()
     if config.tied_head:

@@ -1,125 +1,220 @@
-"""Pretrained weights: from a run, GPT-2, a Hugging Face folder, or the lecture's own file.
+"""Pretrained weights: of a run, a model of the Hugging Face hub, nanoGPT, or a state dict.
 
 `--init-from` names one of them. The model is theirs, but the data may be different: characters that
 both vocabularies have keep their weights, and the others start with fresh ones.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 
-from .. import UserError, files
+from .. import UserError
 from ..config.model import ModelConfig
-from ..data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
+from ..config.train import TrainConfig
+from ..data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json, read_tokenizer
+from ..files import read_json
 from ..models.build import Model
 from ..models.layouts import State, packed_from_lecture
+from ..models.lecture import LanguageModel
 from ..runs import checkpoint
 from ..runs.portable_state import load_portable_state, portable_state
-from .gpt2 import config_from_gpt2, packed_from_gpt2
+from ..runs.run_state import check_finite
+from . import nanogpt
+from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2
+from .state_files import find_weights, read_content, read_shards, state_of
 
-HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row per token
+ORIGINAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
+HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of the lecture
+POSITIONS = "position_embedding_table.weight"
 
 
 class Source(NamedTuple):
     """A pretrained model, with its weights not yet read."""
 
-    config: ModelConfig
-    tokenizer: Tokenizer | None  # None for the lecture's file, which has only weights
+    config: ModelConfig | None  # None: the file has weights alone, and the options say the rest
+    tokenizer: Tokenizer | None  # None: the file has none
     weights: Callable[[], State]  # under the names of the packed model
+    options: dict[str, Any]  # of its run, that the model needs
+    note: str = ""  # what was assumed
 
 
-def open_source(name: str) -> Source:
-    """Find what `--init-from` names; raises UserError if there is nothing of that name."""
-    path = _download(name) if name in HUB else Path(name)
+def open_source(name: str, data_dir: str = "data") -> Source:
+    """Find what `--init-from` names; raises UserError if there is nothing of that name.
+
+    data_dir: searched for the tokenizer of nanoGPT's data.
+    """
+    path = Path(name) if os.path.exists(name) else _download(name)
+    weights = find_weights(path)
     if (path / "best.json").is_file():
-        record, tensors = checkpoint.load(path, "best")
-        config = ModelConfig.from_dict(record["train"]["model"], path / "best.json")
-        return Source(config, from_json(record["tokenizer"]), lambda: tensors["weights"])
-    if (path / "model.safetensors").is_file():
-        config = config_from_gpt2(files.read_json(path / "config.json"), path)
-        tensors = path / "model.safetensors"
-        return Source(config, GPT2Tokenizer(), lambda: packed_from_gpt2(tensors, config))
-    if path.is_file():
-        return _from_lecture(path)
-    raise UserError(
-        f"--init-from {name}: no such run or file; give the folder of a run, {', '.join(HUB)}, "
-        "a folder saved by transformers, or a state dict of the lecture's model"
-    )
+        source = _from_run(path)
+    elif weights is None:
+        raise UserError(
+            f"--init-from {name} has no weights; give the folder of a run or one of transformers, "
+            "nanoGPT's ckpt.pt, or a state dict of GPT-2 or of the lecture's model"
+        )
+    else:
+        config = weights.parent / "config.json"
+        record = read_json(config) if config.is_file() else {}
+        known = "model_type" in record
+        source = _from_transformers(weights, record) if known else _from_file(weights, data_dir)
+    if source.config and source.tokenizer:
+        size, tokens = source.config.vocab_size, source.tokenizer.vocab_size
+        if size < tokens:
+            raise UserError(f"{name}: the model has {size} tokens, and its tokenizer has {tokens}")
+    return source
 
 
-def initialise_from(name: str, model: Model, tokenizer: Tokenizer) -> str:
+def _from_run(path: Path) -> Source:
+    record, tensors = checkpoint.load(path, "best")
+    train = TrainConfig.from_dict(record.get("train"), path / "best.json")
+    options = {"tokenizer": train.tokenizer, "lecture": train.lecture}
+    tokenizer = from_json(record.get("tokenizer"))
+    return Source(train.model, tokenizer, lambda: tensors["weights"], options)
+
+
+def _from_transformers(weights: Path, record: dict) -> Source:
+    folder = weights.parent
+    config = config_from_gpt2(record, folder)
+    tokenizer, note = read_tokenizer(folder), ""
+    if tokenizer is None and config.vocab_size == GPT2Tokenizer.vocab_size:
+        tokenizer, note = GPT2Tokenizer(), f"; GPT-2's tokenizer is assumed, as {folder} has none"
+
+    def read() -> State:
+        return fitted(packed_from_gpt2(read_shards(weights)), config)
+
+    return Source(config, tokenizer, read, {"tokenizer": str(folder)}, note)
+
+
+def _from_file(path: Path, data_dir: str) -> Source:
+    content = read_content(path)
+    state = state_of(content, path)
+    if "model_args" in content:
+        config = nanogpt.config_of(content, path)
+        folders = [Path(data_dir), path.absolute().parent.parent / "data"]  # nanoGPT's own too
+        tokenizer = nanogpt.tokenizer_of(content, config.vocab_size, folders)
+        return Source(config, tokenizer, lambda: fitted(packed_from_gpt2(state), config), {})
+    if any(HEAD.fullmatch(name) for name in state):
+        return _from_lecture(state, path)
+    size = _vocabulary(state)
+    if state.keys() == {TABLES[0]} and state[TABLES[0]].shape == (size, size):
+        state = {TABLES[0]: state[TABLES[0]].float()}
+        return Source(ModelConfig(vocab_size=size), None, lambda: state, {"lecture": "bigram"})
+    if any(name.endswith("attn.c_attn.weight") for name in state):
+        state = packed_from_gpt2(state)
+    elif "blocks.0.sa.qkv.weight" not in state:
+        raise UserError(
+            f"--init-from {path} is not a state dict of the lecture's model, GPT-2's, nanoGPT's or "
+            f"a run's: it begins with {next(iter(state))!r:.80}"
+        )
+    return Source(None, nanogpt.gpt2_tokenizer(_vocabulary(state)), lambda: state, {})
+
+
+def _from_lecture(state: State, path: Path) -> Source:
+    """The lecture's gpt.py: the names count layers and heads."""
+    heads = {tuple(map(int, match.groups())) for name in state if (match := HEAD.fullmatch(name))}
+    n_layer, n_head = (1 + max(numbers) for numbers in zip(*heads, strict=True))
+    shapes = [state[name].shape for name in (TABLES[0], POSITIONS) if name in state]
+    if [len(shape) for shape in shapes] != [2, 2] or len(heads) != n_layer * n_head:
+        raise UserError(f"--init-from {path} is not a state dict of the lecture's model")
+    (vocab_size, n_embd), (block_size, _) = shapes
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    config = ModelConfig(vocab_size=vocab_size, block_size=block_size, **sizes)
+    return Source(config, None, lambda: fitted(packed_from_lecture(state, config), config), {})
+
+
+def _vocabulary(state: State) -> int:
+    """The number of tokens that the first of the tables has."""
+    return next((len(state[name]) for name in TABLES if name in state and state[name].dim()), 0)
+
+
+def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str = "data") -> str:
     """Load the weights that `name` has into `model`; returns a line that counts the tokens."""
-    source = open_source(name)
-    own, given = portable_state(model), source.weights()
-    kept, tokens = _shared_tokens(source.tokenizer, tokenizer, source.config.vocab_size)
-    for table in TABLES:
-        if table in own and table in given:
-            rows = own[table].clone()
-            rows[kept] = given[table][tokens]
-            given[table] = rows
-    positions = "position_embedding_table.weight"
-    if positions in given:
-        given[positions] = given[positions][: model.config.block_size]
+    source = open_source(name, data_dir)
+    own, given, note = portable_state(model), source.weights(), source.note
+    if not isinstance(model, LanguageModel):
+        positions = given.get(POSITIONS, range(model.config.block_size))
+        theirs = replace(model.config, vocab_size=_vocabulary(given), block_size=len(positions))
+        given = fitted(given, theirs)
+    if source.config is None:
+        parts = [f"{part} {getattr(model.config, part)}" for part in ("n_head", "activation")]
+        note = f"; the file has no config: {' and '.join(parts)} are those of the options"
+    check_finite(given, Path(name))
+    kept, tokens = _shared_tokens(source.tokenizer, tokenizer, _vocabulary(given), model)
+    in_pairs = given.keys() == {TABLES[0]}  # the bigram model has a column for each token too
+    into, rows = ((each[:, None], each) if in_pairs else each for each in (kept, tokens))
+    for table in TABLES if own.keys() == given.keys() else ():
+        if table in own and (in_pairs or own[table].shape[1:] == given[table].shape[1:]):
+            merged = own[table].clone()
+            merged[into] = given[table][rows]
+            given[table] = merged
+    if POSITIONS in given:
+        given[POSITIONS] = given[POSITIONS][: model.config.block_size]
     load_portable_state(model, given)
-    fresh = tokenizer.vocab_size - len(kept)
-    return f"initialised from {name}: {len(kept)} tokens kept their weights, {fresh} are new"
+    known = int((kept < tokenizer.vocab_size).sum())  # without padding
+    fresh = tokenizer.vocab_size - known
+    return f"initialised from {name}: {known} tokens kept their weights, {fresh} are new{note}"
 
 
-def _shared_tokens(old: Tokenizer | None, new: Tokenizer, size: int) -> tuple[list[int], list[int]]:
-    """The tokens that both tokenizers have, numbered by the new one and by the old one."""
+def _shared_tokens(
+    old: Tokenizer | None, new: Tokenizer, size: int, model: Model
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that both have, numbered by the new tokenizer and by the old one, (N,) each.
+
+    With equal tokenizers, the rows that pad a table belong to them too.
+    """
     if isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer):
         both = sorted(set(new.characters) & set(old.characters))
-        return list(map(new.characters.index, both)), list(map(old.characters.index, both))
+        kept, rows = (list(map(each.characters.index, both)) for each in (new, old))
+        return torch.tensor(kept, dtype=torch.long), torch.tensor(rows, dtype=torch.long)
     alike = new.vocab_size == size if old is None else old.to_json() == new.to_json()
     if not alike:
         raise UserError(
             "the data's tokenizer is not that of --init-from's model; choose the same --tokenizer"
         )
-    tokens = list(range(new.vocab_size))
+    tokens = torch.arange(min(size, model.config.vocab_size))
     return tokens, tokens
 
 
-def _from_lecture(path: Path) -> Source:
-    """A state dict written by `torch.save`; only tensors are read, and no code in it is run."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        vocab_size, n_embd = state["token_embedding_table.weight"].shape
-        block_size = len(state["position_embedding_table.weight"])
-        names = [re.match(r"blocks\.(\d+)\.sa\.heads\.(\d+)\.", name) for name in state]
-        layers, heads = zip(*(map(int, match.groups()) for match in names if match), strict=True)
-    except (UnpicklingError, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError):
-        raise UserError(f"--init-from {path} is not a state dict of the lecture's model") from None
-    sizes = {"n_layer": max(layers) + 1, "n_head": max(heads) + 1, "n_embd": n_embd}
-    config = ModelConfig(vocab_size=vocab_size, block_size=block_size, **sizes)
-    return Source(config, None, lambda: packed_from_lecture(state, config))
-
-
 def _download(name: str) -> Path:
+    """The folder of a model of the Hugging Face hub."""
+    missing = f"--init-from {name}: no such run or file"
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"{missing}; give a path, or a model of the Hugging Face hub such as gpt2")
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub import errors, snapshot_download
     except ImportError:
         raise UserError(
-            f"--init-from {name} needs huggingface_hub: pip install huggingface_hub"
+            f"{missing}, and a model of the hub needs a library: pip install huggingface_hub"
         ) from None
-    wanted = ["config.json", "model.safetensors"]
+    failures: Any = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)  # of its HTTP library
+    repository = f"openai-community/{name}" if name in ORIGINAL else name
     try:
-        return Path(snapshot_download(f"openai-community/{name}", allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        for patterns in (["*.json", "*.txt", "model*.safetensors"], ["pytorch_model*.bin"]):
+            folder = Path(snapshot_download(repository, allow_patterns=patterns))
+            if find_weights(folder):
+                break
+    except failures as error:
         raise UserError(
-            f"--init-from {name} could not be downloaded ({type(error).__name__}); connect to the "
-            "internet, or give a folder with its config.json and model.safetensors"
+            f"{missing}, and no model of the Hugging Face hub that can be downloaded "
+            f"({type(error).__name__}); check the name and the connection"
         ) from None
+    return folder
 
 
-def defaults_of(name: str) -> dict[str, Any]:
+def defaults_of(name: str, data_dir: str = "data") -> dict[str, Any]:
     """The options that `--init-from` sets: its model, but with the vocabulary of the data."""
-    source = open_source(name)
+    source = open_source(name, data_dir)
     kind = source.tokenizer.to_json()["kind"] if source.tokenizer else "char"
-    return {"model": replace(source.config, vocab_size=0), "tokenizer": kind}
+    options = {"tokenizer": kind, **source.options}
+    if kind != "huggingface":  # which the options name by its folder
+        options["tokenizer"] = kind
+    if source.config is not None:
+        padded = source.tokenizer is not None and kind != "char"
+        options["model"] = source.config if padded else replace(source.config, vocab_size=0)
+    return options

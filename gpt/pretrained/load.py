@@ -10,6 +10,7 @@ from ..data.tokenizers import Tokenizer
 from ..generation.load import load_model
 from ..models.build import Model, build
 from ..runs.portable_state import load_portable_state
+from ..runs.run_state import check_finite
 from .init_from import open_source
 
 
@@ -20,8 +21,12 @@ def load_pretrained(
     if Path(name, "best.json").is_file():
         return load_model(Path(name), "best", ops, device)
     source = open_source(name)
-    if source.tokenizer is None:
-        raise UserError(f"{name} has no tokenizer; give a run, or a folder with tokenizer.json")
-    model = build(source.config, ops)
-    load_portable_state(model, source.weights())
-    return model.to(device).eval(), source.tokenizer, {}
+    config, tokenizer = source.config, source.tokenizer
+    if config is None or tokenizer is None:
+        part = "config" if config is None else "tokenizer"
+        raise UserError(f"{name} has no {part}; give a run, or a folder with {part}.json")
+    weights = source.weights()
+    check_finite(weights, Path(name))
+    model = build(config, ops, source.options.get("lecture", ""))
+    load_portable_state(model, weights)
+    return model.to(device).eval(), tokenizer, {}

@@ -116,7 +116,7 @@ def test_a_stage_of_the_lecture_starts_with_the_small_preset():
 def test_init_from_replaces_the_model_of_the_preset():
     model = ModelConfig(n_layer=2, n_embd=32, n_head=2)
     arguments = ["--init-from=run", "--dropout=0.5"]
-    config = parse_run(arguments, "gpt2", lambda name: {"model": model, "data": name})
+    config = parse_run(arguments, "gpt2", lambda name, _: {"model": model, "data": name})
     model = replace(model, dropout=0.5)
     assert config == replace(PRESETS["gpt2"], init_from="run", data="run", model=model)
 

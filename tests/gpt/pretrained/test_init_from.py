@@ -1,23 +1,33 @@
 """Pretrained weights: GPT-2's in the layout of transformers, a run's, the lecture's."""
 
 import json
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file, save_model
+from torch.nn import functional as F
 
 import kernels
 from gpt import UserError
-from gpt.data.tokenizers import CharTokenizer
+from gpt.config.model import ModelConfig
+from gpt.data.corpus import open_data
+from gpt.data.huggingface_tokenizer import of_characters
+from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
+from gpt.models.lecture import STAGES
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
 from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
 from gpt.runs.portable_state import load_portable_state, portable_state
-from tests.gpt.configs import LECTURE, draw_tokens, randomise
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 from tests.runs import metrics, record, run, save_weights, tensor_files
 
 OPS = kernels.load("torch")
 TOKENIZER = CharTokenizer("abcdefghijk")
+SIZES = {"vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 32}
 
 
 def packed_model(config, weights=None):
@@ -40,27 +50,110 @@ def save(folder, config, state):
     return str(folder / "run")
 
 
-# --- GPT-2 ----------------------------------------------------------------------------------------
+# --- transformers ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def theirs(tmp_path):
-    """A GPT-2 of transformers with random weights, and the folder that it is saved in."""
+def save_shards(model, folder):
+    """As transformers writes pytorch_model.bin in parts."""
+    state, index = model.state_dict(), {}
+    for number in range(2):
+        part = dict(list(state.items())[number::2])
+        torch.save(part, folder / f"pytorch_model-{number}.bin")
+        index |= dict.fromkeys(part, f"pytorch_model-{number}.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def save_head(model, folder):
+    """As safetensors' save_model keeps a tied weight, under the other of its names."""
+    state = model.state_dict()
+    del state["transformer.wte.weight"]
+    save_file(state, folder / "model.safetensors")
+
+
+FORMS = {
+    "whole": lambda model, folder: model.save_pretrained(folder),
+    "shards": lambda model, folder: model.save_pretrained(folder, max_shard_size="20kB"),
+    "without head": lambda model, folder: model.transformer.save_pretrained(folder),
+    "bfloat16": lambda model, folder: model.bfloat16().save_pretrained(folder),
+    "float16": lambda model, folder: model.half().save_pretrained(folder),
+    "pickle": lambda model, folder: torch.save(model.state_dict(), folder / "pytorch_model.bin"),
+    "pickles": save_shards,
+    "one name": lambda model, folder: save_model(model, str(folder / "model.safetensors")),
+    "the other name": save_head,
+}
+ACTIVATIONS = ("gelu", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "relu", "relu2")
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        *((form, {}) for form in FORMS),
+        ("whole", {"n_inner": 48, "layer_norm_epsilon": 0.1, "tie_word_embeddings": False}),
+        *(("whole", {"activation_function": name}) for name in ACTIVATIONS),
+    ],
+)
+def test_a_folder_has_the_logits_of_transformers(tmp_path, form, options):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    sizes = {"vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 32}
-    tokens = {"bos_token_id": None, "eos_token_id": None}
-    config = transformers.GPT2Config(**sizes, **tokens, attn_implementation="eager")
-    gpt2 = randomise(transformers.GPT2LMHeadModel(config)).eval()
-    gpt2.save_pretrained(tmp_path / "hf")
-    return gpt2, str(tmp_path / "hf")
+    options = {**SIZES, "bos_token_id": None, "eos_token_id": None, **options}
+    config = transformers.GPT2Config(**options, attn_implementation="eager")
+    theirs = randomise(transformers.GPT2LMHeadModel(config)).eval()
+    config.save_pretrained(tmp_path)
+    FORMS[form](theirs, tmp_path)
+    source = open_source(str(tmp_path))
+    expected, actual = logits(theirs.float()), logits(packed_model(source.config, source.weights()))
+    assert expected.std() > 0.3
+    assert (actual - expected).abs().max() < 1e-5
 
 
-def test_gpt2_has_the_logits_of_transformers(theirs):
-    gpt2, folder = theirs
-    source = open_source(folder)
-    expected, actual = logits(gpt2), logits(packed_model(source.config, source.weights()))
-    assert expected.std() > 0.5
-    assert (actual - expected).abs().max() < 1e-4
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"model_type": "llama"}, "model_type is 'llama', not gpt2"),
+        ("config.json", {"activation_function": ["silu"]}, "activation_function is ['silu'], not"),
+        ("config.json", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True"),
+        ("config.json", {"n_embd": "32"}, "n_embd is '32'; it must be of type int"),
+        ("config.json", {"n_embd": 2**40}, "a matrix of the model has"),
+        ("config.json", {"vocab_size": 7}, "the model has 7 tokens, and its tokenizer has 11"),
+        (INDEX, {"weight_map": {"x": "../weights.safetensors"}}, "names '../weights.safetensors'"),
+        (INDEX, {"weight_map": {"x": "missing.safetensors"}}, "names 'missing.safetensors'"),
+        (INDEX, {"weight_map": ["x"]}, "has no weight_map"),
+    ],
+)
+def test_a_folder_that_is_not_a_gpt2_is_refused(tmp_path, file, content, message):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "weights.safetensors").touch()
+    (tmp_path / "hf" / "tokenizer.json").write_text(of_characters(TOKENIZER.characters).text)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
+    if file == "config.json":
+        save_file({"x": torch.ones(1)}, tmp_path / "hf" / "model.safetensors")
+        content = {"model_type": "gpt2", **SIZES, **content}
+    (tmp_path / "hf" / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_source(str(tmp_path / "hf")).weights()
+
+
+def test_a_model_of_the_hub(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    calls = []
+
+    def download(name, allow_patterns):
+        calls.append((name, *allow_patterns))
+        if name == "typo":
+            raise hub.errors.LocalEntryNotFoundError("offline")
+        if "pytorch_model*.bin" in allow_patterns:  # the hub has no other weights of this model
+            torch.save({}, tmp_path / "pytorch_model.bin")
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
+    (tmp_path / "tokenizer.json").write_text(of_characters(TOKENIZER.characters).text)
+    assert open_source("someone/small").tokenizer.to_json() == TOKENIZER.to_json()
+    assert [name for name, *_ in calls] == ["someone/small"] * 2
+    with pytest.raises(UserError, match="no such run or file, and no model of the Hugging Face"):
+        open_source("typo")
 
 
 # --- runs, and the lecture's file -----------------------------------------------------------------
@@ -98,27 +191,89 @@ def test_finetuning_starts_with_the_weights_of_the_run(tmp_path, capsys):
     )
 
 
-def test_the_lecture_s_state_dict(tmp_path):
-    lecture = randomise(Reference(LECTURE)).eval()
-    name = str(tmp_path / "model.pt")
-    torch.save(lecture.state_dict(), name)
-    assert open_source(name).config == LECTURE
-    ours = packed_model(LECTURE)
-    initialise_from(name, ours, TOKENIZER)
-    assert (logits(ours) - logits(lecture)).abs().max() < 1e-5
+WRAPPERS = {
+    "plain": lambda state: state,
+    "parallel": lambda state: {"module._orig_mod." + name: state[name] for name in state},
+    "nested": lambda state: {"model_state_dict": state, "epoch": 1, "loss": 0.5},
+    "bfloat16": lambda state: {name: tensor.bfloat16() for name, tensor in state.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("kind", ["lecture", "gpt2"])
+def test_a_state_dict_of_the_lecture_or_of_the_packed_model(tmp_path, kind, wrap):
+    name, theirs = str(tmp_path / "model.pt"), randomise(packed_model(CONFIGS[kind]))
+    if kind == "lecture":
+        theirs = randomise(Reference(LECTURE)).eval()
+    torch.save(WRAPPERS[wrap](theirs.state_dict()), name)
+    ours = packed_model(CONFIGS[kind])
+    line = initialise_from(name, ours, TOKENIZER)
+    assert ("activation gelu_tanh are those of the options" in line) == (kind == "gpt2")
+    if wrap == "bfloat16":
+        theirs.bfloat16().float()
+    assert (logits(ours) - logits(theirs)).abs().max() < 1e-5
+    other = packed_model(replace(CONFIGS[kind], vocab_size=3))
     with pytest.raises(UserError, match="tokenizer is not that of --init-from"):
-        initialise_from(name, ours, CharTokenizer("abc"))
+        initialise_from(name, other, CharTokenizer("abc"))
 
 
-def test_a_missing_or_unsupported_source_is_rejected(tmp_path):
+def test_the_bigram_model_of_the_lecture(tmp_path):
+    table = torch.randn(12, 12)
+    torch.save({"token_embedding_table.weight": table}, tmp_path / "bigram.pt")
+    start = f"--init-from={tmp_path / 'bigram.pt'}"
+    assert run(tmp_path / "out", start, "--max-iters=0") == 0
+    val = open_data(str(tmp_path / "text"), "", "char").val.long()
+    expected = F.cross_entropy(table[val[:-1]], val[1:]).item()
+    assert metrics(tmp_path / "out")[0]["val_loss"] == pytest.approx(expected, abs=1e-6)
+    # rows and columns follow the characters
+    model = STAGES["bigram"](ModelConfig(vocab_size=3))
+    fresh = model.token_embedding_table.weight.detach().clone()
+    characters = record(tmp_path / "out", "best")["tokenizer"]["characters"]
+    initialise_from(str(tmp_path / "out"), model, CharTokenizer(characters[-1] + "yz"))
+    fresh[0, 0] = table[-1, -1]
+    assert torch.equal(model.token_embedding_table.weight, fresh)
+
+
+def test_the_rows_that_pad_a_vocabulary_are_kept(tmp_path):
+    sizes = {"vocab_size": 50304, "n_embd": 4, "n_head": 1, "n_layer": 1}
+    theirs, ours = (packed_model(replace(LECTURE, **sizes)) for _ in range(2))
+    torch.save(randomise(theirs).state_dict(), tmp_path / "model.pt")
+    line = initialise_from(str(tmp_path / "model.pt"), ours, GPT2Tokenizer())
+    assert "50257 tokens kept their weights, 0 are new" in line
+    assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
+
+
+TABLE = "token_embedding_table.weight"
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("made",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({TABLE: torch.ones(2, 2), "x": Code()}, "holds more than tensors and plain values"),
+        ({}, "is not a state dict"),
+        ({TABLE: torch.ones(2, 2).int()}, f"it has '{TABLE}'"),
+        ({TABLE: torch.ones(1, 1).expand(10**8, 10**8)}, "claims more values than it holds"),
+        ({TABLE: torch.ones(2, 3)}, f"it begins with '{TABLE}'"),
+        ({"blocks.0.sa.heads.7.key.weight": torch.ones(2, 2)}, "not a state dict of the lecture's"),
+        ({**packed_model(LECTURE).state_dict(), "x": torch.ones(1)}, "the model has no 'x'"),
+        ({**packed_model(LECTURE).state_dict(), TABLE: torch.ones(11, 32) / 0}, "is not finite"),
+    ],
+)
+def test_a_damaged_or_hostile_file_is_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "model.pt")
+    with pytest.raises(UserError, match=re.escape(message)):
+        initialise_from("model.pt", packed_model(LECTURE), TOKENIZER)
+    assert not Path("made").exists()
+
+
+def test_a_missing_source_is_refused(tmp_path):
     (tmp_path / "text").write_text("not a state dict")
-    (tmp_path / "llama").mkdir()
-    (tmp_path / "llama" / "model.safetensors").touch()
-    (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    for name, message in (
-        ("nothing", "no such run or file"),
-        ("text", "is not a state dict of the lecture's model"),
-        ("llama", "model_type is 'llama'"),
-    ):
+    for name, message in (("nothing", "no such run"), ("text", "damaged"), (".", "no weights")):
         with pytest.raises(UserError, match=message):
             defaults_of(str(tmp_path / name))
