@@ -1,6 +1,7 @@
-"""Exported runs in transformers."""
+"""Exported runs: in transformers, and as GGUF files in llama.cpp."""
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from tests.gpt.data.test_tokenizers import small_gpt2
 from tests.runs import save_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
-TEXT = "to be, \n\n or  not\tto be"
-SMALL = replace(LECTURE, **GPT2, block_size=64)
+TEXT = "to be , \n\n or  not\tto be"
+SMALL = replace(LECTURE, **GPT2, block_size=80)
 TOKENIZERS = {
     "ascii": CharTokenizer.of(TEXT),
     "char": CharTokenizer.of(TEXT + "é\U0001f600"),
@@ -35,11 +37,10 @@ def save(tmp_path, monkeypatch):
     monkeypatch.setattr(GPT2Tokenizer, "_encoding", small_gpt2()._encoding)
     (tmp_path / "run").mkdir()
 
-    def save(config, tokenizer=TOKENIZERS["ascii"], scale=0.3):
-        model = GPT(config, kernels.load("torch")).eval()
-        with torch.no_grad():
-            for weight in randomise(model).parameters():
-                weight.mul_(scale / 0.3)
+    def save(config, tokenizer=TOKENIZERS["ascii"], scale=1.0):
+        model = randomise(GPT(config, kernels.load("torch"))).eval()
+        for weight in model.parameters():
+            weight.detach().mul_(scale)
         save_weights(tmp_path / "run", config, tokenizer, portable_state(model))
         return model, str(tmp_path / "run")
 
@@ -91,11 +92,70 @@ def test_transformers_generates_from_a_run(kind, save, tmp_path, capsys):
     assert made["generated_text"].startswith(TEXT)
 
 
-@pytest.mark.parametrize(
-    "name", ["lecture", "rope", "rms_norm", "qk_norm", "softcap", "grouped", "window", "documents"]
-)
-def test_features_that_gpt2_lacks_are_not_exported(name, save, tmp_path, capsys):
+FEATURES = {"lecture": "head_bias", "softcap": "logit_softcap", "grouped": "n_kv_head"}
+FEATURES |= {name: name for name in ("rope", "rms_norm", "qk_norm", "window")}
+
+
+@pytest.mark.parametrize(("name", "feature"), [*FEATURES.items(), ("documents", "document_mask")])
+def test_features_that_gpt2_lacks_are_not_exported(name, feature, save, tmp_path, capsys):
     _, run = save(CONFIGS[name])
     assert export.main([run, str(tmp_path / "back")]) == 2
-    assert "GPT-2 has no" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "GPT-2 has no" in error
+    assert feature in error
     assert not (tmp_path / "back").exists()
+
+
+# --- llama.cpp ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ascii", "char", "byte", "huggingface"])
+def test_a_gguf_file_has_the_tensors_that_transformers_has(kind, save, tmp_path, capsys):
+    tokenizer, tied = TOKENIZERS[kind], kind == "byte"
+    config = replace(SMALL, vocab_size=tokenizer.vocab_size + 3, qkv_bias=False, tied_head=tied)
+    _, run = save(replace(config, activation="gelu"), tokenizer)
+    for name in ("hf", "model.gguf"):
+        assert export.main([run, str(tmp_path / name)]) == 0
+    said = capsys.readouterr().out
+    assert "computes the run's exact GELU as its approximation" in said
+    assert ("the file is without one" in said) == (kind == "char")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").state_dict()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    if tied:
+        del theirs["lm_head.weight"]
+    assert len(found) == len(theirs)
+    for name, tensor in theirs.items():
+        expected = tensor.T if ".c_" in name and tensor.ndim == 2 else tensor
+        assert torch.equal(found[names.get_name(name, (".weight", ".bias"))], expected), name
+    if kind != "char":
+        assert len(reader.fields["tokenizer.ggml.tokens"].data) == config.vocab_size
+
+
+def test_activations_that_llama_cpp_lacks_are_not_exported(save, tmp_path, capsys):
+    _, run = save(replace(SMALL, activation="relu"))
+    assert export.main([run, str(tmp_path / "model.gguf")]) == 2
+    assert "llama.cpp's GPT-2 has no relu" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*gguf*"))
+
+
+@pytest.mark.parametrize("kind", ["ascii", "char", "byte", "huggingface"])
+def test_llama_cpp_has_the_tokens_and_logits_of_the_run(kind, save, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    tokenizer = TOKENIZERS[kind]
+    config = replace(SMALL, vocab_size=tokenizer.vocab_size + 3)
+    model, run = save(config, tokenizer, scale=0.5)  # their GELU is a table in fp16
+    path = tmp_path / "model.gguf"
+    assert export.main([run, str(path)]) == 0
+    fp32 = {"type_k": 0, "type_v": 0}
+    theirs = llama_cpp.Llama(str(path), n_ctx=80, logits_all=True, verbose=False, **fp32)
+    prompt = tokenizer.encode(TEXT).tolist()
+    if kind != "char":  # without a vocabulary
+        assert theirs.tokenize(TEXT.encode(), add_bos=False) == prompt
+        assert theirs.detokenize(prompt).decode() == TEXT
+    tokens = [*prompt, *islice(theirs.generate(prompt, temp=0), 50)]
+    expected = logits(model, torch.tensor([tokens]))[0, :-1]
+    assert expected.std() > 0.1
+    assert tokens[len(prompt) :] == expected[len(prompt) - 1 :].argmax(1).tolist()
+    assert (torch.tensor(theirs.scores[: len(expected)]) - expected).abs().max() < 1e-3
