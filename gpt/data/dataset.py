@@ -38,13 +38,10 @@ class Dataset(Protocol):
         """
 
     def validation_rows(self, block_size: int) -> int:
-        """The number of rows of the validation split."""
+        """The number of rows of the validation split, which predict each position once."""
 
     def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
-        """At most `rows` rows of the validation split from `first`, by default all of them.
-
-        All rows together predict each position once. x and y: (N, block_size).
-        """
+        """The next `rows` rows from `first` of the validation split, or what there is of them."""
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise UserError if a model of these sizes cannot be trained on this data."""

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from .batches import TokenDataset, gather
 from .dataset import Batch, Row
 
-AHEAD = 4  # batches, at least
+AHEAD = 4  # batches, or those of a step
 
 
 class Prefetched(TokenDataset):
@@ -17,10 +17,7 @@ class Prefetched(TokenDataset):
     """
 
     def __init__(self, data: TokenDataset, world_size: int = 1, passes: int = 1):
-        """world_size: the number of ranks, each of which takes every world_size-th batch.
-
-        passes: batches of a training step, which are requested together.
-        """
+        """world_size: ranks, each of which takes every world_size-th batch. passes: of a step."""
         super().__init__(data.name, data.train, data.val, data.tokenizer, data.device)
         self.world_size, self.ahead = world_size, max(AHEAD, passes)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")

@@ -43,20 +43,14 @@ def print_header(run: Run, kernels_reason: str, step: str) -> None:
 
 def describe_learning_rate(config: TrainConfig) -> str:
     """What the learning rate does in the course of the run, in a line."""
-    warmup, end, lowest = (
-        config.warmup_iters,
-        config.lr_decay_iters or config.max_iters,
-        config.min_lr,
-    )
+    warmup, end = config.warmup_iters, config.lr_decay_iters or config.max_iters
     muon = f" (Muon {config.muon_learning_rate:g})" if config.optimizer == "muon" else ""
     rate = f"{config.learning_rate:g}{muon}"
     if not config.decay_lr:
-        unused = ": --warmup-iters applies only with --decay-lr" if warmup else ""
-        return f"learning rate {rate}, constant{unused}"
-    if 0 < end <= warmup:
-        return (
-            f"learning rate: a warm-up toward {rate} over {warmup} steps, then {lowest:g}, since "
-            f"the decay ends at step {end}"
-        )
-    after = f" after {warmup} steps of warm-up" if warmup else ""
-    return f"learning rate {rate}{after}, then along a cosine to {lowest:g} at step {end}"
+        unused = ", without warm-up, which needs --decay-lr" if warmup else ""
+        return f"learning rate: {rate}, constant{unused}"
+    start = f"{warmup} steps of warm-up to {rate}" if warmup else rate
+    then = (
+        f"a cosine to {config.min_lr:g}" if warmup < end else f"{config.min_lr:g}, for decay ends"
+    )
+    return f"learning rate: {start}, then {then} at step {end}"

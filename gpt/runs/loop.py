@@ -49,19 +49,16 @@ class Run:
 
 
 def train_loop(run: Run, state: RunState, folder: Path) -> bool:
-    """Train from `state` to --max-iters. Return whether the run has been finished by this call.
+    """Train from `state` to --max-iters; return whether this call has finished the run.
 
-    Otherwise a signal has stopped it, or it was finished already; then no file is written.
+    A signal may stop it before. A run that was finished already is left as it is.
     """
     config, first = run.config, state.step
     if first > config.max_iters:
         raise UserError(f"the run has {first} steps, more than --max-iters {config.max_iters}")
     path = folder / "summary.json"
     if first == config.max_iters and path.is_file() and read_json(path).get("steps") == first:
-        print(
-            f"the run in {folder} has taken all its {first} steps; a larger --max-iters "
-            "continues it"
-        )
+        print(f"the run in {folder} has taken all {first} steps; a larger --max-iters continues it")
         return False
     is_main, resume_at = distributed.is_main(), first if config.resume else None
     log = MetricsLog(folder, config.to_dict(), config.log, resume_at) if is_main else None

@@ -59,8 +59,8 @@ class Progress:
             self.log.log(**values, seconds=self.seconds)
         self.bar.set_postfix_str(f"loss {value:.4f}, {tokens_per_second:,.0f} tok/s")
         if self.bar.disable:
-            utilisation = self.flops_per_step / seconds / self.peak_flops if self.peak_flops else 0
-            mfu = f"mfu {100 * utilisation:.2f}%, " if utilisation else ""
+            flops, peak = self.flops_per_step / seconds, self.peak_flops
+            mfu = f"mfu {100 * flops / peak:.2f}%, " if peak else ""
             print(
                 f"iter {step + 1}: loss {value:.4f}, time {1e3 * seconds:.2f}ms, {mfu}"
                 f"{tokens_per_second:,.0f} tok/s",
@@ -72,9 +72,9 @@ class Progress:
 
         `sample` is text that it generated, for the log.
         """
-        texts = {"sample": sample} if sample else {}
         if self.log:
-            self.log.log(step=step, **values, seconds=self.seconds, **texts)
+            text = {"sample": sample} if sample else {}
+            self.log.log(step=step, **values, seconds=self.seconds, **text)
         self.bar.write(f"step {step}: {in_words(values)}", file=sys.stdout)
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import torch
 import torch.nn as nn
@@ -56,23 +57,23 @@ def evaluate(
     """
     model.eval()
     batch_loss = batch_loss or BatchLoss(model, precision)
-    pairs = [(batch_loss(x, y), (y != IGNORE_INDEX).sum()) for x, y in batches]
+    pairs = ((batch_loss(x, y), (y != IGNORE_INDEX).sum()) for x, y in batches)
+    total = torch.zeros(2, dtype=torch.float64)
+    while some := list(islice(pairs, 64)):  # read together; a batch without targets has no loss
+        loss, count = (torch.stack(each).cpu().double() for each in zip(*some, strict=True))
+        total += torch.stack([(loss * count)[count > 0].sum(), count.sum()])
     model.train()
-    # read once; a batch without targets has no loss
-    loss, count = (torch.stack(each).cpu().double() for each in zip(*pairs, strict=True))
-    total = torch.stack([(loss * count)[count > 0].sum(), count.sum()])
     loss_sum, targets = distributed.all_reduce_sum(total).tolist()
     return loss_sum / targets
 
 
 def validation_batches(data: Dataset, block_size: int) -> Iterator[Batch]:
     """This rank's share of the whole validation split, every position predicted once."""
-    count, rows = equal_parts(data.validation_rows(block_size), block_size)
-    return shared(lambda i: data.validation(block_size, i * rows, rows), count, rows)
+    return batches_of_splits(data, block_size)["val"]
 
 
 def batches_of_splits(
-    data: Dataset, block_size: int, seed: int, eval_iters: int = 0, batch_size: int = 0
+    data: Dataset, block_size: int, seed: int = 0, eval_iters: int = 0, batch_size: int = 0
 ) -> dict[str, Iterator[Batch]]:
     """What an evaluation computes the losses of: this rank's share of `train` and `val`.
 
@@ -87,15 +88,12 @@ def batches_of_splits(
 
     if eval_iters:
         return {split: random(split, eval_iters, batch_size) for split in ("train", "val")}
-    count, rows = equal_parts(data.validation_rows(block_size), block_size)
-    count = min(count, -(-TRAINING_TOKENS // (rows * block_size)))
-    return {"train": random("train", count, rows), "val": validation_batches(data, block_size)}
-
-
-def equal_parts(rows: int, block_size: int) -> tuple[int, int]:
-    """How many batches, and of how many rows, hold `rows` rows: of one shape, for one graph."""
-    count = -(-rows // max(1, EVALUATION_TOKENS // block_size))
-    return count, -(-rows // count)
+    total = data.validation_rows(block_size)
+    count = -(-total // max(1, EVALUATION_TOKENS // block_size))
+    rows = -(-total // count)  # one shape, so that one graph serves all batches
+    val = shared(lambda i: data.validation(block_size, i * rows, rows), count, rows)
+    most = -(-TRAINING_TOKENS // (rows * block_size))
+    return {"train": random("train", min(count, most), rows), "val": val}
 
 
 def shared(batch: Callable[[int], Batch], count: int, rows: int) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,19 +68,24 @@ class Gradients:
     def __call__(self, step) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss () and whether a gradient is not finite, as 0. or 1., ().
 
-        `step` is a number, or a tensor () on the device. The mean of the ranks' losses is the mean
-        over all targets of the step.
+        `step` is a number, or a tensor () on the device. Ranks average the loss.
         """
         plan, scaler = self.plan, self.precision.scaler
         rows = (plan.first_row(step, index) for index in range(plan.passes))
         sizes = plan.batch_size, plan.block_size
         batches = [self.data.batch(plan.seed, first_row, *sizes) for first_row in rows]
-        part_of_mean, losses = mean_over_targets([y for _, y in batches]), []
+        counts, losses, world = [], [], distributed.world_size()
+        if len(batches) * world > 1:  # passes and ranks may differ in the number of targets
+            counts = [(y != IGNORE_INDEX).sum() for _, y in batches]
+            total = distributed.all_reduce_sum(torch.stack(counts).sum())
         for index, (x, y) in enumerate(batches):
             is_last = index == plan.passes - 1
             with contextlib.nullcontext() if is_last else distributed.no_sync(self.model):
                 with self.precision.autocast():
-                    loss = part_of_mean(index, self.loss(x, y))
+                    loss = self.loss(x, y)
+                if counts:  # its part of the mean over all targets; ranks average their parts
+                    loss = loss * (world * counts[index]) / total
+                    loss = loss.masked_fill(counts[index] == 0, 0.0)  # PyTorch's mean is NaN
                 scaler.scale(loss).backward()
             losses.append(loss.detach())
         for optimizer in self.optimizers:
@@ -109,23 +114,3 @@ class Gradients:
             optimizer.zero_grad(set_to_none=True)
         for copy in self.copies.values():
             copy.grad = None
-
-
-def mean_over_targets(targets: list[torch.Tensor]) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """Weights for the mean losses of a step's passes, whose targets (rows, T) may differ in number.
-
-    Returns (index of a pass, its loss) -> its part of the mean over the targets of all passes and
-    ranks. Ranks average their losses and gradients, so the part is multiplied by their number. The
-    loss of a single pass on a single rank is returned as it is.
-    """
-    world = distributed.world_size()
-    if len(targets) * world == 1:
-        return lambda index, loss: loss
-    counts = torch.stack([(y != IGNORE_INDEX).sum() for y in targets])  # (passes,)
-    total = distributed.all_reduce_sum(counts.sum())
-
-    def part(index: int, loss: torch.Tensor) -> torch.Tensor:
-        # the mean over no targets is NaN in PyTorch
-        return (loss * (world * counts[index]) / total).masked_fill(counts[index] == 0, 0.0)
-
-    return part

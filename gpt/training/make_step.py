@@ -75,8 +75,8 @@ def batch_plan(config: TrainConfig) -> BatchPlan:
     passes, left = divmod(steps, distributed.world_size())
     if left:
         raise UserError(
-            f"--gradient-accumulation-steps {steps}, the passes of a step on all ranks together, "
-            f"is not a multiple of the {distributed.world_size()} ranks; round it to one"
+            f"--gradient-accumulation-steps {steps}, the passes of all ranks together, is not a "
+            f"multiple of the {distributed.world_size()} ranks; round it"
         )
     if tokens and steps:
         raise UserError("give --tokens-per-step or --gradient-accumulation-steps, not both")

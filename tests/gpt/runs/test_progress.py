@@ -44,17 +44,15 @@ def test_paused_time_is_not_counted():
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "0.001 after 100 steps of warm-up, then along a cosine to 0.0001 at step 5000"),
-        ({"warmup_iters": 0, "optimizer": "muon"}, "0.001 (Muon 0.02), then along a cosine to "),
+        ({}, "100 steps of warm-up to 0.001, then a cosine to 0.0001 at step 5000"),
+        ({"lr_decay_iters": 90}, "100 steps of warm-up to 0.001, then 0.0001, for decay ends at "),
+        ({"decay_lr": False}, "0.001, constant, without warm-up, which needs --decay-lr"),
         (
-            {"lr_decay_iters": 90},
-            ": a warm-up toward 0.001 over 100 steps, then 0.0001, since the ",
+            {"warmup_iters": 0, "optimizer": "muon"},
+            "0.001 (Muon 0.02), then a cosine to 0.0001 at ",
         ),
-        ({"decay_lr": False}, "0.001, constant: --warmup-iters applies only with --decay-lr"),
-        ({"decay_lr": False, "warmup_iters": 0}, "0.001, constant"),
     ],
 )
 def test_the_header_describes_the_learning_rate(changes, line):
-    config = replace(PRESETS["shakespeare-char"], **changes)
-    described = describe_learning_rate(config).removeprefix("learning rate").lstrip()
-    assert described.startswith(line)
+    described = describe_learning_rate(replace(PRESETS["shakespeare-char"], **changes))
+    assert described.startswith(f"learning rate: {line}")

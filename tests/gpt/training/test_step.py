@@ -36,19 +36,6 @@ def make_step(**changes):
     return small_step(EagerStep, model, replace(CONFIG, **changes), dataset=Watched)
 
 
-@pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-9), ("muon", 1e-5)])
-def test_accumulated_passes_equal_one_large_batch(optimizer, tolerance):
-    """In fp64, but for Muon's products, which are rounded to fp32."""
-    options = {"optimizer": optimizer, "grad_clip": 0.5}
-    large = make_step(**options)
-    small = make_step(**options, batch_size=2, gradient_accumulation_steps=3)
-    for number in range(3):
-        assert torch.allclose(large(number), small(number), rtol=1e-12)
-    for weight, other in zip(weights_of(large), weights_of(small), strict=True):
-        assert torch.allclose(weight, other, atol=tolerance)
-    assert all(parameter.grad is None for parameter in large.gradients.model.parameters())
-
-
 @pytest.mark.parametrize(("batch_size", "passes"), [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_every_target_counts_alike_however_passes_share_the_rows(batch_size, passes):
     """tests/gpt/training/test_distributed.py has the same for ranks."""
@@ -87,23 +74,24 @@ def test_clipping_limits_the_norm_of_all_gradients_together():
     assert torch.equal(update(1e9), whole)
 
 
-def test_tokens_per_step_determines_the_passes():
-    config = replace(CONFIG, batch_size=2)  # times 8 tokens
-    assert batch_plan(config).passes == 1
-    assert batch_plan(replace(config, gradient_accumulation_steps=5)).passes == 5
-    assert batch_plan(replace(config, tokens_per_step=48)).passes == 3
-    with pytest.raises(UserError, match="not a multiple of the 16 tokens"):
-        batch_plan(replace(config, tokens_per_step=40))
-    with pytest.raises(UserError, match="not both"):
-        batch_plan(replace(config, tokens_per_step=16, gradient_accumulation_steps=1))
-
-
-def test_accumulation_steps_are_those_of_all_ranks_as_in_nanogpt(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    passes = [replace(CONFIG, gradient_accumulation_steps=steps) for steps in (0, 2, 6)]
-    assert [batch_plan(config).passes for config in passes] == [1, 1, 3]
-    with pytest.raises(UserError, match=r"steps 3, the .* not a multiple of the 2 ranks"):
-        batch_plan(replace(CONFIG, gradient_accumulation_steps=3))
+@pytest.mark.parametrize(
+    ("ranks", "options", "passes"),
+    [
+        *((1, {}, 1), (1, {"gradient_accumulation_steps": 5}, 5), (1, {"tokens_per_step": 48}, 3)),
+        *((2, {}, 1), (2, {"gradient_accumulation_steps": 6}, 3), (2, {"tokens_per_step": 96}, 3)),
+        (2, {"gradient_accumulation_steps": 3}, "3, .* is not a multiple of the 2 ranks"),
+        (1, {"tokens_per_step": 40}, "not a multiple of the 16 tokens"),
+        (1, {"tokens_per_step": 16, "gradient_accumulation_steps": 1}, "not both"),
+    ],
+)
+def test_passes_of_a_step_on_every_rank(ranks, options, passes, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    config = replace(CONFIG, batch_size=2, **options)  # times 8 tokens
+    if isinstance(passes, int):
+        assert batch_plan(config).passes == passes
+    else:
+        with pytest.raises(UserError, match=passes):
+            batch_plan(config)
 
 
 DROPOUT = {"model": replace(LECTURE, dropout=0.1), "activation_checkpointing": True}
