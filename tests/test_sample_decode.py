@@ -2,7 +2,9 @@
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import sample
@@ -96,3 +98,16 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
     assert f"{perplexity['perplexity']:.4f}" in saved.err
     assert sample.main([f"--out-dir={folder}", "--start=a", "--quantize=int8"]) == 2
     assert "--quantize" in capsys.readouterr().err
+
+
+def test_init_from_names_the_model_in_place_of_a_run_in_out_dir(output, trained):
+    expected = output("--max-new-tokens=30").out
+    assert output("--max-new-tokens=30", f"--init-from={trained}", folder="none").out == expected
+
+
+def test_an_end_of_text_in_the_prompt_is_its_token():
+    tokenizer = SimpleNamespace(end_of_text=7, encode=lambda text: np.array([*map(ord, text)], int))
+    start = "<|endoftext|>a<|endoftext|>bc"
+    assert sample.encode_prompt(start, tokenizer).tolist() == [7, 97, 7, 98, 99]
+    tokenizer.end_of_text = None
+    assert sample.encode_prompt(start, tokenizer).tolist() == [*map(ord, start)]

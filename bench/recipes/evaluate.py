@@ -5,6 +5,7 @@ python -m bench.recipes.evaluate gpt2 --hellaswag hellaswag_val.jsonl --limit 10
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def evaluate(options: Options) -> None:
             "{acc_norm_chars:.4f} (per character, as lm-evaluation-harness), {examples:,} examples"
         )
         lines.append(f"{options.hellaswag}: {line.format(**found)}")
-    print(json.dumps(found) if options.json else "\n".join(lines))
+    finite = {name: None if value == math.inf else value for name, value in found.items()}
+    print(json.dumps(finite) if options.json else "\n".join(lines))
 
 
 def open_model(name: str, ops, device: torch.device):

@@ -67,7 +67,7 @@ class TrainConfig(Config):
     decay_lr: bool = option(
         False, "warm up, then decay to min_lr along a cosine; otherwise constant"
     )
-    warmup_iters: int = option(0, "steps of linear warm-up")
+    warmup_iters: int = option(0, "steps of linear warm-up, with --decay-lr")
     lr_decay_iters: int = option(0, "step at which the decay ends; 0: max_iters")
     min_lr: float = option(0.0, "learning rate from the end of the decay on")
 
