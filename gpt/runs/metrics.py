@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def _tracker(name: str, folder: Path, config: dict) -> Write:
         if name == "wandb":
             import wandb
 
-            return wandb.init(project="gpt-kernels", dir=str(folder), config=config).log
+            project = os.environ.get("WANDB_PROJECT", "gpt-kernels")
+            return wandb.init(project=project, dir=str(folder), config=config).log
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
