@@ -9,12 +9,11 @@ import torch
 
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
-from gpt.models import packed, reference
-from gpt.models.layouts import lecture_from_packed, packed_from_lecture
+from gpt.models import packed
 from gpt.training.muon import Muon
 from gpt.training.optimizers import block_matrices, make_optimizers, schedule_of
 from kernels.torch_ops import OPS
-from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.gpt.configs import CONFIGS, LECTURE
 
 ADAMW = torch.optim.AdamW
 CONFIG = TrainConfig(model=LECTURE)
@@ -163,22 +162,3 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest():
     rest = {name for name, _ in gpt.named_parameters()} - set(MATRICES)
     assert names_of(gpt, *adamw.param_groups) == rest
     assert all(group["lr"] == group["initial_lr"] == 0.02 for group in muon.param_groups)
-
-
-@pytest.mark.parametrize("name", ["lecture", "modern", "grouped"])
-def test_muon_trains_the_reference_and_the_packed_model_alike(name):
-    config = CONFIGS[name]
-    lecture = randomise(reference.GPT(config)).double()
-    packed_model = packed.GPT(config, OPS).double()
-    packed_model.load_state_dict(packed_from_lecture(lecture.state_dict(), config))
-    for gpt in (lecture, packed_model):
-        train_config = replace(CONFIG, optimizer="muon")
-        optimizers = make_optimizers(gpt, train_config, ADAMW, torch.float64)
-        for step in range(3):
-            gpt(draw_tokens(2, 8, step), draw_tokens(2, 8, step + 10))[1].backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-    expected = lecture.state_dict()
-    for name, weight in lecture_from_packed(packed_model.state_dict(), config).items():
-        assert torch.allclose(weight.double(), expected[name].double(), atol=1e-6), name
