@@ -1,18 +1,14 @@
-"""The stages of the lecture: versions 1 to 3 are the same average, and every stage trains."""
-
-import math
+"""The stages of the lecture: versions 1 to 3 are the same average, and later ones build on them."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from gpt.config.model import ModelConfig
-from gpt.data.tokenizers import CharTokenizer
 from gpt.models import lecture
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
 
 VIDEO = ModelConfig(vocab_size=65, block_size=8, n_layer=3, n_head=4, n_embd=32)
-TEXT = "we will be building a model that writes text like this, one character after another. " * 3
 
 
 def draw(*shape):
@@ -117,26 +113,3 @@ def test_stages_before_the_last_ignore_the_switches_of_the_config(stage):
     assert modern.config == plain.config == LECTURE
     assert list(modern.state_dict()) == list(plain.state_dict())
     assert all(map(torch.equal, modern.parameters(), plain.parameters()))
-
-
-@pytest.mark.parametrize("stage", lecture.STAGES)
-def test_every_stage_trains(stage):
-    """After 100 training steps the loss is below the entropy of the characters."""
-    tokenizer = CharTokenizer.of(TEXT)
-    data = torch.from_numpy(tokenizer.encode(TEXT))
-    share = data.bincount() / len(data)
-    entropy = -(share * share.log()).sum().item()
-
-    model = build(stage, ModelConfig(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=16))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
-    generator = torch.Generator().manual_seed(0)
-    losses = []
-    for _ in range(100):
-        start = torch.randint(len(data) - 8, (8, 1), generator=generator) + torch.arange(8)
-        _, loss = model(data[start], data[start + 1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] > math.log(tokenizer.vocab_size) - 0.1
-    assert sum(losses[-10:]) / 10 < entropy
