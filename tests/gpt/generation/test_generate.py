@@ -76,26 +76,6 @@ def test_prompts_of_different_lengths_continue_as_in_the_lecture(name, table, sl
         assert torch.equal(made[:, row], expected.cpu()), f"prompt of {len(prompts[row])} tokens"
 
 
-@pytest.mark.parametrize(
-    ("name", "lengths", "n_layer", "slide"),
-    [
-        ("relu_squared", (2,), 2, 1),
-        ("modern", (3,), 2, 3),
-        ("qkv bias", LENGTHS, 1, 2),
-        ("grouped window", (3,), 1, 2),
-    ],
-)
-def test_the_kernels_generate_the_same_tokens(name, lengths, n_layer, slide):
-    """A few tokens of small models, since the kernels are interpreted, but past the block size."""
-    sizes = {"block_size": 4, "vocab_size": 17, "n_embd": 16, "n_layer": n_layer}
-    prompts, model = prompts_of(lengths, vocab_size=17), build(name, "reference", **sizes)
-    new = 8 if len(lengths) == 1 else 4
-    made = greedy(build(name, "triton", **sizes), prompts, new, slide=slide)
-    for row, prompt in enumerate(prompts):
-        alone = lecture_loop(model, prompt[None], new, slide)[:, 0]
-        assert torch.equal(made[:, row], alone.cpu()), f"the prompt of {len(prompt)} tokens"
-
-
 @pytest.mark.parametrize("step", ["bigram", "average-matrix", "one-head", "layer-norm"])
 def test_the_stages_of_the_lecture_generate(step):
     config = replace(CONFIGS["lecture"], vocab_size=VOCABULARY)
