@@ -34,40 +34,25 @@ def write(folder, **files):
 
 
 @preparation
-def edit(folder, name, **changes):
-    """Change the record of a checkpoint; "train__seed" is a nested key."""
-    changed = record(folder / "run", name)
-    for key, value in changes.items():
-        outer, _, inner = key.rpartition("__")
-        (changed[outer] if outer else changed)[inner] = value
-    sign(folder / "run" / f"{name}.json", changed)
+def remove(folder, pattern):
+    for path in (folder / "run").glob(pattern):
+        path.unlink()
 
 
-@preparation
-def spoil(folder, name):
-    """Put a NaN into the weights of a checkpoint."""
-    path = folder / "run" / record(folder / "run", name)["files"]["weights"]["name"]
+def spoil(folder):
+    """Put a NaN into the weights of the best checkpoint."""
+    path = folder / "run" / record(folder / "run", "best")["files"]["weights"]["name"]
     weights = load_file(path)
     weights["ln_f.weight"][0] = float("nan")
     save_file(weights, path)
     sign_tensors(path)
 
 
-@preparation
-def damage(folder, pattern, change):
-    """Change the bytes of a file, or with None remove the files."""
-    for path in (folder / "run").glob(pattern):
-        path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
-
-
-def flip(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
 def other_text(folder):
     write(other=b"klmnopqrstuv" * 40)(folder)
-    edit("last", train__data=str(folder / "other"))(folder)
+    changed = record(folder / "run")
+    changed["train"]["data"] = str(folder / "other")
+    sign(folder / "run" / "last.json", changed)
 
 
 def named(options):
@@ -78,7 +63,7 @@ def named(options):
 TRAIN = named("""
     --batch-size=0 --activation=swish --out-dir= --n-kv-head=3 --vocab-size=5
     --tokens-per-step=33 --lecture=bigramm --kernels=cuda --device=tpu --device=meta
-    --device=cuda:99 --source-size=3
+    --device=cuda:99 --source-size=3 --data=missing/text --data=FOLDER/text/below --data=a\0b
 """)
 TRAIN += [  # options, what the message contains, preparation of FOLDER
     ("--kernels=torch,attention", "attention", None),
@@ -87,6 +72,7 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     ("--kernels=reference --block-size=99999999", "100000000", None),
     ("--block-size=50", "validation split", None),
     # texts and token files
+    (f"--data={'a' * 300}", "--data", None),
     (f"--data=FOLDER/nothing {NEW}", "nothing", None),
     (f"--data=openwebtext {NEW}", "run python -m gpt.data.prepare openwebtext", None),
     (f"--document-mask {NEW}", "--document-mask needs an end-of-text token", None),
@@ -101,12 +87,8 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     (f"--resume {NEW}", "new/last.json", None),
     (f"--resume --max-iters=2 {RUN}", "4 steps", None),
     (f"{RESUME} --n-layer=3", "--n-layer", None),
-    (RESUME, "last.json", damage("last.json", flip)),
-    (RESUME, "weights", damage("*.weights.*", flip)),
-    (RESUME, "optimizer", damage("*.optimizer.*", None)),
-    (RESUME, "--batch-size", edit("last", train__batch_size=0)),
+    (RESUME, "optimizer", remove("*.optimizer.*")),
     (RESUME, "/other", other_text),
-    (RESUME, "ln_f.weight", spoil("last")),
 ]
 SAMPLE = named("--strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0 --slide=0")
 SAMPLE += [
@@ -118,9 +100,8 @@ SAMPLE += [
     ("--start=FILE:FOLDER/empty", "prompt", write(empty=b"")),
     ("--start=FILE:FOLDER/text", "UTF-8", write(text=b"\xff")),
     (NEW, "best.json", None),
-    (RUN, "weights", damage("*.weights.*", None)),
-    (RUN, "tokenizer", edit("best", tokenizer={"kind": "byte"})),
-    (RUN, "ln_f.weight", spoil("best")),
+    (RUN, "weights", remove("*.weights.*")),
+    (RUN, "ln_f.weight", spoil),
     # generation
     ("--slide=9", "block size", None),
     ("--save-dir=FOLDER/saved", "--quantize int8", None),
@@ -145,6 +126,7 @@ PREPARE = [
     ("FOLDER/a.txt --val-fraction=1", "--val-fraction is 1.0", None),
     ("FOLDER/a.txt --val-fraction=0", "--val-fraction is 0", None),
     ("FOLDER/a.txt --tokenizer=char", "--tokenizer", None),
+    ("FOLDER/text --out-dir=FOLDER/run", "exists; remove it or choose another --out-dir", None),
     ("FOLDER/a.txt", "is not UTF-8", write(**{"a.txt": b"\xff\xfe"})),
 ]
 for content, words in (

@@ -67,13 +67,6 @@ def test_a_text_has_the_right_tokens_in_little_memory(tmp_path, monkeypatch, kin
     assert data.name == "text"
 
 
-@pytest.mark.parametrize("name", ["missing", "missing/text", "a" * 300, "a\0b", "text/below"])
-def test_data_must_exist(tmp_path, name):
-    (tmp_path / "text").write_text("abc")
-    with pytest.raises(UserError, match="--data"):
-        open_data(name, "data", "char")
-
-
 @pytest.mark.parametrize("folder", ["data", "data/shakespeare_char", "cache/gpt-kernels"])
 def test_a_local_copy_is_used_before_a_download_and_a_prepared_one_first(tmp_path, folder):
     (tmp_path / folder).mkdir(parents=True)

@@ -125,13 +125,3 @@ def test_a_missing_datasets_library_raises_user_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         prepare.prepare(config(tmp_path, "openwebtext"))
-
-
-def test_an_existing_folder_is_never_overwritten(tmp_path, capsys):
-    source = write_source(tmp_path / "mine.jsonl")
-    arguments = [source, "--tokenizer=byte", f"--out-dir={tmp_path / 'tokens'}"]
-    assert prepare.main(arguments) == 0
-    before = (tmp_path / "tokens" / "train.bin").stat()
-    assert prepare.main(arguments) == 2
-    assert "already exists; remove it or choose another --out-dir" in capsys.readouterr().err
-    assert (tmp_path / "tokens" / "train.bin").stat() == before
