@@ -1,4 +1,4 @@
-"""Untrusted checkpoints, token files and metrics: any bytes are read as they are or rejected.
+"""Untrusted checkpoints and token files: any bytes are read as they are or rejected.
 
 Rejecting means raising UserError. Any other exception, a hang, or weights that differ from the file
 is a failure.
@@ -18,7 +18,6 @@ from gpt import UserError, files
 from gpt.config.cli import parse_run
 from gpt.data.corpus import open_data
 from gpt.generation.load import load_model
-from gpt.runs.metrics import read_metrics
 from kernels.torch_ops import OPS
 from tests.gpt.runs.test_run_state import Run
 from tests.runs import sign, sign_tensors
@@ -149,13 +148,3 @@ def test_token_files_are_valid_or_rejected(tmp_path_factory, change, name):
         assert len(tokens) >= 2
         assert tokens.int().max() < data.tokenizer.vocab_size
         assert data.tokenizer.decode(tokens.tolist())
-
-
-@many
-@given(st.binary(max_size=80) | changes())
-def test_damaged_metrics_are_valid_lines_or_skipped(tmp_path_factory, change):
-    folder = tmp_path_factory.getbasetemp()
-    content = b'{"step": 1, "loss": 2.5}\n{"step": 2, "val_loss": null}\n'
-    content = change if isinstance(change, bytes) else change(content)
-    (folder / "metrics.jsonl").write_bytes(content)
-    assert all(type(line["step"]) is int for line in read_metrics(folder))
