@@ -1,13 +1,10 @@
 """Decoding with a cache has the logits of the whole context, for rows of any lengths."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-import kernels
 from gpt.generation.kv_cache import CachedGPT
-from gpt.models import packed, reference
+from gpt.models import reference
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
@@ -40,7 +37,10 @@ def assert_follows(cached, model, rows):
 @torch.no_grad()
 def test_decoding_has_the_logits_of_the_whole_context(name, table):
     model, cached = reference_and_cached(name, table, 2)
-    tokens = draw_tokens(2, LECTURE.block_size)
+    config, tokens = model.config, draw_tokens(2, LECTURE.block_size)
+    entry = (config.head_counts[1], config.block_size, config.n_embd // config.n_head)
+    assert cached.cache.shape == (config.n_layer, 2, 2, *entry)  # keys and values, two rows
+    assert cached.cache.dtype == DTYPE
     prefill(cached, [0, 1], tokens[:, :3], [3, 1])
     # the kernels are interpreted: two tokens, of which the second sees the first in the cache
     for new in range(1, LECTURE.block_size - 2 if table == "torch" else 3):
@@ -55,13 +55,3 @@ def test_the_cache_beyond_the_position_is_not_seen():
     tokens = draw_tokens(2, 6)
     prefill(cached, [0, 1], tokens[:, :5], [5, 2])
     assert_follows(cached, model, [tokens[0], tokens[1, :3]])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_the_cache_has_one_entry_per_key_head_in_the_dtype_of_the_model(dtype):
-    config = replace(LECTURE, n_head=4, n_kv_head=2)
-    cached = CachedGPT(packed.GPT(config, kernels.load("torch")).to(dtype), 3)
-    assert cached.cache.shape == (2, 2, 3, 2, LECTURE.block_size, 8)  # half of 4 heads
-    assert cached.cache.dtype == dtype
-    assert cached.decode_one_token(torch.zeros(3, dtype=torch.int64)).dtype == dtype
