@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from gpt.training import distributed
 from tests.gpt.training import sharded
+from tests.runs import metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = """--preset=shakespeare-char --data=python-docs --device=cpu --kernels=torch
@@ -44,8 +45,7 @@ def train(folder, world_size, *options):
 
 def losses(folder, name):
     """Step -> loss."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line[name] for line in lines if name in line}
+    return {line["step"]: line[name] for line in metrics(folder) if name in line}
 
 
 @pytest.fixture(scope="module")
