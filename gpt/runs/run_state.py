@@ -60,6 +60,7 @@ class RunState:
         return cls(**values)
 
 
+@dataclass
 class Saver:
     """Saves a run: training waits for the copy to host memory, a thread writes it to disk.
 
@@ -67,17 +68,14 @@ class Saver:
     on leaving.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        model: Model,
-        optimizers: Optimizers,
-        precision: Precision,
-        description: dict,  # plain JSON that every checkpoint of the run holds
-        keep: int = 0,  # older checkpoints to keep, besides `last` and `best`
-    ):
-        self.folder, self.description, self.keep = folder, description, keep
-        self.model, self.optimizers, self.precision = model, optimizers, precision
+    folder: Path
+    model: Model
+    optimizers: Optimizers
+    precision: Precision
+    description: dict  # plain JSON that every checkpoint of the run holds
+    keep: int = 0  # older checkpoints to keep, besides `last` and `best`
+
+    def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future | None = None
 

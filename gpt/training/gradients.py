@@ -44,26 +44,24 @@ class BatchPlan:
         return batch * self.batch_size
 
 
+@dataclass
 class Gradients:
     """Computes the gradients of a step and leaves them, clipped, in the parameters."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        data: Dataset,
-        plan: BatchPlan,
-        precision: Precision,
-        grad_clip: float = 0.0,  # largest norm of all gradients together; 0 disables it
-    ):
-        self.model, self.optimizers, self.data = model, optimizers, data
-        self.plan, self.precision, self.grad_clip = plan, precision, grad_clip
-        self.parameters = list(model.parameters())  # the walk through all modules, once
+    model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    data: Dataset
+    plan: BatchPlan
+    precision: Precision
+    grad_clip: float = 0.0  # largest norm of all gradients together; 0 disables it
+
+    def __post_init__(self) -> None:
+        self.parameters = list(self.model.parameters())  # the walk through all modules, once
         # 16-bit copies of weights by name, with which the forward pass computes instead
         self.copies: dict[str, torch.Tensor] = {}
         # an optimizer that clips as it updates, if it holds all parameters
-        alone = len(optimizers) == 1 and hasattr(optimizers[0], "clip_grad_norm")
-        self.clipping_optimizer: Any = optimizers[0] if alone else None
+        alone = len(self.optimizers) == 1 and hasattr(self.optimizers[0], "clip_grad_norm")
+        self.clipping_optimizer: Any = self.optimizers[0] if alone else None
 
     def __call__(self, step) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss () and whether a gradient is not finite, as 0. or 1., ().

@@ -1,6 +1,7 @@
 """One training step: gradients, then the update; eagerly or as one CUDA graph."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -13,24 +14,24 @@ from .non_finite import NonFiniteMonitor, NonFinitePolicy
 from .optimizers import Schedule, set_learning_rates
 
 
+@dataclass
 class EagerStep:
     """Call it with the number of a step: it trains the model by that step and returns the loss ().
 
     The host reads the loss of every step and decides whether to update.
     """
 
-    def __init__(
-        self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy, check_interval: int
-    ):
-        self.gradients, self.schedule, self.policy = gradients, schedule, policy
-        self.check_interval, self.optimizers = check_interval, gradients.optimizers
+    gradients: Gradients
+    schedule: Schedule
+    policy: NonFinitePolicy
+    check_interval: int
 
     def __call__(self, step: int) -> torch.Tensor:
-        set_learning_rates(self.optimizers, self.schedule(step))
+        set_learning_rates(self.gradients.optimizers, self.schedule(step))
         scaler = self.gradients.precision.scaler
         loss, bad = self.gradients(step)
         if self._is_finite(step, loss.item(), bool(bad.item())):  # waits for the device
-            for optimizer in self.optimizers:
+            for optimizer in self.gradients.optimizers:
                 scaler.step(optimizer)
         scaler.update()
         self.gradients.clear()
@@ -45,13 +46,14 @@ class EagerStep:
         return False
 
     def check(self) -> None:
-        """Before a checkpoint: raise NonFiniteError, or count what was skipped, if not done yet."""
+        """Before a checkpoint: raise UserError, or count what was skipped, if not done yet."""
 
     def release(self) -> None:
         """Free all memory that the step holds besides the model and the optimizers."""
         self.gradients.clear()
 
 
+@dataclass
 class DeviceStep(EagerStep):
     """The same without waiting for the device: the host runs ahead of it.
 
@@ -59,18 +61,15 @@ class DeviceStep(EagerStep):
     `check`, every `check_interval` steps, when it reads a loss anyway.
     """
 
-    def __init__(
-        self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy, check_interval: int
-    ):
-        super().__init__(gradients, schedule, policy, check_interval)
-        device = gradients.precision.device
+    def __post_init__(self) -> None:
+        device = self.gradients.precision.device
         self.number = torch.zeros((), dtype=torch.int64, device=device)  # of the step
-        self.monitor = NonFiniteMonitor(device, policy)
-        for optimizer in self.optimizers:
+        self.monitor = NonFiniteMonitor(device, self.policy)
+        for optimizer in self.gradients.optimizers:
             optimizer.found_inf = self.monitor.found_inf  # type: ignore[attr-defined]
 
     def __call__(self, step: int) -> torch.Tensor:
-        set_learning_rates(self.optimizers, self.schedule(step))
+        set_learning_rates(self.gradients.optimizers, self.schedule(step))
         self.number.fill_(step)
         loss = self.take(step)
         if (step + 1) % self.check_interval == 0:
@@ -84,7 +83,7 @@ class DeviceStep(EagerStep):
         """Gradients and update of a step, given as a number or as a tensor () on the device."""
         loss, bad = self.gradients(step)
         self.monitor.update(self.number, loss, bad)
-        for optimizer in self.optimizers:
+        for optimizer in self.gradients.optimizers:
             self.gradients.precision.scaler.step(optimizer)
         self.clear()
         return loss
@@ -96,6 +95,7 @@ class DeviceStep(EagerStep):
         self.monitor.check()
 
 
+@dataclass
 class GraphStep(DeviceStep):
     """The same as one CUDA graph: one launch, however many kernels a step has.
 
@@ -107,10 +107,8 @@ class GraphStep(DeviceStep):
 
     must_capture = False  # --step graph: raise UserError if the capture fails
 
-    def __init__(
-        self, gradients: Gradients, schedule: Schedule, policy: NonFinitePolicy, check_interval: int
-    ):
-        super().__init__(gradients, schedule, policy, check_interval)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.graphed = GraphedFunction(
             lambda: self.run(self.number), "the training step", self._on_failure, before=self._send
         )
@@ -149,7 +147,7 @@ class GraphStep(DeviceStep):
 
     def _send(self) -> None:
         """Write the learning rates, and the addresses of the gradients, to the device."""
-        for optimizer in self.optimizers:
+        for optimizer in self.gradients.optimizers:
             if hasattr(optimizer, "send"):
                 optimizer.send()
 

@@ -32,7 +32,7 @@ class Run:
         self.config = TrainConfig(model=model, batch_size=2, optimizer="muon", **changes)
         self.folder, self.model = Path(folder), build(model, ops)
         self.step = small_step(EagerStep, self.model, self.config)
-        self.optimizers, self.data = self.step.optimizers, self.step.gradients.data
+        self.optimizers, self.data = self.step.gradients.optimizers, self.step.gradients.data
         self.precision = self.step.gradients.precision
 
     def saver(self):

@@ -49,7 +49,7 @@ def weights_of(step):
 
 def state_of(step):
     """Copies of everything that an update changes."""
-    states = (s for optimizer in step.optimizers for s in optimizer.state.values())
+    states = (s for optimizer in step.gradients.optimizers for s in optimizer.state.values())
     return weights_of(step) + [value.clone() for s in states for value in s.values()]
 
 

@@ -39,7 +39,7 @@ def train(kind, implementation, change=lambda step: None, **options):
     """The losses of some steps, and the step."""
     step = step_over(kind, implementation, **options)
     change(step)
-    for muon in (one for one in step.optimizers if isinstance(one, Muon)):
+    for muon in (one for one in step.gradients.optimizers if isinstance(one, Muon)):
         for group in muon.param_groups:  # as on a GPU; replays would repeat a Python number
             group["lr"] = torch.as_tensor(group["lr"])
     torch.manual_seed(7)

@@ -61,7 +61,7 @@ def test_clipping_limits_the_norm_of_all_gradients_together():
         step = make_step(grad_clip=grad_clip)
         sgd = torch.optim.SGD(step.gradients.model.parameters(), lr=1.0)
         sgd.param_groups[0]["initial_lr"] = 1.0
-        step.optimizers = step.gradients.optimizers = [sgd]
+        step.gradients.optimizers = [sgd]
         before = weights_of(step)
         step(0)
         pairs = zip(before, weights_of(step), strict=True)
