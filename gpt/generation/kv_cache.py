@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from ..models.layers import Block, LayerCache, MultiHeadAttention
+from ..models.layers import Block, MultiHeadAttention
 from ..models.packed import GPT
 from ..models.residual import total
 
@@ -37,6 +37,7 @@ class CachedGPT:
         shape = (config.n_layer, 2, rows, config.head_counts[1], config.block_size, D)
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # (B,)
+        self.layers = [OneToken(cache, self.position) for cache in self.cache]
 
     def prefill(self, rows, tokens: torch.Tensor, lengths) -> None:
         """Restart the given R rows with the first lengths (R,) of tokens (R, T).
@@ -56,17 +57,9 @@ class CachedGPT:
 
     def decode_one_token(self, token: torch.Tensor) -> torch.Tensor:
         """Append token (B,) to the rows, and return the logits (B, V) of the next one."""
-        layers = [OneToken(cache, self.position) for cache in self.cache]
-        logits, _ = self.model(token, cache=NewTokens(self.position, layers))
+        logits, _ = self.model(token, cache=self)
         self.position += 1
         return logits
-
-
-class NewTokens(NamedTuple):
-    """What `GPT.forward` takes as its cache."""
-
-    position: torch.Tensor  # (R,) of the tokens that are decoded
-    layers: Sequence[LayerCache]
 
 
 class Prefill(NamedTuple):
@@ -81,7 +74,7 @@ class Prefill(NamedTuple):
 
     def keep(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> None:
         T = qkv.shape[1]
-        _, k, v = attention.split_heads(qkv)  # (R, Hkv, T, D)
+        k, v = attention.keys_and_values(qkv)  # (R, Hkv, T, D)
         self.cache[0, self.rows, :, :T], self.cache[1, self.rows, :, :T] = k, v
 
 

@@ -21,7 +21,6 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from ..config.model import ROPE_BASE, ModelConfig
-from .reference import Blocks, EncoderDecoder
 from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
 
 
@@ -123,10 +122,10 @@ class MultiHeadAttention(nn.Module):
         ranges: the keys that each token may see, by `kernels.KeyRanges`.
         """
         dropout_p = self.dropout_p if self.training else 0.0
-        options = {"causal": self.causal, "window": self.window, "dropout_p": dropout_p}
         H, Hkv, _ = self.counts
-        options["ranges"] = ranges
-        return self.ops.attention_qkv(qkv, H, n_kv_head=Hkv, **options, **self.qk_options)
+        options = {"causal": self.causal, "window": self.window, "ranges": ranges}
+        options |= {"n_kv_head": Hkv, "dropout_p": dropout_p} | self.qk_options
+        return self.ops.attention_qkv(qkv, H, **options)
 
     @property
     def qk_options(self) -> dict[str, Any]:
@@ -136,17 +135,15 @@ class MultiHeadAttention(nn.Module):
             options |= {"cos": self.rotary.cos[:, 0], "sin": self.rotary.sin[:, 0]}
         return options
 
-    def split_heads(self, qkv):
-        """Queries (B, H, T, D), keys and values (B, Hkv, T, D)."""
-        H, Hkv, _ = self.counts
-        heads = qkv.unflatten(2, (H + 2 * Hkv, -1))  # (B, T, H + 2 Hkv, D)
-        qk, v = heads.split((H + Hkv, Hkv), dim=2)
+    def keys_and_values(self, qkv):
+        """Keys, normalised and rotated, and values: (B, Hkv, T, D) each."""
+        heads = qkv.unflatten(2, (sum(self.counts), -1))  # (B, T, H + 2 Hkv, D)
+        _, k, v = heads.split(self.counts, dim=2)
         if self.qk_norm:
-            qk = self.ops.rms_norm(qk, None, eps=self.eps)
+            k = self.ops.rms_norm(k, None, eps=self.eps)
         if self.rotary is not None:
-            qk = self.rotary(qk)
-        q, k = qk.split((H, Hkv), dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            k = self.rotary(k)
+        return k.transpose(1, 2), v.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -222,12 +219,3 @@ class DecoderBlock(Block):
         x, y = self.ln3.add(Residual(x, self.sa(y), self.sa.proj.bias, dropout_p))
         x, y = self.ln2.add(Residual(x, self.ca(y, source), self.ca.proj.bias, dropout_p))
         return total(Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p))
-
-
-def make_blocks(config: ModelConfig, ops) -> nn.Sequential | EncoderDecoder:
-    layers = range(config.n_layer)
-    if not config.source_size:
-        return Blocks(*[Block(config, ops) for _ in layers])
-    encoder = [Block(config, ops, causal=False) for _ in layers]
-    decoder = [DecoderBlock(config, ops) for _ in layers]
-    return EncoderDecoder(config.source_size, encoder, Norm(config, ops), decoder)

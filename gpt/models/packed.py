@@ -7,12 +7,14 @@ weights, and a fresh model drawn from the same seed has the same weights.
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size; R rows that are decoded.
 """
 
+from functools import partial
+
 import torch
 import torch.nn as nn
 
 from ..config.model import IGNORE_INDEX, ModelConfig
-from .layers import Norm, PackedProjection, make_blocks
-from .reference import number_documents
+from .layers import Block, DecoderBlock, Norm, PackedProjection
+from .reference import initialise_projections, make_blocks, number_documents
 from .residual import Linear
 
 
@@ -33,7 +35,8 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout_p)
-        self.blocks = make_blocks(config, ops)
+        kinds = [partial(kind, ops=ops) for kind in (Block, DecoderBlock, Norm)]
+        self.blocks = make_blocks(config, *kinds)
         self.ln_f = Norm(config, ops)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
@@ -43,12 +46,7 @@ class GPT(nn.Module):
     def initialise(self) -> None:
         """Draw all weights from the global generator, in the order of the reference."""
         self.apply(self._init_weights)
-        for name, weight in self.blocks.named_parameters():
-            if name.endswith(("proj.weight", "down.weight")):
-                if self.config.projection_init == "scaled":
-                    nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * self.config.n_layer) ** 0.5)
-                elif self.config.projection_init == "zero":
-                    nn.init.zeros_(weight)
+        initialise_projections(self.blocks, self.config)
 
     def _init_weights(self, module):
         if isinstance(module, PackedProjection):

@@ -229,13 +229,24 @@ def number_documents(tokens, end_of_text):
     return is_end.cumsum(1) - is_end.long()
 
 
-def make_blocks(config: ModelConfig) -> nn.Module:
+def make_blocks(config: ModelConfig, block, decoder_block, norm) -> Blocks | EncoderDecoder:
+    """All blocks, by constructors that take the config."""
     layers = range(config.n_layer)
     if not config.source_size:
-        return Blocks(*[Block(config) for _ in layers])
-    encoder = [Block(config, causal=False) for _ in layers]
-    decoder = [DecoderBlock(config) for _ in layers]
-    return EncoderDecoder(config.source_size, encoder, make_norm(config), decoder)
+        return Blocks(*[block(config) for _ in layers])
+    encoder = [block(config, causal=False) for _ in layers]
+    decoder = [decoder_block(config) for _ in layers]
+    return EncoderDecoder(config.source_size, encoder, norm(config), decoder)
+
+
+def initialise_projections(blocks: nn.Module, config: ModelConfig) -> None:
+    """Draw the weights that lead back into the residual stream anew, as --projection-init asks."""
+    for name, weight in blocks.named_parameters():
+        if name.endswith(("proj.weight", "net.2.weight", "down.weight")):
+            if config.projection_init == "scaled":  # GPT-2: one share per residual add
+                nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * config.n_layer) ** 0.5)
+            elif config.projection_init == "zero":  # each block starts as the identity
+                nn.init.zeros_(weight)
 
 
 class GPT(nn.Module):
@@ -252,7 +263,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout_p)
-        self.blocks = make_blocks(config)
+        self.blocks = make_blocks(config, Block, DecoderBlock, make_norm)
         self.ln_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
@@ -263,12 +274,7 @@ class GPT(nn.Module):
         """Draw all weights from the global generator, in the lecture's order."""
         for module in self.modules():  # in the order of `apply`, but shared modules only once
             self._init_weights(module)
-        for name, weight in self.blocks.named_parameters():
-            if name.endswith(("proj.weight", "net.2.weight")):  # back into the residual stream
-                if self.config.projection_init == "scaled":  # GPT-2: one share per residual add
-                    nn.init.normal_(weight, mean=0.0, std=0.02 / (2 * self.config.n_layer) ** 0.5)
-                elif self.config.projection_init == "zero":  # each block starts as the identity
-                    nn.init.zeros_(weight)
+        initialise_projections(self.blocks, self.config)
 
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
