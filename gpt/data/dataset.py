@@ -55,6 +55,17 @@ class Dataset(Protocol):
 class Task(Dataset, Protocol):
     """A dataset of problems whose answers can be graded."""
 
+    held_out: torch.Tensor  # (..., N): the problems of the validation split
+
+    def rows(self, problems: torch.Tensor, block_size: int) -> Batch:
+        """The batch of `problems`, (..., rows) as in `held_out`."""
+
+    def validation_rows(self, block_size: int) -> int:
+        return self.held_out.shape[-1]
+
+    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
+        return self.rows(self.held_out[..., first:][..., :rows], block_size)
+
     def accuracy(self, right: torch.Tensor) -> dict[str, float]:
         """The share of right (N,) bool, the answers to `validation`, in all and by kind."""
         return {"accuracy": right.double().mean().item()}

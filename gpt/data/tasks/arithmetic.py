@@ -61,20 +61,14 @@ class ArithmeticTask(Task):
         drawn = random_integers(seed, first * 3, rows * 3, 1 << 62, self.device).view(rows, 3)
         if split != "train":
             chosen = drawn[:, 0] % len(self.held_out[0])
-            return self._rows(self.held_out[:, chosen], block_size)
+            return self.rows(self.held_out[:, chosen], block_size)
         last = len(self.digits) - 1
         operation = (drawn[:, 0] % (last + 2)).clamp(max=last)  # the last, division, twice as often
         limit, lowest = self.limit[operation], self.lowest[operation]
         a, b = drawn[:, 1] % limit, drawn[:, 2, None] + torch.arange(CANDIDATES, device=self.device)
         b = lowest[:, None] + b % (limit - lowest)[:, None]  # (rows, CANDIDATES)
         trainable = (~is_held_out(a[:, None], b)).int().argmax(1, keepdim=True)  # the first one
-        return self._rows(torch.stack((operation, a, b.gather(1, trainable)[:, 0])), block_size)
-
-    def validation_rows(self, block_size: int) -> int:
-        return self.held_out.shape[1]
-
-    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
-        return self._rows(self.held_out[:, first:][:, :rows], block_size)
+        return self.rows(torch.stack((operation, a, b.gather(1, trainable)[:, 0])), block_size)
 
     def check_model(self, config: ModelConfig) -> None:
         super().check_model(config)
@@ -134,7 +128,7 @@ class ArithmeticTask(Task):
         problem = (number(a, digits), text(sign, a), number(b, digits), text("=", a))
         return torch.cat((*problem, self.write(a, b, sign, digits), text("\n", a)), dim=1)
 
-    def _rows(self, problems: torch.Tensor, block_size: int) -> Batch:
+    def rows(self, problems: torch.Tensor, block_size: int) -> Batch:
         operation, a, b = problems  # (3, N)
         lines, counted, place = [], [], torch.arange(1, block_size + 1, device=self.device)
         for sign, digits in self.digits.items():

@@ -9,6 +9,7 @@ is held out for validation in every format.
 """
 
 import functools
+from calendar import day_name, month_name
 from datetime import date, timedelta
 
 import numpy as np
@@ -21,23 +22,21 @@ from ..dataset import Batch, Row, Task
 from ..tokenizers import CharTokenizer, Tokenizer
 
 FIRST, DAYS = date(1900, 1, 1), 73_049  # to the end of 2099
-MONTHS = ["January", "February", "March", "April", "May", "June"]
-MONTHS += ["July", "August", "September", "October", "November", "December"]
-WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-FORMATS = (
-    "{month} {day}, {year}",
-    "{day} {month} {year}",
-    "{short} {day} {year}",
-    "the {day}{th} of {month} {year}",
-    "{weekday}, {day} {month} {year}",
-    "{weekday}, {month} {day}{th}, {year}",
+FORMATS = (  # of a date, and of the ending of its day
+    "{0:%B} {0.day}, {0.year}",
+    "{0.day} {0:%B} {0.year}",
+    "{0:%b} {0.day} {0.year}",
+    "the {0.day}{1} of {0:%B} {0.year}",
+    "{0:%A}, {0.day} {0:%B} {0.year}",
+    "{0:%A}, {0:%B} {0.day}{1}, {0.year}",
 )
 SOURCE = 32  # the longest has 31 characters
 ANSWER = len("1987-03-05\n")
 BLOCK = SOURCE + ANSWER  # the model's context: a row without its last character
 HELD_OUT = 10  # one day in ten
 PROBLEMS = 10_000  # in the validation split
-TOKENIZER = CharTokenizer.of("".join(["\n =,-0123456789", *MONTHS, *WEEKDAYS, "the of st nd rd"]))
+NAMES = "".join([*month_name, *day_name])
+TOKENIZER = CharTokenizer.of(f"\n =,-0123456789the of st nd rd{NAMES}")
 END = "\n"
 
 
@@ -64,13 +63,7 @@ class DatePairs(Task):
     ) -> Batch:
         table = self.training if split == "train" else self.held_out
         chosen = random_integers(seed, first, rows, len(table), self.device)
-        return self._rows(table[chosen])
-
-    def validation_rows(self, block_size: int) -> int:
-        return len(self.held_out)
-
-    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
-        return self._rows(self.held_out[first:][:rows])
+        return self.rows(table[chosen], block_size)
 
     def check_model(self, config: ModelConfig) -> None:
         if config.block_size != BLOCK or config.source_size not in (0, SOURCE):
@@ -90,8 +83,8 @@ class DatePairs(Task):
             )
         return text.ljust(SOURCE, END) + "="
 
-    def _rows(self, rows: torch.Tensor) -> Batch:
-        line = self.lines[rows].long()  # (rows, BLOCK + 1)
+    def rows(self, problems: torch.Tensor, block_size: int) -> Batch:
+        line = self.lines[problems].long()  # (rows, BLOCK + 1)
         y = line[:, 1:].clone()
         y[:, :SOURCE] = IGNORE_INDEX
         return line[:, :-1], y
@@ -107,9 +100,6 @@ def all_lines() -> torch.Tensor:
 
 def lines_of(day: date) -> list[str]:
     """Whole rows: the day in every format, padded, and its ISO 8601 form."""
-    month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
-    suffix = "th" if 11 <= day.day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
-    parts = {"day": day.day, "th": suffix, "year": day.year, "weekday": weekday}
-    parts |= {"month": month, "short": month[:3]}
+    ending = "th" if 11 <= day.day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
     answer = f"={day.isoformat()}{END}"
-    return [form.format(**parts).ljust(SOURCE, END) + answer for form in FORMATS]
+    return [form.format(day, ending).ljust(SOURCE, END) + answer for form in FORMATS]
