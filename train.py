@@ -32,7 +32,6 @@ from gpt.runs.run_folder import run_folder
 from gpt.runs.run_state import RunState, restore_run
 from gpt.training import distributed
 from gpt.training.make_step import choose_step
-from gpt.training.non_finite import NonFiniteError
 from gpt.training.optimizers import make_optimizers
 from gpt.training.precision import Precision
 from sample import load_ops
@@ -80,13 +79,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
         if config.eval_only:
             print(f"step {state.step}: {in_words(split_losses(run))}")
             return
-        try:
-            finished = train_loop(run, state, folder)
-        except NonFiniteError as error:
-            raise UserError(
-                f"{error}; the last checkpoint in {folder} is intact: continue from it with "
-                "--resume and a lower --learning-rate, or with --nan skip"
-            ) from None
+        finished = train_loop(run, state, folder)
         if finished and distributed.is_main() and config.parallel == "ddp":
             print_sample(run.model, run.data.tokenizer, config.sample, config.seed, device)
 
@@ -133,6 +126,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     if config.compiles_model:
         trained = cast(torch.nn.Module, torch.compile(model, dynamic=False))
     samples = config.sample if distributed.is_main() and config.parallel == "ddp" else 0
+    implementation = f"lecture stage {config.lecture}" if config.lecture else "reference"
     run = Run(
         config=config,
         data=data,
@@ -141,20 +135,13 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
         optimizers=optimizers,
         precision=precision,
         step_class=step_class,
-        kernels=kernel_table(config, ops),
+        kernels={"model": implementation} if ops is None else kernels.serving(ops),
         sample=lambda: sample_text(model, data.tokenizer, samples, config.seed, precision),
     )
     is_auto = config.kernels == "auto" and ops is not None
     why = kernels.explain_auto(device)[1] if is_auto else ""
     print_header(run, why, reason)
     return run
-
-
-def kernel_table(config: TrainConfig, ops: kernels.Ops | None) -> dict[str, str]:
-    """Operation -> the implementation that computes it."""
-    if ops is None:
-        return {"model": f"lecture stage {config.lecture}" if config.lecture else "reference"}
-    return kernels.serving(ops)
 
 
 def with_vocabulary(config: TrainConfig, data: Dataset) -> TrainConfig:

@@ -8,10 +8,6 @@ from .. import UserError
 from . import distributed
 
 
-class NonFiniteError(UserError):
-    """A step was not finite, and `--nan stop` is set. The weights are those of the step before."""
-
-
 class NonFinitePolicy:
     """Raises for, or skips and counts, the steps whose loss or gradients are not finite."""
 
@@ -20,14 +16,17 @@ class NonFinitePolicy:
         self.skipped = 0
 
     def handle(self, step: int, loss: float, bad_gradients: bool, count: int = 1) -> None:
-        """`count` steps were not finite, `step` the last: raise NonFiniteError or print a line."""
+        """`count` steps were not finite, `step` the last: raise UserError or print a line."""
         message = (
             f"step {step}: the loss is {loss:.4g} and the gradients are "
             f"{'not finite' if bad_gradients else 'finite'}, "
             f"on rows {step * self.rows} to {(step + 1) * self.rows - 1}"
         )
         if self.stops:
-            raise NonFiniteError(message)
+            raise UserError(
+                f"{message}; the run's last checkpoint is intact: continue from it with --resume "
+                "and a lower --learning-rate, or with --nan skip"
+            )
         self.skipped += count
         print(f"{message}; skipped ({self.skipped} skipped steps in total)", flush=True)
 
