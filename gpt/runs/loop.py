@@ -23,7 +23,7 @@ from ..training.out_of_memory import take_step
 from ..training.precision import Precision
 from ..training.step import EagerStep, GraphStep
 from .metrics import MetricsLog
-from .profiler import Profiler
+from .profiler import profiler
 from .progress import Progress
 from .run_state import RunState, Saver
 from .signals import StopSignals
@@ -65,8 +65,9 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     progress = _make_progress(run, log, state)
     description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
     saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
-    profiler = Profiler(config.profile and is_main, folder, run.precision.device)
-    with StopSignals() as signals, _prefetched(run) as data, log or nullcontext(), saver, profiler:
+    profiled = profiler(config.profile and is_main, folder, run.precision.device)
+    log_file = log or nullcontext()
+    with StopSignals() as signals, _prefetched(run) as data, log_file, saver, profiled as end_step:
         model, optimizers = run.parallel_model, run.optimizers
         take = make_step(run.step_class, model, optimizers, data, config, run.precision)
         take.policy.skipped = state.skipped
@@ -88,7 +89,7 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
             if stopping or step == config.max_iters:
                 break
             progress.step(step, take_step(take, step))
-            profiler.step()
+            end_step()
     progress.bar.close()
     if step < config.max_iters:
         print(

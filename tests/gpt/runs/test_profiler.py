@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from gpt.runs.profiler import COSTLIEST, NEEDED, STEPS, WAIT, WARM_UP, Profiler
+from gpt.runs.profiler import COSTLIEST, NEEDED, STEPS, WAIT, WARM_UP, profiler
 from tests.runs import metrics, run, tensor_files
 
 LINE = re.compile(r"^ *aten::\S+ +([\d.]+)%", re.M)  # an operation and its share
@@ -30,9 +30,9 @@ def test_profile_writes_a_trace_and_does_not_change_the_run(tmp_path, capsys):
     ("enabled", "steps"), [(True, 0), (True, WAIT), (True, NEEDED - 1), (False, NEEDED)]
 )
 def test_no_trace_without_profile_or_after_too_few_steps(tmp_path, capsys, enabled, steps):
-    with Profiler(enabled, tmp_path, torch.device("cpu")) as profiler:
+    with profiler(enabled, tmp_path, torch.device("cpu")) as end_step:
         for _ in range(steps):
-            profiler.step()
+            end_step()
     assert list(tmp_path.iterdir()) == []
     message = "--profile needs 10 steps, but the run had fewer\n" if enabled else ""
     assert capsys.readouterr().out == message
