@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
@@ -14,32 +15,29 @@ from .metrics import MetricsLog
 from .run_state import RunState
 
 
+@dataclass
 class Progress:
     """Counts steps, and seconds of training without evaluation and saving.
 
     A loss stays on the device unless its step ends a log interval.
     """
 
-    def __init__(
-        self,
-        log: MetricsLog | None,  # None on all ranks but the main one
-        device: torch.device,
-        state: RunState,  # where the run begins or resumes
-        max_iters: int,
-        log_interval: int,
-        tokens_per_step: int,
-        flops_per_step: float,
-    ):
-        self.log, self.device, self.log_interval = log, device, log_interval
-        self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
-        self.peak_flops = hardware.peak_flops(device)
-        self.seconds = state.seconds  # earlier parts of the run included
-        self.first = state
+    log: MetricsLog | None  # None on all ranks but the main one
+    device: torch.device
+    first: RunState  # where the run begins or resumes
+    max_iters: int
+    log_interval: int
+    tokens_per_step: int
+    flops_per_step: float
+
+    def __post_init__(self) -> None:
+        self.peak_flops = hardware.peak_flops(self.device)
+        self.seconds = self.first.seconds  # earlier parts of the run included
         self._unlogged = 0  # steps since the last line
         self._since = time.perf_counter()
         self.bar = tqdm(
-            total=max_iters,
-            initial=state.step,
+            total=self.max_iters,
+            initial=self.first.step,
             unit="step",
             disable=not (sys.stderr.isatty() and distributed.is_main()),
         )

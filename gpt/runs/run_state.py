@@ -37,27 +37,17 @@ class RunState:
     val_loss: float | None = None  # of the evaluation at this step, if there was one
     scores: dict[str, float] = field(default_factory=dict)  # a task's accuracy, with val_loss
 
-    def to_dict(self) -> dict[str, Any]:
-        record = asdict(self)
-        if self.val_loss is None:
-            del record["val_loss"], record["scores"]
-        return record
-
     @classmethod
     def from_dict(cls, record: dict, source: Path) -> "RunState":
         """From a checkpoint's record. Raises UserError if `source` holds no valid state."""
         number = (int, float)
         types: dict[str, Any] = {"step": int, "skipped": int, "seconds": number}
-        types |= {"best_val_loss": number, "val_loss": number, "scores": dict}
-        values = {name: record[name] for name in types if name in record}
-        good = (
-            types.keys() - values.keys() <= {"val_loss", "scores"}
-            and all(isinstance(value, types[name]) for name, value in values.items())
-            and values["step"] >= 0
-        )
-        if not good:
+        types |= {"best_val_loss": number, "val_loss": (*number, type(None)), "scores": dict}
+        values = {"val_loss": None, "scores": {}} | record
+        good = all(isinstance(values.get(name, ...), types[name]) for name in types)
+        if not good or values["step"] < 0:
             raise UserError(f"{source} does not hold the state of a run; it is damaged")
-        return cls(**values)
+        return cls(**{name: values[name] for name in types})
 
 
 @dataclass
@@ -82,7 +72,7 @@ class Saver:
     def save(self, state: RunState, improved: bool) -> None:
         """Save the run as `last`, as `best` if it has improved, and under its step with --keep."""
         self.wait()  # one write at a time, or copies would pile up
-        record = state.to_dict() | self.description
+        record = asdict(state) | self.description
         record["scaler"] = self.precision.scaler.state_dict()
         tensors = {
             "weights": portable_state(self.model),
