@@ -128,7 +128,7 @@ def attention_head_by_head(q, k, v, *, dropout_p=0.0):
 
 REFERENCES = {
     "attention": attention_head_by_head,
-    "rms_norm": lambda x, no_weight: reference.root_mean_square_normalise(x),
+    "rms_norm": lambda x, no_weight: reference.root_mean_square_normalise(x, 1e-5),
 }
 
 
