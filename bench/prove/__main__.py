@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
             "the kernels in Triton's interpreter and `make ledger` compiles them"
         )
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage too
     options.out.mkdir(parents=True, exist_ok=True)
     log, compile_log = (options.out / name for name in LOGS)
     with beside([(compile_kernels,)] if in_plan else [], COMPILE_SHARE * limit, compile_log):
@@ -146,5 +147,4 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage too
     sys.exit(main())

@@ -3,10 +3,7 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -50,7 +47,9 @@ def command(monkeypatch, tmp_path):
         code = prove.main(options, clock=lambda: now[0])
         return code, seconds, saved, stages_of_results()
 
-    return command
+    before = signal.getsignal(signal.SIGTERM)
+    yield command
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_stages_share_the_time_and_what_others_leave(command):
@@ -129,8 +128,13 @@ def test_process_that_dies_fails_one_part(run, tmp_path):
     assert "No module named 'tests.no_such_stage'" in outcome["message"]
 
 
-def test_part_that_hangs_is_killed(run):
-    parts = run("one;hangs;two", seconds=6.0)
+def test_part_that_hangs_is_killed_with_what_it_has_started(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIPE", str(tmp_path / "pipe"))
+    os.mkfifo(tmp_path / "pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)) as pipe:
+        parts = run("one;hangs;two", seconds=4.0)
+        os.set_blocking(pipe.fileno(), True)
+        assert pipe.read() == ""  # once no process has it open
     assert parts.pop("one")["state"] == "passed"
     assert parts == {"hangs": no_time(), "two": no_time()}
 
@@ -143,35 +147,11 @@ def test_what_runs_beside_a_stage_ends_when_the_time_is_over(tmp_path):
     assert "\ncompiled\n" in (tmp_path / "log").read_text()
 
 
-def test_sigterm_keeps_finished_stages_and_ends_every_process(tmp_path):
-    variables = {"PARTS": "one;hangs", "MARK": str(tmp_path)}  # which all its processes inherit
-    command = [sys.executable, "-m", "tests.bench.prove.stage", f"--out={tmp_path}"]
-    command += ["--commit=abc", "--stages=loss,step"]
-    pipes = {"stdout": subprocess.PIPE, "text": True, "cwd": results.REPOSITORY}
-    with subprocess.Popen(command, env=os.environ | variables, **pipes) as process:
-        ended = next(line for line in process.stdout if line.startswith("step:"))
-        assert "at most" in ended  # the stage before it has ended
-        wait_for_processes(tmp_path, 4)  # the command, a tracker, the stage, and what it started
-        process.send_signal(signal.SIGTERM)
-    assert process.returncode == 128 + signal.SIGTERM
-    result = results.read(next(tmp_path.glob("*.json")))
-    assert {name: one["state"] for name, one in result["stages"].items()} == {"loss": "passed"}
-    assert list(tmp_path.glob("*.partial")) == []
-    wait_for_processes(tmp_path, 0)
-
-
-def wait_for_processes(folder: Path, count: int) -> None:
-    """Wait until `count` processes have the folder as their mark."""
-    deadline = time.monotonic() + 60
-    while True:
-        found = []
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                found += [environment] * (f"MARK={folder}".encode() in environment.read_bytes())
-        if len(found) == count:
-            return
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+def test_sigterm_is_an_exit_so_that_the_stage_is_killed(command):
+    command(1.0, "parity")
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_without_a_working_gpu_no_stage_is_run(monkeypatch, capsys, command):
