@@ -23,22 +23,18 @@ def make_row(case, direction, implementation, *microseconds):
     return compare.row(case, direction, implementation, samples, CEILINGS) | MADE
 
 
-def write(root, name, **result):
-    path = root / "bench" / "results" / f"{name}.json"
-    results.write(path, {"schema": results.SCHEMA, **MADE, **result})
-
-
 def write_gpu(root, *rows, name="GPU 9000", date="2026-11-21", **stages):
     state = {"state": "passed", "message": "10 passed", **MADE}
     stages = {stage: state | {"parts": parts} for stage, parts in stages.items()}
-    result = {"date": date, "gpu": GPU | {"name": name}, "ceilings": CEILINGS._asdict()}
-    write(root, f"{name} {date}", **result, stages=stages, rows=list(rows))
+    result = {"schema": results.SCHEMA, "date": date, "stages": stages, "rows": list(rows)}
+    result |= {"gpu": GPU | {"name": name}, "ceilings": CEILINGS._asdict()}
+    results.write(root / "bench" / "results" / f"{name} {date}.json", result)
 
 
-def written(root, page="docs/page.md"):
+def written(root):
     assert report.main([], root) == 0
     assert report.main(["--check"], root) == 0
-    return (root / page).read_text()
+    return (root / "docs" / "page.md").read_text()
 
 
 @pytest.fixture
@@ -52,9 +48,6 @@ def root(tmp_path):
     return tmp_path
 
 
-# --- tables ---------------------------------------------------------------------------------------
-
-
 def test_without_results_every_table_says_not_measured(root):
     page = written(root)
     for name in tables.NAMES:
@@ -65,31 +58,11 @@ def test_without_results_every_table_says_not_measured(root):
     assert "old" not in (root / "README.md").read_text()
 
 
-def test_the_best_peer_is_named_with_the_speedup(root):
+def test_tables_have_the_newest_measurements_of_each_gpu(root):
     times = {"triton": 100.0, "torch": 150.0, "torch.compile": 140.0, "reference": 110.0}
-    write_gpu(root, *(make_row(NORM, "backward", *one) for one in times.items()))
-    readme = written(root, "README.md")
-    line = next(line for line in readme.splitlines() if line.startswith("| LayerNorm"))
-    assert "| not measured | 1.40x torch.compile | not measured | not measured |" in line
-    assert "GPU 9000, driver 580.1" in readme
-    assert "copy 4.00 TB/s, bf16 matrix product 800 TFLOP/s" in readme
-
-
-def test_the_newest_measurement_of_each_gpu_counts(root):
     old, new = (make_row(NORM, "forward", "triton", time) for time in (60.0, 50.0))
-    kept = make_row(NORM, "backward", "triton", 70.0)
-    write_gpu(root, new, make_row(ATTENTION, "both", "torch|flash", 1210.0, 1230.0, 1240.0))
-    write_gpu(root, old, kept, date="2026-11-20")
-    write_gpu(root, kept, name="Another")
-    page = written(root)
-    assert "| forward | triton | 50.0 |" in page
-    assert "| forward | triton | 60.0 |" not in page
-    assert page.count("| backward | triton | 70.0 |") == 2
-    assert "- Another, driver" in page
-    assert "| both | torch\\|flash | 1,230.0 | 1,218.0-1,236.0 |" in page
-
-
-def test_the_stages_of_make_prove_have_tables(root):
+    kept = [make_row(NORM, "backward", *one) for one in times.items()]
+    both = make_row(ATTENTION, "both", "torch|flash", 1210.0, 1230.0, 1240.0)
     step = {"preset": "gpt2", "kernels": "torch", "compile": True, "step": "graph"}
     step |= {"batch_size": 32, "block_size": 1024, "milliseconds": 60.0, "mfu": 0.478}
     step |= {"tokens_per_second": 546_133.3, "peak_memory_bytes": 15 * 2**30}
@@ -97,12 +70,21 @@ def test_the_stages_of_make_prove_have_tables(root):
     kernel = {"preset": "gpt2", "kernel": "a_kernel", "launches": 12, "microseconds": 350.1}
     write_gpu(
         root,
+        *(new, both),
         step={"slow": {"figures": step}, "fast": {"figures": ours}, "nanogpt": {"state": "failed"}},
         loss={"speedrun": {"figures": {"val_loss": 1.46951, "step": 1050, "seconds": 5.123}}},
         profile={"gpt2": {"figures": [kernel | {"share": 0.0875}]}},
     )
+    write_gpu(root, old, *kept, date="2026-11-20")
+    write_gpu(root, kept[0], name="Another")
     page = written(root)
     for line in (
+        "| 1.40x torch.compile | not measured | not measured |",  # the best peer
+        "GPU 9000, driver 580.1",
+        "- Another, driver",
+        "copy 4.00 TB/s, bf16 matrix product 800 TFLOP/s",
+        "| forward | triton | 50.0 |",
+        "| both | torch\\|flash | 1,230.0 | 1,218.0-1,236.0 |",
         "| gpt2 | 32 x 1,024 | triton, graph | 55.39 | 1.00x | 546,133 | 48% | 15.0 |\n"
         "| gpt2 | 32 x 1,024 | torch compiled, graph | 60.00 | 1.08x | 546,133 | 48% | 15.0 |",
         "| speedrun | 1.4695 | 1,050 | 5.12 |",
@@ -110,6 +92,8 @@ def test_the_stages_of_make_prove_have_tables(root):
         "| step | passed | 10 passed | abc |",
     ):
         assert line in page
+    assert "| forward | triton | 60.0 |" not in page
+    assert page.count("| backward | triton | 100.0 |") == 2
 
 
 @pytest.mark.parametrize(
@@ -125,9 +109,6 @@ def test_unknown_or_unmatched_markers_are_an_error(root, capsys, text, message):
     assert report.main([], root) == 2
     assert message in capsys.readouterr().err
     assert (root / "docs" / "other.md").read_text() == text
-
-
-# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_a_table_or_picture_is_stale_when_its_results_or_its_drawing_change(root, capsys):
