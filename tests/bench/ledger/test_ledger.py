@@ -120,7 +120,9 @@ def row(**columns) -> dict:
     return text | lists | zeros | {"loads": {"16": 1}, "tensor": {}, "registers": 40} | columns
 
 
+NORM, CHANGED, ATOMIC, UNSAFE = row(), row(registers=48), row(atomics=3), row(overwritten=2)
 OTHER = row(key="attention_forward_kernel() M=64 num_warps=4", target="80", architectures=[80])
+BROKEN = {"target": "90", "key": "x", "error": "why"}
 
 
 @pytest.fixture
@@ -137,49 +139,36 @@ def command(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rows", "change"),
+    ("committed", "found", "options", "problem"),
     [
-        ([row(), OTHER], f"80 {OTHER['key']}: is new"),
-        ([], f"90 {row()['key']}: is gone"),
-        ([row(registers=48, loads={"8": 2})], "loads {'16': 1} -> {'8': 2}, registers 40 -> 48"),
+        ([NORM], [row(cases=[])], "", None),
+        ([NORM], [NORM, OTHER], "", f"80 {OTHER['key']}: is new"),
+        ([NORM, OTHER], [OTHER], "", f"90 {NORM['key']}: is gone"),
+        ([NORM, OTHER], [NORM], "--kernel layer_norm", None),
+        ([NORM, OTHER], [NORM], "--arch sm_90", None),
+        ([NORM], [CHANGED | {"loads": {"8": 2}}], "", "{'16': 1} -> {'8': 2}, registers 40 -> 48"),
+        # broken rules, even if committed
+        ([ATOMIC], [ATOMIC], "", "has 3 atomic instructions"),
+        ([UNSAFE], [UNSAFE], "", "overwrites 2 operands"),
+        ([BROKEN], [BROKEN], "", "90 x: does not compile: why"),
     ],
 )
-def test_change_must_be_written_to_pass_the_check(command, rows, change):
-    command([row()], "--write")
-    assert command([row(cases=[])], "--check")[0] == 0
-    code, printed = command(rows, "--check")
-    assert (code, change in printed) == (1, True)
-    command(rows, "--write")
-    assert command(rows, "--check")[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("broken", "finding"),
-    [
-        (row(atomics=3), "has 3 atomic instructions"),
-        (row(overwritten=2), "overwrites 2 operands"),
-        ({"target": "90", "key": "x", "error": "why"}, "90 x: does not compile: why"),
-    ],
-)
-def test_broken_rule_fails_even_if_committed(command, broken, finding):
-    command([broken], "--write")
-    code, printed = command([broken], "--check")
-    assert (code, finding in printed) == (1, True)
-    assert broken["key"] in command([broken])[1]  # printed
+def test_changes_and_broken_rules_fail_the_check(command, committed, found, options, problem):
+    command(committed, "--write")
+    code, printed = command(found, "--check", *options.split())
+    assert (code, (problem or "1 kernels follow every rule") in printed) == (bool(problem), True)
+    assert all(one["key"] in command(found)[1] for one in found)  # printed
 
 
 def test_other_version_of_triton_is_checked_by_the_rules_only(command, monkeypatch):
-    command([row()], "--write")
+    command([NORM], "--write")
     monkeypatch.setattr(triton, "__version__", "3.99.0")
-    code, printed = command([row(registers=48)], "--check")
+    code, printed = command([CHANGED], "--check")
     assert (code, "triton 3.99.0: only the rules are checked" in printed) == (0, True)
-    assert command([row(atomics=1)], "--check")[0] == 1
+    assert command([ATOMIC], "--check")[0] == 1
 
 
-def test_selection_is_written_and_checked_alone(command):
-    command([OTHER, row()], "--write")
-    assert command([row()], "--check", "--kernel", "layer_norm")[0] == 0
-    assert command([row()], "--check", "--arch", "sm_90")[0] == 0
-    command([row(registers=48)], "--write", "--kernel", "layer_norm")
-    assert command([OTHER, row(registers=48)], "--check")[0] == 0
-    assert command([row(registers=48)], "--check")[0] == 1  # OTHER is gone
+def test_selection_is_written_alone(command):
+    command([OTHER, NORM], "--write")
+    command([CHANGED], "--write", "--kernel", "layer_norm")
+    assert command([OTHER, CHANGED], "--check")[0] == 0
