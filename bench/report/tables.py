@@ -6,6 +6,7 @@ column title -> cell. `RECIPE_TABLES` are printed as their recipe wrote them.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from bench.baselines import OURS
 from bench.results import stem
@@ -142,11 +143,10 @@ def speed(result: dict) -> str:
     }
     parts, missing = [provenance(result)], []
     for operation, passes in {case.operation: timed.passes(case) for case in timed.GPU}.items():
-        rows = [row for row in result["rows"] if row["operation"] == operation]
         rows = [
             row | {"tflop_s": f"{row['tflop_s']:,.0f}" if "tflop_s" in row else ""}
-            for row in rows
-            if row["pass"] in passes
+            for row in result["rows"]
+            if row["operation"] == operation and row["pass"] in passes
         ]
         if rows:
             parts.append(f"**{operation}**\n\n{markdown(table(columns, rows))}")
@@ -206,15 +206,13 @@ def profile(rows: list[dict]) -> list[dict]:
     return table(columns, (row for row in rows if row["share"] >= MIN_FRACTION))
 
 
-def losses(rows: list[dict]) -> list[dict]:
-    """The time of training to nanoGPT's best validation loss on tiny shakespeare."""
-    columns = {
-        "run": "{run}",
-        "validation loss": "{val_loss:.4f}",
-        "steps": "{step:,}",
-        "training time, s": "{seconds:.2f}",
-    }
-    return table(columns, rows)
+# the time of training to nanoGPT's best validation loss on tiny shakespeare
+LOSSES = {
+    "run": "{run}",
+    "validation loss": "{val_loss:.4f}",
+    "steps": "{step:,}",
+    "training time, s": "{seconds:.2f}",
+}
 
 
 def ledger_table(to_cells: Callable, version: str, rows: list[dict]) -> str:
@@ -255,7 +253,7 @@ GPU_TABLES = {  # name -> rows of a table, and the stage of make prove that meas
     "proof": (proof, None),
     "steps": (steps, "step"),
     "profile": (profile, "profile"),
-    "losses": (losses, "loss"),
+    "losses": (partial(table, LOSSES), "loss"),
 }
 LEDGER_TABLES = {"ledger": kernel_cells, "ledger-summary": summary_cells}
 RECIPE_TABLES = (
