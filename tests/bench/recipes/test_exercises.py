@@ -53,31 +53,29 @@ def test_features_are_compared_seed_by_seed(monkeypatch):
     assert rows["the lecture's modules"]["difference"] == ""
 
 
-def test_accuracies_are_written_to_a_result_file(in_process, tmp_path, monkeypatch):
-    runs = {"small": f"{SMALL} --preset addition --data addition-1"}
-    exercise = EXERCISES["pairs"] | {"seeds": [1, 2], "runs": runs}
-    monkeypatch.setitem(EXERCISES, "pairs", exercise)
+def test_results_of_runs_are_written_to_result_files(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(common.results, "RESULTS", tmp_path)
-    assert exercises.main(["pairs"]) == 0
-    (path,) = tmp_path.glob("exercises-pairs-*.json")
-    rows = json.loads(path.read_text())["rows"]
-    found = [(row["model"], row["seed"], row["steps"]) for row in rows]
+    options, text = f"{SMALL} --preset quickstart", write_text(tmp_path)
+    calculators = {"small": f"{SMALL} --preset addition --data addition-1"}
+    runs = {"pretrain": f"{options} --data {text}", "finetune": options}
+    changes = {
+        "pairs": {"seeds": [1, 2], "runs": calculators},
+        "finetune": {"seeds": [1], **runs},
+        "int8": {"seeds": [1], "runs": {"small": options}},
+    }
+    for name, changed in changes.items():
+        monkeypatch.setitem(EXERCISES, name, EXERCISES[name] | changed)
+    assert exercises.main([*changes, f"--text={text}"]) == 0
+    pairs, finetune, int8 = (
+        json.loads(next(tmp_path.glob(f"exercises-{name}-*.json")).read_text())["rows"]
+        for name in changes
+    )
+    found = [(row["model"], row["seed"], row["steps"]) for row in pairs]
     assert found == [("small", 1, 4), ("small", 2, 4)]
-    assert all(row["accuracy"].endswith("%") for row in rows)
-
-
-def test_finetuning_is_compared_with_training_from_scratch(in_process, tmp_path):
-    options = f"{SMALL} --preset quickstart"
-    pretrain = f"{options} --data {write_text(tmp_path, 900)}"
-    exercise = {"seeds": [1], "pretrain": pretrain, "finetune": options}
-    rows = exercises.finetune(exercise, str(write_text(tmp_path)))
-    assert [row["step"] for row in rows] == [0, 2, 4]
-    assert rows[0]["from scratch"] != rows[0]["initialised from python-docs"]
-
-
-def test_sizes_and_perplexities_of_int8_weights_are_those_of_the_files(in_process, tmp_path):
-    exercise = {"seeds": [1], "runs": {"small": f"{SMALL} --preset quickstart"}}
-    (row,) = exercises.int8(exercise, str(write_text(tmp_path)))
+    assert all(row["accuracy"].endswith("%") for row in pairs)
+    assert [row["step"] for row in finetune] == [0, 2, 4]
+    assert finetune[0]["from scratch"] != finetune[0]["initialised from python-docs"]
+    (row,) = int8
     assert 0 < row["int8 size, MB"] < row["size, MB"] == pytest.approx(0.03, abs=0.02)
     change = float(row["increase"].rstrip("%")) / 100
     assert row["int8 perplexity"] == pytest.approx(row["perplexity"] * (1 + change), rel=1e-4)
