@@ -3,8 +3,6 @@
 import json
 import re
 
-import matplotlib
-import pytest
 from matplotlib import pyplot
 
 from bench.results import REPOSITORY
@@ -20,23 +18,15 @@ def test_the_notebook_has_no_outputs():
         assert (cell["outputs"], cell["execution_count"]) == ([], None)
 
 
-@pytest.fixture
-def _off_screen():
-    before = matplotlib.get_backend()
-    matplotlib.use("Agg")
-    yield
-    pyplot.close("all")
-    matplotlib.use(before)
-
-
-@pytest.mark.usefixtures("_off_screen")
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GPT_KERNELS_RUN", str(tmp_path / "out"))
     monkeypatch.setenv("GPT_KERNELS_OPTIONS", " ".join(TINY))
     monkeypatch.setenv("TRITON_INTERPRET", "0")  # the interpreter would take most of the time
+    pyplot.switch_backend("Agg")  # off the screen
     names = {"__name__": "__main__"}
     for number, cell in enumerate(CELLS, 1):
         exec(compile("".join(cell["source"]), f"{PATH.name}, code cell {number}", "exec"), names)
+    pyplot.close("all")
     assert len(names["maps"]) == 4  # two layers of two heads
     assert {"reference", "torch"} <= names["results"].keys()
     printed = capsys.readouterr().out
