@@ -47,6 +47,7 @@ RUNS = 3  # at most, within the time
 COPIED = 2**27  # numbers of 16 bits: more than any cache holds
 LOW = "bfloat16"
 
+Peers = dict[str, Path | None]  # the lecture's gpt.py, and a checkout of nanoGPT
 # generate(tokens (B, 1), new) appends `new` tokens to each row, and yields `count` whenever `count`
 # more tokens per row are on the host
 Generate = Callable[[torch.Tensor, int], Iterator[int]]
@@ -62,11 +63,6 @@ class Decoder(NamedTuple):
         dtype = f"int8 and {self.dtype}" if self.int8 else self.dtype
         slide = f", slide {self.slide}" if self.slide > 1 else ""
         return f"{self.implementation}, {dtype}{slide}"
-
-
-class Peers(NamedTuple):
-    lecture: Path | None = None  # its gpt.py
-    nanogpt: Path | None = None  # a checkout
 
 
 def decoders(model: str, device: torch.device) -> list[Decoder]:
@@ -88,19 +84,17 @@ def sizes(model: str) -> ModelConfig:
     return replace(PRESETS[model].model, vocab_size=VOCABULARY[model])
 
 
-def make_generate(
-    config: ModelConfig, decoder: Decoder, device: torch.device, peers: Peers
-) -> Generate:
+def make_generate(config: ModelConfig, decoder: Decoder, device, peers: Peers) -> Generate:
     """A model of these sizes with random weights, as a function that generates."""
     dtype, name = getattr(torch, decoder.dtype), decoder.implementation
     torch.manual_seed(0)
-    if name in Peers._fields and getattr(peers, name) is None:
+    if name in peers and peers[name] is None:
         raise ValueError(f"its file is missing; give --{name}")
     if name == "lecture":
-        model = checkouts.lecture(peers.lecture, config.vocab_size, device)
+        model = checkouts.lecture(peers["lecture"], config.vocab_size, device)
         return in_pieces(model.to(device).eval())
     if name == "nanogpt":
-        model = checkouts.nanogpt(peers.nanogpt, vars(config)).to(device).eval()
+        model = checkouts.nanogpt(peers["nanogpt"], vars(config)).to(device).eval()
         return in_pieces(model, torch.autocast(device.type, dtype, dtype != torch.float32))
     model = build(config, None if name == "reference" else kernels.load(name, device))
     if decoder.int8:
@@ -127,21 +121,21 @@ def in_pieces(model, context=None) -> Generate:
     return run
 
 
-def compare(model: str, batch: int, device: torch.device, seconds: float, peers: Peers):
-    """Time every decoder for about `seconds` each; returns rows, and lines for those that failed.
+def compare(model: str, batch: int, device, seconds: float, peers: Peers) -> Iterator[dict]:
+    """Print and yield the row of every decoder, timed for about `seconds`; print the failures.
 
     Each row has its speedup over the first decoder, the model's own implementation.
     """
     copy = copy_rate(make_timer(device), COPIED)
-    rows, lines, baseline = [], [], None
+    baseline = None
     for number, decoder in enumerate(decoders(model, device)):
         row = attempt(measure, model, batch, decoder, device, seconds, peers, copy)
         if isinstance(row, Failed):
-            lines.append(f"{model}, batch {batch}, {decoder}: {row.reason}")
+            print(f"{model}, batch {batch}, {decoder}: {row.reason}", flush=True)
             continue
         baseline = row["tokens/s"] if number == 0 else baseline
-        rows.append(row | {"speedup": f"{row['tokens/s'] / baseline:.1f}" if baseline else ""})
-    return rows, lines
+        speedup = f"{row['tokens/s'] / baseline:.1f}" if baseline else ""
+        yield common.show(row | {"speedup": speedup})
 
 
 def measure(model, batch, decoder, device, seconds, peers, copy: float) -> dict:
@@ -197,12 +191,6 @@ def rounded(value: float) -> float:
     return round(value) if value >= 100 else float(f"{value:.3g}")
 
 
-describe = (
-    "{model}, batch {batch}, {implementation}: {tokens/s:,} tokens/s "
-    "({tokens per row:,} per row), memory limit {memory limit, tokens/s:,}"
-).format_map
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = common.parser(__doc__)
     add = parser.add_argument
@@ -213,18 +201,17 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="auto")
     add("--seconds", type=float, default=20.0, help="of timing, per implementation")
     options = parser.parse_args(arguments)
-    device, peers = hardware.choose_device(options.device), Peers(options.lecture, options.nanogpt)
-    rows = []
+    device = hardware.choose_device(options.device)
+    peers, rows = {"lecture": options.lecture, "nanogpt": options.nanogpt}, []
+    table, machine = "decode", ""
+    if device.type == "cuda":
+        machine = "{name}, driver {driver}, torch {torch}, triton {triton}".format(**results.gpu())
+        table = "decode-gpu"
     for model in options.model or NEW:
         for batch in options.batch or BATCHES:
-            found, failures = compare(model, batch, device, options.seconds, peers)
-            print("\n".join([*map(describe, found), *failures]), flush=True)
-            rows += found
-            if options.json and device.type == "cuda":
-                machine = "{name}, driver {driver}, torch {torch}, triton {triton}"
-                common.write("decode-gpu", rows, options.json, machine.format(**results.gpu()))
-            elif options.json:
-                common.write("decode", rows, options.json)
+            rows += compare(model, batch, device, options.seconds, peers)
+            if options.json:
+                common.write(table, rows, options.json, machine)
     return 0
 
 

@@ -1,5 +1,6 @@
 """The timing of generation: the decoders and the rows."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ def test_a_row_for_each_decoder_is_written(given, missing, monkeypatch, tmp_path
     assert result["table"] == "decode"
     expected = [one for one in decode.decoders("lecture", CPU) if one.implementation != missing]
     for row, decoder in zip(result["rows"], expected, strict=True):
-        assert decode.describe(row) in printed
+        assert json.dumps(row) in printed
         found = (row["implementation"], row["tokens per row"], row["runs"])
         assert found == (str(decoder), 12, decode.RUNS)
         read = decode.bytes_per_token(SMALL, 3, decoder, 12)
