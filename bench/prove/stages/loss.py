@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from bench.prove.stage import Outcome, failed, no_time, passed
+from bench.recipes.common import evaluations
 from bench.results import REPOSITORY
-from gpt.runs.metrics import read_metrics
 
 TARGET_LOSS = 1.4697  # nanoGPT's README, shakespeare_char on one A100
 EVAL_INTERVAL = 25
@@ -51,5 +51,4 @@ def work(part: str, seconds: float) -> Outcome:
 
 def first_evaluation(run: Path) -> dict | None:
     """The first evaluation of a run that reaches the loss, or None."""
-    losses = ((line.get("val_loss"), line) for line in read_metrics(run))
-    return next((line for loss, line in losses if loss is not None and loss <= TARGET_LOSS), None)
+    return next((line for line in evaluations(run) if line["val_loss"] <= TARGET_LOSS), None)
