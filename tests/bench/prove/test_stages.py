@@ -1,14 +1,19 @@
-"""The stages of `make prove`: how each of them judges what it has measured."""
+"""The stages of `make prove`: what each of them measures, and how it judges that."""
 
+import pytest
 import torch
 
+from bench import training
 from bench.prove.stage import failed, no_time, passed
-from bench.prove.stages import loss, parity, repeat, sanitize, speed
+from bench.prove.stages import loss, parity, profile, repeat, sanitize, speed
 from bench.prove.stages.tune import neighbours
 from bench.workloads.steps import TrainingStep
+from gpt.config.model import ModelConfig
 from kernels import torch_ops
+from tests.bench.peers import NANOGPT
 from tests.runs import CPU, SIZES, write_text
 
+DEVICE = torch.device("cpu")
 ROW = {"shape": "x", "precision": "x", "pass": "x", "implementation": "triton"}
 
 
@@ -65,7 +70,7 @@ def test_bench_keeps_what_was_measured_before_a_failure():
 
 def test_repeat_compares_the_bits_of_a_training_step():
     sizes = {"rows": 2, "block_size": 8, "n_head": 2, "n_embd": 16}
-    run = repeat.seeded(TrainingStep("lecture"), torch_ops.OPS, torch.device("cpu"), **sizes)
+    run = repeat.seeded(TrainingStep("lecture"), torch_ops.OPS, DEVICE, **sizes)
     loss, *gradients = run()
     assert len(gradients) == 28  # two blocks of 11, two tables, a norm and a head with biases
     assert all(map(torch.equal, (loss, *gradients), run()))
@@ -79,3 +84,38 @@ def test_neighbours_of_a_tile_differ_in_one_number():
     assert neighbours((64, 8)) == [(32, 8), (128, 8), (64, 4), (64, 16)]
     assert neighbours(3) == [1, 2, 4, 6]
     assert neighbours({64: (128, True)}) == [{64: (64, True)}, {64: (256, True)}]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch", "nanogpt"])
+def test_step_has_rates_and_spread(implementation, monkeypatch, tmp_path):
+    model = ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16, dropout=0.2)
+    monkeypatch.setitem(training.SIZES, "lecture", {"model": model, "batch_size": 3})
+    (tmp_path / "model.py").write_text(NANOGPT)
+    row = training.measure("lecture", training.Variant(implementation), DEVICE, 0.0, tmp_path)
+    assert row["steps"] == training.MIN_GROUPS * training.GROUP
+    assert row["tokens_per_second"] == pytest.approx(3 * 8 / row["milliseconds"] * 1e3)
+    low, high = row["milliseconds_p20_p80"]
+    assert 0 < low <= row["milliseconds"] <= high
+    assert row["mfu"] is None  # the peak of a CPU is unknown
+
+
+def test_first_evaluation_at_or_below_the_loss_counts(tmp_path):
+    written = ""
+    for step, key, value in ((25, "val_loss", 1.5), (30, "loss", 1.1), (50, "val_loss", 1.4697)):
+        assert loss.first_evaluation(tmp_path) is None
+        written += f'{{"step": {step}, "{key}": {value}}}\n'
+        (tmp_path / "metrics.jsonl").write_text(written + '{"step": 80, "val_l')
+    assert loss.first_evaluation(tmp_path)["step"] == 50
+
+
+def test_kernels_of_a_replay_are_grouped_by_kind():
+    events = [("nvjet_sm90_tst", 30.0), ("attention_forward_kernel", 40.0)]
+    events += [("void cublasLt::splitKreduce_kernel<32>", 10.0), ("Memset (Unknown)", 4.0)]
+    events += [("void at::native::reduce_kernel<128>", 6.0), ("attention_forward_kernel", 10.0)]
+    rows = profile.kernel_rows("gpt2", events)
+    assert [(row["kernel"], row["launches"], row["share"]) for row in rows] == [
+        ("attention_forward_kernel", 2, 0.5),
+        ("matrix products of cuBLAS", 2, 0.4),
+        ("PyTorch's other kernels", 1, 0.06),
+        ("copies and fills", 1, 0.04),
+    ]
