@@ -5,10 +5,8 @@ Each of ours has an equal there, so that a folder for `transformers` can hold it
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
-from itertools import islice, pairwise
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,6 @@ LARGEST_VOCABULARY = 1 << 22  # four times the largest in use
 # of the tokens and merges of GPT-2, as _ours joins them
 GPT2_SHA256 = "9e52e2d09323136cf31fca11e3a80463fe013e9ccfa1c04ac36c8bb825af904d"
 UNREADABLE = ("tokenizer.model", "spiece.model", "vocab.txt", "vocab.json", "merges.txt")
-CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # between two words
-PIECE, AT_ONCE = 1 << 14, 16  # characters of a piece, and pieces that are encoded in parallel
 
 # the printable character that stands for each byte in the vocabulary of a byte-level encoding
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
@@ -66,32 +62,18 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        pieces = self._pieces(text)
-        tokens = [np.empty(0, np.int64)]
         try:
-            while batch := list(islice(pieces, AT_ONCE)):
-                encoded = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-                tokens += [np.array(each.ids, dtype=np.int64) for each in encoded]
+            (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         except Exception as error:  # the library raises no other class
             raise UserError(f"the tokenizer cannot encode the text: {error}") from None
-        return np.concatenate(tokens)
+        return np.array(encoded.ids, dtype=np.int64)
 
-    def _pieces(self, text: str) -> Iterator[str]:
-        start = 0
-        while self._can_cut and (cut := CUT.search(text, start + PIECE)):
-            yield text[start : cut.start()]
-            start = cut.start()
-        yield text[start:]
-
-    @cached_property
-    def _can_cut(self) -> bool:
-        """Whether a text may be cut between two words: the library needs 170 bytes a character."""
-        record, split = self.record(), self._tokenizer.pre_tokenizer
-        if split is None or (record["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-            return False
-        parts = [[part for part, _ in split.pre_tokenize_str(s)] for s in ("ab", " cd", "ab cd")]
-        spelled = [token["content"] for token in record["added_tokens"]]
-        return parts[0] + parts[1] == parts[2] and not any(map(CUT.search, spelled))
+    def split(self, text: str) -> list[str]:
+        """The parts of a text that no token connects; all of it if a normalizer may change it."""
+        pre_tokenizer, normalizer = self._tokenizer.pre_tokenizer, self.record()["normalizer"]
+        if pre_tokenizer is None or normalizer not in (None, {"type": "NFC"}):
+            return [text]
+        return [part for part, _ in pre_tokenizer.pre_tokenize_str(text)]
 
     def decode(self, tokens: Iterable[int]) -> str:
         return self._tokenizer.decode([int(t) for t in tokens], skip_special_tokens=False)

@@ -23,6 +23,7 @@ UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete 
 # the last place, if any, where a token ends by the patterns of GPT-2 and its successors: before a
 # space between words, before a Chinese comma or full stop, after a single line break
 CUT = re.compile(r".*(?:\S(?= \w)|[^\W_](?=[\u3001\u3002\uff0c])|\S\n(?=\w))", re.DOTALL)
+PROBES = (("a", " b"), ("1.", " 世"), ("a\n", "b"), (".\n", "1"), ("世", "\uff0ca"))  # with a `CUT`
 
 
 class CharTokenizer:
@@ -167,16 +168,16 @@ def from_json(record: object) -> Tokenizer:
 def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:
     """The same documents in pieces whose tokens, joined, are those of the whole document.
 
-    A text stays whole if it has no `CUT`, or the tokenizer adds something in front of a text. The
-    time is linear in the text.
+    A text stays whole if it has no `CUT`, or the tokenizer has tokens that reach over one. The time
+    is linear in the text.
     """
     if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
         yield from texts
         return
-    one, two, both = (tokenizer.encode(text).tolist() for text in ("a\n", "b", "a\nb"))
+    can_cut = isinstance(tokenizer, GPT2Tokenizer) or _can_cut(tokenizer)
     held: list[str] = []
     for text, ends in texts:
-        found = CUT.match(text) if one + two == both and not ends else None
+        found = CUT.match(text) if can_cut and not ends else None
         end = len(text) if ends else found.end() if found else 0
         if end or ends:
             yield "".join([*held, text[:end]]), ends
@@ -184,6 +185,15 @@ def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:
         held.append(text[end:])
     if any(held):
         yield "".join(held), True
+
+
+def _can_cut(tokenizer: HuggingFaceTokenizer) -> bool:
+    """Whether no token reaches over a `CUT`; of white space, an added one may."""
+    added = tokenizer.record()["added_tokens"]
+    if any(token["rstrip"] or CUT.match(f"a{token['content']}b") for token in added):
+        return False
+    split = tokenizer.split
+    return all(split(left) + split(right) == split(left + right) for left, right in PROBES)
 
 
 def _code_points(text: str) -> np.ndarray:

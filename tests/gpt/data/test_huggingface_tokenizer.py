@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gpt import UserError
 from gpt.data import huggingface_tokenizer as huggingface
-from gpt.data.tokenizers import ByteTokenizer, CharTokenizer, for_text, from_json, read_tokenizer
+from gpt.data.tokenizers import ByteTokenizer, CharTokenizer, from_json, read_tokenizer
+from gpt.data.tokenizers import whole_tokens as pieces_of
 from tests.gpt.data.test_tokenizers import assert_round_trip, small_gpt2
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -78,20 +79,30 @@ def test_ours_are_recognised_in_a_folder(tmp_path, monkeypatch):
     assert read_tokenizer(tmp_path).to_json()["kind"] == "huggingface"
 
 
-@pytest.mark.parametrize("text", [sentencepiece(), EQUALS["gpt2"][1].text])
-def test_a_long_text_has_the_tokens_of_the_library(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "PIECE", 3)
+BYTE_LEVEL = EQUALS["gpt2"][1].text
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cut"),
+    [
+        (sentencepiece(), False),  # each piece would start with a space
+        (BYTE_LEVEL, True),
+        (BYTE_LEVEL.replace("<|endoftext|>", "of the"), False),
+    ],
+)
+def test_the_pieces_of_a_text_have_the_tokens_of_the_library(text, is_cut, tmp_path):
     save(tmp_path, {"tokenizer.json": text})
-    tokenizer = for_text(str(tmp_path / "tokenizer.json"), "")
+    tokenizer = read_tokenizer(tmp_path / "tokenizer.json")
     library = tokenizers.Tokenizer.from_str(text)
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True
     expected = library.encode(TEXT * 3, add_special_tokens=False).ids
-    assert tokenizer.encode(TEXT * 3).tolist() == expected
+    pieces = [piece for piece, _ in pieces_of(tokenizer, [(TEXT, False)] * 3)]
+    assert (len(pieces) > 1) == is_cut
+    assert [token for piece in pieces for token in tokenizer.encode(piece)] == expected
     assert_round_trip(tokenizer, TEXT)
     assert tokenizer.encode("a\ud800").tolist() == tokenizer.encode("a\ufffd").tolist()
-    assert tokenizer.decode([tokenizer.end_of_text]) in ("</s>", "<|endoftext|>")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +144,7 @@ FULL = {character: number for number, character in enumerate(huggingface.BYTES)}
     ],
 )
 def test_unusable_folders_are_refused(files, message, tmp_path):
-    with pytest.raises(UserError, match="is not char, byte or gpt2"):
-        for_text(str(tmp_path), "")
+    assert read_tokenizer(tmp_path) is None
     save(tmp_path, files)
     with pytest.raises(UserError, match=message):
         read_tokenizer(tmp_path)

@@ -121,12 +121,6 @@ def test_pieces_are_short_and_found_in_linear_time(monkeypatch, part, longest):
     assert sum(len(call.args[0]) for call in tokenizers.CUT.match.call_args_list) == len(text)
 
 
-def test_a_tokenizer_that_marks_the_start_of_a_text_gets_it_whole():
-    tokenizer = small_gpt2()
-    tokenizer.encode = lambda text: ByteTokenizer().encode(" " + text)  # as Llama's does
-    assert list(whole_tokens(tokenizer, [("a b c", False), (" d", False)])) == [("a b c d", True)]
-
-
 def test_gpt2_without_its_table_raises_user_error(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
