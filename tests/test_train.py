@@ -46,7 +46,7 @@ def test_reference_torch_and_triton_have_equal_losses(tmp_path, preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_preset_trains_with_its_options(tmp_path, preset, capsys):
     # small sizes and a text, because the data of the larger presets is not on every machine
-    options = ["--tokenizer=char", "--source-size=0"]
+    options = ["--tokenizer=char"]
     options += ["--gradient-accumulation-steps=2"] if preset.startswith("gpt2") else []
     assert run(tmp_path / "out", *options, preset=preset) == 0
     assert capsys.readouterr().out.startswith(f"preset {preset}")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 import kernels
 from gpt import UserError, hardware
 from gpt.config.base import Config, option
@@ -57,7 +55,8 @@ def evaluate(options: Options) -> None:
     text = read_text(Path(options.text)) if options.text else ""
     path = Path(options.hellaswag)
     examples = hellaswag.examples(path, options.limit) if options.hellaswag else []
-    model, tokenizer = open_model(options.model, load_ops(options.kernels, device), device)
+    ops = load_ops(options.kernels, device)
+    model, tokenizer, _ = load_pretrained(options.model, ops, device)
     found, lines = {"model": options.model}, []
     if options.text:
         found |= text_metrics(model, tokenizer, text, model.config.block_size, precision)
@@ -76,14 +75,6 @@ def evaluate(options: Options) -> None:
         lines.append(f"{options.hellaswag}: {line.format(**found)}")
     finite = {name: None if value == math.inf else value for name, value in found.items()}
     print(json.dumps(finite) if options.json else "\n".join(lines))
-
-
-def open_model(name: str, ops, device: torch.device):
-    """The model of a run or of pretrained weights, and its tokenizer."""
-    model, tokenizer, _ = load_pretrained(name, ops, device)
-    if model.config.source_size:
-        raise UserError(f"{name} is an encoder-decoder, which cannot score a text")
-    return model, tokenizer
 
 
 if __name__ == "__main__":

@@ -131,13 +131,7 @@ def int8(exercise: dict, text: str) -> list[dict]:
     return rows
 
 
-RECIPES = {
-    "arithmetic": accuracies,
-    "features": features,
-    "finetune": finetune,
-    "int8": int8,
-    "pairs": accuracies,
-}
+RECIPES = {"arithmetic": accuracies, "features": features, "finetune": finetune, "int8": int8}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -258,6 +258,6 @@ GPU_TABLES = {  # name -> rows of a table, and the stage of make prove that meas
 LEDGER_TABLES = {"ledger": kernel_cells, "ledger-summary": summary_cells}
 RECIPE_TABLES = (
     *("quickstart", "decode", "decode-gpu", "reliability", "ladder", "exercises-arithmetic"),
-    *("exercises-features", "exercises-finetune", "exercises-int8", "exercises-pairs"),
+    *("exercises-features", "exercises-finetune", "exercises-int8"),
 )
 NAMES = ("gpu", "speed", "pictures", *GPU_TABLES, *LEDGER_TABLES, *RECIPE_TABLES)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from .. import UserError
 
@@ -32,6 +32,8 @@ def flag(name: str) -> str:
 class Config:
     """A dataclass of options: validated when it is created, written to and read from JSON."""
 
+    removed: ClassVar[dict[str, Any]] = {}  # options of older versions -> the only value they had
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -54,6 +56,8 @@ class Config:
         """The config of a record, with defaults for what it lacks; errors start with `source`."""
         if not isinstance(record, dict) or not record:
             raise UserError(f"{source} has no {cls.__name__}; it is damaged or of another version")
+        removed = cls.removed
+        record = {n: v for n, v in record.items() if n not in removed or v != removed[n]}
         types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
         if unknown := record.keys() - types.keys():
             names = ", ".join(sorted(unknown))

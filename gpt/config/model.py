@@ -1,7 +1,7 @@
 """The architecture of a model: its sizes and switches."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .. import UserError
 from .base import Config, option
@@ -13,6 +13,8 @@ IGNORE_INDEX = -1  # the target of positions that the loss skips, as in nanoGPT 
 @dataclass(frozen=True)
 class ModelConfig(Config):
     """The architecture alone: not how the model is trained, nor which kernels compute it."""
+
+    removed: ClassVar = {"source_size": 0}
 
     vocab_size: int = option(0, "number of tokens, padding included; 0: the tokenizer's")
     block_size: int = option(256, "context length in tokens", at_least=1)
@@ -39,7 +41,6 @@ class ModelConfig(Config):
     window: int = option(0, "attend to this many tokens, the current one included; 0: to all")
     document_mask: bool = option(False, "attend only within a document, which end-of-text ends")
     end_of_text: int = option(-1, "token after a document; -1: the tokenizer's", at_least=-1)
-    source_size: int = option(0, "tokens of the context that an encoder reads; 0: no encoder")
     logit_softcap: float = option(0.0, "squash logits into (-cap, cap), as in Gemma 2; 0: off")
     projection_init: Literal["normal", "scaled", "zero"] = option(
         "normal", "initialisation of the projections into the residual stream"
@@ -55,12 +56,6 @@ class ModelConfig(Config):
             raise UserError(f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}")
         if self.n_kv_head and self.n_head % self.n_kv_head:
             raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}")
-        if self.source_size >= self.block_size:
-            raise UserError(
-                f"--source-size {self.source_size} must be less than --block-size {self.block_size}"
-            )
-        if self.document_mask and self.source_size:
-            raise UserError("--document-mask is not available with --source-size; remove one")
         if self.position == "rope" and self.n_embd // self.n_head % 2:
             raise UserError("--position rope needs an even head size, n_embd / n_head")
 

@@ -128,21 +128,11 @@ _CALCULATOR = replace(  # + - * and / with a scratchpad
     eval_interval=500,
 )
 
-_DATES = replace(  # an encoder reads the source, the decoder attends to it
-    _ADDITION,
-    preset="dates",
-    model=replace(_ADDITION.model, block_size=43, source_size=32, n_layer=2, n_head=4),
-    data="dates",
-    batch_size=64,
-    max_iters=600,
-    eval_interval=200,
-)
-
 PRESETS = {
     config.preset: config
     for config in (
         *(_QUICKSTART, _LECTURE_FAST, _LECTURE, _LECTURE_SMALL, _SHAKESPEARE_CHAR, _SPEEDRUN),
-        *(_ADDITION, _CALCULATOR, _DATES, _GPT2),
+        *(_ADDITION, _CALCULATOR, _GPT2),
         _larger_gpt2("gpt2-medium", 24, 16, 1024),
         _larger_gpt2("gpt2-large", 36, 20, 1280),
         _larger_gpt2("gpt2-xl", 48, 25, 1600),

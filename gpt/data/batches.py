@@ -53,7 +53,6 @@ class TokenDataset(Dataset):
         return x.view(-1, block_size), y.view(-1, block_size)
 
     def check_model(self, config: ModelConfig) -> None:
-        super().check_model(config)
         block_size = config.block_size
         for split, tokens in (("training", self.train), ("validation", self.val)):
             if len(tokens) <= block_size:

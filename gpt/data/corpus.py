@@ -68,7 +68,7 @@ def open_data(
         f"run python -m gpt.data.prepare {name} --out-dir {prepared}"
         if name in KNOWN
         else "give a text file, a folder with train.bin and val.bin, shakespeare, python-docs, "
-        "addition-3, calculator or dates"
+        "addition-3 or calculator"
     )
     raise UserError(f"--data {name}: no such file or folder; {advice}")
 

@@ -4,7 +4,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from .. import UserError
 from ..config.model import ModelConfig
 from .tokenizers import Tokenizer
 
@@ -45,10 +44,6 @@ class Dataset(Protocol):
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise UserError if a model of these sizes cannot be trained on this data."""
-        if config.source_size:
-            raise UserError(
-                f"--source-size needs data of pairs, such as dates, and {self.name} has none; use 0"
-            )
 
 
 @runtime_checkable

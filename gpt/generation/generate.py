@@ -58,7 +58,7 @@ def generate(
         return
     model.eval()
     text = Text(tokens, max_new_tokens, model.config.block_size, slide)
-    if use_cache and isinstance(model, GPT) and not model.config.source_size:
+    if use_cache and isinstance(model, GPT):
         yield from _with_cache(model, text, sampling, generator)
     else:
         yield from _without_cache(model, text, sampling, generator)

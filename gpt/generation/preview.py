@@ -35,20 +35,19 @@ def print_sample(
     tokens = _tokens(model, tokenizer, length, seed, device, cache=True)
     for _, text in in_order(tokens, [TextStream(tokenizer.stream())]):
         print(text, end="", flush=True)
-    if length and not model.config.source_size:
+    if length:
         print()
 
 
 def _tokens(
     model: Model, tokenizer: Tokenizer, length: int, seed: int, device: torch.device, cache: bool
 ) -> Iterator[torch.Tensor]:
-    """`length` tokens (1,) after token 0, as in the lecture; none from a model with an encoder.
+    """`length` tokens (1,) after token 0, as in the lecture.
 
     The seed is the same each time, so that only the model changes, and the run's generators are
     not used.
     """
     prompt = torch.zeros((1, 1), dtype=torch.long, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    length = 0 if model.config.source_size else length
     sampling = Sampling(vocab_size=tokenizer.vocab_size)
     return generate(model, prompt, length, sampling, generator=generator, use_cache=cache)

@@ -15,9 +15,8 @@ def build(config: ModelConfig, ops, stage: str = "") -> Model:
     if config.vocab_size < 1:
         raise UserError("the model needs a vocabulary; --vocab-size must be at least 1")
     C, T, L = config.n_embd, config.block_size, config.n_layer
-    encoders, width = int(config.source_size > 0), sum(config.feed_forward_widths)
     numbers = (
-        ((1 + 2 * encoders) * 4 * C + (1 + encoders) * width) * L * C
+        (4 * C + sum(config.feed_forward_widths)) * L * C
         + (config.vocab_size + T) * C
         + (ops is None) * L * config.n_head * T**2  # each head keeps one, as in the lecture
     )

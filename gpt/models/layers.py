@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 
 from ..config.model import ROPE_BASE, ModelConfig
 from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
@@ -98,11 +97,10 @@ class Rotary(nn.Module):
 class MultiHeadAttention(nn.Module):
     """The lecture's heads as one batch dimension (its exercise 1)."""
 
-    def __init__(self, config: ModelConfig, ops, causal=True):
+    def __init__(self, config: ModelConfig, ops):
         super().__init__()
         self.ops = ops
-        self.causal = causal
-        self.window = config.window if causal else 0
+        self.window = config.window
         self.counts = config.head_counts
         self.dropout_p = config.dropout
         self.qk_norm, self.eps = config.qk_norm, config.norm_eps
@@ -123,7 +121,7 @@ class MultiHeadAttention(nn.Module):
         """
         dropout_p = self.dropout_p if self.training else 0.0
         H, Hkv, _ = self.counts
-        options = {"causal": self.causal, "window": self.window, "ranges": ranges}
+        options = {"window": self.window, "ranges": ranges}
         options |= {"n_kv_head": Hkv, "dropout_p": dropout_p} | self.qk_options
         return self.ops.attention_qkv(qkv, H, **options)
 
@@ -171,10 +169,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Transformer block: communication followed by computation, (B, T, C) or `Residual`."""
 
-    def __init__(self, config: ModelConfig, ops, causal=True):
+    def __init__(self, config: ModelConfig, ops):
         super().__init__()
         self.dropout_p = config.dropout
-        self.sa = MultiHeadAttention(config, ops, causal)
+        self.sa = MultiHeadAttention(config, ops)
         self.ffwd = FeedForward(config, ops)
         self.ln1 = Norm(config, ops)
         self.ln2 = Norm(config, ops)
@@ -184,38 +182,3 @@ class Block(nn.Module):
         x, y = self.ln1.add(stream)
         x, y = self.ln2.add(Residual(x, self.sa(y, cache, ranges), self.sa.proj.bias, dropout_p))
         return Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p)
-
-
-class CrossAttention(MultiHeadAttention):
-    """Queries from the text; keys and values from a source, all of which every query sees."""
-
-    def forward(self, x, source):
-        C, (H, Hkv, _) = x.shape[-1], self.counts
-        widths = (C, 2 * Hkv * C // H)
-        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(widths)
-        into_q, into_kv = self.qkv.weight.split(widths)  # (C, C), (2 Hkv D, C)
-        q = F.linear(x, into_q, bias[0]).unflatten(2, (H, -1))  # (B, T, H, D)
-        kv = F.linear(source, into_kv, bias[1]).unflatten(2, (2 * Hkv, -1))
-        k, v = kv.chunk(2, dim=2)  # (B, S, Hkv, D) each
-        if self.qk_norm:
-            q, k = (self.ops.rms_norm(each, None, eps=self.eps) for each in (q, k))
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-        dropout_p = self.dropout_p if self.training else 0.0
-        out = self.ops.attention(q, k, v, causal=False, dropout_p=dropout_p)  # (B, H, T, D)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-class DecoderBlock(Block):
-    """A block with cross-attention in the middle, (B, T, C) -> (B, T, C)."""
-
-    def __init__(self, config: ModelConfig, ops):
-        super().__init__(config, ops)
-        self.ca = CrossAttention(config, ops)
-        self.ln3 = Norm(config, ops)
-
-    def forward(self, x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        dropout_p = self.dropout_p if self.training else 0.0
-        x, y = self.ln1.add(x)
-        x, y = self.ln3.add(Residual(x, self.sa(y), self.sa.proj.bias, dropout_p))
-        x, y = self.ln2.add(Residual(x, self.ca(y, source), self.ca.proj.bias, dropout_p))
-        return total(Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p))

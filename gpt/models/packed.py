@@ -7,14 +7,12 @@ weights, and a fresh model drawn from the same seed has the same weights.
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size; R rows that are decoded.
 """
 
-from functools import partial
-
 import torch
 import torch.nn as nn
 
 from ..config.model import IGNORE_INDEX, ModelConfig
-from .layers import Block, DecoderBlock, Norm, PackedProjection
-from .reference import initialise_projections, make_blocks, number_documents
+from .layers import Block, Norm, PackedProjection
+from .reference import Blocks, initialise_projections, number_documents
 from .residual import Linear
 
 
@@ -35,8 +33,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout_p)
-        kinds = [partial(kind, ops=ops) for kind in (Block, DecoderBlock, Norm)]
-        self.blocks = make_blocks(config, *kinds)
+        self.blocks = Blocks(*[Block(config, ops) for _ in range(config.n_layer)])
         self.ln_f = Norm(config, ops)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:

@@ -4,13 +4,12 @@ This file is the reference that the kernels are tested against. It follows "Let'
 scratch, in code, spelled out" line by line and keeps its parameter names, so that a `state_dict`
 saved by the lecture's own `gpt.py` loads unchanged and gives the same bits. Later papers' changes
 (RoPE, QK norm, RMSNorm, a tied head, other activations, heads that share keys and values, a sliding
-window) are spelled out in the same way, and so are the encoder and the cross-attention of the
-lecture's notes. Each has a switch in `ModelConfig` that is off in the lecture's preset.
+window) are spelled out in the same way. Each has a switch in `ModelConfig` that is off in the
+lecture's preset.
 
 Letters: B batch, T time, C channels (n_embd), V vocabulary, D head size.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -83,12 +82,11 @@ def rotate(x):
 
 
 class Head(nn.Module):
-    """One head of self-attention, or of cross-attention if it is given a source."""
+    """One head of self-attention."""
 
-    def __init__(self, config: ModelConfig, causal=True):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.causal = causal  # in a decoder; in an encoder all tokens see each other
         head_size = config.n_embd // config.n_head
         self.key = nn.Linear(config.n_embd, head_size, bias=config.has_qkv_bias)
         self.query = nn.Linear(config.n_embd, head_size, bias=config.has_qkv_bias)
@@ -96,37 +94,35 @@ class Head(nn.Module):
         self.register_buffer("tril", torch.tril(torch.ones(config.block_size, config.block_size)))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, source=None, documents=None):
+    def forward(self, x, documents=None):
         T = x.shape[1]
-        source = x if source is None else source  # where keys and values come from
-        k = self.key(source)  # (B, T, D)
+        k = self.key(x)  # (B, T, D)
         q = self.query(x)  # (B, T, D)
         if self.config.qk_norm:
             k, q = (root_mean_square_normalise(each, self.config.norm_eps) for each in (k, q))
-        if self.config.position == "rope" and source is x:
+        if self.config.position == "rope":
             k, q = rotate(k), rotate(q)
         # attention scores ("affinities")
         wei = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # (B, T, D) @ (B, D, T) -> (B, T, T)
-        if self.causal:
-            seen = self.tril[:T, :T]
-            if self.config.window:  # hide tokens further back (Jiang et al. 2023, Mistral)
-                seen = seen.triu(1 - self.config.window)
-            if documents is not None:  # hide tokens of other documents
-                seen = seen * (documents[:, :, None] == documents[:, None, :])  # (B, T, T)
-            wei = wei.masked_fill(seen == 0, float("-inf"))  # (B, T, T)
+        seen = self.tril[:T, :T]
+        if self.config.window:  # hide tokens further back (Jiang et al. 2023, Mistral)
+            seen = seen.triu(1 - self.config.window)
+        if documents is not None:  # hide tokens of other documents
+            seen = seen * (documents[:, :, None] == documents[:, None, :])  # (B, T, T)
+        wei = wei.masked_fill(seen == 0, float("-inf"))  # (B, T, T)
         wei = F.softmax(wei, dim=-1)  # (B, T, T)
         wei = self.dropout(wei)
         # the weighted aggregation of the values
-        v = self.value(source)  # (B, T, D)
+        v = self.value(x)  # (B, T, D)
         return wei @ v  # (B, T, T) @ (B, T, D) -> (B, T, D)
 
 
 class MultiHeadAttention(nn.Module):
     """Several heads in parallel, with their outputs side by side, then mixed by a projection."""
 
-    def __init__(self, config: ModelConfig, causal=True):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads = nn.ModuleList([Head(config, causal) for _ in range(config.n_head)])
+        self.heads = nn.ModuleList([Head(config) for _ in range(config.n_head)])
         group = config.n_head // config.head_counts[1]
         for h, head in enumerate(self.heads):  # a group shares one key (Ainslie et al. 2023)
             first = self.heads[h - h % group]
@@ -134,8 +130,8 @@ class MultiHeadAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, source=None, documents=None):
-        out = torch.cat([head(x, source, documents) for head in self.heads], dim=-1)  # (B, T, C)
+    def forward(self, x, documents=None):
+        out = torch.cat([head(x, documents) for head in self.heads], dim=-1)  # (B, T, C)
         return self.dropout(self.proj(out))
 
 
@@ -159,15 +155,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Transformer block: communication followed by computation."""
 
-    def __init__(self, config: ModelConfig, causal=True):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.sa = MultiHeadAttention(config, causal)
+        self.sa = MultiHeadAttention(config)
         self.ffwd = FeedForward(config)
         self.ln1 = make_norm(config)
         self.ln2 = make_norm(config)
 
     def forward(self, x, documents=None):
-        x = x + self.sa(self.ln1(x), documents=documents)
+        x = x + self.sa(self.ln1(x), documents)
         x = x + self.ffwd(self.ln2(x))
         return x
 
@@ -181,62 +177,10 @@ class Blocks(nn.Sequential):
         return x
 
 
-class DecoderBlock(Block):
-    """A block with cross-attention in the middle: communication with a source as well."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__(config)
-        self.ca = MultiHeadAttention(config, causal=False)
-        self.ln3 = make_norm(config)
-
-    def forward(self, x, source):
-        x = x + self.sa(self.ln1(x))
-        x = x + self.ca(self.ln3(x), source)
-        x = x + self.ffwd(self.ln2(x))
-        return x
-
-
-class EncoderDecoder(nn.Module):
-    """The blocks of a model that turns one text into another (Vaswani et al. 2017 translate).
-
-    A row of tokens is a source of fixed length and the text that the model continues. The encoder
-    reads the source, in which every token sees every other. Each block of the decoder attends to
-    it: queries come from the text, keys and values from the source.
-    """
-
-    def __init__(self, source_size: int, encoder: list, norm: nn.Module, decoder: list):
-        super().__init__()
-        self.source_size = source_size
-        self.encoder = nn.Sequential(*encoder)
-        self.norm = norm  # of the encoder's output
-        self.decoder = nn.ModuleList(decoder)
-
-    def forward(self, x):
-        source, x = x.split((self.source_size, x.shape[1] - self.source_size), dim=1)
-        source = self.norm(self.encoder(source))  # (B, S, C)
-        for block in self.decoder:
-            x = block(x, source)  # (B, T - S, C)
-        return torch.cat((source, x), dim=1)
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        yield from self.encoder
-        yield from self.decoder
-
-
 def number_documents(tokens, end_of_text):
     """The number of each token's document in its row (B, T); `end_of_text` is its last token."""
     is_end = tokens == end_of_text
     return is_end.cumsum(1) - is_end.long()
-
-
-def make_blocks(config: ModelConfig, block, decoder_block, norm) -> Blocks | EncoderDecoder:
-    """All blocks, by constructors that take the config."""
-    layers = range(config.n_layer)
-    if not config.source_size:
-        return Blocks(*[block(config) for _ in layers])
-    encoder = [block(config, causal=False) for _ in layers]
-    decoder = [decoder_block(config) for _ in layers]
-    return EncoderDecoder(config.source_size, encoder, norm(config), decoder)
 
 
 def initialise_projections(blocks: nn.Module, config: ModelConfig) -> None:
@@ -263,7 +207,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.embedding_dropout_p)
-        self.blocks = make_blocks(config, Block, DecoderBlock, make_norm)
+        self.blocks = Blocks(*[Block(config) for _ in range(config.n_layer)])
         self.ln_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tied_head:

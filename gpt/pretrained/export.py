@@ -71,7 +71,7 @@ def equal_of(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
 
 def _rename(config: ModelConfig, ours: State, run: Path) -> State:
     """Weights under the names of `transformers`, and zero for a bias that the model lacks."""
-    switches = ("qk_norm", "head_bias", "logit_softcap", "window", "document_mask", "source_size")
+    switches = ("qk_norm", "head_bias", "logit_softcap", "window", "document_mask")
     used = {switch for switch in switches if getattr(config, switch)}
     used |= {config.norm, config.position} - {"layer_norm", "learned"}
     used |= {config.activation} - set(ACTIVATIONS.values())

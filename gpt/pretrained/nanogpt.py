@@ -6,6 +6,7 @@ the weights that its optimizer decays: a file without either is an old one.
 """
 
 import fcntl
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,14 @@ def _convert(path: Path, content: dict, given: dict[str, Any]) -> None:
     options |= {"data": data, "data_dir": data_dir, "tokenizer": kind, "out_dir": str(path.parent)}
     options = PRESETS["shakespeare-char"].to_dict() | options | {"model": model.to_dict()}
     train = TrainConfig.from_dict(options, path)
-    state = RunState.from_dict(RunState().to_dict() | progress, path)
+    state = RunState.from_dict(asdict(RunState()) | progress, path)
     tokenizer = open_data(data, data_dir, kind).tokenizer
     if tokenizer.vocab_size != (gpt2 or model).vocab_size:
         raise UserError(
             f"{data} has {tokenizer.vocab_size} tokens, but the model in {path} was trained on "
             f"{model.vocab_size}; name its data with --data or --data-dir"
         )
-    record = {**state.to_dict(), "train": train.to_dict(), "tokenizer": tokenizer.to_json()}
+    record = {**asdict(state), "train": train.to_dict(), "tokenizer": tokenizer.to_json()}
     tensors = {"weights": weights, "optimizer": moments, "random": {}}
     record["scaler"] = {}
     checkpoint.save(path.parent, {"best": ("weights",), "last": ALL_KINDS}, tensors, record)

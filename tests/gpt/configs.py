@@ -43,13 +43,6 @@ CONFIGS = {
     ),
 }
 
-_WITH_SOURCE = replace(LECTURE, source_size=3)
-ENCODERS = {  # models with an encoder and a decoder
-    "encoder": _WITH_SOURCE,
-    "grouped encoder": replace(_WITH_SOURCE, n_head=4, n_kv_head=2, window=3),
-    "modern encoder": replace(_WITH_SOURCE, **ROTARY, qkv_bias=True, projection_init="scaled"),
-}
-
 
 @torch.no_grad()
 def randomise(model, seed=0):

@@ -4,18 +4,15 @@ import re
 
 from ..dataset import Task
 from .arithmetic import DIGITS, ArithmeticTask, addition, result, with_work
-from .dates import DatePairs
 
 
 def is_task(name: str) -> bool:
-    """Whether `--data` names a task: addition-1 to -8, calculator, calculator-direct or dates."""
-    return re.fullmatch(r"addition-[1-8]|calculator(-direct)?|dates", name) is not None
+    """Whether `--data` names a task: addition-1 to -8, calculator or calculator-direct."""
+    return re.fullmatch(r"addition-[1-8]|calculator(-direct)?", name) is not None
 
 
 def open_task(name: str) -> Task:
     """The task of that name, which `is_task` accepts."""
-    if name == "dates":
-        return DatePairs()
     if name.startswith("addition"):
         return ArithmeticTask(name, {"+": int(name[-1])}, addition)
     return ArithmeticTask(name, DIGITS, result if name.endswith("direct") else with_work)

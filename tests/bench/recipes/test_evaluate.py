@@ -13,6 +13,7 @@ from gpt.data.tokenizers import CharTokenizer
 from gpt.exercises import hellaswag
 from gpt.models.packed import GPT
 from gpt.pretrained import export
+from gpt.pretrained.load import load_pretrained
 from gpt.runs.portable_state import portable_state
 from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
@@ -58,7 +59,7 @@ def test_the_loss_of_a_text_is_the_mean_over_its_tokens(folder, tmp_path, capsys
     path = tmp_path / "text"
     path.write_text(TEXT, encoding="utf-8")
     scores = scores_of(folder, capsys, f"--text={path}", f"--kernels={implementation}")
-    model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
+    model, tokenizer, _ = load_pretrained(str(folder), OPS, CPU)
     tokens, block, count = tokenizer.encode(TEXT).tolist(), model.config.block_size, len(TEXT)
     total = 0.0
     for place in range(1, count):
@@ -74,7 +75,7 @@ def test_the_loss_of_a_text_is_the_mean_over_its_tokens(folder, tmp_path, capsys
 
 
 def test_a_perplexity_too_large_for_a_float_is_infinite(folder):
-    model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
+    model, tokenizer, _ = load_pretrained(str(folder), OPS, CPU)
     model.lm_head.weight.data *= 1e6
     scores = text_metrics(model, tokenizer, TEXT, model.config.block_size, FP32)
     assert math.log(sys.float_info.max) < scores["loss"] < scores["perplexity"] == math.inf
@@ -85,7 +86,7 @@ def test_the_scores_of_an_ending_are_its_sum_and_that_by_token_and_by_character(
     folder, implementation
 ):
     ops = OPS if implementation == "torch" else None
-    model, tokenizer = evaluate.open_model(str(folder), ops, CPU)
+    model, tokenizer, _ = load_pretrained(str(folder), ops, CPU)
     scores = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32)
     for ending, found in zip(ENDINGS, scores.tolist(), strict=True):
         tokens = tokenizer.encode(f"{CONTEXT} {ending}").tolist()
@@ -102,7 +103,7 @@ def write_examples(path, *rows):
 
 
 def test_accuracies_are_fractions_of_correct_endings(folder, tmp_path, capsys):
-    model, tokenizer = evaluate.open_model(str(folder), OPS, CPU)
+    model, tokenizer, _ = load_pretrained(str(folder), OPS, CPU)
     scores = hellaswag.score(model, tokenizer, CONTEXT, ENDINGS, FP32)
     by_sum, by_mean, by_character = scores.argmax(0).tolist()
     assert len({by_sum, by_mean, by_character}) == 3
@@ -132,9 +133,9 @@ def test_accuracies_are_fractions_of_correct_endings(folder, tmp_path, capsys):
 def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
     save_run(tmp_path / "run", CONFIGS["gpt2"], CharTokenizer("abcdefghijk"))
     assert export.main([str(tmp_path / "run"), str(tmp_path / "gpt2")]) == 0
-    models = [evaluate.open_model(str(tmp_path / name), OPS, CPU) for name in ("run", "gpt2")]
+    models = [load_pretrained(str(tmp_path / name), OPS, CPU) for name in ("run", "gpt2")]
     assert models[0][1].to_json() == models[1][1].to_json()
     tokens = draw_tokens(2, 8)
     with torch.no_grad():
-        expected, actual = (model(tokens)[0] for model, _ in models)
+        expected, actual = (model(tokens)[0] for model, *_ in models)
     assert torch.equal(expected, actual)

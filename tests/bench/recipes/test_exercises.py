@@ -59,20 +59,20 @@ def test_results_of_runs_are_written_to_result_files(in_process, tmp_path, monke
     calculators = {"small": f"{SMALL} --preset addition --data addition-1"}
     runs = {"pretrain": f"{options} --data {text}", "finetune": options}
     changes = {
-        "pairs": {"seeds": [1, 2], "runs": calculators},
+        "arithmetic": {"seeds": [1, 2], "runs": calculators},
         "finetune": {"seeds": [1], **runs},
         "int8": {"seeds": [1], "runs": {"small": options}},
     }
     for name, changed in changes.items():
         monkeypatch.setitem(EXERCISES, name, EXERCISES[name] | changed)
     assert exercises.main([*changes, f"--text={text}"]) == 0
-    pairs, finetune, int8 = (
+    arithmetic, finetune, int8 = (
         json.loads(next(tmp_path.glob(f"exercises-{name}-*.json")).read_text())["rows"]
         for name in changes
     )
-    found = [(row["model"], row["seed"], row["steps"]) for row in pairs]
+    found = [(row["task"], row["seed"], row["steps"]) for row in arithmetic]
     assert found == [("small", 1, 4), ("small", 2, 4)]
-    assert all(row["accuracy"].endswith("%") for row in pairs)
+    assert all(row["accuracy"].endswith("%") for row in arithmetic)
     assert [row["step"] for row in finetune] == [0, 2, 4]
     assert finetune[0]["from scratch"] != finetune[0]["initialised from python-docs"]
     (row,) = int8

@@ -16,10 +16,9 @@ import kernels
 from gpt import UserError
 from gpt.models import packed, reference
 from gpt.models.layouts import lecture_from_packed, packed_from_lecture
-from tests.gpt.configs import CONFIGS, ENCODERS, LECTURE, draw_tokens, packed_from, randomise
+from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
-EVERY = CONFIGS | ENCODERS
 TABLES = ("torch", "triton")
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
 
@@ -44,11 +43,11 @@ def assert_same(actual, exact, name, least=0.0):
     assert error <= TOLERANCE * max(exact.abs().max().item(), least), f"{name}: {error}"
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_weights_return_to_the_layout_of_the_reference_bit_for_bit(name):
-    model = build_reference(EVERY[name])
+    model = build_reference(CONFIGS[name])
     expected, before = model.state_dict(), torch.get_rng_state()
-    state = lecture_from_packed(packed_from_lecture(expected, EVERY[name]), EVERY[name])
+    state = lecture_from_packed(packed_from_lecture(expected, CONFIGS[name]), CONFIGS[name])
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], weight) for key, weight in expected.items())
     assert torch.equal(torch.get_rng_state(), before)  # no random numbers are drawn
@@ -75,10 +74,10 @@ def test_a_state_dict_of_another_model_is_rejected(convert, name, shape, message
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize(
-    ("name", "T"), [*((name, 7) for name in EVERY), ("lecture", 1), ("modern", 1), ("modern", 8)]
+    ("name", "T"), [*((name, 7) for name in CONFIGS), ("lecture", 1), ("modern", 1), ("modern", 8)]
 )
 def test_logits_loss_and_gradients_equal_the_reference(name, T, table):
-    config = EVERY[name]
+    config = CONFIGS[name]
     tokens, targets = draw_tokens(2, T), draw_tokens(2, T, seed=1)
     targets[1, 0] = -1  # ignored
     model, packed_model = build_reference(config, torch.float64), build(table, config, DTYPE)
@@ -98,9 +97,9 @@ def test_logits_loss_and_gradients_equal_the_reference(name, T, table):
         assert_same(actual[name], gradient, name, least if DEVICE == "cuda" else 0.0)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_fresh_models_of_one_seed_have_the_same_weights(name):
-    config = EVERY[name]
+    config = CONFIGS[name]
     models = [reference.GPT(config), packed.GPT(config, kernels.load("torch"))]
     for seed in (0, 1):
         for fresh in models:
