@@ -11,7 +11,7 @@ from gpt.data.tokenizers import CharTokenizer
 from gpt.generation.generate import READ_EVERY, generate
 from gpt.generation.preview import print_sample, sample_text
 from gpt.generation.sampling import Sampling
-from gpt.models import lecture, reference
+from gpt.models import reference
 from gpt.training.precision import Precision
 from tests.gpt.configs import CONFIGS, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
@@ -74,16 +74,6 @@ def test_prompts_of_different_lengths_continue_as_in_the_lecture(name, table, sl
     made = greedy(build(name, table), prompts, 3 * BLOCK, slide=slide)
     for row, expected in enumerate(alone(name, slide)):
         assert torch.equal(made[:, row], expected.cpu()), f"prompt of {len(prompts[row])} tokens"
-
-
-@pytest.mark.parametrize("step", ["bigram", "average-matrix", "one-head", "layer-norm"])
-def test_the_stages_of_the_lecture_generate(step):
-    config = replace(CONFIGS["lecture"], vocab_size=VOCABULARY)
-    model = lecture.STAGES[step](config)
-    torch.manual_seed(0)
-    model.initialise()
-    prompts = draw_tokens(2, 3, vocab_size=VOCABULARY)
-    assert torch.equal(greedy(model, prompts, 20), lecture_loop(model, prompts, 20))
 
 
 def test_samples_of_a_run_have_no_padding_of_the_vocabulary(capsys):
