@@ -35,16 +35,6 @@ def enter(folder, resume):
         pass
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_second_process_cannot_use_the_folder(tmp_path, resume):
-    with run_folder(tmp_path / "out", resume=False):
-        (tmp_path / "out" / "config.json").write_text("")
-        with pytest.raises(UserError, match=r"another train\.py is running in"):
-            enter(tmp_path / "out", resume)
-        assert not (tmp_path / "out.1").exists()
-    enter(tmp_path / "out", resume)  # the lock is released
-
-
 def test_unusable_paths_are_rejected(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
