@@ -33,12 +33,8 @@ def test_a_row_is_yielded_once_the_rows_before_it_are_finished():
     streams = [TextStream(text.__getitem__, stop) for text in texts]
     printed = [(len(taken), *piece) for piece in in_order(tokens(), streams)]
     assert [piece for piece in printed if piece[2]] == [
-        (1, 0, "a"),
-        (2, 0, "a"),
-        (3, 0, "b"),
+        *((1, 0, "a"), (2, 0, "a"), (3, 0, "b")),
         (4, 1, "b"),
-        (4, 2, "aaaa"),
-        (5, 2, "a"),
-        (6, 2, "a"),
+        *((4, 2, "aaaa"), (5, 2, "a"), (6, 2, "a")),
     ]
     assert [stream.tokens for stream in streams] == [4, 2, 6]

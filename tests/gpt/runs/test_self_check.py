@@ -60,7 +60,9 @@ def test_the_error_is_that_of_all_gradients_together():
     assert not found.is_good
 
 
-def test_a_good_result_is_printed_once_and_cached_and_draws_no_number(capsys):
+def test_a_good_result_is_printed_once_and_cached_and_draws_no_number(
+    capsys, monkeypatch, tmp_path
+):
     state = torch.get_rng_state()
     assert checked(OPS) is OPS
     assert torch.equal(torch.get_rng_state(), state)
@@ -69,11 +71,8 @@ def test_a_good_result_is_printed_once_and_cached_and_draws_no_number(capsys):
     assert capsys.readouterr().out == ""
     checked(OPS, replace(CONFIG, model=replace(MODEL, n_embd=32)))
     assert "loss" in capsys.readouterr().out  # another model is not cached
-
-
-def test_without_a_writable_cache_every_run_compares(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # cannot be written
     for _ in range(2):
         assert checked(OPS) is OPS
         assert "kernels checked" in capsys.readouterr().out
