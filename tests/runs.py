@@ -1,8 +1,10 @@
 """Small runs of train.py in this process, and helpers to read and modify the files of a run."""
 
+import contextlib
 import hashlib
 import json
 import random
+import resource
 import string
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def run(folder, *options, preset="shakespeare-char"):
         data = write_text(Path(folder).parent)
         options = [f"--preset={preset}", f"--data={data}", *SIZES, *CPU, *SHORT, *options]
     return train.main([*options, f"--out-dir={folder}"])
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Let no file become larger than `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def save_weights(folder, config, tokenizer, weights):

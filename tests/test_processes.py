@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sample
-from tests.runs import CPU, SIZES, metrics, record, run, tensor_files, write_text
+from tests.runs import CPU, SIZES, full_disk, metrics, record, run, tensor_files, write_text
 
 ROOT = Path(__file__).parent.parent
 # the process blocks when its output pipe is full, after about 1,000 lines
@@ -144,12 +143,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, capsys):
     assert run(out_dir, "--max-iters=4", "--lr-decay-iters=8") == 0
     before = tensor_files(out_dir)
     capsys.readouterr()
-    limit, largest = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, largest))  # the file of weights is larger
-    try:
+    with full_disk(20_000):  # the file of weights is larger
         assert run(out_dir, "--resume", "--max-iters=8") == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, largest))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: the checkpoint of step 6 ")
     assert "File too large" in line

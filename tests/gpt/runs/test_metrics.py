@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import sys
 from dataclasses import asdict
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from gpt import UserError
 from gpt.config.train import TrainConfig
 from gpt.runs.metrics import MetricsLog, plot_losses, read_metrics
+from tests.runs import full_disk
 
 CONFIG = asdict(TrainConfig())
 
@@ -53,24 +53,15 @@ def test_damaged_lines_are_skipped(tmp_path_factory, line):
 
 
 def test_a_full_disk_raises_and_loses_one_line(tmp_path):
-    def limit(size):
-        """Let no file become larger than `size` bytes, as on a full disk."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with MetricsLog(tmp_path, CONFIG) as log:
-            log.log(step=1, loss=1.0)
-            limit(40)
+    with MetricsLog(tmp_path, CONFIG) as log:
+        log.log(step=1, loss=1.0)
+        with full_disk(40):
             with pytest.raises(UserError, match=r"cannot be written \(File too large\)") as error:
                 log.log(step=2, loss=1.0)
             with pytest.raises(UserError, match="cannot be written"):
                 log.finish({"x": "y" * 100})
-            limit(0)
-            with pytest.raises(UserError, match="cannot be written"):
-                MetricsLog(tmp_path, CONFIG, resume_at=1)
-    finally:
-        limit(soft)
+        with full_disk(0), pytest.raises(UserError, match="cannot be written"):
+            MetricsLog(tmp_path, CONFIG, resume_at=1)
     assert "\n" not in str(error.value)
     assert read_metrics(tmp_path)[0] == {"step": 1, "loss": 1.0}
     assert not list(tmp_path.glob("*.partial"))
