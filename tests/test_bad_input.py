@@ -132,7 +132,10 @@ PREPARE = [
 for content, words in (
     (b'{"text": "x"}\n{"text', "line 2 is not JSON"),
     (b'{"text": "x"}\n[1]', "line 2 is not a JSON object"),
-    (b'{"body": "x", "id": 1}', "has no text in column 'text'; choose --column from body, id"),
+    (
+        b'{"text": "a"}\n{"body": "x", "id": 1}',
+        "document 2 has no text in column 'text'; choose --column from body, id",
+    ),
     (b'{"text": ""}', "the sources have 0 tokens"),
 ):
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))

@@ -73,9 +73,6 @@ def test_empty_documents_are_skipped_and_counted(tmp_path, capsys):
     prepare.prepare(config(tmp_path, str(lines), str(text)))
     assert splits(tmp_path) == ["b\ufffd\n\nc\u2028d\x85e\0\n\nf\n\n\ng\n\n", "a\n\n"]
     assert "validation tokens, 4 empty documents skipped; use" in capsys.readouterr().out
-    lines.write_text('{"text": "a"}\n{"content": "b"}')
-    with pytest.raises(UserError, match=r"document 2 has no text in column 'text'.*content"):
-        prepare.prepare(config(tmp_path, str(lines), out_dir=str(tmp_path / "b")))
 
 
 LIMITS = [(3, 30, [25, 25]), (3, 50, [25, 25]), (3, 99, [74, 25]), (3, 10, [8, 2]), (1, 0, [20, 5])]
