@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -38,14 +37,11 @@ def run_folder(folder: Path, resume: bool) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
+    with (folder / "lock").open("a") as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another train.py is running in {folder}; wait for it or use another --out-dir"
             ) from None
         yield
-    finally:
-        os.close(descriptor)

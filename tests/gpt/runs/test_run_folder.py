@@ -1,7 +1,7 @@
 """The folder of a run is created and locked, and earlier runs are kept."""
 
 import errno
-import os
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -41,6 +41,6 @@ def test_unusable_paths_are_rejected(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"--out-dir .* is not usable: "):
             enter(folder, resume=False)
     # a read-only file system, because permissions do not stop root, who may run the tests
-    monkeypatch.setattr(os, "open", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
     with pytest.raises(UserError, match="is not usable: Read-only"):
         enter(tmp_path, resume=True)
