@@ -19,7 +19,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from ..config.model import IGNORE_INDEX, ModelConfig
-from .reference import GPT, Block, FeedForward, Head, LayerNorm, MultiHeadAttention
+from .reference import GPT, Block, FeedForward, Head, MultiHeadAttention, make_norm
 
 
 class LanguageModel(nn.Module):
@@ -250,7 +250,7 @@ def normalised_blocks(config: ModelConfig) -> nn.Module:
     running averages, and training and testing are the same. A learned gain and bias follow. The
     norm comes before each transformation (in the paper it came after), and once more at the end.
     """
-    return nn.Sequential(*[Block(config) for _ in range(config.n_layer)], LayerNorm(config))
+    return nn.Sequential(*[Block(config) for _ in range(config.n_layer)], make_norm(config))
 
 
 # [01:37:49] Scaling up: n_layer and n_head become options, and dropout, at the end of every branch

@@ -38,19 +38,6 @@ class Activation(nn.Module):
         return x**2 if self.kind == "relu_squared" else x  # So et al. 2021, Primer
 
 
-class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al. 2016)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.n_embd))
-        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
-        self.eps = config.norm_eps
-
-    def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
 
@@ -64,7 +51,9 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    return RMSNorm(config) if config.norm == "rms_norm" else LayerNorm(config)
+    if config.norm == "rms_norm":
+        return RMSNorm(config)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 def root_mean_square_normalise(x, eps):
