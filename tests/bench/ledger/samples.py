@@ -25,21 +25,14 @@ M, N, K, DEPTH = 128, 64, 64, 512
 
 
 @triton.jit
-def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
-    tl.store(y_ptr + at, tl.load(x_ptr + at))
-
-
-@triton.jit
 def _load(x_ptr, at):
     return tl.load(x_ptr + at)
 
 
 @triton.jit
-def _add(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
-    columns = tl.arange(0, BLOCK)
-    at = tl.program_id(0).to(tl.int64) * row_stride + columns
-    tl.store(y_ptr + at, _load(x_ptr, at) + _load(w_ptr, columns))
+def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
+    tl.store(y_ptr + at, _load(x_ptr, at))
 
 
 @triton.jit
@@ -65,8 +58,7 @@ def _meta(*shape, dtype=torch.bfloat16):
 
 def _calls() -> dict:
     x, y = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH)
-    shifted = _meta(ROWS * LENGTH + 1)[1:].view(ROWS, LENGTH)
-    ragged, odd = _meta(ROWS, LENGTH + 1), _meta(LENGTH + 1)[1:]
+    ragged = _meta(ROWS, LENGTH + 1)
 
     def product(kernel=_product, dtype=torch.bfloat16, **options):
         a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
@@ -74,12 +66,9 @@ def _calls() -> dict:
 
     return {
         "wide": (_copy, (x, y, LENGTH), dict(BLOCK=LENGTH)),
-        "shifted": (_copy, (shifted, y, LENGTH), dict(BLOCK=LENGTH)),
         "ragged": (_copy, (ragged, y, LENGTH + 1), dict(BLOCK=LENGTH)),
         "small tile": (_copy, (x, y, LENGTH), dict(BLOCK=256)),
         "forgetful": (_forgetful(_copy, "row_stride"), (x, y, LENGTH), dict(BLOCK=LENGTH)),
-        "helper": (_add, (x, odd, y, LENGTH), dict(BLOCK=LENGTH)),
-        "forgetful helper": (_forgetful(_add, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
         "product": product(num_stages=2),
         "deep product": product(num_stages=6),
         "fp32 product": product(dtype=torch.float32, M=16, N=16, K=16),
