@@ -135,23 +135,20 @@ def test_process_that_dies_fails_one_part(run, tmp_path):
     assert "No module named 'tests.no_such_stage'" in outcome["message"]
 
 
-def test_part_that_hangs_is_killed_with_what_it_has_started(run, monkeypatch, tmp_path):
+def test_what_hangs_is_killed_with_what_it_has_started(run, monkeypatch, tmp_path):
+    """As a part of a stage, or beside it."""
+    start, hangs = time.monotonic(), (time.sleep, 60)
     monkeypatch.setenv("PIPE", str(tmp_path / "pipe"))
     os.mkfifo(tmp_path / "pipe")
     with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)) as pipe:
-        parts = run("one;hangs;two", seconds=4.0)
+        with beside([(print, "compiled"), hangs], 4.5, tmp_path / "log of others"):
+            parts = run("one;hangs;two", seconds=4.0)
         os.set_blocking(pipe.fileno(), True)
         assert pipe.read() == ""  # once no process has it open
     assert parts.pop("one")["state"] == "passed"
     assert parts == {"hangs": no_time(), "two": no_time()}
-
-
-def test_what_runs_beside_a_stage_ends_when_the_time_is_over(tmp_path):
-    start = time.monotonic()
-    with beside([(print, "compiled"), (time.sleep, 60)], 2.0, tmp_path / "log"):
-        pass
+    assert "\ncompiled\n" in (tmp_path / "log of others").read_text()
     assert time.monotonic() - start < 30
-    assert "\ncompiled\n" in (tmp_path / "log").read_text()
 
 
 def test_sigterm_is_an_exit_so_that_the_stage_is_killed(command):
@@ -191,16 +188,14 @@ def test_runs_of_one_day_share_a_file(command, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
 
 
-def test_results_of_another_version_or_schema_are_not_merged(tmp_path):
+def test_results_of_another_version_schema_or_folder_are_recognised(monkeypatch, tmp_path):
     earlier = {"gpu": GPU, "stages": {}, "rows": [ROW]}
     later = {"gpu": GPU | {"torch": "2.13.0"}, "stages": {}, "rows": []}
     assert results.merge(earlier, later) == later
     (tmp_path / "result.json").write_text('{"schema": 99}')
     with pytest.raises(ValueError, match="schema 99 instead of 2"):
         results.read(tmp_path / "result.json")
-
-
-def test_commit_is_unknown_without_git(monkeypatch, tmp_path):
+    # without git, the commit is unknown
     monkeypatch.setattr(results, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert results.commit() == "unknown"
