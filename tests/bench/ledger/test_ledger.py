@@ -43,12 +43,10 @@ def test_kernels_that_follow_every_rule(samples):
     assert not any(findings(row) for name, row in rows.items() if not name.startswith(broken))
 
 
+# of a helper, and asynchronous in a loop
 @pytest.mark.parametrize(
     ("name", "text", "size"),
-    [
-        ("forgetful", "return tl.load(x_ptr + at)", 2),  # of a helper
-        ("forgetful product", "tl.load(x_ptrs)", 4),  # asynchronous, in a loop
-    ],
+    [("forgetful", "return tl.load(x_ptr + at)", 2), ("forgetful product", "tl.load(x_ptrs)", 4)],
 )
 def test_lost_divisibility_is_found_with_its_line(samples, name, text, size):
     source = Path(__file__).with_name("samples.py").read_text()
