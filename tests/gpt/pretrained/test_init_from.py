@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file, save_model
+from safetensors.torch import save_model
 from torch.nn import functional as F
 
 import kernels
@@ -28,6 +28,13 @@ from tests.runs import metrics, record, run, save_weights, tensor_files
 OPS = kernels.load("torch")
 TOKENIZER = CharTokenizer("abcdefghijk")
 SIZES = {"vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 32}
+BIN, TABLE = "pytorch_model.bin", "token_embedding_table.weight"
+
+
+def folder_of(**config):
+    """The files of a GPT-2 but for its weights."""
+    tokenizer = json.loads(of_characters(TOKENIZER.characters).text)
+    return {"config.json": {"model_type": "gpt2", **SIZES, **config}, "tokenizer.json": tokenizer}
 
 
 def packed_model(config, weights=None):
@@ -43,31 +50,25 @@ def logits(model):
     return result[0] if isinstance(result, tuple) else result.logits
 
 
-def save(folder, config, state):
-    """A run with these weights; returns its name."""
-    (folder / "run").mkdir()
-    save_weights(folder / "run", config, TOKENIZER, state)
-    return str(folder / "run")
+def write(folder, files):
+    """Write texts as they are, .json, and anything else by torch.save."""
+    for name, content in files.items():
+        if name.endswith(".json"):
+            content = json.dumps(content)
+        if isinstance(content, str):
+            (folder / name).write_text(content)
+        else:
+            torch.save(content, folder / name)
 
 
 # --- transformers ---------------------------------------------------------------------------------
 
 
 def save_shards(model, folder):
-    """As transformers writes pytorch_model.bin in parts."""
-    state, index = model.state_dict(), {}
-    for number in range(2):
-        part = dict(list(state.items())[number::2])
-        torch.save(part, folder / f"pytorch_model-{number}.bin")
-        index |= dict.fromkeys(part, f"pytorch_model-{number}.bin")
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
-
-
-def save_head(model, folder):
-    """As safetensors' save_model keeps a tied weight, under the other of its names."""
+    """As transformers wrote parts of a model before safetensors."""
     state = model.state_dict()
-    del state["transformer.wte.weight"]
-    save_file(state, folder / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(state, "part.bin")}
+    write(folder, {"part.bin": state, f"{BIN}.index.json": index})
 
 
 FORMS = {
@@ -76,10 +77,9 @@ FORMS = {
     "without head": lambda model, folder: model.transformer.save_pretrained(folder),
     "bfloat16": lambda model, folder: model.bfloat16().save_pretrained(folder),
     "float16": lambda model, folder: model.half().save_pretrained(folder),
-    "pickle": lambda model, folder: torch.save(model.state_dict(), folder / "pytorch_model.bin"),
+    "pickle": lambda model, folder: write(folder, {BIN: model.state_dict()}),
     "pickles": save_shards,
-    "one name": lambda model, folder: save_model(model, str(folder / "model.safetensors")),
-    "the other name": save_head,
+    "head alone": lambda model, folder: save_model(model, str(folder / "model.safetensors")),
 }
 ACTIVATIONS = ("gelu", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "relu", "relu2")
 
@@ -105,36 +105,6 @@ def test_a_folder_has_the_logits_of_transformers(tmp_path, form, options):
     assert (actual - expected).abs().max() < 1e-5
 
 
-INDEX = "model.safetensors.index.json"
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("config.json", {"model_type": "llama"}, "model_type is 'llama', not gpt2"),
-        ("config.json", {"activation_function": ["silu"]}, "activation_function is ['silu'], not"),
-        ("config.json", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True"),
-        ("config.json", {"n_embd": "32"}, "n_embd is '32'; it must be of type int"),
-        ("config.json", {"n_embd": 2**40}, "a matrix of the model has"),
-        ("config.json", {"vocab_size": 7}, "the model has 7 tokens, and its tokenizer has 11"),
-        (INDEX, {"weight_map": {"x": "../weights.safetensors"}}, "names '../weights.safetensors'"),
-        (INDEX, {"weight_map": {"x": "missing.safetensors"}}, "names 'missing.safetensors'"),
-        (INDEX, {"weight_map": ["x"]}, "has no weight_map"),
-    ],
-)
-def test_a_folder_that_is_not_a_gpt2_is_refused(tmp_path, file, content, message):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "weights.safetensors").touch()
-    (tmp_path / "hf" / "tokenizer.json").write_text(of_characters(TOKENIZER.characters).text)
-    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
-    if file == "config.json":
-        save_file({"x": torch.ones(1)}, tmp_path / "hf" / "model.safetensors")
-        content = {"model_type": "gpt2", **SIZES, **content}
-    (tmp_path / "hf" / file).write_text(json.dumps(content))
-    with pytest.raises(UserError, match=re.escape(message)):
-        open_source(str(tmp_path / "hf")).weights()
-
-
 def test_a_model_of_the_hub(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     calls = []
@@ -144,16 +114,17 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch):
         if name == "typo":
             raise hub.errors.LocalEntryNotFoundError("offline")
         if "pytorch_model*.bin" in allow_patterns:  # the hub has no other weights of this model
-            torch.save({}, tmp_path / "pytorch_model.bin")
+            write(tmp_path, {BIN: {}})
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
-    (tmp_path / "tokenizer.json").write_text(of_characters(TOKENIZER.characters).text)
+    refused = {"typo": "and no model of the Hugging Face hub", "no/such/path": "give a path"}
+    for name, message in {**refused, str(tmp_path): "has no weights"}.items():
+        with pytest.raises(UserError, match=message):
+            defaults_of(name)
+    write(tmp_path, folder_of())
     assert open_source("someone/small").tokenizer.to_json() == TOKENIZER.to_json()
-    assert [name for name, *_ in calls] == ["someone/small"] * 2
-    with pytest.raises(UserError, match="no such run or file, and no model of the Hugging Face"):
-        open_source("typo")
+    assert [name for name, *_ in calls] == ["typo", "someone/small", "someone/small"]
 
 
 # --- runs, and the lecture's file -----------------------------------------------------------------
@@ -161,10 +132,10 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch):
 
 def test_shared_characters_keep_their_weights(tmp_path):
     old = randomise(packed_model(LECTURE))
-    name = save(tmp_path, LECTURE, portable_state(old))
+    save_weights(tmp_path, LECTURE, TOKENIZER, portable_state(old))
     new = randomise(packed_model(replace(LECTURE, vocab_size=4)), seed=1)
     fresh = {name: tensor.clone() for name, tensor in new.state_dict().items()}
-    said = initialise_from(name, new, CharTokenizer("bkyz"))
+    said = initialise_from(str(tmp_path), new, CharTokenizer("bkyz"))
     assert said.endswith("2 tokens kept their weights, 2 are new")
     for name, tensor in new.state_dict().items():
         before = old.state_dict()[name]
@@ -175,14 +146,14 @@ def test_shared_characters_keep_their_weights(tmp_path):
 
 def test_finetuning_starts_with_the_weights_of_the_run(tmp_path, capsys):
     (tmp_path / "other").write_text("jihgfedcba xyz\n" * 40)
-    assert run(tmp_path / "first", "--max-iters=30", "--eval-interval=10") == 0
-    more = [f"--data={tmp_path / 'other'}", "--max-iters=2"]
-    begins = [f"--init-from={tmp_path / 'first'}", "--block-size=6"]
-    assert run(tmp_path / "second", *more, *begins) == 0
+    assert run(tmp_path / "first") == 0
+    begins = f"--init-from={tmp_path / 'first'}"
+    more = [f"--data={tmp_path / 'other'}", "--max-iters=2", "--block-size=6"]
+    assert run(tmp_path / "second", begins, *more) == 0
     assert "12 tokens kept their weights, 3 are new" in capsys.readouterr().out
     assert record(tmp_path / "second")["train"]["model"]["block_size"] == 6
     # the same data again: the loss is unchanged
-    assert run(tmp_path / "third", begins[0], "--max-iters=0") == 0
+    assert run(tmp_path / "third", begins, "--max-iters=0") == 0
     best = record(tmp_path / "first", "best")["val_loss"]
     assert metrics(tmp_path / "third")[0]["val_loss"] == pytest.approx(best, abs=1e-6)
     assert (
@@ -219,7 +190,7 @@ def test_a_state_dict_of_the_lecture_or_of_the_packed_model(tmp_path, kind, wrap
 
 def test_the_bigram_model_of_the_lecture(tmp_path):
     table = torch.randn(12, 12)
-    torch.save({"token_embedding_table.weight": table}, tmp_path / "bigram.pt")
+    write(tmp_path, {"bigram.pt": {TABLE: table}})
     start = f"--init-from={tmp_path / 'bigram.pt'}"
     assert run(tmp_path / "out", start, "--max-iters=0") == 0
     val = open_data(str(tmp_path / "text"), "", "char").val.long()
@@ -243,37 +214,41 @@ def test_the_rows_that_pad_a_vocabulary_are_kept(tmp_path):
     assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
 
 
-TABLE = "token_embedding_table.weight"
-
-
 class Code:
     def __reduce__(self):
         return os.mkdir, ("made",)
 
 
+WEIGHTS = packed_model(LECTURE).state_dict()
+INDEX = "model.safetensors.index.json"
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("files", "message"),
     [
-        ({TABLE: torch.ones(2, 2), "x": Code()}, "holds more than tensors and plain values"),
-        ({}, "is not a state dict"),
-        ({TABLE: torch.ones(2, 2).int()}, f"it has '{TABLE}'"),
-        ({TABLE: torch.ones(1, 1).expand(10**8, 10**8)}, "claims more values than it holds"),
-        ({TABLE: torch.ones(2, 3)}, f"it begins with '{TABLE}'"),
-        ({"blocks.0.sa.heads.7.key.weight": torch.ones(2, 2)}, "not a state dict of the lecture's"),
-        ({**packed_model(LECTURE).state_dict(), "x": torch.ones(1)}, "the model has no 'x'"),
-        ({**packed_model(LECTURE).state_dict(), TABLE: torch.ones(11, 32) / 0}, "is not finite"),
+        ({BIN: "not a state dict"}, "is damaged, or holds more than tensors and plain values"),
+        ({BIN: {TABLE: torch.ones(2, 2), "x": Code()}}, "holds more than tensors and plain values"),
+        ({BIN: {}}, "is not a state dict"),
+        ({BIN: {TABLE: torch.ones(2, 2).int()}}, f"it has '{TABLE}'"),
+        ({BIN: {TABLE: torch.ones(1, 1).expand(10**8, 10**8)}}, "claims more values than it holds"),
+        ({BIN: {TABLE: torch.ones(2, 3)}}, f"it begins with '{TABLE}'"),
+        ({BIN: {"blocks.0.sa.heads.7.key.weight": torch.ones(2, 2)}}, "of the lecture's model"),
+        ({BIN: {**WEIGHTS, "x": torch.ones(1)}}, "the model has no 'x'"),
+        ({BIN: {**WEIGHTS, TABLE: torch.ones(11, 32) / 0}}, "is not finite"),
+        (folder_of(model_type="llama"), "model_type is 'llama', not gpt2"),
+        (folder_of(activation_function=["silu"]), "activation_function is ['silu'], not"),
+        (folder_of(scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx is True"),
+        (folder_of(n_embd="32"), "n_embd is '32'; it must be of type int"),
+        (folder_of(n_embd=2**40), "a matrix of the model has"),
+        (folder_of(vocab_size=7), "the model has 7 tokens, and its tokenizer has 11"),
+        ({INDEX: {"weight_map": {"x": f"./{BIN}"}}, **folder_of()}, f"names './{BIN}', which"),
+        ({INDEX: {"weight_map": {"x": "no.bin"}}, **folder_of()}, "names 'no.bin', which is not"),
+        ({INDEX: {"weight_map": ["x"]}, **folder_of()}, "has no weight_map"),
     ],
 )
-def test_a_damaged_or_hostile_file_is_refused(tmp_path, monkeypatch, content, message):
+def test_damaged_or_hostile_files_are_refused(tmp_path, monkeypatch, files, message):
     monkeypatch.chdir(tmp_path)
-    torch.save(content, "model.pt")
+    write(tmp_path, {BIN: {"x": torch.ones(1)}, **files})
     with pytest.raises(UserError, match=re.escape(message)):
-        initialise_from("model.pt", packed_model(LECTURE), TOKENIZER)
+        initialise_from(".", packed_model(LECTURE), TOKENIZER)
     assert not Path("made").exists()
-
-
-def test_a_missing_source_is_refused(tmp_path):
-    (tmp_path / "text").write_text("not a state dict")
-    for name, message in (("nothing", "no such run"), ("text", "damaged"), (".", "no weights")):
-        with pytest.raises(UserError, match=message):
-            defaults_of(str(tmp_path / name))
