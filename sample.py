@@ -29,7 +29,7 @@ from gpt.generation.load import load_model
 from gpt.generation.sampling import Sampling
 from gpt.generation.text_stream import TextStream, in_order
 from gpt.models.build import Model
-from gpt.pretrained.load import load_pretrained
+from gpt.pretrained.init_from import load_pretrained
 
 SEPARATOR = "---------------"
 

@@ -17,7 +17,7 @@ from gpt.config.base import Config, option
 from gpt.config.cli import parse
 from gpt.data.corpus import read_text
 from gpt.exercises import hellaswag
-from gpt.pretrained.load import load_pretrained
+from gpt.pretrained.init_from import load_pretrained
 from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
 from sample import load_ops

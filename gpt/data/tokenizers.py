@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import UserError
-from .huggingface_tokenizer import HuggingFaceTokenizer, read_record
+from .huggingface_tokenizer import HuggingFaceTokenizer, of_characters, of_ranks, read_record
 
 Text = tuple[str, bool]  # some text, and whether its document ends with it
 
@@ -163,6 +163,17 @@ def from_json(record: object) -> Tokenizer:
     if kind not in ("byte", "gpt2"):
         raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
     return for_text(kind, ())
+
+
+def equal_of(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
+    """The tokenizer of Hugging Face that gives the same tokens for every text."""
+    if isinstance(tokenizer, CharTokenizer):
+        return of_characters(tokenizer.characters)
+    if isinstance(tokenizer, ByteTokenizer):
+        return of_ranks({bytes([byte]): byte for byte in range(256)})
+    if isinstance(tokenizer, GPT2Tokenizer):
+        return of_ranks(tokenizer.ranks, tokenizer.end_of_text)
+    return tokenizer
 
 
 def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 from .. import UserError, files
 from ..config.model import ModelConfig
-from ..data.huggingface_tokenizer import HuggingFaceTokenizer, of_characters, of_ranks
-from ..data.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
+from ..data.tokenizers import equal_of, from_json
 from ..models.layouts import State, check_layout, rename
 from ..runs import checkpoint
 from . import gguf
@@ -31,13 +30,10 @@ def export(run: Path, out: Path) -> list[str]:
     config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
     tokenizer = from_json(record["tokenizer"])
     weights = _rename(config, tensors["weights"], run)
-    try:
-        equal, notes = equal_of(tokenizer), []
-    except UserError as error:
-        equal, notes = None, [f"without a tokenizer: {error}"]
     if out.suffix == ".gguf":
-        notes = gguf.write(out, config, weights, tokenizer, equal)
+        notes = gguf.write(out, config, weights, tokenizer)
         return [f"written to {out}, for llama.cpp", *notes]
+    notes = []
     out.mkdir(parents=True, exist_ok=True)
     _write_config(out, config, tokenizer.end_of_text)
     for name, tensor in weights.items():
@@ -45,7 +41,11 @@ def export(run: Path, out: Path) -> list[str]:
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):  # of an earlier run
         (out / name).unlink(missing_ok=True)
-    if equal:
+    try:
+        equal = equal_of(tokenizer)
+    except UserError as error:
+        notes.append(f"without a tokenizer: {error}")
+    else:
         files.write_whole(out / "tokenizer.json", equal.text.encode())
         end = [token for token, number in equal.numbers().items() if number == equal.end_of_text]
         about = {
@@ -56,17 +56,6 @@ def export(run: Path, out: Path) -> list[str]:
         }
         files.write_json(out / "tokenizer_config.json", about)
     return [f"written to {out}: transformers.pipeline('text-generation', {str(out)!r})", *notes]
-
-
-def equal_of(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
-    """The tokenizer of Hugging Face that gives the same tokens for every text."""
-    if isinstance(tokenizer, CharTokenizer):
-        return of_characters(tokenizer.characters)
-    if isinstance(tokenizer, ByteTokenizer):
-        return of_ranks({bytes([byte]): byte for byte in range(256)})
-    if isinstance(tokenizer, GPT2Tokenizer):
-        return of_ranks(tokenizer.ranks, tokenizer.end_of_text)
-    return tokenizer
 
 
 def _rename(config: ModelConfig, ours: State, run: Path) -> State:

@@ -11,22 +11,15 @@ from typing import Any
 
 from .. import UserError
 from ..config.model import ModelConfig
-from ..data.huggingface_tokenizer import HuggingFaceTokenizer
-from ..data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from ..data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, equal_of
 from ..models.layouts import State
 
 
-def write(
-    path: Path,
-    config: ModelConfig,
-    weights: State,
-    tokenizer: Tokenizer,
-    equal: HuggingFaceTokenizer | None,
-) -> list[str]:
+def write(path: Path, config: ModelConfig, weights: State, tokenizer: Tokenizer) -> list[str]:
     """Write `path`; returns a sentence for each thing that llama.cpp does otherwise.
 
-    weights: under the names of `transformers`, but with the matrices of a Linear. equal: the equal
-    of `tokenizer`, if there is one. Raises UserError if llama.cpp lacks the activation.
+    weights: under the names of `transformers`, but with the matrices of a Linear. Raises UserError
+    if llama.cpp lacks the activation.
     """
     try:
         import gguf
@@ -47,7 +40,7 @@ def write(
     notes = []
     if config.activation == "gelu":
         notes.append("llama.cpp computes the run's exact GELU as its approximation, gelu_tanh")
-    if not _add_tokenizer(writer, gguf.TokenType, tokenizer, equal, config.vocab_size):
+    if not _add_tokenizer(writer, gguf.TokenType, tokenizer, config.vocab_size):
         writer.add_tokenizer_model("no_vocab")
         notes.append("llama.cpp has no tokenizer equal to the run's: the file is without one")
     names: Any = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
@@ -61,13 +54,7 @@ def write(
     return notes
 
 
-def _add_tokenizer(
-    writer: Any,
-    types: Any,
-    tokenizer: Tokenizer,
-    equal: HuggingFaceTokenizer | None,
-    vocab_size: int,
-) -> bool:
+def _add_tokenizer(writer: Any, types: Any, tokenizer: Tokenizer, vocab_size: int) -> bool:
     """Add the tokens, and unused ones up to `vocab_size`; False if llama.cpp has no equal."""
     single, special = b"", {}  # the bytes that are tokens; the types of tokens that are not normal
     match tokenizer:
@@ -78,7 +65,10 @@ def _add_tokenizer(
     if single:
         tokens = {token: f"\\x{byte:02x}" for token, byte in enumerate(single)}
         writer.add_tokenizer_model("rwkv")
-    elif equal and equal.splits_like_gpt2() and equal.merges() and equal.end_of_text is not None:
+    else:
+        equal = equal_of(tokenizer)
+        if not (equal.splits_like_gpt2() and equal.merges()) or equal.end_of_text is None:
+            return False
         tokens = {number: token for token, number in equal.numbers().items()}
         special = {equal.end_of_text: types.CONTROL}
         for token in equal.record()["added_tokens"]:
@@ -88,8 +78,6 @@ def _add_tokenizer(
         writer.add_token_merges(equal.merges())
         writer.add_bos_token_id(equal.end_of_text)
         writer.add_eos_token_id(equal.end_of_text)
-    else:
-        return False
     rows = range(vocab_size)  # the byte 0xff is not in any text
     writer.add_token_list([tokens.get(row, f"\\xff unused {row}") for row in rows])
     kinds = dict.fromkeys(tokens, types.NORMAL) | special

@@ -18,7 +18,8 @@ from ..config.model import ModelConfig
 from ..config.train import TrainConfig
 from ..data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json, read_tokenizer
 from ..files import read_json
-from ..models.build import Model
+from ..generation.load import load_model
+from ..models.build import Model, build
 from ..models.layouts import State, packed_from_lecture
 from ..models.lecture import LanguageModel
 from ..runs import checkpoint
@@ -131,6 +132,24 @@ def _from_lecture(state: State, path: Path) -> Source:
 def _vocabulary(state: State) -> int:
     """The number of tokens that the first of the tables has."""
     return next((len(state[name]) for name in TABLES if name in state and state[name].dim()), 0)
+
+
+def load_pretrained(
+    name: str, ops, device: torch.device | str
+) -> tuple[Model, Tokenizer, dict[str, Any]]:
+    """The model in evaluation mode, its tokenizer, and a run's record; {} for any other source."""
+    if Path(name, "best.json").is_file():
+        return load_model(Path(name), "best", ops, device)
+    source = open_source(name)
+    config, tokenizer = source.config, source.tokenizer
+    if config is None or tokenizer is None:
+        part = "config" if config is None else "tokenizer"
+        raise UserError(f"{name} has no {part}; give a run, or a folder with {part}.json")
+    weights = source.weights()
+    check_finite(weights, Path(name))
+    model = build(config, ops, source.options.get("lecture", ""))
+    load_portable_state(model, weights)
+    return model.to(device).eval(), tokenizer, {}
 
 
 def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str = "data") -> str:
