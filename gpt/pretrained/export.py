@@ -7,18 +7,29 @@ The weights keep their bits. What the other program does differently is printed.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from .. import UserError, files
+from ..config.base import Config, option
+from ..config.cli import parse
 from ..config.model import ModelConfig
 from ..data.tokenizers import equal_of, from_json
 from ..models.layouts import State, check_layout, rename
 from ..runs import checkpoint
 from . import gguf
 from .gpt2 import ACTIVATIONS, NAMES, SIZES, TRANSPOSED, packed_layout
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """What to export, and where."""
+
+    run: str = option("", "the folder of a run", positional=True)
+    out: str = option("", "a folder for transformers, or FILE.gguf for llama.cpp", positional=True)
 
 
 def export(run: Path, out: Path) -> list[str]:
@@ -100,11 +111,11 @@ def _write_config(folder: Path, config: ModelConfig, end_of_text: int | None) ->
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
     try:
-        print(*export(Path(arguments[0]), Path(arguments[1])), sep="\n")
+        options = parse(ExportConfig(), arguments, "Export the best model of a run.")
+        if not options.out:
+            raise UserError("give the folder of a run, and a folder or FILE.gguf to write")
+        print(*export(Path(options.run), Path(options.out)), sep="\n")
     except (UserError, OSError) as error:
         print(f"gpt.pretrained.export: {error}", file=sys.stderr)
         return 2

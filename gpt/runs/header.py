@@ -50,7 +50,7 @@ def describe_learning_rate(config: TrainConfig) -> str:
         unused = ", without warm-up, which needs --decay-lr" if warmup else ""
         return f"learning rate: {rate}, constant{unused}"
     start = f"{warmup} steps of warm-up to {rate}" if warmup else rate
-    then = (
-        f"a cosine to {config.min_lr:g}" if warmup < end else f"{config.min_lr:g}, for decay ends"
-    )
-    return f"learning rate: {start}, then {then} at step {end}"
+    then = f"a cosine to {config.min_lr:g} at step {end}"
+    if end <= warmup:
+        then = f"{config.min_lr:g}, since the decay ends at step {end}"
+    return f"learning rate: {start}, then {then}"

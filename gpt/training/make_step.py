@@ -76,7 +76,7 @@ def batch_plan(config: TrainConfig) -> BatchPlan:
     if left:
         raise UserError(
             f"--gradient-accumulation-steps {steps}, the passes of all ranks together, is not a "
-            f"multiple of the {distributed.world_size()} ranks; round it"
+            f"multiple of the {distributed.world_size()} ranks; choose a multiple"
         )
     if tokens and steps:
         raise UserError("give --tokens-per-step or --gradient-accumulation-steps, not both")

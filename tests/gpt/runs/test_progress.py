@@ -45,7 +45,7 @@ def test_paused_time_is_not_counted():
     ("changes", "line"),
     [
         ({}, "100 steps of warm-up to 0.001, then a cosine to 0.0001 at step 5000"),
-        ({"lr_decay_iters": 90}, "100 steps of warm-up to 0.001, then 0.0001, for decay ends at "),
+        ({"lr_decay_iters": 90}, "100 steps of warm-up to 0.001, then 0.0001, since the decay "),
         ({"decay_lr": False}, "0.001, constant, without warm-up, which needs --decay-lr"),
         (
             {"warmup_iters": 0, "optimizer": "muon"},
