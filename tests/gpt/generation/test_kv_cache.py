@@ -11,24 +11,6 @@ from tests.operands import DEVICE
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
 
 
-def reference_and_cached(name, table, rows):
-    """The reference in fp64, and a cache over the packed GPT with its weights."""
-    model = randomise(reference.GPT(CONFIGS[name])).double()
-    return model, CachedGPT(packed_from(model, table, DTYPE).eval(), rows)
-
-
-def prefill(cached, rows, tokens, lengths):
-    cached.prefill(rows, tokens.to(DEVICE), torch.tensor(lengths, device=DEVICE))
-
-
-def assert_follows(cached, model, rows):
-    """Decoding the last token of each row gives the logits of its whole text in `rows`."""
-    step = cached.decode_one_token(torch.stack([row[-1] for row in rows]).to(DEVICE)).cpu().double()
-    for logits, row in zip(step, rows, strict=True):
-        exact = model(row[None])[0][0, -1]
-        assert (logits - exact).abs().max() <= TOLERANCE * exact.abs().max()
-
-
 @pytest.mark.parametrize(
     ("name", "table"),
     [(name, "torch") for name in CONFIGS if name != "documents"]  # decoding is of one document
@@ -36,13 +18,18 @@ def assert_follows(cached, model, rows):
 )
 @torch.no_grad()
 def test_decoding_has_the_logits_of_the_whole_context(name, table):
-    model, cached = reference_and_cached(name, table, 2)
+    model = randomise(reference.GPT(CONFIGS[name])).double()
+    cached = CachedGPT(packed_from(model, table, DTYPE).eval(), 2)
     config, tokens = model.config, draw_tokens(2, LECTURE.block_size)
     entry = (config.head_counts[1], config.block_size, config.n_embd // config.n_head)
     assert cached.cache.shape == (config.n_layer, 2, 2, *entry)  # keys and values, two rows
     assert cached.cache.dtype == DTYPE
     cached.cache.fill_(1e30)  # what an earlier text leaves beyond the position is not seen
-    prefill(cached, [0, 1], tokens[:, :3], [3, 1])
+    cached.prefill([0, 1], tokens[:, :3].to(DEVICE), torch.tensor([3, 1], device=DEVICE))
     # the kernels are interpreted: two tokens, of which the second sees the first in the cache
     for new in range(1, LECTURE.block_size - 2 if table == "torch" else 3):
-        assert_follows(cached, model, [tokens[0, : 3 + new], tokens[1, : 1 + new]])
+        rows = [tokens[0, : 3 + new], tokens[1, : 1 + new]]
+        step = cached.decode_one_token(torch.stack([row[-1] for row in rows]).to(DEVICE))
+        for logits, row in zip(step.cpu().double(), rows, strict=True):
+            exact = model(row[None])[0][0, -1]
+            assert (logits - exact).abs().max() <= TOLERANCE * exact.abs().max()
