@@ -125,13 +125,11 @@ def test_files_metrics_and_output_of_a_run(tmp_path, capsys):
     assert tensor_files(tmp_path / "without") == tensor_files(folder)
 
 
-def test_python_docs_replace_shakespeare_without_a_network(tmp_path, monkeypatch, capsys):
+def test_python_docs_replace_shakespeare_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/")  # nothing listens there
     monkeypatch.setenv("no_proxy", "*")
     options = ["--data=auto", f"--data-dir={tmp_path}", "--max-iters=1", "--eval-iters=1"]
     assert run(tmp_path / "out", *options) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("data: ") and "python-docs" in line for line in lines) == 1
     assert record(tmp_path / "out")["train"]["data"] == "python-docs"
 
 
@@ -164,19 +162,6 @@ def test_eval_only_and_resuming_a_finished_run_change_no_file(tmp_path, capsys):
     assert summary(folder)["final_val_loss"] == record(folder)["val_loss"]
 
 
-def signal_at_backward(number, monkeypatch):
-    """Send SIGTERM to this process at the given call of backward."""
-    backward, calls = torch.Tensor.backward, []
-
-    def signalled(self, *arguments, **options):
-        calls.append(self)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return backward(self, *arguments, **options)
-
-    monkeypatch.setattr(torch.Tensor, "backward", signalled)
-
-
 @pytest.mark.parametrize("stop", ["at an evaluation", "during a step"])
 @pytest.mark.parametrize(
     "options",
@@ -193,8 +178,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, capsys
     if stop == "at an evaluation":
         assert run(parts, *options, "--max-iters=3") == 0
     else:
+        backward, calls = torch.Tensor.backward, []
+
+        def signalled(*arguments):
+            calls.append(arguments)
+            if len(calls) == 4 * passes + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            backward(*arguments)
+
         with monkeypatch.context() as patch:
-            signal_at_backward(4 * passes + 1, patch)
+            patch.setattr(torch.Tensor, "backward", signalled)
             assert run(parts, *options, "--max-iters=8") == 0
         assert not (parts / "summary.json").exists()
         assert "stopped by SIGTERM after step 5" in capsys.readouterr().out
