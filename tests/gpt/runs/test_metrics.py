@@ -22,11 +22,14 @@ def lines_of(folder):
 
 
 def test_each_log_call_appends_a_line_with_null_for_what_is_not_finite(tmp_path):
+    sent, expected = [], [{"step": 0, "val_loss": 2.5, "sample": "To be"}]
+    expected.append({"step": 1, "loss": None, "milliseconds": None})
     with MetricsLog(tmp_path, CONFIG) as log:
-        log.log(step=0, val_loss=2.5)
+        log._track = lambda values, step: sent.append((values, step))
+        log.log(step=0, val_loss=2.5, sample="To be")
         log.log(step=1, loss=math.nan, milliseconds=math.inf)
-        expected = [{"step": 0, "val_loss": 2.5}, {"step": 1, "loss": None, "milliseconds": None}]
         assert lines_of(tmp_path) == expected
+    assert sent[0] == ({"val_loss": 2.5}, 0)  # samples are not sent to the tracker
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
     plot_losses(expected[1:], tmp_path / "loss.png")  # without a point of either loss
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -69,15 +72,6 @@ def test_a_full_disk_raises_and_loses_one_line(tmp_path):
 
 
 # --- trackers -------------------------------------------------------------------------------------
-
-
-def test_samples_are_not_sent_to_the_tracker(tmp_path):
-    sent = []
-    with MetricsLog(tmp_path, CONFIG) as log:
-        log._track = lambda values, step: sent.append((values, step))
-        log.log(step=2, val_loss=1.5, sample="To be")
-    assert sent == [({"val_loss": 1.5}, 2)]
-    assert read_metrics(tmp_path) == [{"step": 2, "val_loss": 1.5, "sample": "To be"}]
 
 
 def test_tensorboard_receives_the_values(tmp_path):
