@@ -16,6 +16,7 @@ from gpt.pretrained.init_from import open_source
 from gpt.runs.portable_state import portable_state
 from tests.gpt.configs import CONFIGS, GPT2, LECTURE, draw_tokens, randomise
 from tests.gpt.data.test_tokenizers import small_gpt2
+from tests.gpt.pretrained.test_init_from import SIZES, logits
 from tests.runs import save_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -49,15 +50,8 @@ def save(tmp_path, monkeypatch):
     return save
 
 
-@torch.no_grad()
-def logits(model, tokens):
-    result = model(tokens)
-    return result[0] if isinstance(result, tuple) else result.logits
-
-
 def test_the_weights_of_transformers_come_back(tmp_path):
-    sizes = {"vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 32}
-    config = transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
+    config = transformers.GPT2Config(**SIZES, bos_token_id=None, eos_token_id=None)
     gpt2 = randomise(transformers.GPT2LMHeadModel(config))
     gpt2.save_pretrained(tmp_path)
     source = open_source(str(tmp_path))
@@ -73,7 +67,10 @@ def test_transformers_generates_from_a_run(kind, save, tmp_path, capsys):
     options = {"bias": False, "tied_head": False, "activation": "gelu"} if kind == "char" else {}
     model, run = save(replace(SMALL, n_inner=24, norm_eps=0.1, **options), tokenizer)
     assert export.main([run, str(tmp_path / "hf")]) == 0
-    assert "transformers.pipeline('text-generation'" in capsys.readouterr().out
+    assert export.main([run, str(tmp_path / "model.gguf")]) == 0
+    said = capsys.readouterr().out
+    assert "transformers.pipeline('text-generation'" in said
+    assert ("computes the run's exact GELU as its approximation" in said) == (kind == "char")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
     tokens = draw_tokens(3, 8, vocab_size=model.config.vocab_size)
     assert (logits(theirs, tokens) - logits(model, tokens)).abs().max() < 1e-4
@@ -108,40 +105,24 @@ def test_what_the_other_program_lacks_is_not_exported(config, out, message, save
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-# --- llama.cpp ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["ascii", "char", "byte", "huggingface"])
-def test_a_gguf_file_has_the_tensors_that_transformers_has(kind, save, tmp_path, capsys):
-    tied = kind == "byte"
-    config = replace(SMALL, qkv_bias=False, tied_head=tied, activation="gelu")
-    model, run = save(config, TOKENIZERS[kind])
-    for name in ("hf", "model.gguf"):
-        assert export.main([run, str(tmp_path / name)]) == 0
-    said = capsys.readouterr().out
-    assert "computes the run's exact GELU as its approximation" in said
-    assert ("the file is without one" in said) == (kind == "char")
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").state_dict()
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
-    reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
-    if tied:
-        del theirs["lm_head.weight"]
-    assert len(found) == len(theirs)
-    for name, tensor in theirs.items():
-        expected = tensor.T if ".c_" in name and tensor.ndim == 2 else tensor
-        assert torch.equal(found[names.get_name(name, (".weight", ".bias"))], expected), name
+def test_a_gguf_file_has_the_tokens_and_logits_of_the_run(kind, save, tmp_path, capsys):
+    tokenizer, path, tied = TOKENIZERS[kind], tmp_path / "model.gguf", kind != "char"
+    model, run = save(replace(SMALL, qkv_bias=tied, tied_head=tied), tokenizer, scale=0.5)
+    for out in (path, tmp_path / "hf"):
+        assert export.main([run, str(out)]) == 0
+    assert ("the file is without one" in capsys.readouterr().out) == (kind == "char")
+    reader = gguf.GGUFReader(path)
     if kind != "char":
         assert len(reader.fields["tokenizer.ggml.tokens"].data) == model.config.vocab_size
-
-
-@pytest.mark.parametrize("kind", ["ascii", "char", "byte", "huggingface"])
-def test_llama_cpp_has_the_tokens_and_logits_of_the_run(kind, save, tmp_path):
+    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
+    weights = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").state_dict()
+    assert len(found) == len(weights) - tied
+    for name in weights.keys() - ({"lm_head.weight"} if tied else set()):
+        weight = weights[name].T if ".c_" in name and "weight" in name else weights[name]
+        assert torch.equal(found[names.get_name(name, (".weight", ".bias"))], weight), name
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    tokenizer = TOKENIZERS[kind]
-    model, run = save(SMALL, tokenizer, scale=0.5)  # their GELU is a table in fp16
-    path = tmp_path / "model.gguf"
-    assert export.main([run, str(path)]) == 0
     fp32 = {"type_k": 0, "type_v": 0}
     theirs = llama_cpp.Llama(str(path), n_ctx=80, logits_all=True, verbose=False, **fp32)
     prompt = tokenizer.encode(TEXT).tolist()
@@ -152,4 +133,5 @@ def test_llama_cpp_has_the_tokens_and_logits_of_the_run(kind, save, tmp_path):
     expected = logits(model, torch.tensor([tokens]))[0, :-1]
     assert expected.std() > 0.1
     assert tokens[len(prompt) :] == expected[len(prompt) - 1 :].argmax(1).tolist()
+    # their GELU is a table in fp16
     assert (torch.tensor(theirs.scores[: len(expected)]) - expected).abs().max() < 1e-3
