@@ -115,11 +115,10 @@ class HuggingFaceTokenizer:
         record = self.record()
         model, split = record["model"], record["pre_tokenizer"] or {}
         affixes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
-        return (
-            (model["type"], split.get("type")) == ("BPE", "ByteLevel")
-            and not (any(map(model.get, affixes)) or record["normalizer"])
-            and (split["add_prefix_space"], split.get("use_regex", True)) == (False, True)
-        )
+        if model["type"] != "BPE" or any(map(model.get, affixes)) or record["normalizer"]:
+            return False
+        expected = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+        return split == split | expected
 
 
 def of_characters(characters: str) -> HuggingFaceTokenizer:
@@ -145,10 +144,9 @@ def of_ranks(ranks: dict[bytes, int], end_of_text: int | None = None) -> Hugging
         if len(parts) == 2:
             merges.append((spelled[parts[0]], spelled[parts[1]]))
     numbers = {spelled[token]: rank for token, rank in ranks.items()}
-    if end_of_text is None:
-        return HuggingFaceTokenizer(_byte_level(numbers, merges), None)
-    made = _byte_level({**numbers, END_OF_TEXT[0]: end_of_text}, merges)
-    made.add_special_tokens([END_OF_TEXT[0]])
+    special = {} if end_of_text is None else {END_OF_TEXT[0]: end_of_text}
+    made = _byte_level(numbers | special, merges)
+    made.add_special_tokens(list(special))
     return HuggingFaceTokenizer(made, end_of_text)
 
 
