@@ -16,7 +16,7 @@ import torch
 from .. import UserError
 from ..config.model import ModelConfig
 from ..config.train import TrainConfig
-from ..data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json, read_tokenizer
+from ..data.tokenizers import CharTokenizer, Tokenizer, from_json, read_tokenizer
 from ..files import read_json
 from ..generation.load import load_model
 from ..models.build import Model, build
@@ -42,7 +42,6 @@ class Source(NamedTuple):
     tokenizer: Tokenizer | None  # None: the file has none
     weights: Callable[[], State]  # under the names of the packed model
     options: dict[str, Any]  # of its run, that the model needs
-    note: str = ""  # what was assumed
 
 
 def open_source(name: str, data_dir: str = "data") -> Source:
@@ -82,14 +81,12 @@ def _from_run(path: Path) -> Source:
 def _from_transformers(weights: Path, record: dict) -> Source:
     folder = weights.parent
     config = config_from_gpt2(record, folder)
-    tokenizer, note = read_tokenizer(folder), ""
-    if tokenizer is None and config.vocab_size == GPT2Tokenizer.vocab_size:
-        tokenizer, note = GPT2Tokenizer(), f"; GPT-2's tokenizer is assumed, as {folder} has none"
+    tokenizer = read_tokenizer(folder) or nanogpt.gpt2_tokenizer(config.vocab_size)
 
     def read() -> State:
         return fitted(packed_from_gpt2(read_shards(weights)), config)
 
-    return Source(config, tokenizer, read, {"tokenizer": str(folder)}, note)
+    return Source(config, tokenizer, read, {"tokenizer": str(folder)})
 
 
 def _from_file(path: Path, data_dir: str) -> Source:
@@ -155,7 +152,7 @@ def load_pretrained(
 def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str = "data") -> str:
     """Load the weights that `name` has into `model`; returns a line that counts the tokens."""
     source = open_source(name, data_dir)
-    own, given, note = portable_state(model), source.weights(), source.note
+    own, given, note = portable_state(model), source.weights(), ""
     if not isinstance(model, LanguageModel):
         positions = given.get(POSITIONS, range(model.config.block_size))
         theirs = replace(model.config, vocab_size=_vocabulary(given), block_size=len(positions))
@@ -206,19 +203,18 @@ def _download(name: str) -> Path:
     if not HUB_NAME.fullmatch(name):
         raise UserError(f"{missing}; give a path, or a model of the Hugging Face hub such as gpt2")
     try:
-        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub import snapshot_download
     except ImportError:
         raise UserError(
             f"{missing}, and a model of the hub needs a library: pip install huggingface_hub"
         ) from None
-    failures: Any = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)  # of its HTTP library
     repository = f"openai-community/{name}" if name in ORIGINAL else name
     try:
         for patterns in (["*.json", "*.txt", "model*.safetensors"], ["pytorch_model*.bin"]):
             folder = Path(snapshot_download(repository, allow_patterns=patterns))
             if find_weights(folder):
                 break
-    except failures as error:
+    except Exception as error:  # its own, and those of its HTTP library
         raise UserError(
             f"{missing}, and no model of the Hugging Face hub that can be downloaded "
             f"({type(error).__name__}); check the name and the connection"
