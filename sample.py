@@ -20,8 +20,8 @@ import kernels
 from gpt import UserError, hardware
 from gpt.config.base import Config, option
 from gpt.config.cli import parse
+from gpt.data.arithmetic import is_task, open_task
 from gpt.data.corpus import read_text
-from gpt.data.tasks import is_task, open_task
 from gpt.data.tokenizers import Tokenizer
 from gpt.generation.generate import generate
 from gpt.generation.int8 import is_quantized, quantize_run

@@ -16,9 +16,9 @@ import torch
 
 from .. import UserError
 from ..files import write_whole
+from .arithmetic import is_task, open_task
 from .batches import TokenDataset
 from .dataset import Dataset
-from .tasks import is_task, open_task
 from .token_files import read_token_files
 from .tokenizers import for_text, whole_tokens
 

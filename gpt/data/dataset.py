@@ -1,6 +1,6 @@
 """The interface between data and training: what a text, token files and a task have in common."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -44,30 +44,3 @@ class Dataset(Protocol):
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise UserError if a model of these sizes cannot be trained on this data."""
-
-
-@runtime_checkable
-class Task(Dataset, Protocol):
-    """A dataset of problems whose answers can be graded."""
-
-    held_out: torch.Tensor  # (..., N): the problems of the validation split
-
-    def rows(self, problems: torch.Tensor, block_size: int) -> Batch:
-        """The batch of `problems`, (..., rows) as in `held_out`."""
-
-    def validation_rows(self, block_size: int) -> int:
-        return self.held_out.shape[-1]
-
-    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
-        return self.rows(self.held_out[..., first:][..., :rows], block_size)
-
-    def accuracy(self, right: torch.Tensor) -> dict[str, float]:
-        """The share of right (N,) bool, the answers to `validation`, in all and by kind."""
-        return {"accuracy": right.double().mean().item()}
-
-    def prompt(self, text: str) -> str:
-        """A problem as a person types it, in the form of the training data; or UserError."""
-
-    def answer(self, written: str) -> str:
-        """The model's output as a person would write it."""
-        return written

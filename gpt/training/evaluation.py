@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from .. import UserError
 from ..config.model import IGNORE_INDEX
+from ..data.arithmetic import ArithmeticTask
 from ..data.batches import TokenDataset
-from ..data.dataset import Batch, Dataset, Task
+from ..data.dataset import Batch, Dataset
 from ..data.tokenizers import Tokenizer
 from . import distributed
 from .cuda_graph import GraphedFunction
@@ -119,7 +120,7 @@ def task_accuracy(
     Greedy decoding produces an answer if every target is the most likely token given the targets
     before it.
     """
-    if not isinstance(data, Task):
+    if not isinstance(data, ArithmeticTask):
         return {}
     model.eval()
     matches = []

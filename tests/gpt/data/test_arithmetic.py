@@ -9,8 +9,7 @@ import torch
 import sample
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
-from gpt.data.tasks import open_task
-from gpt.data.tasks.arithmetic import DIGITS, TOKENIZER
+from gpt.data.arithmetic import DIGITS, TOKENIZER, open_task
 from gpt.training.evaluation import EVALUATION_TOKENS, task_accuracy
 from gpt.training.precision import Precision
 from tests.gpt.data.test_batches import splitmix64

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
+from gpt.data.arithmetic import open_task
 from gpt.data.batches import TokenDataset, random_integers
-from gpt.data.tasks import open_task
 from gpt.data.tokenizers import ByteTokenizer
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 from gpt.config.model import IGNORE_INDEX, ModelConfig
 from gpt.config.presets import PRESETS
-from gpt.data.tasks import open_task
+from gpt.data.arithmetic import open_task
 from gpt.models.packed import GPT
 from gpt.training import distributed
 from gpt.training.gradients import BatchPlan, Gradients

@@ -18,11 +18,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ... import UserError
-from ...config.model import IGNORE_INDEX, ModelConfig
-from ..batches import random_integers, scramble
-from ..dataset import Batch, Row, Task
-from ..tokenizers import CharTokenizer, Tokenizer
+from .. import UserError
+from ..config.model import IGNORE_INDEX, ModelConfig
+from .batches import random_integers, scramble
+from .dataset import Batch, Dataset, Row
+from .tokenizers import CharTokenizer, Tokenizer
 
 DIGITS = {"+": 3, "-": 3, "*": 2, "/": 2}  # of the calculator's operands
 HELD_OUT = 10  # one pair in ten
@@ -37,8 +37,8 @@ END = CODES["\n"]  # ends an answer and pads a row
 Write = Callable[[torch.Tensor, torch.Tensor, str, int], torch.Tensor]
 
 
-class ArithmeticTask(Task):
-    """Problems of one or more operations."""
+class ArithmeticTask(Dataset):
+    """Problems of one or more operations, whose answers can be graded."""
 
     tokenizer: Tokenizer = TOKENIZER
 
@@ -79,8 +79,15 @@ class ArithmeticTask(Task):
                 f"--block-size {longest} or more"
             )
 
+    def validation_rows(self, block_size: int) -> int:
+        return self.held_out.shape[1]
+
+    def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
+        return self.rows(self.held_out[:, first:][:, :rows], block_size)
+
     def accuracy(self, right: torch.Tensor) -> dict[str, float]:
-        shares = super().accuracy(right)
+        """The share of right (N,) bool, the answers to `validation`, in all and by operation."""
+        shares = {"accuracy": right.double().mean().item()}
         if len(self.digits) > 1:
             for number, sign in enumerate(self.digits):
                 solved = right[self.held_out[0] == number]
@@ -227,3 +234,15 @@ def division(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
         rest = rest - quotient * b
         written += [number(quotient, 1), number(quotient * b, 2), number(rest, 2)]
     return written
+
+
+def is_task(name: str) -> bool:
+    """Whether `--data` names a task: addition-1 to -8, calculator or calculator-direct."""
+    return re.fullmatch(r"addition-[1-8]|calculator(-direct)?", name) is not None
+
+
+def open_task(name: str) -> ArithmeticTask:
+    """The task of that name, which `is_task` accepts."""
+    if name.startswith("addition"):
+        return ArithmeticTask(name, {"+": int(name[-1])}, addition)
+    return ArithmeticTask(name, DIGITS, result if name.endswith("direct") else with_work)
