@@ -70,8 +70,8 @@ class HuggingFaceTokenizer:
 
     def split(self, text: str) -> list[str]:
         """The parts of a text that no token connects; all of it if a normalizer may change it."""
-        pre_tokenizer, normalizer = self._tokenizer.pre_tokenizer, self.record()["normalizer"]
-        if pre_tokenizer is None or normalizer not in (None, {"type": "NFC"}):
+        pre_tokenizer, normalizer = self._tokenizer.pre_tokenizer, self._tokenizer.normalizer
+        if pre_tokenizer is None or not isinstance(normalizer, library().normalizers.NFC | None):
             return [text]
         return [part for part, _ in pre_tokenizer.pre_tokenize_str(text)]
 
