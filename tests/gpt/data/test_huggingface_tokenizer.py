@@ -102,6 +102,7 @@ def test_the_pieces_of_a_text_have_the_tokens_of_the_library(text, is_cut, tmp_p
     assert (len(pieces) > 1) == is_cut
     assert [token for piece in pieces for token in tokenizer.encode(piece)] == expected
     assert_round_trip(tokenizer, TEXT)
+    assert_round_trip(tokenizer, "a")
     assert tokenizer.encode("a\ud800").tolist() == tokenizer.encode("a\ufffd").tolist()
 
 
@@ -118,7 +119,9 @@ def test_the_pieces_of_a_text_have_the_tokens_of_the_library(text, is_cut, tmp_p
 def test_the_end_of_text_of_a_folder(files, expected, tmp_path):
     named = {f"{name}.json": content for name, content in files.items()}
     save(tmp_path, {"tokenizer.json": sentencepiece(), **named})
-    assert read_tokenizer(tmp_path).end_of_text == expected
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.end_of_text == expected
+    assert tokenizer.decode([1]) == "</s>"
 
 
 BPE = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
