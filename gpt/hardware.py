@@ -110,7 +110,5 @@ def peak_memory(device: torch.device) -> int:
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device has finished all queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
