@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         if not hardware.out_of_memory(error):
             raise
         print(
-            "train.py: out of memory; halve --batch-size and double "
+            "train.py: out of memory; use half the --batch-size and twice the "
             "--gradient-accumulation-steps, by default one per rank, which trains the same model",
             file=sys.stderr,
         )

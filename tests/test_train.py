@@ -60,6 +60,19 @@ def test_each_preset_trains_with_its_options(tmp_path, preset, capsys):
         assert trained["model"][name] == config["model"][name]
 
 
+def test_out_of_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("gpt.training.gradients.Gradients.loss", fail)
+    assert run(tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "train.py: out of memory; use half the --batch-size and twice the --grad"
+    )
+    assert record(tmp_path / "out")["step"] == 0
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_losses_are_close_to_fp32(tmp_path, dtype):
     assert run(tmp_path / "narrow", f"--dtype={dtype}", "--max-iters=6") == 0

@@ -19,7 +19,6 @@ from ..models.build import Model
 from ..training import distributed
 from ..training.evaluation import BatchLoss, batches_of_splits, evaluate, task_accuracy
 from ..training.make_step import batch_plan, make_step
-from ..training.out_of_memory import take_step
 from ..training.precision import Precision
 from ..training.step import EagerStep, GraphStep
 from .metrics import MetricsLog
@@ -88,7 +87,7 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
                     saver.save(state, state.best_val_loss < best)
             if stopping or step == config.max_iters:
                 break
-            progress.step(step, take_step(take, step))
+            progress.step(step, take(step))
             end_step()
     progress.bar.close()
     if step < config.max_iters:

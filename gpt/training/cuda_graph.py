@@ -72,10 +72,6 @@ class GraphedFunction(Generic[Result]):
         finally:
             self.is_capturing = False
 
-    def release(self) -> None:
-        """Free the graph and its memory; later calls are eager."""
-        self.captured, self.is_eager = None, True
-
 
 def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
     """Capture `function()`. Return the graph, and the result that each replay overwrites.

@@ -48,10 +48,6 @@ class EagerStep:
     def check(self) -> None:
         """Before a checkpoint: raise UserError, or count what was skipped, if not done yet."""
 
-    def release(self) -> None:
-        """Free all memory that the step holds besides the model and the optimizers."""
-        self.gradients.clear()
-
 
 @dataclass
 class DeviceStep(EagerStep):
@@ -140,10 +136,6 @@ class GraphStep(DeviceStep):
     def clear(self) -> None:
         if not self.graphed.is_capturing:  # the replays write the gradients of the capture anew
             super().clear()
-
-    def release(self) -> None:
-        self.graphed.release()
-        super().release()
 
     def _send(self) -> None:
         """Write the learning rates, and the addresses of the gradients, to the device."""
