@@ -1,40 +1,54 @@
 """Finds loads that are narrower than 16 bytes per thread although they could be wide.
 
-If every long row of the tensors of a launch starts and ends at a multiple of 16 bytes (the pointer,
-the strides and the length of the contiguous dimension), then each load of a tile that has at least
-16 bytes for every thread of the block must move 16 bytes per thread at a time. This is decided from
-the tensors of the launch: Triton may have lost the divisibility. Tiles come from Triton's IR,
-widths from the PTX; both name the line of the Python source.
+A load of a tile must move 16 bytes per thread at a time if
+1. the tile has at least 16 bytes for every thread of the block, and
+2. every row of the tensor starts at a multiple of 16 bytes and is a multiple of 16 bytes long:
+   the pointer, the strides and the length of the contiguous dimension.
+
+(2) is decided from the tensors of the launch: Triton may have lost the divisibility. Tiles and
+pointers come from Triton's IR, widths from the PTX; both name the line of the Python source.
 """
 
 import math
 import re
+from typing import NamedTuple
 
 import torch
 
 from kernels.common.launch import Launch
 
 WIDE = 16  # bytes
-LONG = 32  # bytes; shorter rows hold statistics, which are loaded one by one
+
+
+class Tile(NamedTuple):
+    """The operand of one `tt.load`: a tile or a single element."""
+
+    pointer: str  # the kernel's argument, or another value if the address cannot be traced to one
+    bytes: int
+    place: str  # "file:line:column", or "" if it is unknown
 
 
 def narrow(one: Launch, kernel) -> list[str]:
-    """The loads that break the rule, as "norms/layer_norm.py:57 by 2 bytes"."""
-    tensors = [value for value in one.arguments if isinstance(value, torch.Tensor)]
-    long = [one for one in tensors if one.ndim and one.shape[-1] * one.element_size() >= LONG]
-    if not all(map(rows_are_wide, long)):
-        return []
+    """The loads that break the rule, as "x_ptr at norms/layer_norm.py:57 by 2 bytes"."""
+    named = zip(one.kernel.arg_names, one.arguments, strict=False)  # constexprs come by keyword
+    tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
     threads = kernel.metadata.num_warps * kernel.metadata.warp_size
     tiles, measured = tiles_of(kernel.asm["ttir"]), widths(kernel.asm["ptx"])
-    # all callers of a helper share one line: a caller with a small tile excuses the line
-    excused = {place for place, size in tiles if size < WIDE * threads}
+
+    def must_be_wide(tile: Tile) -> bool:
+        read = [tensors[tile.pointer]] if tile.pointer in tensors else tensors.values()
+        return tile.bytes >= WIDE * threads and all(map(rows_are_wide, read))
+
+    # all callers of a helper share one line: a caller that may be narrow excuses the line
+    excused = {tile.place for tile in tiles if not must_be_wide(tile)}
     found = set()
-    for place in {place for place, _ in tiles} - excused:
-        width = min(measured.get(place, [WIDE]))
+    for tile in filter(must_be_wide, tiles):
+        width = (max if tile.place in excused else min)(measured.get(tile.place, [WIDE]))
         if width < WIDE:
+            name = tile.pointer if tile.pointer in tensors else "a pointer"
             # only the end of the path: a cached kernel may have been compiled elsewhere
-            line = "/".join(place.rpartition(":")[0].split("/")[-2:])
-            found.add(f"{line} by {width} bytes")
+            line = "/".join(tile.place.rpartition(":")[0].split("/")[-2:])
+            found.add(f"{name} at {line} by {width} bytes")
     return sorted(found)
 
 
@@ -47,14 +61,31 @@ def rows_are_wide(tensor: torch.Tensor) -> bool:
     return len(contiguous) == 1 and elements * tensor.element_size() % WIDE == 0
 
 
-def tiles_of(ttir: str) -> list[tuple[str, int]]:
-    """The place in the source, "" if it is unknown, and the bytes of each load in Triton's IR."""
+def tiles_of(ttir: str) -> list[Tile]:
+    """The loads in Triton's IR, each with the argument from which its address is computed."""
     aliases = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.MULTILINE))
-    loads = r"= tt\.load .* : (?:tensor<([\dx]+)x)?!tt\.ptr<\D+(\d+).*? loc\((.*)\)$"
-    return [
-        (_place(place, aliases), math.prod(map(int, (shape or "1").split("x"))) * int(bits) // 8)
-        for shape, bits, place in re.findall(loads, ttir, re.MULTILINE)
-    ]
+    origin: dict[str, str] = {}  # value -> the value from which its address is computed
+    found = []
+    for text in ttir.splitlines():
+        text, located, place = text.rpartition(" loc(")
+        text = text if located else place
+        if load := re.search(r"= tt\.load (%[\w#]+).* : (?:tensor<([\dx]+)x)?!tt\.ptr<(\w+)", text):
+            elements = math.prod(map(int, (load[2] or "1").split("x")))
+            size = elements * max(int(re.search(r"\d+", load[3])[0]) // 8, 1)
+            value = load[1]
+            while value in origin:
+                value = origin[value]
+            found.append(Tile(value[1:], size, _place(place[:-1], aliases)))
+        elif loop := re.search(r"(%\w+)(?::\d+)? = scf\.for .*iter_args\((.*?)\)", text):
+            carried = re.findall(r"(%\w+) = (%[\w#]+)", loop[2])
+            origin[loop[1]] = carried[0][1]
+            for index, (inside, before) in enumerate(carried):
+                origin[inside] = origin[f"{loop[1]}#{index}"] = before
+        elif made := re.match(r"\s*(%\w+) = tt\.\w+ (%[\w#]+)", text):
+            origin[made[1]] = made[2]
+        elif defined := re.match(r"\s*(%\w+)(?::\d+)? = ", text):
+            origin.pop(defined[1], None)  # sibling blocks reuse names
+    return found
 
 
 def widths(ptx: str) -> dict[str, list[int]]:

@@ -36,6 +36,13 @@ def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _add(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    at = tl.program_id(0).to(tl.int64) * row_stride + columns
+    tl.store(y_ptr + at, _load(x_ptr, at) + _load(w_ptr, columns))
+
+
+@triton.jit
 def _product(x_ptr, y_ptr, z_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
     x_ptrs, y_ptrs = x_ptr + m * depth + k[None, :], y_ptr + k[:, None] * N + n
@@ -58,7 +65,7 @@ def _meta(*shape, dtype=torch.bfloat16):
 
 def _calls() -> dict:
     x, y = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH)
-    ragged = _meta(ROWS, LENGTH + 1)
+    ragged, odd = _meta(ROWS, LENGTH + 1), _meta(LENGTH + 1)[1:]
 
     def product(kernel=_product, dtype=torch.bfloat16, **options):
         a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
@@ -69,6 +76,8 @@ def _calls() -> dict:
         "ragged": (_copy, (ragged, y, LENGTH + 1), dict(BLOCK=LENGTH)),
         "small tile": (_copy, (x, y, LENGTH), dict(BLOCK=256)),
         "forgetful": (_forgetful(_copy, "row_stride"), (x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "helper": (_add, (x, odd, y, LENGTH), dict(BLOCK=LENGTH)),
+        "forgetful helper": (_forgetful(_add, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
         "product": product(num_stages=2),
         "deep product": product(num_stages=6),
         "fp32 product": product(dtype=torch.float32, M=16, N=16, K=16),

@@ -35,6 +35,7 @@ def test_kernels_that_follow_every_rule(samples):
     assert (samples["wide 90"]["loads"], samples["wide 90"]["stores"]) == ({"16": 1}, {"16": 1})
     for name in ("ragged 90", "small tile 90"):  # rows or tiles are narrow
         assert "16" not in samples[name]["loads"]
+    assert samples["helper 90"]["loads"] == {"16": 1, "2": 8}  # by one line, where both may be
     for name, instruction in (("80", "HMMA"), ("90", "HGMMA"), ("100", "UTCHMMA")):
         assert list(samples[f"product {name}"]["tensor"]) == [instruction]
     assert samples["fp32 product 90"]["tensor"] == {}
@@ -43,17 +44,23 @@ def test_kernels_that_follow_every_rule(samples):
     assert not any(findings(row) for name, row in rows.items() if not name.startswith(broken))
 
 
-# of a helper, and asynchronous in a loop
 @pytest.mark.parametrize(
-    ("name", "text", "size"),
-    [("forgetful", "return tl.load(x_ptr + at)", 2), ("forgetful product", "tl.load(x_ptrs)", 4)],
+    ("name", "pointer", "text", "size"),
+    [
+        ("forgetful", "x_ptr", "return tl.load(x_ptr + at)", 2),
+        ("forgetful product", "x_ptr", "tl.load(x_ptrs)", 4),  # asynchronous, in a loop
+    ],
 )
-def test_lost_divisibility_is_found_with_its_line(samples, name, text, size):
+def test_lost_divisibility_is_found_with_name_and_line(samples, name, pointer, text, size):
     source = Path(__file__).with_name("samples.py").read_text()
     line = source[: source.index(text)].count("\n") + 1
     (finding,) = findings(samples[f"{name} 90"])
-    assert finding.startswith("loads ")  # then the folder, which is that of the cached kernel
+    assert finding.startswith(f"loads {pointer} at ")  # the folder is that of the cached kernel
     assert finding.endswith(f"/samples.py:{line} by {size} bytes at a time instead of 16")
+
+
+def test_narrowest_load_of_a_line_counts_if_all_of_its_loads_must_be_wide(samples):
+    assert len(findings(samples["forgetful helper 90"])) == 2  # by x_ptr and by w_ptr
 
 
 def test_spills_and_missing_tensor_cores_are_found(samples):
