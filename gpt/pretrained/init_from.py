@@ -81,7 +81,7 @@ def _from_run(path: Path) -> Source:
 def _from_transformers(weights: Path, record: dict) -> Source:
     folder = weights.parent
     config = config_from_gpt2(record, folder)
-    tokenizer = read_tokenizer(folder) or nanogpt.gpt2_tokenizer(config.vocab_size)
+    tokenizer = read_tokenizer(folder)
 
     def read() -> State:
         return fitted(packed_from_gpt2(read_shards(weights)), config)
@@ -141,7 +141,10 @@ def load_pretrained(
     config, tokenizer = source.config, source.tokenizer
     if config is None or tokenizer is None:
         part = "config" if config is None else "tokenizer"
-        raise UserError(f"{name} has no {part}; give a run, or a folder with {part}.json")
+        raise UserError(
+            f"{name} has no {part}; give a run, a folder with {part}.json, or nanoGPT's ckpt.pt "
+            "and the meta.pkl of its dataset below data/"
+        )
     weights = source.weights()
     check_finite(weights, Path(name))
     model = build(config, ops, source.options.get("lecture", ""))

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpt.pretrained.load import load_pretrained
 
 from bench.recipes import evaluate
 from gpt.data.tokenizers import CharTokenizer
 from gpt.exercises import hellaswag
 from gpt.models.packed import GPT
 from gpt.pretrained import export
+from gpt.pretrained.init_from import load_pretrained
 from gpt.runs.portable_state import portable_state
 from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
