@@ -222,7 +222,7 @@ def _ours(tokenizer: HuggingFaceTokenizer) -> dict | None:
     numbers = tokenizer.numbers()
     tokens = sorted(numbers, key=numbers.__getitem__)
     characters = "".join(tokens)
-    if list(characters) == sorted(tokens) and tokenizer.text == of_characters(characters).text:
+    if list(characters) == tokens and tokenizer.text == of_characters(characters).text:
         return {"kind": "char", "characters": characters}
     if tokenizer.text == of_ranks({bytes([byte]): byte for byte in range(256)}).text:
         return {"kind": "byte"}
