@@ -109,16 +109,12 @@ SAMPLE += [
     ("--quantize=int8 --save-dir=FOLDER/run", "--save-dir", None),
     ("--quantize=int8 --save-dir=FOLDER/text/x", "Not a directory", None),
 ]
-EXAMPLE = b'{"ctx": "a", "endings": ["b", "c"], "label": %d}\n'
 EVALUATE = [
     ("", "there is nothing to evaluate", None),
-    ("--text=FOLDER/text --limit=-1", "--limit is -1", None),
     ("--text=FOLDER/text --kernels=other", "kernels", None),
     ("--text=FOLDER/missing", "missing", None),
     ("--text=FOLDER/text", "'Z'", write(text=b"aZ")),
     ("--text=FOLDER/text", "1 tokens", write(text=b"a")),
-    ("--hellaswag=FOLDER/label", "label: line 2", write(label=EXAMPLE % 0 + EXAMPLE % 2)),
-    ("--hellaswag=FOLDER/empty", "empty", write(empty=b"\n")),
 ]
 PREPARE = [
     ("", "there is nothing to prepare", None),

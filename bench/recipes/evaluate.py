@@ -1,7 +1,6 @@
-"""Evaluate a model on a text (loss, perplexity, bits per byte) or on HellaSwag.
+"""Evaluate a model on a text: loss, perplexity, bits per byte.
 
 python -m bench.recipes.evaluate out --text book.txt
-python -m bench.recipes.evaluate gpt2 --hellaswag hellaswag_val.jsonl --limit 1000
 """
 
 import json
@@ -16,7 +15,6 @@ from gpt import UserError, hardware
 from gpt.config.base import Config, option
 from gpt.config.cli import parse
 from gpt.data.corpus import read_text
-from gpt.exercises import hellaswag
 from gpt.pretrained.init_from import load_pretrained
 from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
@@ -26,9 +24,7 @@ from sample import load_ops
 @dataclass(frozen=True)
 class Options(Config):
     model: str = option("out", "a run, or anything else that --init-from accepts", positional=True)
-    text: str = option("", "a file: print its loss, perplexity and bits per byte")
-    hellaswag: str = option("", "a file of HellaSwag examples: print the accuracy")
-    limit: int = option(0, "use only the first examples of HellaSwag; 0: all")
+    text: str = option("", "a file in UTF-8")
     json: bool = option(False, "print one JSON object")
     kernels: str = option("auto", "auto, triton, torch, reference, or triton,attention=torch")
     device: str = option("auto", "cuda, cuda:1, cpu or mps")
@@ -48,33 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(options: Options) -> None:
-    if not options.text and not options.hellaswag:
-        raise UserError("there is nothing to evaluate; give --text FILE or --hellaswag FILE")
+    if not options.text:
+        raise UserError("there is nothing to evaluate; give --text FILE")
     device = hardware.choose_device(options.device)
     precision = Precision(device, hardware.choose_dtype(options.dtype, device))
-    text = read_text(Path(options.text)) if options.text else ""
-    path = Path(options.hellaswag)
-    examples = hellaswag.examples(path, options.limit) if options.hellaswag else []
+    text = read_text(Path(options.text))
     ops = load_ops(options.kernels, device)
     model, tokenizer, _ = load_pretrained(options.model, ops, device)
-    found, lines = {"model": options.model}, []
-    if options.text:
-        found |= text_metrics(model, tokenizer, text, model.config.block_size, precision)
+    found = text_metrics(model, tokenizer, text, model.config.block_size, precision)
+    if options.json:
+        finite = {name: None if value == math.inf else value for name, value in found.items()}
+        print(json.dumps({"model": options.model, **finite}))
+    else:
         line = (
             "loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, "
             "{bits_per_byte:.4f} bits per byte ({tokens:,} tokens, {bytes:,} bytes)"
         )
-        lines.append(f"{options.text}: {line.format(**found)}")
-    if examples:
-        found |= hellaswag.accuracy(model, tokenizer, examples, precision)
-        found["examples"] = len(examples)
-        line = (
-            "acc {acc:.4f}, acc_norm {acc_norm:.4f} (per token, as llm.c), acc_norm_chars "
-            "{acc_norm_chars:.4f} (per character, as lm-evaluation-harness), {examples:,} examples"
-        )
-        lines.append(f"{options.hellaswag}: {line.format(**found)}")
-    finite = {name: None if value == math.inf else value for name, value in found.items()}
-    print(json.dumps(finite) if options.json else "\n".join(lines))
+        print(f"{options.text}: {line.format(**found)}")
 
 
 if __name__ == "__main__":
