@@ -25,11 +25,10 @@ class TokenDataset(Dataset):
         self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:
         tokens = self.train if split == "train" else self.val
-        return self.on_device(gather(tokens, seed, first, rows, block_size))
-
-    def on_device(self, chunk: torch.Tensor) -> Batch:
-        """x and y of a chunk (rows, block_size + 1); a copy to a GPU overlaps computation."""
-        if chunk.device.type != torch.device(self.device).type:
+        starts = random_integers(seed, first, rows, len(tokens) - block_size, tokens.device)
+        window = torch.arange(block_size + 1, device=tokens.device)
+        chunk = widen(tokens[starts[:, None] + window])  # (rows, block_size + 1)
+        if chunk.device.type != torch.device(self.device).type:  # the copy overlaps computation
             chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
 
@@ -61,13 +60,6 @@ class TokenDataset(Dataset):
                     f"{block_size} needs at least {block_size + 1}; give more text or a smaller "
                     "--block-size"
                 )
-
-
-def gather(tokens: torch.Tensor, seed: int, first: Row, rows: int, block_size: int) -> torch.Tensor:
-    """The rows of `TokenDataset.batch` with the token after them: (rows, block_size + 1) int64."""
-    starts = random_integers(seed, first, rows, len(tokens) - block_size, tokens.device)
-    window = torch.arange(block_size + 1, device=tokens.device)
-    return widen(tokens[starts[:, None] + window])
 
 
 def _moved(tokens: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,7 @@ import torch.nn as nn
 
 from .. import UserError, hardware
 from ..config.train import TrainConfig
-from ..data.batches import TokenDataset
 from ..data.dataset import Dataset
-from ..data.prefetch import Prefetched
 from ..files import read_json
 from ..models.build import Model
 from ..training import distributed
@@ -65,10 +63,9 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
     saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
     profiled = profiler(config.profile and is_main, folder, run.precision.device)
-    log_file = log or nullcontext()
-    with StopSignals() as signals, _prefetched(run) as data, log_file, saver, profiled as end_step:
+    with StopSignals() as signals, log or nullcontext(), saver, profiled as end_step:
         model, optimizers = run.parallel_model, run.optimizers
-        take = make_step(run.step_class, model, optimizers, data, config, run.precision)
+        take = make_step(run.step_class, model, optimizers, run.data, config, run.precision)
         take.policy.skipped = state.skipped
         batch_loss = BatchLoss(model, run.precision, issubclass(run.step_class, GraphStep))
         for step in range(first, config.max_iters + 1):
@@ -152,11 +149,3 @@ def _make_progress(run: Run, log: MetricsLog | None, state: RunState) -> Progres
     tokens = batch_plan(config).tokens_per_step
     flops = tokens * hardware.flops_per_token(config.model, run.parameters)
     return Progress(log, device, state, config.max_iters, config.log_interval, tokens, flops)
-
-
-def _prefetched(run: Run) -> AbstractContextManager:
-    """The data; if it is not on the device, batches are read ahead by a thread."""
-    data = run.data
-    if data.source == run.precision.device or not isinstance(data, TokenDataset):
-        return nullcontext(data)
-    return Prefetched(data, distributed.world_size(), batch_plan(run.config).passes)
