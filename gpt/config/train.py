@@ -105,14 +105,15 @@ class TrainConfig(Config):
             raise UserError("--learning-rate is 0; it must be above 0 with --decay-lr")
         if not self.out_dir:
             raise UserError("--out-dir is empty; name a folder for the run")
-        if self.parallel == "fsdp":
-            for name, is_given in (
-                ("--optimizer muon", self.optimizer == "muon"),  # a shard is not a matrix
-                ("--compile", self.compiles_model),
-                ("--lecture", bool(self.lecture)),
-            ):
-                if is_given:
-                    raise UserError(f"--parallel fsdp does not support {name}; use --parallel ddp")
+        shards, recomputes = self.parallel == "fsdp", self.activation_checkpointing
+        for one, other, are_given in (
+            ("--parallel fsdp", "--optimizer muon", shards and self.optimizer == "muon"),
+            ("--parallel fsdp", "--compile", shards and self.compiles_model),
+            ("--parallel fsdp", "--lecture", shards and self.lecture),
+            ("--activation-checkpointing", "--lecture", recomputes and self.lecture),
+        ):
+            if are_given:
+                raise UserError(f"{one} does not support {other}; remove one of them")
 
     @property
     def compiles_model(self) -> bool:

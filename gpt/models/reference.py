@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..config.model import IGNORE_INDEX, ROPE_BASE, ModelConfig
 
@@ -158,11 +159,20 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks in turn, each with the same options."""
+    """Blocks in turn, each with the same options.
+
+    With `checkpointing`, options of `torch.utils.checkpoint`, training keeps only their inputs, and
+    the backward pass computes each block again (Chen et al. 2016).
+    """
+
+    checkpointing: dict[str, Any] | None = None
 
     def forward(self, x: Any, **options: Any) -> Any:  # type: ignore[override]
         for block in self:
-            x = block(x, **options)
+            if self.training and self.checkpointing:
+                x = checkpoint(block, x, **options, **self.checkpointing)
+            else:
+                x = block(x, **options)
         return x
 
 

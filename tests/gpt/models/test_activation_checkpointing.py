@@ -6,13 +6,9 @@ import pytest
 import torch
 
 import kernels
-from gpt import UserError
-from gpt.models.activation_checkpointing import recompute_blocks
 from gpt.models.build import build
-from gpt.models.lecture import STAGES
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens
 from tests.operands import DEVICE
-from tests.runs import metrics, run, tensor_files
 
 DROPPING = replace(LECTURE, dropout=0.3, embedding_dropout=0.2)
 
@@ -24,7 +20,8 @@ def make(config, implementation, recompute):
     ops = None if implementation == "reference" else kernels.load(implementation, DEVICE)
     model = build(config, ops).to(DEVICE)
     if recompute:
-        recompute_blocks(model, config)
+        random = config.dropout > 0
+        model.blocks.checkpointing = {"use_reentrant": False, "preserve_rng_state": random}
     return model
 
 
@@ -83,16 +80,3 @@ def test_only_the_inputs_of_blocks_are_kept(implementation):
     assert all_of_it > 4 * 10 * 8 * 8 * 32 * 4  # ten activations of (B, T, C) in each block
     tensors = 1 if implementation == "reference" else 2  # the stream, and the branch to add
     assert inputs <= 4 * tensors * 8 * 8 * 32 * 4
-
-
-def test_a_model_without_blocks_is_rejected():
-    with pytest.raises(UserError, match="supports only a plain sequence of blocks"):
-        recompute_blocks(STAGES["bigram"](LECTURE), LECTURE)
-
-
-def test_a_run_has_the_same_metrics_and_tensors(tmp_path):
-    options = ["--dropout=0.2", "--dtype=bfloat16", "--tokens-per-step=96"]
-    for name, option in (("one", "--no-"), ("other", "--")):
-        assert run(tmp_path / name, *options, f"{option}activation-checkpointing") == 0
-    assert metrics(tmp_path / "one") == metrics(tmp_path / "other")
-    assert tensor_files(tmp_path / "one") == tensor_files(tmp_path / "other")

@@ -12,7 +12,6 @@ import torch
 from gpt.generation import generate as generation
 from gpt.generation.generate import generate
 from gpt.generation.sampling import Sampling
-from gpt.models.activation_checkpointing import recompute_blocks
 from gpt.training.cuda_graph import capture
 from gpt.training.evaluation import BatchLoss
 from gpt.training.muon import Muon
@@ -71,7 +70,8 @@ def test_graph_steps_with_activation_checkpointing_equal_those_without(implement
     model = replace(SMALL, dropout=0.0)
 
     def recompute(step):
-        recompute_blocks(step.gradients.model, model)
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        step.gradients.model.blocks.checkpointing = options
 
     plain, _ = train(GraphStep, implementation, model=model)
     recomputed, _ = train(GraphStep, implementation, recompute, model=model)
