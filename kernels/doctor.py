@@ -4,11 +4,9 @@
 """
 
 import argparse
-import json
 import platform
 import re
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -65,67 +63,31 @@ def examine() -> Facts:
 
 
 def advice(facts: Facts) -> list[str]:
-    """What to improve on this machine, one or two sentences each; empty if nothing."""
-    return [*_about_gpu(facts), *_about_versions(facts), *_about_interpreter(facts)]
-
-
-def _about_gpu(facts: Facts) -> Iterator[str]:
-    if facts.hip:
-        yield (
-            "The kernels compile for AMD GPUs but have never been tested on one, so they are not "
-            "available here; use --kernels torch, which auto selects."
-        )
-    elif facts.capability and facts.capability < (8, 0):
-        major, minor = facts.capability
-        yield (
-            f"Triton no longer supports the tensor cores of a GPU of compute capability {major}."
-            f"{minor}: use --kernels torch, which auto selects, and train in float16, because the "
-            "GPU does not support bfloat16."
-        )
-    elif facts.driver and not facts.capability and not facts.cuda:
-        yield (
-            "There is an NVIDIA driver, but this PyTorch was built without CUDA: to use the GPU, "
-            "install the CUDA build of PyTorch (see pytorch.org)."
-        )
-    elif facts.driver and not facts.capability:
-        yield (
-            "There is an NVIDIA driver, but PyTorch sees no GPU: `python -c 'import torch; "
-            "torch.cuda.init()'` prints the reason. Often CUDA_VISIBLE_DEVICES is empty, or the "
-            f"driver is too old for CUDA {facts.cuda}."
-        )
-    elif not facts.capability:
-        yield (
-            "There is no GPU, so all operations run through PyTorch on the CPU, which works. To "
-            "run the Triton kernels here, slowly, set TRITON_INTERPRET=1 and use --kernels triton."
-        )
-
-
-def _about_versions(facts: Facts) -> Iterator[str]:
-    if _number(facts.torch) < OLDEST_TORCH:
-        yield f"PyTorch {facts.torch} is too old: pip install --upgrade 'torch>=2.11'."
-    if facts.triton is None and facts.capability:
-        yield "Triton is not installed: pip install 'triton>=3.6' to use the kernels."
-    if facts.triton and _number(facts.triton) < OLDEST:
-        yield (
-            f"Triton {facts.triton} is older than 3.6, which the kernels need: upgrade PyTorch, "
-            "which installs its own Triton, or use --kernels torch."
-        )
-    if facts.triton and _number(facts.triton) > NEWEST:
-        yield (
-            f"Triton {facts.triton} is newer than 3.9, the newest tested version: run `make test` "
-            "and `python -m bench.ledger --check` once, and use --kernels torch if they fail."
-        )
-
-
-def _about_interpreter(facts: Facts) -> Iterator[str]:
-    if facts.interpreter and facts.capability:
-        yield "TRITON_INTERPRET=1 runs the kernels in Python although there is a GPU: unset it."
-    old_triton = facts.triton and _number(facts.triton) < (3, 7)
-    if facts.interpreter and old_triton and _number(facts.numpy) >= (2, 4):
-        yield (
-            f"The interpreter of Triton {facts.triton} does not work with NumPy {facts.numpy}: "
-            "pip install 'numpy<2.4', or use Triton 3.7 or newer."
-        )
+    """What to improve on this machine besides the reason of `auto`; empty if nothing."""
+    triton = _number(facts.triton or "3.6")
+    has_gpu, interprets = bool(facts.gpus), facts.interpreter
+    hidden = facts.driver and not has_gpu
+    no_gpu = not (facts.driver or has_gpu or facts.hip)
+    old_torch, new_triton = _number(facts.torch) < OLDEST_TORCH, triton > NEWEST
+    breaks = interprets and triton < (3, 7) and _number(facts.numpy) >= (2, 4)
+    sentences = {
+        "There is an NVIDIA driver, but this PyTorch was built without CUDA: to use the GPU, "
+        "install the CUDA build of PyTorch (see pytorch.org).": hidden and not facts.cuda,
+        "There is an NVIDIA driver, but PyTorch sees no GPU: `python -c 'import torch; "
+        "torch.cuda.init()'` prints the reason. Often CUDA_VISIBLE_DEVICES is empty, or the "
+        f"driver is too old for CUDA {facts.cuda}.": hidden and facts.cuda,
+        "There is no GPU, so all operations run through PyTorch on the CPU, which works. To run "
+        "the Triton kernels here, slowly, set TRITON_INTERPRET=1 and use --kernels triton.": no_gpu,
+        f"PyTorch {facts.torch} is too old: pip install --upgrade 'torch>=2.11'.": old_torch,
+        f"Triton {facts.triton} is newer than 3.9, the newest tested version: run `make test` and "
+        "`python -m bench.ledger --check`, and use --kernels torch if they fail.": new_triton,
+        "TRITON_INTERPRET=1 runs the kernels in Python although there is a GPU: unset it.": (
+            has_gpu and interprets
+        ),
+        f"The interpreter of Triton {facts.triton} does not work with NumPy {facts.numpy}: pip "
+        "install 'numpy<2.4', or use Triton 3.7 or newer.": breaks,
+    }
+    return [sentence for sentence, applies in sentences.items() if applies]
 
 
 def report(facts: Facts) -> str:
@@ -144,7 +106,8 @@ def report(facts: Facts) -> str:
         "--kernels auto": f"{facts.auto}: {facts.reason}",
     } | {f"  {operation}": name for operation, name in facts.serving.items()}
     width = max(map(len, lines))
-    sentences = advice(facts) or ["Nothing to improve: the kernels run at full speed here."]
+    full_speed = ": the kernels run at full speed here" * (facts.auto == "triton")
+    sentences = advice(facts) or [f"Nothing to improve{full_speed}."]
     shown = [f"{name:{width}}  {value}" for name, value in lines.items()]
     return "\n".join([*shown, "", *sentences])
 
@@ -168,14 +131,9 @@ def _number(version: str) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; return the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the facts and advice as JSON")
     parser.add_argument("--check", action="store_true", help="compare every operation with PyTorch")
     options = parser.parse_args(arguments)
-    facts = examine()
-    if options.json:
-        print(json.dumps(facts._asdict() | {"advice": advice(facts)}, indent=1))
-    else:
-        print(report(facts))
+    print(report(examine()))
     return _check() if options.check else 0
 
 

@@ -1,6 +1,5 @@
 """The doctor: advice from given facts, and the facts of this machine."""
 
-import json
 import os
 import sys
 from unittest import mock
@@ -31,6 +30,7 @@ CPU = H200._replace(cuda=None, driver=False, gpus=(), capability=None, auto="tor
 
 def test_a_machine_with_nothing_to_improve():
     assert "full speed" in report(H200)
+    assert report(H200._replace(triton=None, auto="torch")).endswith("\nNothing to improve.")
     assert advice(H200) == advice(H200._replace(triton="3.9.1")) == []
     tested = CPU._replace(interpreter=True, triton="3.7.1", numpy="2.5.0")
     assert advice(tested) == advice(CPU)
@@ -42,10 +42,6 @@ def test_a_machine_with_nothing_to_improve():
         (CPU, ["no GPU", "TRITON_INTERPRET=1", "--kernels triton"]),
         (CPU._replace(driver=True), ["built without CUDA", "pytorch.org"]),
         (CPU._replace(driver=True, cuda="13.0"), ["sees no GPU", "CUDA_VISIBLE_DEVICES", "13.0"]),
-        (H200._replace(gpus=("Tesla T4",), capability=(7, 5)), ["7.5", "torch", "float16"]),
-        (H200._replace(hip="7.0", cuda=None), ["AMD", "--kernels torch", "auto"]),
-        (H200._replace(triton=None), ["not installed", "pip install 'triton>=3.6'"]),
-        (H200._replace(triton="3.5.1"), ["3.5.1", "older than 3.6", "--kernels torch"]),
         (H200._replace(triton="3.10.0"), ["3.10.0", "newer than 3.9", "bench.ledger --check"]),
         (H200._replace(torch="2.9.1"), ["2.9.1", "torch>=2.11"]),
         (H200._replace(interpreter=True, numpy="2.3.5"), ["TRITON_INTERPRET=1", "unset"]),
@@ -92,13 +88,10 @@ def test_a_missing_triton_is_not_an_error():
     assert (facts.triton, facts.auto, facts.reason) == (None, "torch", "triton is not installed")
 
 
-def test_the_report_is_printed_as_text_or_json(capsys):
+def test_the_report_is_printed(capsys):
     main([])
     printed = capsys.readouterr().out
     assert all(word in printed for word in (*kernels.Ops._fields, torch.__version__))
-    main(["--json"])
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(json.dumps(examine()._asdict() | {"advice": advice(examine())}))
 
 
 def test_the_kernels_are_not_available_on_an_amd_gpu():
