@@ -1,8 +1,6 @@
 """Muon: momentum, orthogonalised, for the matrices of the blocks."""
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
@@ -24,11 +22,6 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         dtype: torch.dtype | None = None,  # of the products in `orthogonalise`
     ):
-        if not (0 <= lr < math.inf and 0 <= momentum < 1):  # false for NaN
-            raise ValueError(
-                f"Muon: lr is {lr} and momentum {momentum}; give a finite lr of at least 0, and a "
-                "momentum in [0, 1)"
-            )
         groups: dict[tuple[int, int], dict] = {}
         for weight, count in matrices:
             shape = (weight.shape[0] // count, weight.shape[1])
@@ -41,17 +34,9 @@ class Muon(torch.optim.Optimizer):
             if device.type == "cuda":  # a tensor there, so that a CUDA graph's replays read it
                 group["lr"] = torch.tensor(lr, device=device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds."""
-        return super().__getstate__() | {"dtype": self.dtype}
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the weights that have a gradient; return what `closure`, called first, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # type: ignore[override]  # without a closure
+        """Update the weights that have a gradient."""
         for group in self.param_groups:
             shape, momentum, rate = group["shape"], group["momentum"], group["lr"]
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -71,7 +56,6 @@ class Muon(torch.optim.Optimizer):
             sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
             for weight, update in zip(weights, batch.split(sizes), strict=True):
                 weight.sub_(update.reshape(weight.shape) * rate)
-        return loss
 
     def _buffer(self, weight: torch.Tensor) -> torch.Tensor:
         state = self.state[weight]
