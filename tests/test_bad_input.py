@@ -62,7 +62,7 @@ def named(options):
 
 TRAIN = named("""
     --batch-size=0 --activation=swish --out-dir= --n-kv-head=3 --vocab-size=5
-    --tokens-per-step=33 --lecture=bigramm --kernels=cuda --device=tpu --device=meta
+    --lecture=bigramm --kernels=cuda --device=tpu --device=meta
     --device=cuda:99 --data=missing/text --data=FOLDER/text/below --data=a\0b
 """)
 TRAIN += [  # options, what the message contains, preparation of FOLDER

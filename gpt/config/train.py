@@ -1,7 +1,7 @@
 """The options of a training run and their defaults."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .. import UserError
 from .base import Config, option
@@ -11,6 +11,8 @@ from .model import ModelConfig
 @dataclass(frozen=True)
 class TrainConfig(Config):
     """A training run. The names are nanoGPT's where nanoGPT has one."""
+
+    removed: ClassVar = {"tokens_per_step": 0}
 
     preset: str = option(
         "lecture",
@@ -72,9 +74,8 @@ class TrainConfig(Config):
     min_lr: float = option(0.0, "learning rate from the end of the decay on")
 
     batch_size: int = option(64, "sequences in a forward pass", at_least=1, section="loop")
-    tokens_per_step: int = option(0, "tokens of a step over all passes; 0: those of one pass")
     gradient_accumulation_steps: int = option(
-        0, "forward passes of a step, over all ranks; 0: see tokens_per_step"
+        0, "forward passes of a step, over all ranks; 0: one on every rank"
     )
     max_iters: int = option(5000, "number of training steps")
     eval_interval: int = option(500, "steps between evaluations", at_least=1)

@@ -70,22 +70,11 @@ def batch_plan(config: TrainConfig) -> BatchPlan:
     --gradient-accumulation-steps counts the passes of all ranks, as in nanoGPT; by default every
     rank has one.
     """
-    batch_size, block_size = config.batch_size, config.model.block_size
-    tokens, steps = config.tokens_per_step, config.gradient_accumulation_steps
+    steps = config.gradient_accumulation_steps
     passes, left = divmod(steps, distributed.world_size())
     if left:
         raise UserError(
             f"--gradient-accumulation-steps {steps}, the passes of all ranks together, is not a "
             f"multiple of the {distributed.world_size()} ranks; choose a multiple"
         )
-    if tokens and steps:
-        raise UserError("give --tokens-per-step or --gradient-accumulation-steps, not both")
-    if tokens:
-        tokens_per_pass = distributed.world_size() * batch_size * block_size
-        if tokens % tokens_per_pass:
-            raise UserError(
-                f"--tokens-per-step {tokens} is not a multiple of the {tokens_per_pass} tokens of "
-                "one pass (--batch-size times --block-size, on every rank)"
-            )
-        passes = tokens // tokens_per_pass
-    return BatchPlan(batch_size, block_size, passes or 1, config.seed)
+    return BatchPlan(config.batch_size, config.model.block_size, passes or 1, config.seed)
