@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from bench.recipes.exercises import STARTS
-from bench.report.tables import GPU_PICTURES, HEADLINES, ours_of, peer_speedup, rows_of
+from bench.report.tables import HEADLINES, peer_speedup, rows_of
 from bench.results import stem
 from bench.workloads import timed
 
@@ -47,8 +47,7 @@ def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture
     found = {}
     for result in results:
         inputs = [result["gpu"]["name"], result["rows"]]
-        for kind, draw in zip(GPU_PICTURES, (speedup, fraction_of_peak), strict=True):
-            found[f"{stem(result['gpu'])}-{kind}.svg"] = Picture(draw, inputs)
+        found[f"{stem(result['gpu'])}-speedup.svg"] = Picture(speedup, inputs)
     rows = {name: result["rows"] for name, result in recipes.items()}
     if {"quickstart", "decode"} <= rows.keys():
         found["two-cores.svg"] = Picture(two_cores, [rows["quickstart"][-1], rows["decode"]])
@@ -75,26 +74,6 @@ def speedup(gpu: str, rows: list[dict]) -> Figure:
     axes.margins(x=0.15)  # for the name behind the longest bar
     axes.set(title=f"Speedup of the Triton kernels, {gpu}")
     axes.set_xlabel("time of the fastest peer (named) / time of the Triton kernel")
-    axes.legend(frameon=False, fontsize=8)
-    return axes.figure
-
-
-def fraction_of_peak(gpu: str, rows: list[dict]) -> Figure:
-    """Bars: the fraction of the measured copy or matrix-product rate, over all passes."""
-    shown = []
-    for case in timed.GPU:
-        row = ours_of(rows_of(rows, case, timed.passes(case)[-1]))
-        shown += [row] if row else []
-    axes = Figure(figsize=(8, 0.22 * len(shown) + 1), layout="constrained").subplots()
-    colours = [COLOURS["both" if "tflop_s" in row else "forward"] for row in shown]
-    axes.barh(range(len(shown)), [100 * row["ceiling"] for row in shown], color=colours)
-    names = [f"{row['operation']} {row['shape']}" for row in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), title=f"Fraction of the measured peak, {gpu}")
-    axes.set_xlabel("% of peak, forward and backward or one optimizer step")
-    for label, colour in (("of copy bandwidth", "forward"), ("of matrix-product FLOP/s", "both")):
-        axes.barh(0, 0, color=COLOURS[colour], label=label)
     axes.legend(frameon=False, fontsize=8)
     return axes.figure
 

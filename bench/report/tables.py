@@ -17,7 +17,6 @@ from gpt import UserError
 
 NOT_MEASURED = "not measured"
 MIN_FRACTION = 0.01  # of a training step, for a kernel to have a row of its own
-GPU_PICTURES = ("speedup", "peak")
 NOT_A_PEER = (OURS, "reference", "torch deterministic")
 
 # label, case: the rows of the README's table
@@ -42,9 +41,8 @@ def render(name: str, gpus: list[dict], recipes: dict, ledger, links: str) -> st
         return "\n".join(f"- {provenance(result)}" for result in gpus) or f"- GPU: {NOT_MEASURED}"
     if name == "pictures":
         lines = [
-            f"![{result['gpu']['name']}: {kind}]({links}/{stem(result['gpu'])}-{kind}.svg)"
-            for result in gpus
-            for kind in GPU_PICTURES
+            f"![{gpu['name']}: speedup]({links}/{stem(gpu)}-speedup.svg)"
+            for gpu in (result["gpu"] for result in gpus)
         ]
         return "\n\n".join(lines) or f"- pictures: {NOT_MEASURED}"
     if name == "speed":
