@@ -188,7 +188,7 @@ def answer(config: SampleConfig, model: Model, data: str, device: torch.device) 
     prompt = torch.from_numpy(task.tokenizer.encode(problem)).to(device)  # (T,)
     stream = TextStream(task.tokenizer.stream(), stop="\n")
     greedy = Sampling(temperature=0.0, vocab_size=task.tokenizer.vocab_size)
-    tokens = generate(model, [prompt], model.config.block_size + 1 - len(prompt), greedy)
+    tokens = generate(model, prompt[None], model.config.block_size + 1 - len(prompt), greedy)
     written = "".join(text for _, text in in_order(tokens, [stream]))
     return problem.replace("\n", "") + (written if config.show_work else task.answer(written))
 

@@ -88,10 +88,9 @@ class DecodingStep:
             quantize(model)
         cached = CachedGPT(model, count)
         with device:
-            row, lengths = torch.arange(count), torch.ones(count, dtype=torch.int64)
             prompt = torch.zeros((count, 1), dtype=torch.int64)
             seed = torch.zeros((), dtype=torch.int64)
-        cached.prefill(row, prompt, lengths)
+        cached.prefill(prompt)
         logits = cached.decode_one_token(prompt[:, 0])
         ops.sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
 

@@ -4,7 +4,7 @@ Both ways to add tokens run the model's own `Block.forward` with a cache, and gi
 model gives for the whole context: at position t of every layer, key and value depend on the tokens
 0 ... t alone.
 
-    prefill           whole contexts of some rows at once, without logits
+    prefill           the whole contexts at once, without logits
     decode_one_token  the next token of each row, one operation for each matrix
 
 A cache cannot roll. When the context moves on and its first token drops out, learned positions
@@ -13,7 +13,6 @@ the second layer on they are computed from values that have seen the dropped tok
 `prefill` equals the cropped context.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -24,7 +23,7 @@ from ..models.residual import total
 
 
 class CachedGPT:
-    """`model` and B rows of text of any lengths. All state is on the device and never resized.
+    """`model` and B rows of text of one length. All state is on the device and never resized.
 
     Row b has position[b] tokens so far, kept at 0 ... position[b] - 1 of its cache. Whatever is
     beyond is overwritten before any query sees it.
@@ -39,17 +38,14 @@ class CachedGPT:
         self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # (B,)
         self.layers = [OneToken(cache, self.position) for cache in self.cache]
 
-    def prefill(self, rows, tokens: torch.Tensor, lengths) -> None:
-        """Restart the given R rows with the first lengths (R,) of tokens (R, T).
-
-        Shorter contexts are padded on the right, which no earlier token sees.
-        """
-        self.position[rows] = lengths
+    def prefill(self, tokens: torch.Tensor) -> None:
+        """Restart the rows with the contexts tokens (B, T), which may be empty."""
+        self.position.fill_(tokens.shape[1])
         if tokens.shape[1] == 0:
             return
         *blocks, last = cast(list[Block], list(self.model.blocks))
-        layers = [Prefill(cache, rows) for cache in self.cache]
-        x = self.model.embed(tokens)  # (R, T, C)
+        layers = [Prefill(cache) for cache in self.cache]
+        x = self.model.embed(tokens)  # (B, T, C)
         for block, layer in zip(blocks, layers, strict=False):
             x = total(block(x, layer))
         # the rest of the last block would only make logits
@@ -66,7 +62,6 @@ class Prefill(NamedTuple):
     """One layer's cache while whole contexts are computed: they see only themselves."""
 
     cache: torch.Tensor  # (2, B, Hkv, block_size, D)
-    rows: Sequence[int] | torch.Tensor  # (R,)
 
     def attend(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> torch.Tensor:
         self.keep(attention, qkv)
@@ -74,8 +69,7 @@ class Prefill(NamedTuple):
 
     def keep(self, attention: MultiHeadAttention, qkv: torch.Tensor) -> None:
         T = qkv.shape[1]
-        k, v = attention.keys_and_values(qkv)  # (R, Hkv, T, D)
-        self.cache[0, self.rows, :, :T], self.cache[1, self.rows, :, :T] = k, v
+        self.cache[0, :, :, :T], self.cache[1, :, :, :T] = attention.keys_and_values(qkv)
 
 
 class OneToken(NamedTuple):

@@ -18,7 +18,6 @@ from tests.operands import DEVICE
 
 VOCABULARY, BLOCK = 65, 16
 TABLES = ["reference", "torch", *(["triton"] if torch.cuda.is_available() else [])]
-LENGTHS = (1, 3, 20, 16, 7, 2, 15, 17)  # of prompts: shorter than the block, equal, longer
 
 
 @torch.no_grad()
@@ -55,25 +54,21 @@ def greedy(model, prompts, new, **options):
     return torch.stack(list(generate(model, prompts, new, Sampling(temperature=0.0), **options)))
 
 
-def prompts_of(lengths, vocab_size=VOCABULARY):
-    return [draw_tokens(1, n, seed=n, vocab_size=vocab_size)[0].to(DEVICE) for n in lengths]
-
-
 @functools.cache
-def alone(name, slide):
-    """The tokens of the lecture's loop for each prompt by itself."""
-    model = build(name, "reference")
-    return [lecture_loop(model, one[None], 3 * BLOCK, slide)[:, 0] for one in prompts_of(LENGTHS)]
+def expected(name, slide, length):
+    """Two prompts, and how the lecture's loop continues them."""
+    prompts = draw_tokens(2, length, seed=length, vocab_size=VOCABULARY).to(DEVICE)
+    return prompts, lecture_loop(build(name, "reference"), prompts, 3 * BLOCK, slide).cpu()
 
 
 @pytest.mark.parametrize("slide", [1, 5, BLOCK])
 @pytest.mark.parametrize("name", ["qkv bias", "modern", "grouped window"])
 @pytest.mark.parametrize("table", TABLES)
-def test_prompts_of_different_lengths_continue_as_in_the_lecture(name, table, slide):
-    prompts = prompts_of(LENGTHS)
-    made = greedy(build(name, table), prompts, 3 * BLOCK, slide=slide)
-    for row, expected in enumerate(alone(name, slide)):
-        assert torch.equal(made[:, row], expected.cpu()), f"prompt of {len(prompts[row])} tokens"
+def test_prompts_continue_as_in_the_lecture(name, table, slide):
+    model = build(name, table)
+    for length in (1, BLOCK, BLOCK + 4):
+        prompts, tokens = expected(name, slide, length)
+        assert torch.equal(greedy(model, prompts, 3 * BLOCK, slide=slide), tokens)
 
 
 def test_samples_of_a_run_have_no_padding_of_the_vocabulary(capsys):
@@ -86,8 +81,8 @@ def test_samples_of_a_run_have_no_padding_of_the_vocabulary(capsys):
 
 def test_empty_prompts_and_wrong_slides_are_rejected():
     model = build("lecture", "torch")
-    with pytest.raises(ValueError, match="a prompt is empty"):
-        next(generate(model, [torch.tensor([1]), torch.tensor([], dtype=torch.int64)], 1))
+    with pytest.raises(ValueError, match="the prompts are empty"):
+        next(generate(model, draw_tokens(2, 0), 1))
     for slide in (0, BLOCK + 1):
         with pytest.raises(ValueError, match="slide is"):
             next(generate(model, draw_tokens(1, 1), 1, slide=slide))
@@ -97,7 +92,7 @@ def test_empty_prompts_and_wrong_slides_are_rejected():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("table", ["torch", "triton"])
 def test_tokens_are_read_from_the_gpu_every_eighth_time(table):
-    made = generate(build("lecture", table, block_size=64), prompts_of((3, 14)), 40)
+    made = generate(build("lecture", table, block_size=64), draw_tokens(2, 14).to(DEVICE), 40)
     next(made)  # captures the graph and fills the cache
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

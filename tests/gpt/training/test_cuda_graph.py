@@ -98,7 +98,7 @@ def test_graphed_evaluation_equals_eager_evaluation(implementation):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_graphed_generation_equals_eager_generation(implementation, temperature, monkeypatch):
     model = step_over(EagerStep, implementation).gradients.model.eval()
-    prompts = [draw_tokens(1, length, vocab_size=16)[0].to(DEVICE) for length in (3, 6)]
+    prompts = draw_tokens(2, 3, vocab_size=16).to(DEVICE)
 
     def tokens(captures):
         monkeypatch.setattr(generation, "captures", lambda device: captures)
