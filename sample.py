@@ -6,7 +6,6 @@ Samples are printed on stdout one after the other, while they are generated; the
 on stderr.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -62,7 +61,6 @@ class SampleConfig(Config):
     )
     seed: int = option(1337, "seed of the samples")
     show_work: bool = option(False, "print the scratchpad of a calculator too")
-    json: bool = option(False, "print one JSON object instead of the text")
     kernels: str = option(
         "auto", "auto, triton, torch, reference, or triton,attention=torch", section="computation"
     )
@@ -128,7 +126,7 @@ def sample(config: SampleConfig) -> None:
     prompts = prompt.expand(config.num_samples, -1)  # (B, T)
     tokens = generate(model, prompts, new, sampling, slide=slide, generator=generator)
     streams = [TextStream(tokenizer.stream(), config.stop) for _ in range(config.num_samples)]
-    print_samples(tokens, streams, start, config.json)
+    print_samples(tokens, streams, start)
 
 
 def encode_prompt(start: str, tokenizer: Tokenizer) -> torch.Tensor:
@@ -139,34 +137,18 @@ def encode_prompt(start: str, tokenizer: Tokenizer) -> torch.Tensor:
     return torch.cat([first, *(part for text in others for part in (torch.tensor([end]), text))])
 
 
-def print_samples(
-    tokens: Iterator[torch.Tensor], streams: list[TextStream], start: str, as_json: bool
-) -> None:
+def print_samples(tokens: Iterator[torch.Tensor], streams: list[TextStream], start: str) -> None:
     """Print the samples on stdout while they are generated, and their speed on stderr."""
     began, first = time.perf_counter(), 0.0
-    texts = [""] * len(streams)
     last = None  # the sample that is being printed
     for number, piece in in_order(tokens, streams):
         first = first or time.perf_counter() - began
-        texts[number] += piece
-        if not as_json:
-            if number != last:
-                print(f"\n{SEPARATOR}\n{start}" if number else start, end="")
-            print(piece, end="", flush=True)
-            last = number
+        if number != last:
+            print(f"\n{SEPARATOR}\n{start}" if number else start, end="")
+        print(piece, end="", flush=True)
+        last = number
+    print()
     seconds, made = time.perf_counter() - began, sum(stream.tokens for stream in streams)
-    record = {
-        "start": start,
-        "samples": [
-            {"text": text, "tokens": stream.tokens, "stopped": stream.stopped}
-            for text, stream in zip(texts, streams, strict=True)
-        ],
-        "tokens": made,
-        "seconds": seconds,
-        "tokens_per_second": made / seconds,
-        "first_token_seconds": first,
-    }
-    print(json.dumps(record) if as_json else "")
     log(
         f"{made:,} tokens in {seconds:.2f} s, {made / seconds:,.0f} tokens/s; "
         f"the first after {1e3 * first:.0f} ms"

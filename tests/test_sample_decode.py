@@ -1,4 +1,4 @@
-"""sample.py: streamed samples on stdout, speed on stderr, stop texts, JSON, int8."""
+"""sample.py: streamed samples on stdout, speed on stderr, stop texts, int8."""
 
 import json
 import re
@@ -53,19 +53,6 @@ def test_a_stop_text_ends_a_sample_and_the_program(output):
     stop = whole[20:22]
     stopped = output("--max-new-tokens=1000000", f"--stop={stop}").out
     assert stopped.removesuffix("\n") == "ab" + whole[2:].partition(stop)[0]
-
-
-def test_json_contains_the_samples_and_the_speed(output):
-    options = ("--max-new-tokens=12", "--num-samples=2")
-    texts = [text.removeprefix("ab") for text in separated(output(*options).out)]
-    printed = output(*options, "--json")
-    record = json.loads(printed.out)
-    assert record["start"] == "ab"
-    assert record["samples"] == [{"text": text, "tokens": 12, "stopped": False} for text in texts]
-    assert record["tokens"] == 24
-    assert 0 < record["first_token_seconds"] <= record["seconds"]
-    assert record["tokens_per_second"] == pytest.approx(24 / record["seconds"])
-    assert SPEED.fullmatch(printed.err)
 
 
 def test_the_prompt_may_come_from_a_file(output, tmp_path):
