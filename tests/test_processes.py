@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sample
+from tests.gpt.training.sharded import on_two_ranks
 from tests.runs import CPU, SIZES, full_disk, metrics, record, run, tensor_files, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -60,29 +61,27 @@ def assert_equal_runs(folder, expected):
 
 
 def test_signals_and_kill_9_lose_nothing(tmp_path, capsys):
-    out_dir, reached = tmp_path / "out", 0
-    for number, options in ((signal.SIGTERM, new_run(tmp_path)), (signal.SIGINT, ["--resume"])):
-        with started(tmp_path, *options) as process:
-            read_until(process, f"iter {reached + 3}:")
-            process.send_signal(number)
-            code, out, err = finish(process)
-        assert code == 0
-        assert "Traceback" not in err
-        assert "stop" in err
-        before, reached = reached, record(out_dir)["step"]
-        assert reached >= before + 3
-        assert f"stopped by {signal.Signals(number).name} after step {reached}" in out
-        assert f"python train.py --resume --out-dir {out_dir}\n" in out
+    """SIGINT here, SIGTERM below and in test_train.py."""
+    out_dir = tmp_path / "out"
+    with started(tmp_path, *new_run(tmp_path)) as process:
+        read_until(process, "iter 3:")
+        process.send_signal(signal.SIGINT)
+        code, out, err = finish(process)
+    assert code == 0
+    assert "Traceback" not in err
+    assert "stop" in err
+    reached = record(out_dir)["step"]
+    assert reached >= 3
+    assert f"stopped by SIGINT after step {reached}" in out
+    assert f"python train.py --resume --out-dir {out_dir}\n" in out
 
     with started(tmp_path, "--resume") as process:
         read_until(process, f"iter {reached + 20}:")
         # during training, no other process may train in the folder, and all may read
-        before = record(out_dir)["train"]
         for options in ([], ["--resume"]):
             assert run(out_dir, *options) == 2
             assert "another train.py is" in capsys.readouterr().err
         assert not (tmp_path / "out.1").exists()
-        assert record(out_dir)["train"] == before
         assert sample.main(["--device=cpu", "--max-new-tokens=5", f"--out-dir={out_dir}"]) == 0
         assert process.poll() is None
         process.kill()
@@ -120,12 +119,14 @@ def test_ranks_stop_together_and_resume_exactly(tmp_path):
     reached = record(tmp_path / "out")["step"]
     assert f"stopped by SIGTERM after step {reached}" in out
     assert err.count("\nstopping") == 2  # each rank counted the signal once
+    assert "FutureWarning" not in err
 
     length = f"--max-iters={reached + 3}"
-    for folder, options in ((tmp_path, ["--resume"]), (tmp_path / "whole", new_run(tmp_path))):
-        with started(folder, *options, length, launcher=TWO_RANKS) as torchrun:
-            assert finish(torchrun)[0] == 0
-    assert_equal_runs(tmp_path / "out", tmp_path / "whole" / "out")
+    on_two_ranks(
+        ["--resume", length, f"--out-dir={tmp_path / 'out'}"],
+        [*new_run(tmp_path), length, f"--out-dir={tmp_path / 'whole'}"],
+    )
+    assert_equal_runs(tmp_path / "out", tmp_path / "whole")
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="there is a GPU")

@@ -1,7 +1,13 @@
-"""One rank of those that train a model together; `test_distributed.py` starts this file on each."""
+"""One rank of those that train a model together: `on_two_ranks` starts this file on each."""
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -17,7 +23,9 @@ from gpt.training.gradients import BatchPlan, Gradients
 from gpt.training.precision import Precision
 from gpt.training.step import DeviceStep
 from tests.gpt.training.steps import fused_adamw, small_step
+from train import main
 
+ROOT = Path(__file__).resolve().parents[3]
 MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32, bias=True)
 STEPS, BAD = 6, 3  # the step in which one rank's loss is infinite
 
@@ -86,11 +94,40 @@ def error_of_step(batch_size: int, passes: int, shard: bool = False) -> float:
     return max(((one - other).norm() / other.norm()).item() for one, other in pairs)
 
 
-if __name__ == "__main__":
+def measure() -> None:
+    """Print the losses and the errors of a step, for DDP and FSDP."""
     distributed.init_process_group("cpu")
     splits = ((4, 1), (2, 2), (1, 4))
-    errors = {shard: [error_of_step(*each, shard) for each in splits] for shard in (False, True)}
-    text = json.dumps([losses(), errors[False], errors[True]])
+    errors = [[error_of_step(*each, shard) for each in splits] for shard in (False, True)]
+    text = json.dumps([losses(), *errors])
     if distributed.is_main():
         print(text)
     distributed.destroy_process_group()
+
+
+def on_two_ranks(*runs: list[str]) -> str:
+    """Take the runs of train.py one after the other, `measure` for []; returns rank 0's stdout."""
+    with contextlib.ExitStack() as stack:  # a port for each, since the last may still be in use
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in runs]
+        ports = [server.getsockname()[1] for server in free]
+    command = [sys.executable, "-m", __name__, json.dumps([*zip(ports, runs, strict=True)])]
+    variables = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=variables | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    printed, _ = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return printed
+
+
+if __name__ == "__main__":
+    for port, options in json.loads(sys.argv[1]):
+        os.environ["MASTER_PORT"] = str(port)
+        assert not (main(options) if options else measure())

@@ -1,11 +1,6 @@
 """Several ranks train as one with a larger batch: here two CPU processes with gloo."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,89 +8,60 @@ import torch.distributed as dist
 
 from gpt.training import distributed
 from tests.gpt.training import sharded
-from tests.runs import metrics
+from tests.runs import metrics, write_text
+from train import main
 
-ROOT = Path(__file__).resolve().parents[3]
-OPTIONS = """--preset=shakespeare-char --data=python-docs --device=cpu --kernels=torch
+OPTIONS = """--preset=shakespeare-char --device=cpu --kernels=torch
     --dtype=float32 --n-layer=2 --n-embd=16 --n-head=2 --block-size=64 --dropout=0 --bias
     --embedding-dropout=0 --batch-size=4 --gradient-accumulation-steps=4 --warmup-iters=2
-    --lr-decay-iters=8 --eval-interval=3 --log-interval=1"""
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start(world_size, *command):
-    """Run `command` on each rank, with the variables that torchrun sets; return rank 0's stdout."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-        ranks = {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        options = {"cwd": ROOT, "env": ONE_THREAD | ranks, "stdout": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen([sys.executable, *command], **options))
-    first, *_ = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size
-    return first
-
-
-def train(folder, world_size, *options):
-    """train.py with OPTIONS on `world_size` ranks."""
-    start(world_size, "train.py", *OPTIONS.split(), *options, f"--out-dir={folder}")
-
-
-def losses(folder, name):
-    """Step -> loss."""
-    return {line["step"]: line[name] for line in metrics(folder) if name in line}
+    --lr-decay-iters=8 --eval-interval=2 --log-interval=1"""
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """The run of one rank, which takes all four passes of a step."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    train(folder, 1, "--max-iters=8")
-    assert len(losses(folder, "loss")) == 8
-    return folder
+def trained(tmp_path_factory):
+    """Runs of one and of two ranks, and what two ranks of `sharded.py` print."""
+    folder = tmp_path_factory.mktemp("ranks")
+    data = f"--data={write_text(folder, 5_000)}"
+
+    def options(name, steps, *more):
+        return [*OPTIONS.split(), data, *more, f"--max-iters={steps}", f"--out-dir={folder / name}"]
+
+    assert main(options("one", 8)) == main(options("mixed", 2)) == 0
+    printed = sharded.on_two_ranks(
+        [],
+        options("two", 8),
+        options("fsdp", 2, "--parallel=fsdp"),
+        options("mixed", 4, "--parallel=fsdp", "--resume"),
+        options("mixed", 6, "--parallel=fsdp", "--resume", "--activation-checkpointing"),
+    )
+    assert main(options("mixed", 8, "--parallel=ddp", "--resume")) == 0
+    return folder, json.loads(printed.partition("\n")[0])
 
 
-def assert_equal_losses(folder, one):
-    assert losses(folder, "loss") == pytest.approx(losses(one, "loss"), rel=1e-5)
-    evaluated, expected = losses(folder, "val_loss"), losses(one, "val_loss")
-    assert {step: evaluated[step] for step in expected} == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(("name", "steps"), [("two", 8), ("fsdp", 2), ("mixed", 8)])
+def test_two_ranks_have_the_losses_of_one_with_the_same_options(trained, name, steps):
+    """By DDP, by FSDP, and by one rank, FSDP and one rank again, which resume each other."""
+
+    def losses(of, kind):
+        lines = metrics(trained[0] / of)
+        return {line["step"]: line[kind] for line in lines if kind in line}
+
+    assert [*losses(name, "loss")] == [*range(1, steps + 1)]
+    for kind in ("loss", "train_loss", "val_loss"):
+        expected = {step: loss for step, loss in losses("one", kind).items() if step <= steps}
+        assert losses(name, kind) == pytest.approx(expected, rel=1e-5)
 
 
-def test_two_ranks_have_the_losses_of_one_with_the_same_options(tmp_path, one):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["--max-iters=8", f"--out-dir={tmp_path / 'two'}"]
-    run = [*torchrun, ROOT / "train.py", *OPTIONS.split(), *options]
-    done = subprocess.run(run, check=True, env=ONE_THREAD, capture_output=True, text=True)
-    assert "FutureWarning" not in done.stderr
-    assert_equal_losses(tmp_path / "two", one)
-
-
-def test_fsdp_has_the_losses_of_one_rank_and_resumes_on_any_number_of_ranks(tmp_path, one):
-    fsdp = "--parallel=fsdp"
-    train(tmp_path / "run", 2, fsdp, "--max-iters=3")
-    train(tmp_path / "run", 1, "--resume", "--parallel=ddp", "--max-iters=5")
-    train(tmp_path / "run", 2, "--resume", fsdp, "--activation-checkpointing", "--max-iters=8")
-    assert_equal_losses(tmp_path / "run", one)
-
-
-@pytest.fixture(scope="module")
-def two():
-    """What two ranks of `sharded.py` print."""
-    return json.loads(start(2, "-m", "tests.gpt.training.sharded"))
-
-
-def test_fsdp_in_bf16_has_the_losses_of_one_rank_and_never_waits(two):
+def test_fsdp_in_bf16_has_the_losses_of_one_rank_and_never_waits(trained):
     """Weights are gathered in bf16; a step that is not finite is skipped on all ranks."""
     # gathering rounds the weights of norms and embeddings to bf16 too
-    assert two[0] == pytest.approx(sharded.losses(), rel=2e-4)
+    assert trained[1][0] == pytest.approx(sharded.losses(), rel=2e-4)
 
 
-def test_every_target_counts_alike_however_passes_and_ranks_share_the_rows(two):
+def test_every_target_counts_alike_however_passes_and_ranks_share_the_rows(trained):
     """In fp64, but for FSDP, which adds up the ranks' gradients in fp32."""
-    assert max(two[1]) < 1e-13
-    assert max(two[2]) < 1e-6
+    assert max(trained[1][1]) < 1e-13
+    assert max(trained[1][2]) < 1e-6
 
 
 def test_data_parallel_gradients_are_views_of_the_memory_that_is_exchanged(tmp_path):
