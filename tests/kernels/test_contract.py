@@ -147,7 +147,7 @@ def test_inputs_are_not_written(table, operation):
 
 @all_operations
 def test_repeated_calls_give_the_same_bits(operation):
-    operands = operands_of(operation, 3, 130)
+    operands = operands_of(operation, 3, 130 if DEVICE == "cuda" else 20)
     half = [x.half() if i in floating(operands) else x for i, x in enumerate(operands)]
     assert_deterministic(lambda: tuple(call("triton", operation, half)), repeats=2)
 
@@ -246,16 +246,15 @@ def test_operators_pass_opcheck(operation):
     torch.library.opcheck(operator, [real(x) for x in arguments])
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
 @with_gradients
-def test_torch_compile_traces_an_operation_into_one_graph(operation, dynamic):
+def test_torch_compile_traces_an_operation_into_one_graph(operation):
     def model(*operands):
         outputs = getattr(triton_ops.OPS, operation)(*operands)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return sum(output.sin().square().sum() for output in outputs)
 
     torch._dynamo.reset()  # it counts how often it has compiled `model`
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for rows in (B, B + 1):
         operands = operands_of(operation, rows)
         leaves = [operands[i].requires_grad_() for i in floating(operands)]

@@ -22,7 +22,7 @@ PADDED = KeyRanges.of_padding(torch.tensor([[0, 1, 1, 1, 0], [0] * 5], device=DE
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE)
 ALIBI = {"alibi_slopes": SLOPES}
 # with fewer tokens some gradients are exactly 0, and the plain computation is exact by chance
-several = sizes(130).filter(lambda size: size >= 7)
+several = sizes(70).filter(lambda size: size >= 7)
 
 
 # --- the definition -------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_the_plain_computation_agrees_with_pytorch(monkeypatch, short, Tq, Tk, H
 )
 def test_gradients_match_the_definition(B, H, Hkv, Tq, Tk, D, options):
     tensors = [tensor.double().requires_grad_() for tensor in operands(B, H, Hkv, Tq, Tk, D)]
-    assert gradcheck(partial(attention, **options), tensors)
+    assert gradcheck(partial(attention, **options), tensors, fast_mode=True)
 
 
 # --- precision ------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_gradients_match_the_definition(B, H, Hkv, Tq, Tk, D, options):
         (129, 16, 0, 0.0),
         (7, 16, 2, 0.0),
         (129, 16, 34, 0.0),
-        (257, 64, 65, 0.0),
+        (193, 64, 65, 0.0),
     ],
 )
 def test_as_exact_as_the_plain_computation(T, D, window, p, dtype):
@@ -134,10 +134,10 @@ def test_large_logits(dtype, largest):
         (2, 2, 70, 33, 16, FP32, {}),
         (2, 1, 1, 65, 16, FP32, {"causal": False}),
         (6, 2, 33, 33, 16, FP32, {"window": 5}),
-        (4, 2, 70, 33, 16, FP32, {"causal": False, "p": 0.2}),
+        (2, 1, 70, 33, 16, FP32, {"causal": False, "p": 0.2}),
         (2, 1, 33, 70, 16, FP32, {"window": 20, "p": 0.2}),
         (2, 2, 70, 45, 16, FP32, {"window": 26, "p": 0.2}),
-        (2, 1, 130, 130, 16, FP32, {"window": 40, "p": 0.2}),
+        (2, 1, 98, 98, 16, FP32, {"window": 40, "p": 0.2}),
         (2, 1, 33, 75, 16, FP32, {"causal": "bottom_right", "p": 0.2}),
         (2, 1, 75, 33, 16, FP32, {"causal": "bottom_right"}),
         (2, 2, 33, 130, 16, FP32, {"causal": "bottom_right", "window": 40}),
@@ -150,12 +150,12 @@ def test_large_logits(dtype, largest):
         (4, 2, 70, 33, 7, FP16, {}),
         (4, 2, 45, 70, 24, FP16, {**ALIBI, "softcap": 3.0}),
         (4, 2, 70, 45, 7, FP32, {**ALIBI, "p": 0.2, "window": 30}),
-        (4, 2, 45, 70, 24, FP32, {"softcap": 3.0, "p": 0.2, "causal": "bottom_right"}),
+        (2, 1, 45, 70, 24, FP32, {"softcap": 3.0, "p": 0.2, "causal": "bottom_right"}),
     ],
 )
 def test_heads_alignment_and_modified_scores(H, Hkv, Tq, Tk, Dv, dtype, options):
     """Rows that see no key have an output and gradients of 0."""
-    hold(operands(2, H, Hkv, Tq, Tk, 16, dtype, Dv), **options)
+    hold(operands(1, H, Hkv, Tq, Tk, 16, dtype, Dv), **options)
 
 
 @pytest.mark.parametrize("logit", [1e-3, 30.0])
@@ -171,7 +171,7 @@ def test_the_largest_head():
     hold(operands(1, 1, 1, 33, 33, 200))
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(
     several,
     several,
@@ -185,7 +185,7 @@ def test_any_shape_layout_and_rate(Tq, Tk, heads, layout, p):
 
 
 @settings(max_examples=6)
-@given(several, strategies.integers(5, 140))
+@given(several, strategies.integers(5, 80))
 def test_any_length_and_window(T, window):
     hold(operands(1, 1, 1, T, T, 16, torch.float16), window=window)
 

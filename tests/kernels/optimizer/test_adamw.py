@@ -68,7 +68,7 @@ def train(make, dtype, steps=5, max_norm=None, scale=1.0, **options):
         {"weight_decay": 0.0, "lr": 1.0},
         {"scale": 1e-12},
         {"scale": 1e12},
-        {"steps": 20, "max_norm": 3.0},
+        {"steps": 12, "max_norm": 3.0},
     ],
     ids=str,
 )
