@@ -376,16 +376,6 @@ def test_wrong_options_are_named(options, message):
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("make", MAKERS)
-def test_parameters_are_read_as_by_torch(make):
-    with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
-        make([])
-    model = torch.nn.Linear(2, 3, device=DEVICE)
-    (group,) = make(model.named_parameters(), lr=torch.tensor(0.5)).param_groups
-    assert (group["param_names"], group["lr"]) == (["weight", "bias"], 0.5)
-    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
-
-
 def test_unsupported_parameters_and_gradients_are_named():
     transposed = torch.nn.Parameter(randn(3, 5).t())
     with pytest.raises(ValueError, match=r"shape \(5, 3\) and strides \(1, 5\) .* contiguous"):
