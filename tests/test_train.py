@@ -27,10 +27,10 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("preset", ["lecture", "quickstart"])
-def test_reference_torch_and_triton_have_equal_losses(tmp_path, preset):
+@pytest.mark.parametrize(("preset", "steps"), [("lecture", 20), ("quickstart", 6)])
+def test_reference_torch_and_triton_have_equal_losses(tmp_path, preset, steps):
     small = ["--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=6", "--batch-size=1"]
-    small += ["--max-iters=20", "--eval-interval=20", "--eval-iters=1", "--dropout=0"]
+    small += [f"--max-iters={steps}", "--eval-interval=20", "--eval-iters=1", "--dropout=0"]
     small += ["--learning-rate=1e-2"]
     expected = None
     for kernels in ("reference", "torch", "triton"):
@@ -39,7 +39,7 @@ def test_reference_torch_and_triton_have_equal_losses(tmp_path, preset):
         assert run(folder, *options, preset=preset) == 0
         assert kernels in summary(folder)["kernels"].values()
         expected = expected or losses(folder)
-        assert len(expected) == 20
+        assert len(expected) == steps
         assert losses(folder) == pytest.approx(expected, rel=1e-5)
 
 

@@ -16,7 +16,7 @@ from gpt.training.precision import Precision
 from tests.gpt.configs import CONFIGS, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
-VOCABULARY, BLOCK = 65, 16
+VOCABULARY, BLOCK = 65, 8
 TABLES = ["reference", "torch", *(["triton"] if torch.cuda.is_available() else [])]
 
 

@@ -20,6 +20,8 @@ from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, packed_from, random
 from tests.operands import DEVICE
 
 TABLES = ("torch", "triton")
+EVERY_SWITCH = ("lecture", "gelu", "swiglu", "softcap", "qkv bias", "documents", "one head", "gpt2")
+EVERY_SWITCH += ("modern", "grouped window")
 DTYPE, TOLERANCE = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
 
 
@@ -72,9 +74,13 @@ def test_a_state_dict_of_another_model_is_rejected(convert, name, shape, message
         convert(state, LECTURE)
 
 
-@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize(
-    ("name", "T"), [*((name, 7) for name in CONFIGS), ("lecture", 1), ("modern", 1), ("modern", 8)]
+    ("name", "T", "table"),
+    [
+        *((name, 7, "torch") for name in CONFIGS),
+        *((name, 7, "triton") for name in EVERY_SWITCH),
+        *(("modern", T, table) for T in (1, 8) for table in TABLES),
+    ],
 )
 def test_logits_loss_and_gradients_equal_the_reference(name, T, table):
     config = CONFIGS[name]
