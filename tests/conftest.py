@@ -28,6 +28,16 @@ def without_tf32():
     torch.set_float32_matmul_precision("highest")
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with a finished run of two checkpoints in `run`, which no test may change."""
+    from tests.runs import run  # imports kernels
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(folder / "run", "--keep=1") == 0
+    return folder
+
+
 def pytest_configure(config):
     # the interpreter uses NumPy, which warns of overflow and 0/0 where a GPU computes silently
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")

@@ -13,7 +13,7 @@ import sample
 import train
 from bench.recipes import evaluate
 from gpt.data import prepare
-from tests.runs import CPU, SHORT, SIZES, record, run, sign, sign_tensors
+from tests.runs import CPU, SHORT, SIZES, record, sign, sign_tensors
 
 RUN, NEW = "--out-dir=FOLDER/run", "--out-dir=FOLDER/new"
 TEXT, TOKENS = f"--data=FOLDER/text {NEW}", f"--data=FOLDER/tokens {NEW}"
@@ -137,13 +137,6 @@ for content, words in (
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))
 TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, prepare: PREPARE}
 CASES = [(program, *case) for program, cases in TABLES.items() for case in cases]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bad-input")
-    assert run(folder / "run") == 0
-    return folder
 
 
 def snapshot(folder):

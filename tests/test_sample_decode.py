@@ -8,24 +8,16 @@ import numpy as np
 import pytest
 
 import sample
-from tests.runs import run, tensor_files
+from tests.runs import tensor_files
 
 SPEED = re.compile(r"([\d,]+) tokens .*tokens/s.*\n")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run with block size 8."""
-    folder = tmp_path_factory.mktemp("sample") / "run"
-    assert run(folder) == 0
-    return folder
 
 
 @pytest.fixture
 def output(trained, capsys):
     """Run sample.py; return its stdout and stderr."""
 
-    def call(*options, folder=trained):
+    def call(*options, folder=trained / "run"):
         assert sample.main([f"--out-dir={folder}", "--device=cpu", "--start=ab", *options]) == 0
         return capsys.readouterr()
 
@@ -78,7 +70,9 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
     assert saved.err.startswith("int8: ")
     assert output(*options, folder=folder).out == saved.out
     assert output("--quantize=int8", *options).out == saved.out
-    small, large = (next(path.glob("*.weights.*")).stat().st_size for path in (folder, trained))
+    small, large = (
+        next(path.glob("*.weights.*")).stat().st_size for path in (folder, trained / "run")
+    )
     assert small < large
     assert tensor_files(folder, "best").keys() == {"weights"}
     perplexity = json.loads((folder / "best.json").read_text())["int8"]
@@ -90,7 +84,10 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
 
 def test_init_from_names_the_model_in_place_of_a_run_in_out_dir(output, trained):
     expected = output("--max-new-tokens=30").out
-    assert output("--max-new-tokens=30", f"--init-from={trained}", folder="none").out == expected
+    assert (
+        output("--max-new-tokens=30", f"--init-from={trained / 'run'}", folder="none").out
+        == expected
+    )
 
 
 def test_an_end_of_text_in_the_prompt_is_its_token():

@@ -26,13 +26,6 @@ class Planted:
         return os.mkdir, (self.trace,)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trust")
-    assert run(folder / "run", "--keep=1") == 0
-    return folder
-
-
 def by_kind(folder):
     """The files of a run by their names without step and sha256."""
     return {path.name.split(".", 2)[-1]: path for path in sorted(folder.iterdir())}
@@ -40,16 +33,16 @@ def by_kind(folder):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # by torch.load, before it raises
 @pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL, "torch"])
-def test_a_pickle_in_place_of_any_file_is_not_executed(finished, tmp_path, monkeypatch, protocol):
+def test_a_pickle_in_place_of_any_file_is_not_executed(trained, tmp_path, monkeypatch, protocol):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trace, folder, trap = tmp_path / "executed", tmp_path / "run", tmp_path / "trap"
     if protocol == "torch":
         torch.save(Planted(trace), trap)
     else:
         trap.write_bytes(pickle.dumps(Planted(trace), protocol))
-    for name in by_kind(finished / "run"):
+    for name in by_kind(trained / "run"):
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(finished / "run", folder)
+        shutil.copytree(trained / "run", folder)
         path = by_kind(folder)[name]
         shutil.copyfile(trap, path)
         if path.suffix == ".safetensors":
@@ -70,7 +63,7 @@ def test_a_pickle_in_place_of_any_file_is_not_executed(finished, tmp_path, monke
         shutil.copyfile(trap, data / name)
         place = data / name if name == "input.txt" else data
         assert run(tmp_path / "new", f"--data={place}", "--max-iters=1") in (0, 2)
-        options = [f"--out-dir={finished / 'run'}", f"--start=FILE:{data / name}", "--device=cpu"]
+        options = [f"--out-dir={trained / 'run'}", f"--start=FILE:{data / name}", "--device=cpu"]
         assert sample.main(options) in (0, 2)
         assert not trace.exists(), name
     assert run(tmp_path / "new", f"--init-from={trap}", "--max-iters=1") == 2
