@@ -286,13 +286,6 @@ def test_step_has_rates_and_spread(implementation, monkeypatch, tmp_path):
     assert row["mfu"] is None  # the peak of a CPU is unknown
 
 
-def test_first_evaluation_at_or_below_the_loss_counts(tmp_path):
-    lines = ['{"step": 25, "val_loss": 1.5}', '{"step": 30, "loss": 1.1}']
-    lines += ['{"step": 50, "val_loss": 1.4697}', '{"step": 80, "val_l']
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert loss.first_evaluation(tmp_path)["step"] == 50
-
-
 def test_kernels_of_a_replay_are_grouped_by_kind():
     events = [("nvjet_sm90_tst", 30.0), ("attention_forward_kernel", 40.0)]
     events += [("void cublasLt::splitKreduce_kernel<32>", 10.0), ("Memset (Unknown)", 4.0)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import checkouts, results
+from bench import results
 from bench.recipes import decode
 from bench.recipes.decode import Decoder
 from gpt.config.model import ModelConfig
@@ -15,16 +15,6 @@ from tests.bench.peers import LECTURE, NANOGPT
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(vocab_size=65, block_size=8, n_layer=1, n_head=2, n_embd=16)
-
-
-def test_a_file_that_is_not_the_peer_s_is_an_error(tmp_path):
-    (tmp_path / "gpt.py").write_text("n_embd = 384\n")
-    with pytest.raises(ValueError, match="no GPTLanguageModel"):
-        checkouts.lecture(tmp_path / "gpt.py", 65, CPU)
-    with pytest.raises(ValueError, match=r"no\.py"):
-        checkouts.lecture(tmp_path / "no.py", 65, CPU)
-    with pytest.raises(ValueError, match=r"it has no model\.py"):
-        checkouts.nanogpt(tmp_path, {})
 
 
 @pytest.mark.parametrize(("given", "missing"), [("lecture", "nanogpt"), ("nanogpt", "lecture")])

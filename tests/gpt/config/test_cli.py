@@ -93,12 +93,6 @@ def test_help_lists_every_option_with_its_default(capsys):
     assert "100% of the time (default: 1)" in printed
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_sets_the_defaults(name):
-    assert options("--preset", name) == PRESETS[name]
-    assert options("--seed=3", "--preset", name) == replace(PRESETS[name], seed=3)
-
-
 @pytest.mark.parametrize("preset", ["shakespeare-char", "gpt2", "speedrun", "lecture"])
 def test_dropout_and_bias_of_nanogpt_s_presets_cover_what_nanogpt_s_do(preset):
     model = options("--preset", preset, "--dropout=0.3", "--bias=True").model

@@ -12,11 +12,10 @@ from gpt.data import huggingface_tokenizer as huggingface
 from gpt.data.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, read_tokenizer
 from gpt.models.packed import GPT
 from gpt.pretrained import export
-from gpt.pretrained.init_from import open_source
 from gpt.runs.portable_state import portable_state
 from tests.gpt.configs import CONFIGS, GPT2, LECTURE, draw_tokens, randomise
 from tests.gpt.data.test_tokenizers import small_gpt2
-from tests.gpt.pretrained.test_init_from import SIZES, logits
+from tests.gpt.pretrained.test_init_from import logits
 from tests.runs import save_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -48,17 +47,6 @@ def save(tmp_path, monkeypatch):
         return model, str(tmp_path / "run")
 
     return save
-
-
-def test_the_weights_of_transformers_come_back(tmp_path):
-    config = transformers.GPT2Config(**SIZES, bos_token_id=None, eos_token_id=None)
-    gpt2 = randomise(transformers.GPT2LMHeadModel(config))
-    gpt2.save_pretrained(tmp_path)
-    source = open_source(str(tmp_path))
-    save_weights(tmp_path, source.config, TOKENIZERS["ascii"], source.weights())
-    assert export.main([str(tmp_path), str(tmp_path / "back")]) == 0
-    back = type(gpt2).from_pretrained(tmp_path / "back").state_dict()
-    torch.testing.assert_close(back, gpt2.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
