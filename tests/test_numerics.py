@@ -33,13 +33,6 @@ def test_guarded_memory_detects_missing_elements_and_a_store_past_the_end():
         double(x, overshoot=1)
 
 
-def test_guarded_detects_a_write_to_the_operand():
-    inside, check = numerics.guarded(randn(5))
-    inside[2] += 1
-    with pytest.raises(AssertionError, match=r"an operand of shape \(5,\) was written"):
-        check()
-
-
 def test_rounded_once_passes_for_one_rounding_and_fails_for_three():
     exact = randn(1000, dtype=torch.float64)
     baseline = exact.bfloat16()

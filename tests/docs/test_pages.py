@@ -26,6 +26,7 @@ from tests.runs import CPU, SIZES
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"`((?:[a-z0-9_]+/|test_)[a-z0-9_/]+\.(?:py|json))`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`]*`", re.MULTILINE | re.DOTALL)
 TEXT = "ROMEO: what is it that you say?\n" * 40
@@ -93,7 +94,9 @@ def test_training_and_sampling_commands_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", [*PAGES, *DOCS.glob("*.ipynb")], ids=str)
-def test_links_lead_to_files_and_headings(page):
+def test_files_that_are_named_and_headings_that_are_linked_exist(page):
+    for name in NAME.findall(page.read_text()):
+        assert (REPOSITORY / name).exists() or (REPOSITORY / "tests" / name).exists(), name
     for link in LINK.findall(CODE.sub("", page.read_text())):
         path, _, anchor = link.partition("#")
         if not re.match(r"https?:", link):
@@ -127,14 +130,6 @@ def test_every_operation_has_limits_and_an_error_bound():
     for operation in Ops._fields:
         assert f"`{operation}`" in limits
         assert (f"`{operation}`" in guarantees) == (operation not in GENERATION)
-
-
-def test_files_that_the_pages_name_exist():
-    for page in PAGES[1:]:
-        for name in re.findall(
-            r"`((?:[a-z0-9_]+/|test_)[a-z0-9_/]+\.(?:py|json))`", page.read_text()
-        ):
-            assert (REPOSITORY / name).exists() or (REPOSITORY / "tests" / name).exists(), name
 
 
 def test_files_on_the_map_of_the_readme_exist():

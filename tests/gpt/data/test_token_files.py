@@ -1,5 +1,6 @@
 """Token files in the formats of nanoGPT and llm.c, damaged ones, and hostile pickles."""
 
+import contextlib
 import json
 import pickle
 import re
@@ -8,6 +9,8 @@ import struct
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt import UserError
 from gpt.data.corpus import open_data
@@ -155,3 +158,21 @@ HOSTILE = [
 def test_a_hostile_pickle_is_refused(content):
     with pytest.raises(ValueError, match=r"\w"):
         read_plain_pickle(content)
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(["train.bin", "meta.json", "meta.pkl"]), st.data())
+def test_any_bytes_are_read_or_refused(tmp_path_factory, name, data):
+    folder = tmp_path_factory.getbasetemp()
+    write(folder, llm_c(TOKENS))
+    (folder / "meta.json").write_bytes(b'{"kind": "char", "characters": "ab"}')
+    path = folder / name
+    content = path.read_bytes()
+    at, end = (data.draw(st.integers(0, len(content))) for _ in range(2))
+    path.write_bytes(content[:at] + data.draw(st.binary(max_size=40)) + content[end:])
+    if name == "meta.pkl":
+        (folder / "meta.json").unlink()
+    with contextlib.suppress(UserError):
+        found = open_data(str(folder), "data", "char")
+        assert max(found.train.int().max(), found.val.int().max()) < found.tokenizer.vocab_size
+        assert found.tokenizer.decode(found.train.tolist())
