@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from gpt.config.presets import PRESETS
-from gpt.data import corpus
 from tests.operands import DEVICE
 from tests.runs import losses, metrics, record, run, tensor_files
 
@@ -136,21 +135,6 @@ def test_files_metrics_and_output_of_a_run(tmp_path, capsys):
     assert run(tmp_path / "without", "--sample=0") == 0
     assert losses(tmp_path / "without") == losses(folder)
     assert tensor_files(tmp_path / "without") == tensor_files(folder)
-
-
-def test_python_docs_replace_shakespeare_without_a_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/")  # nothing listens there
-    monkeypatch.setenv("no_proxy", "*")
-    options = ["--data=auto", f"--data-dir={tmp_path}", "--max-iters=1", "--eval-iters=1"]
-    assert run(tmp_path / "out", *options) == 0
-    assert record(tmp_path / "out")["train"]["data"] == "python-docs"
-
-
-def test_a_text_without_line_breaks_and_options_of_nanogpt(tmp_path):
-    (tmp_path / "line").write_text("abcabcbca" * 40)
-    options = ["--compile=False", "--n_layer=1", "--init_from=scratch", "--decay_lr=True"]
-    assert run(tmp_path / "out", *options, f"--dataset={tmp_path / 'line'}", "--sample=5") == 0
-    assert record(tmp_path / "out")["train"]["model"]["n_layer"] == 1
 
 
 def test_eval_only_and_resuming_a_finished_run_change_no_file(tmp_path, capsys):

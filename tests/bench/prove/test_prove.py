@@ -14,7 +14,6 @@ from bench.prove import __main__ as prove
 from bench.prove import compile
 from bench.prove.stage import beside, failed, no_time, passed, run_stage, work_through
 from bench.prove.stages import loss, parity, profile, repeat, sanitize, speed, step
-from bench.prove.stages.tune import neighbours
 from bench.workloads import timed
 from bench.workloads.steps import TrainingStep
 from gpt.config.model import ModelConfig
@@ -265,12 +264,6 @@ def test_repeat_compares_the_bits_of_a_training_step():
     y = torch.tensor([float("nan"), -0.0], dtype=torch.bfloat16)
     assert torch.equal(repeat.bits(x), repeat.bits(x.clone()))
     assert not torch.equal(repeat.bits(x), repeat.bits(y))
-
-
-def test_neighbours_of_a_tile_differ_in_one_number():
-    assert neighbours((64, 8)) == [(32, 8), (128, 8), (64, 4), (64, 16)]
-    assert neighbours(3) == [1, 2, 4, 6]
-    assert neighbours({64: (128, True)}) == [{64: (64, True)}, {64: (256, True)}]
 
 
 @pytest.mark.parametrize("implementation", ["reference", "torch", "nanogpt"])

@@ -47,13 +47,6 @@ def test_characters_and_bytes_round_trip(text):
     assert_round_trip(ByteTokenizer(), text)
 
 
-@pytest.mark.parametrize("character", ["\u00e9", "\U0001f600", "\x00", "z", "\udc80"])
-def test_encode_names_an_unknown_character(character):
-    with pytest.raises(UserError, match="is not in this model's vocabulary") as refusal:
-        CharTokenizer.of("abc").encode("ab" + character)
-    assert repr(character) in str(refusal.value)
-
-
 BAD_CHARACTERS = ["", "aab", "aba", ["a", "b"], "a\ud800"]
 BAD_RECORDS = [None, [], "char", {}, {"kind": "word"}, {"kind": ["char"]}, {"kind": "char"}]
 BAD_RECORDS += [{"kind": "char", "characters": bad} for bad in BAD_CHARACTERS]

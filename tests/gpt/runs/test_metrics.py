@@ -71,9 +71,6 @@ def test_a_full_disk_raises_and_loses_one_line(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
-# --- trackers -------------------------------------------------------------------------------------
-
-
 def test_tensorboard_receives_the_values(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     with MetricsLog(tmp_path, CONFIG, "tensorboard") as log:

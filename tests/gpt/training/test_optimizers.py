@@ -28,9 +28,6 @@ def names_of(gpt, *groups):
     return {names[id(parameter)] for group in groups for parameter in group["params"]}
 
 
-# --- AdamW ----------------------------------------------------------------------------------------
-
-
 def test_decay_all_puts_all_parameters_into_one_group_as_the_lecture_does():
     gpt = packed.GPT(LECTURE, OPS)
     (adamw,) = make_optimizers(gpt, replace(CONFIG, weight_decay=0.01), ADAMW)
@@ -49,9 +46,6 @@ def test_without_decay_all_only_matrices_decay_as_in_nanogpt():
     assert names_of(gpt, decayed) == tables | set(MATRICES)
     assert names_of(gpt, decayed, others) == {name for name, _ in gpt.named_parameters()}
     assert all(group["betas"] == (0.9, 0.95) for group in adamw.param_groups)
-
-
-# --- the schedule ---------------------------------------------------------------------------------
 
 
 def nanogpt_learning_rate(it, learning_rate, min_lr, warmup_iters, lr_decay_iters):
@@ -77,9 +71,6 @@ def test_schedule_equals_that_of_nanogpt(warmup, end):
 def test_the_learning_rate_is_constant_without_decay_lr_whatever_the_warm_up():
     schedule = schedule_of(replace(CONFIG, learning_rate=0.0, warmup_iters=4, max_iters=6))
     assert {schedule(step) for step in range(9)} == {1.0}
-
-
-# --- Muon -----------------------------------------------------------------------------------------
 
 
 def newton_schulz(s):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from kernels import torch_ops
 from kernels.common import launch
 from kernels.decoding.decode_attention import decode_attention
-from tests.kernels.flash_attention.plain import plain_attention
 from tests.numerics import hold_against
 from tests.operands import DEVICE, DTYPES, dtypes, randn, stepped
 
@@ -53,24 +52,6 @@ def hold(positions, H, T, D, dtype, *, Hkv=None, window=0, qk_norm=False, turned
     compute = dtype if qk_norm or turned else None
     functions = (partial(call, f) for f in (decode_attention, torch_ops.decode_attention))
     hold_against(*functions, operands, backward=False, compute=compute)
-
-
-@pytest.mark.parametrize(("H", "Hkv", "window"), [(4, 2, 0), (2, 2, 3), (6, 1, 1), (4, 2, 100)])
-def test_pytorchs_decode_attention_is_the_last_row_of_attention(H, Hkv, window):
-    """It is the reference of the kernel below."""
-    T, D = 20, 8
-    q, k, v = (
-        randn(2, heads, T, D, dtype=torch.float64, seed=i) for i, heads in enumerate((H, Hkv, Hkv))
-    )
-    expected = plain_attention(q, k, v, window=window)
-    for positions in ([19, 0], [3, 12]):
-        row, at = torch.arange(2, device=DEVICE), torch.tensor(positions, device=DEVICE)
-        cache = torch.stack((k, v))
-        cache[:, row, :, at] = float("nan")
-        qkv = torch.cat([x[row, :, at] for x in (q, k, v)], dim=1).flatten(1)  # (B, (H + 2 Hkv) D)
-        out = torch_ops.decode_attention(qkv, cache, at, window=window)
-        torch.testing.assert_close(out, expected[row, :, at].flatten(1))
-        assert torch.equal(cache, torch.stack((k, v)))
 
 
 @pytest.mark.usefixtures("tile")

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 from kernels import torch_ops
 from kernels.flash_attention.attention import attention_qkv
 from kernels.flash_attention.rotary import rotary_backward, rotary_forward
-from tests.numerics import differentiate, hold_against
+from tests.numerics import hold_against
 from tests.operands import DTYPES, randn
 
 EPS = 1e-5
@@ -63,22 +63,6 @@ def test_qk_norm_without_angles(D, dtype):
     counts, positions = (2, 1, 1), (True, EPS, None, None)
     qkv = 1e-2 * randn(2, 9, 4 * D, dtype=dtype)  # so small that eps matters, also for one channel
     assert_rounded_once(qkv, counts, positions)
-
-
-@pytest.mark.parametrize(("qk_norm", "turned"), [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("Hkv", [2, 1])
-def test_attention_agrees_with_pytorch(qk_norm, turned, Hkv):
-    """Output and the gradient of the whole packed projection, values included."""
-    T, H, D = 33, 2, 16
-    qkv = randn(2, T, (H + 2 * Hkv) * D, dtype=torch.float64)
-    dout = randn(2, T, H * D, dtype=torch.float64, seed=1)
-    cos, sin = (x.double() for x in angles(T, D)) if turned else (None, None)
-    options = {"n_kv_head": Hkv, "qk_norm": qk_norm, "cos": cos, "sin": sin, "scale": 0.3}
-    actual, expected = (
-        differentiate(partial(operation, n_head=H, **options), [qkv], [dout])
-        for operation in (attention_qkv, torch_ops.attention_qkv)
-    )
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_gradients_match_the_definition():

@@ -43,9 +43,6 @@ def torchs(*operands, activation, dropout_p):
     return torch.where(keep.view(y.shape), y / (1 - dropout_p), 0)
 
 
-# --- values and gradients -------------------------------------------------------------------------
-
-
 @on_both_routes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -81,9 +78,6 @@ def test_gradients_match_the_definition(activation, route):
         assert gradcheck(operation, inside, fast_mode=True)  # in one random direction
 
 
-# --- saved tensors --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_relu_saves_half_as_much_as_a_gelu(activation):
     kept = {}
@@ -97,9 +91,6 @@ def test_a_relu_saves_half_as_much_as_a_gelu(activation):
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         feed_forward(*leaves, activation=activation)
     assert len(kept) == (1 if activation in ("relu", "relu_squared") else 2)
-
-
-# --- routes ---------------------------------------------------------------------------------------
 
 
 def launched(family, dtype=torch.bfloat16, C=384, dropout_p=0.2):
