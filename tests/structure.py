@@ -51,11 +51,8 @@ def is_kernel(node: ast.FunctionDef) -> bool:
 def kernel_problems() -> Iterator[str]:
     """A profiler, the sanitizer and the ledger know a kernel by its name alone."""
     kernel = re.compile(r"^def (\w+_kernel)\(", re.MULTILINE)
-    names = Counter(
-        name
-        for path in (ROOT / "kernels").rglob("*.py")
-        for name in kernel.findall(path.read_text())
-    )
+    sources = [path.read_text() for path in (ROOT / "kernels").rglob("*.py")]
+    names = Counter(kernel.findall("".join(sources)))
     for name, count in names.items():
         if count > 1:
             yield f"{count} kernels are named {name}"

@@ -128,10 +128,7 @@ PREPARE = [
 for content, words in (
     (b'{"text": "x"}\n{"text', "line 2 is not JSON"),
     (b'{"text": "x"}\n[1]', "line 2 is not a JSON object"),
-    (
-        b'{"text": "a"}\n{"body": "x", "id": 1}',
-        "document 2 has no text in column 'text'; choose --column from body, id",
-    ),
+    (b'{"text": "a"}\n{"body": "x", "id": 1}', "2 has no text in column 'text'; choose --column"),
     (b'{"text": ""}', "the sources have 0 tokens"),
 ):
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))

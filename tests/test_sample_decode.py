@@ -70,9 +70,8 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
     assert saved.err.startswith("int8: ")
     assert output(*options, folder=folder).out == saved.out
     assert output("--quantize=int8", *options).out == saved.out
-    small, large = (
-        next(path.glob("*.weights.*")).stat().st_size for path in (folder, trained / "run")
-    )
+    paths = (next(each.glob("*.weights.*")) for each in (folder, trained / "run"))
+    small, large = (path.stat().st_size for path in paths)
     assert small < large
     assert tensor_files(folder, "best").keys() == {"weights"}
     perplexity = json.loads((folder / "best.json").read_text())["int8"]
@@ -84,10 +83,8 @@ def test_int8_is_saved_as_a_run_with_its_perplexity(output, trained, tmp_path, c
 
 def test_init_from_names_the_model_in_place_of_a_run_in_out_dir(output, trained):
     expected = output("--max-new-tokens=30").out
-    assert (
-        output("--max-new-tokens=30", f"--init-from={trained / 'run'}", folder="none").out
-        == expected
-    )
+    named = output("--max-new-tokens=30", f"--init-from={trained / 'run'}", folder="none")
+    assert named.out == expected
 
 
 def test_an_end_of_text_in_the_prompt_is_its_token():

@@ -135,10 +135,9 @@ def test_repeated_calls_give_the_same_bits(operation):
 @with_gradients
 def test_each_operand_can_be_the_only_one_with_a_gradient(operation):
     operands, function = operands_of(operation), getattr(triton_ops.OPS, operation)
-    expected = results(function, operands)
-    for index, gradient in zip(
-        floating(operands), expected[-len(floating(operands)) :], strict=True
-    ):
+    indices = floating(operands)
+    gradients = results(function, operands)[-len(indices) :]
+    for index, gradient in zip(indices, gradients, strict=True):
         assert torch.equal(results(function, operands, wanted=index)[-1], gradient)
 
 

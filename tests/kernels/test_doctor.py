@@ -95,10 +95,8 @@ def test_the_report_is_printed(capsys):
 
 
 def test_the_kernels_are_not_available_on_an_amd_gpu():
-    with (
-        mock.patch.object(torch.version, "hip", "7.0"),
-        mock.patch.dict(os.environ, TRITON_INTERPRET="0"),
-    ):
+    compiled = mock.patch.dict(os.environ, TRITON_INTERPRET="0")
+    with mock.patch.object(torch.version, "hip", "7.0"), compiled:
         assert kernels.explain_auto("cuda")[0] == "torch"
         with pytest.raises(kernels.Unavailable, match=r"an AMD GPU.*--kernels torch"):
             kernels.load("triton", "cuda")

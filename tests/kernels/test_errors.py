@@ -53,6 +53,7 @@ WRONG_SHAPES = """
 
 # operation, changed arguments, message; a dtype is that of a tensor of the right shape
 TRANSPOSED = torch.zeros(2, 2, 10, 2, 8, device=DEVICE).transpose(2, 3)
+ANGLES = dict.fromkeys(("cos", "sin"), (10, 7))
 LEARNED = torch.ones(7, device=DEVICE, requires_grad=True)
 FLOATS = KeyRanges(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2))
 WRONG = [
@@ -95,17 +96,11 @@ WRONG = [
     ("decode_attention", {"cache": TRANSPOSED}, "give a contiguous cache of qkv's dtype"),
     ("decode_attention", {"window": -1}, "window is -1; give at least 1 key"),
     ("decode_attention", {"position": torch.int32}, "position has dtype torch.int32"),
-    (
-        "decode_attention",
-        {"qkv": (2, 42), "cache": (2, 2, 2, 10, 7)} | dict.fromkeys(("cos", "sin"), (10, 7)),
-        "D is 7",
-    ),
+    ("decode_attention", {"qkv": (2, 42), "cache": (2, 2, 2, 10, 7), **ANGLES}, "D is 7"),
     ("decode_attention", {"qkv": (2, 771), "cache": (2, 2, 1, 10, 257)}, "D is 257"),
 ]
-WRONG += [
-    ("attention", {"scale": scale}, "give a positive number")
-    for scale in (0, -1, math.nan, math.inf)
-]
+for scale in (0, -1, math.nan, math.inf):
+    WRONG += [("attention", {"scale": scale}, "give a positive number")]
 for name in ("cross_entropy", "linear_cross_entropy"):
     WRONG += [
         (name, {"reduction": "average"}, "reduction is 'average'; give none, mean or sum"),

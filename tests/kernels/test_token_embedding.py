@@ -21,9 +21,8 @@ def check(tokens, *tables, **options):
     """y has the wider dtype of both tables."""
     functions = (partial(f, **options) for f in (embedding, torch_ops.embedding))
     dtypes = [table.dtype for table in tables if table is not None]
-    hold_against(
-        *functions, (tokens, *tables), out_dtype=torch.promote_types(dtypes[0], dtypes[-1])
-    )
+    wider = torch.promote_types(dtypes[0], dtypes[-1])
+    hold_against(*functions, (tokens, *tables), out_dtype=wider)
 
 
 @pytest.mark.parametrize(

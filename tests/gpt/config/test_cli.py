@@ -121,10 +121,7 @@ def test_init_from_replaces_the_model_of_the_preset():
         (["--n-lyaer", "3"], "--n-lyaer is not an option; did you mean --n-layer?"),
         (["--n-lay=3"], "--n-lay is not an option"),  # no abbreviations
         (["--zzz"], "--zzz is not an option; --help lists the options"),
-        (
-            ["config/train_gpt2.py"],
-            "train_gpt2.py is a config file, which is not read; use --preset gpt2",
-        ),
+        (["config/train_gpt2.py"], "is a config file, which is not read; use --preset gpt2"),
         (["config/eval_gpt2_xl.py"], "use --init-from gpt2-xl --data openwebtext --eval-only"),
         (["my.py"], "use --preset with one of quickstart, lecture-fast, lecture"),
         (["my.txt"], "my.txt is not an option; did you mean --data my.txt?"),

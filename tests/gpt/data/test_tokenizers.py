@@ -64,11 +64,9 @@ def small_gpt2(pattern=r50k_pat_str):
     pairs += [b".\n", b"\xef\xbc", b"\xef\xbc\x8c", "\uff0c世".encode()[:4]]
     ranks = {bytes([byte]): byte for byte in range(256)}
     ranks |= {pair: 256 + i for i, pair in enumerate(pairs)}
-    special = {"<|endoftext|>": 50256}
+    table = {"mergeable_ranks": ranks, "special_tokens": {"<|endoftext|>": 50256}}
     tokenizer = GPT2Tokenizer()
-    tokenizer._encoding = tiktoken.Encoding(
-        name="small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
-    )
+    tokenizer._encoding = tiktoken.Encoding("small", pat_str=pattern, **table)
     return tokenizer
 
 

@@ -54,10 +54,8 @@ def test_the_model_has_the_logits_of_the_rounded_weights(name):
         assert error <= 1e-5 * logits[:, 7].abs().max()
     assert torch.equal(quantized(tokens, tokens)[1], rounded(tokens, tokens)[1])
     assert not torch.equal(quantized(tokens)[0], build(name)(tokens)[0])
-    matrices = [
-        key for key, module in quantized.named_modules() if isinstance(module, int8.Quantized)
-    ]
-    assert len(matrices) == 4 * LECTURE.n_layer + 2 - (name == "one head") * 4
+    matrices = sum(isinstance(module, int8.Quantized) for module in quantized.modules())
+    assert matrices == 4 * LECTURE.n_layer + 2 - (name == "one head") * 4
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gpt.config.model import ModelConfig
+from gpt.config.presets import PRESETS
 from gpt.models.reference import GPT
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 
@@ -157,16 +158,12 @@ def test_dropout_is_where_the_lecture_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"),
-    [
-        (ModelConfig(), 10_788_929),
-        (replace(CONFIGS["gpt2"], n_layer=12, n_head=12, n_embd=768, block_size=1024), 124_439_808),
-    ],
+    ("preset", "vocab_size", "parameters"),
+    [("lecture", 65, 10_788_929), ("gpt2", 50_257, 124_439_808)],
 )
-def test_the_lecture_and_gpt2_have_their_numbers_of_parameters(config, parameters):
-    vocab_size = 65 if config == ModelConfig() else 50_257
+def test_the_lecture_and_gpt2_have_their_numbers_of_parameters(preset, vocab_size, parameters):
     with torch.device("meta"):
-        model = GPT(replace(config, vocab_size=vocab_size))
+        model = GPT(replace(PRESETS[preset].model, vocab_size=vocab_size, bias=True))
     assert sum(weight.numel() for weight in model.parameters()) == parameters
 
 

@@ -47,10 +47,7 @@ def test_paused_time_is_not_counted():
         ({}, "100 steps of warm-up to 0.001, then a cosine to 0.0001 at step 5000"),
         ({"lr_decay_iters": 90}, "100 steps of warm-up to 0.001, then 0.0001, since the decay "),
         ({"decay_lr": False}, "0.001, constant, without warm-up, which needs --decay-lr"),
-        (
-            {"warmup_iters": 0, "optimizer": "muon"},
-            "0.001 (Muon 0.02), then a cosine to 0.0001 at ",
-        ),
+        ({"warmup_iters": 0, "optimizer": "muon"}, "0.001 (Muon 0.02), then a cosine to 0.0001 "),
     ],
 )
 def test_the_header_describes_the_learning_rate(changes, line):

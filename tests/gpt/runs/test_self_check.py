@@ -9,17 +9,15 @@ import torch
 import kernels
 from bench.training import random_data
 from gpt import UserError
-from gpt.config.model import ModelConfig
 from gpt.config.train import TrainConfig
 from gpt.runs import self_check
 from gpt.training.precision import Precision
 from kernels import check
+from tests.gpt.configs import LECTURE
 from tests.operands import DEVICE, DTYPES
 
 OPS, PEER = kernels.load("triton", DEVICE), kernels.load("torch")
-MODEL = ModelConfig(
-    vocab_size=11, block_size=8, n_layer=3, n_head=2, n_embd=16, dropout=0.2, qkv_bias=True
-)
+MODEL = replace(LECTURE, n_layer=3, n_embd=16, dropout=0.2, qkv_bias=True)
 DATA = random_data(MODEL.vocab_size, torch.device(DEVICE))
 CONFIG = TrainConfig(model=MODEL, batch_size=3, kernels="auto", dtype="float32")
 

@@ -111,17 +111,10 @@ def on_two_ranks(*runs: list[str]) -> str:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in runs]
         ports = [server.getsockname()[1] for server in free]
     command = [sys.executable, "-m", __name__, json.dumps([*zip(ports, runs, strict=True)])]
-    variables = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=variables | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    variables = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=each, **options) for each in variables]
     printed, _ = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     return printed

@@ -54,13 +54,11 @@ def test_the_token_is_that_of_the_definition(B, V, temperature, top_k, top_p, dt
     """Rows may have a gap after them, the padding of a vocabulary."""
     logits = randn(B, V + gap, dtype=dtype, scale=2.0, seed=seed % 1000)[:, :V]
     inside, check = guarded(logits)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed_of(seed)}
     with guarded_memory():
-        sampled = sample_token(
-            inside, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed_of(seed)
-        )
+        sampled = sample_token(inside, **options)
     check()
-    expected = sample_by_sorting(logits, temperature, top_k, top_p, seed_of(seed))
-    assert torch.equal(sampled, expected)
+    assert torch.equal(sampled, sample_by_sorting(logits, **options))
 
 
 def test_large_noise_is_exact():

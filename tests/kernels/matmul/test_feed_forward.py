@@ -100,10 +100,8 @@ def launched(family, dtype=torch.bfloat16, C=384, dropout_p=0.2):
     with launch.record(family) as launches:
         y = feed_forward(*inside, dropout_p=dropout_p)
         y.backward(torch.empty_like(y))
-    return [
-        " ".join((one.kernel.fn.__name__, one.options.get("EPILOGUE", ""))).strip()
-        for one in launches
-    ]
+    names = [(one.kernel.fn.__name__, one.options.get("EPILOGUE", "")) for one in launches]
+    return [" ".join(name).strip() for name in names]
 
 
 ACTIVATE, DERIVE = "activation_forward_kernel", "activation_backward_kernel"

@@ -13,10 +13,7 @@ from tests.operands import DEVICE, DTYPES, randn
 GATED = {
     "swiglu": (swiglu, torch_ops.swiglu),
     "geglu": (geglu, torch_ops.geglu),
-    "geglu tanh": (
-        partial(geglu, approximate="tanh"),
-        partial(torch_ops.geglu, approximate="tanh"),
-    ),
+    "geglu tanh": [partial(of, approximate="tanh") for of in (geglu, torch_ops.geglu)],
 }
 all_gated = pytest.mark.parametrize("name", GATED)
 
@@ -33,9 +30,8 @@ def test_gradients_match_the_definition(name):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_results_are_rounded_once(name, dtype):
     for shape, scale in (((1,), 1.0), ((3, 5, 33), 1e-2), ((2, 2049), 1.0), ((9, 64), 30.0)):
-        hold_against(
-            *GATED[name], [randn(*shape, dtype=dtype, scale=scale, seed=s) for s in (0, 1)]
-        )
+        operands = [randn(*shape, dtype=dtype, scale=scale, seed=seed) for seed in (0, 1)]
+        hold_against(*GATED[name], operands)
 
 
 @all_gated

@@ -115,11 +115,10 @@ def test_a_program_visits_several_tiles(family):
     (one,) = launches
     BLOCK_M, BLOCK_N = one.options["BLOCK_M"], one.options["BLOCK_N"]
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
-    programs = (
-        min(tiles, gemm._persistent_programs(x.device)) if one.options["DESCRIBED"] else tiles
-    )
+    described = one.options["DESCRIBED"]
+    programs = min(tiles, gemm._persistent_programs(x.device)) if described else tiles
     assert one.grid == (programs,)
-    assert programs < tiles or DEVICE == "cuda" or not one.options["DESCRIBED"]
+    assert programs < tiles or DEVICE == "cuda" or not described
     with launch.target(family):
         hidden, _ = gemm.linear_activation(x, weight, bias, "relu")
     exact = linear(x.double(), weight.double(), bias.double()).relu()

@@ -20,9 +20,8 @@ MAKERS = (AdamW, torch_ops.adamw, torch.optim.AdamW)
 
 
 def parameters(dtype=torch.float32):
-    return [
-        torch.nn.Parameter(randn(*shape, dtype=dtype, seed=i)) for i, shape in enumerate(SHAPES)
-    ]
+    values = [randn(*shape, dtype=dtype, seed=seed) for seed, shape in enumerate(SHAPES)]
+    return [*map(torch.nn.Parameter, values)]
 
 
 def groups(some):
@@ -329,9 +328,7 @@ def test_one_launch_updates_all_parameters():
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
     names = [recorded.kernel.__name__ for recorded in launches]
-    assert names == [
-        f"adamw_{pass_}_kernel" for pass_ in ("square_sum", "clip", "advance", "update")
-    ]
+    assert names == [f"adamw_{of}_kernel" for of in ("square_sum", "clip", "advance", "update")]
     assert launches[-1].grid == (len(SHAPES) + 1,)  # the last one has two chunks
 
 
