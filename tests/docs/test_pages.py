@@ -189,18 +189,14 @@ CELLS = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cel
 TINY = [*SIZES, f"--data={REPOSITORY / 'README.md'}", "--max-iters=2", "--sample=8"]
 
 
-def test_the_notebook_has_no_outputs():
-    for cell in CELLS:
-        assert (cell["outputs"], cell["execution_count"]) == ([], None)
-
-
-def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+def test_the_notebook_runs_and_has_no_outputs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GPT_KERNELS_RUN", str(tmp_path / "out"))
     monkeypatch.setenv("GPT_KERNELS_OPTIONS", " ".join(TINY))
     monkeypatch.setenv("TRITON_INTERPRET", "0")  # the interpreter would take most of the time
     pyplot.switch_backend("Agg")  # off the screen
     names = {"__name__": "__main__"}
     for number, cell in enumerate(CELLS, 1):
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)
         exec(compile("".join(cell["source"]), f"code cell {number}", "exec"), names)
     pyplot.close("all")
     assert len(names["maps"]) == 4  # two layers of two heads

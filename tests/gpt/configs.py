@@ -12,16 +12,14 @@ from tests.operands import DEVICE
 
 LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
 NO_BIAS = {"bias": False, "head_bias": False, "tied_head": True}
 GPT2 = {"qkv_bias": True, "head_bias": False, "tied_head": True, "activation": "gelu_tanh"}
 ROTARY = {"norm": "rms_norm", "position": "rope", "qk_norm": True}
 
 CONFIGS = {
     "lecture": LECTURE,
-    **{
-        activation: replace(LECTURE, activation=activation)
-        for activation in ("gelu", "gelu_tanh", "relu_squared", "swiglu")
-    },
+    **{name: replace(LECTURE, activation=name) for name in ACTIVATIONS},
     "softcap": replace(LECTURE, logit_softcap=3.0),
     "no bias": replace(LECTURE, bias=False),
     "qkv bias": replace(LECTURE, qkv_bias=True, n_inner=40, norm_eps=0.01),

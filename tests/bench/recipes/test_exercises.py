@@ -30,15 +30,6 @@ def test_the_options_of_every_run_parse(options):
 SMALL = " ".join([*SIZES, *CPU, *SHORT])
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    def run_script(script, *arguments):
-        main = {"train.py": train.main, "sample.py": sample.main}[script]
-        assert main(list(map(str, arguments))) == 0
-
-    monkeypatch.setattr(common, "run_script", run_script)
-
-
 def test_features_are_compared_seed_by_seed(monkeypatch):
     def run(options, seed):
         good = "swiglu" in options
@@ -52,7 +43,12 @@ def test_features_are_compared_seed_by_seed(monkeypatch):
     assert rows["the lecture's modules"]["difference"] == ""
 
 
-def test_results_of_runs_are_written_to_result_files(in_process, tmp_path, monkeypatch):
+def test_results_of_runs_are_written_to_result_files(tmp_path, monkeypatch):
+    def run_in_process(script, *arguments):
+        main = {"train.py": train.main, "sample.py": sample.main}[script]
+        assert main(list(map(str, arguments))) == 0
+
+    monkeypatch.setattr(common, "run_script", run_in_process)
     monkeypatch.setattr(common.results, "RESULTS", tmp_path)
     options, text = f"{SMALL} --preset quickstart", write_text(tmp_path)
     calculators = {"small": f"{SMALL} --preset addition --data addition-1"}
@@ -65,10 +61,8 @@ def test_results_of_runs_are_written_to_result_files(in_process, tmp_path, monke
     for name, changed in changes.items():
         monkeypatch.setitem(EXERCISES, name, EXERCISES[name] | changed)
     assert exercises.main([*changes, f"--text={text}"]) == 0
-    arithmetic, finetune, int8 = (
-        json.loads(next(tmp_path.glob(f"exercises-{name}-*.json")).read_text())["rows"]
-        for name in changes
-    )
+    paths = [next(tmp_path.glob(f"exercises-{name}-*.json")) for name in changes]
+    arithmetic, finetune, int8 = (json.loads(path.read_text())["rows"] for path in paths)
     found = [(row["task"], row["seed"], row["steps"]) for row in arithmetic]
     assert found == [("small", 1, 4), ("small", 2, 4)]
     assert all(row["accuracy"].endswith("%") for row in arithmetic)

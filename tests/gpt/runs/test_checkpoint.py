@@ -77,9 +77,6 @@ def test_load_while_checkpoints_are_replaced(tmp_path):
     assert len(seen) > 1
 
 
-# --- what is rejected -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

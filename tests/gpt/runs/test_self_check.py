@@ -58,9 +58,7 @@ def test_the_error_is_that_of_all_gradients_together():
     assert not found.is_good
 
 
-def test_a_good_result_is_printed_once_and_cached_and_draws_no_number(
-    capsys, monkeypatch, tmp_path
-):
+def test_a_good_result_is_printed_once_cached_and_draws_no_number(capsys, monkeypatch, tmp_path):
     state = torch.get_rng_state()
     assert checked(OPS) is OPS
     assert torch.equal(torch.get_rng_state(), state)

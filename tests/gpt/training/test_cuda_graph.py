@@ -109,9 +109,6 @@ def test_graphed_generation_equals_eager_generation(implementation, temperature,
     assert torch.equal(tokens(captures=True), tokens(captures=False))
 
 
-# --- what cannot be captured ----------------------------------------------------------------------
-
-
 def use_host_tensor(step):
     loss = step.gradients.loss
     step.gradients.loss = lambda x, y: loss(x, y) * torch.tensor(1.0)

@@ -46,14 +46,12 @@ def by_hand(gpt, tokens):
 
 
 @pytest.mark.parametrize("length", [2, 9, 10, 83, 97])  # around multiples of the block
-@pytest.mark.parametrize("tokens_of_a_pass", [8, 24])
+@pytest.mark.parametrize("limit", [8, 24])
 @pytest.mark.parametrize("world", [1, 2, 5])
 @pytest.mark.parametrize("ops", [OPS, None])
-def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_every_rank(
-    world, length, tokens_of_a_pass, ops, monkeypatch
-):
-    """One shape, so that one compiled model or one CUDA graph serves all of them."""
-    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", tokens_of_a_pass)
+def test_every_position_counts_once_in_batches_of_one_shape(world, length, limit, ops, monkeypatch):
+    """Equally many on every rank; one compiled model or one CUDA graph serves all of them."""
+    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", limit)
     gpt, data = make(length, ops)
     totals, one = [], torch.ones(2)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
@@ -66,7 +64,7 @@ def test_every_position_counts_once_in_equally_many_batches_of_one_shape_on_ever
         shapes.append([each.shape for batch in batches for each in batch])
     assert shapes == [shapes[0]] * world
     assert len(set(shapes[0])) == 1
-    assert shapes[0][0].numel() <= max(tokens_of_a_pass, BLOCK)
+    assert shapes[0][0].numel() <= max(limit, BLOCK)
     loss_sum, count = sum(totals).tolist()
     assert count == length - 1
     assert loss_sum / count == pytest.approx(by_hand(gpt, data.val), 1e-6)
