@@ -122,10 +122,8 @@ def test_ranks_stop_together_and_resume_exactly(tmp_path):
     assert "FutureWarning" not in err
 
     length = f"--max-iters={reached + 3}"
-    on_two_ranks(
-        ["--resume", length, f"--out-dir={tmp_path / 'out'}"],
-        [*new_run(tmp_path), length, f"--out-dir={tmp_path / 'whole'}"],
-    )
+    resumed, whole = (f"--out-dir={tmp_path / name}" for name in ("out", "whole"))
+    on_two_ranks(["--resume", length, resumed], [*new_run(tmp_path), length, whole])
     assert_equal_runs(tmp_path / "out", tmp_path / "whole")
 
 

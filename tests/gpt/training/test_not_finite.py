@@ -118,9 +118,6 @@ def test_a_step_that_is_not_finite_on_another_rank_is_skipped(kind, monkeypatch)
     assert step.policy.skipped == 1
 
 
-# --- train.py -------------------------------------------------------------------------------------
-
-
 def test_train_py_checks_the_device_before_each_checkpoint(tmp_path, monkeypatch):
     events, save = [], Saver.save
     monkeypatch.setattr(EagerStep, "check", lambda self: events.append("check"))

@@ -184,12 +184,6 @@ def test_any_shape_layout_and_rate(Tq, Tk, heads, layout, p):
     hold(tensors, p, scale=0.5)
 
 
-@settings(max_examples=6)
-@given(several, strategies.integers(5, 80))
-def test_any_length_and_window(T, window):
-    hold(operands(1, 1, 1, T, T, 16, torch.float16), window=window)
-
-
 # --- properties -----------------------------------------------------------------------------------
 
 
