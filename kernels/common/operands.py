@@ -54,11 +54,14 @@ def _check(operation: str, form: str, described: tuple, one_dtype: bool) -> None
 _cached_check = functools.lru_cache(maxsize=4096)(_check)  # a check takes longer than a launch
 
 
-@torch.compiler.assume_constant_result
 def _parsed(form: str) -> list[tuple[str, tuple[str, ...], str]]:
     """The name, the letters and the kind of dtype of each operand of a form."""
     named = re.findall(r"(\w+) \(([^()]*)\)( int64| or int8)?", form)
     return [(name, tuple(re.findall("[^, ][^,]*", letters)), kind) for name, letters, kind in named]
+
+
+# as torch.compiler.assume_constant_result does, which imports the compiler: two seconds
+_parsed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fits(letters: Sequence[str], shape: Sequence[Any], sizes: dict[str, Any]) -> bool:
