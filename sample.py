@@ -23,7 +23,7 @@ from gpt.data.arithmetic import is_task, open_task
 from gpt.data.corpus import read_text
 from gpt.data.tokenizers import Tokenizer
 from gpt.generation.generate import generate
-from gpt.generation.int8 import is_quantized, quantize_run
+from gpt.generation.int8 import quantize
 from gpt.generation.load import load_model
 from gpt.generation.sampling import Sampling
 from gpt.generation.text_stream import TextStream, in_order
@@ -69,15 +69,10 @@ class SampleConfig(Config):
         "auto", "dtype of the weights and of the KV cache"
     )
     quantize: Literal["none", "int8"] = option("none", "int8: store each weight in one byte")
-    save_dir: str = option("", "save the int8 model here as a run; print its size and perplexity")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Sampling(self.temperature, self.top_k, self.top_p)  # which checks them
-        if self.save_dir and (self.quantize == "none" or self.init_from != "resume"):
-            raise UserError(
-                "--save-dir needs the int8 model of a run: --out-dir and --quantize int8"
-            )
 
 
 def main(arguments: list[str]) -> int:
@@ -100,9 +95,9 @@ def sample(config: SampleConfig) -> None:
     else:
         model, tokenizer, record = load_pretrained(config.init_from, ops, device)
     if config.quantize == "int8":
-        quantize_run(model, record, device, config.save_dir, log)
+        quantize(model)
     dtype = config.dtype
-    if dtype == "auto" and device.type != "cuda" and not is_quantized(model):
+    if dtype == "auto" and device.type != "cuda" and config.quantize == "none":
         dtype = "float32"  # elsewhere 16 bits are faster: on a GPU, and with int8 weights
     model.to(hardware.choose_dtype(dtype, device))
     if config.slide > (block_size := model.config.block_size):

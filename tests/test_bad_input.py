@@ -104,10 +104,7 @@ SAMPLE += [
     (RUN, "ln_f.weight", spoil),
     # generation
     ("--slide=9", "block size", None),
-    ("--save-dir=FOLDER/saved", "--quantize int8", None),
     ("--quantize=int8 --kernels=reference", "--quantize", None),
-    ("--quantize=int8 --save-dir=FOLDER/run", "--save-dir", None),
-    ("--quantize=int8 --save-dir=FOLDER/text/x", "Not a directory", None),
 ]
 EVALUATE = [
     ("", "there is nothing to evaluate", None),

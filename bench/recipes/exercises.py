@@ -9,13 +9,22 @@ evaluations.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+import kernels
 from bench.recipes import common
+from gpt.data.corpus import open_data
 from gpt.files import read_json
+from gpt.generation.int8 import quantize
+from gpt.generation.load import load_model
+from gpt.training.evaluation import evaluate, validation_batches
+from gpt.training.precision import Precision
 
 EXERCISES = read_json(Path(__file__).with_suffix(".json"))
 STARTS = ("from scratch", "initialised from python-docs")
@@ -107,25 +116,27 @@ def finetune(exercise: dict, text: str) -> list[dict]:
 
 
 def int8(exercise: dict, text: str) -> list[dict]:
-    """The effect of int8 weights on the size of a model on disk and on its perplexity."""
-    rows = []
+    """The effect of int8 weights on the size of a model and on its perplexity."""
+    rows, precision = [], Precision(torch.device("cpu"), torch.float32)
     for name, options in exercise["runs"].items():
         with tempfile.TemporaryDirectory() as folder:
-            run, quantized = Path(folder, "run"), Path(folder, "int8")
+            run = Path(folder, "run")
             train(run, f"{options} --data {text}", exercise["seeds"][0])
-            sample = ("sample.py", f"--out-dir={run}", "--max-new-tokens=1", "--kernels=torch")
-            common.run_script(*sample, "--quantize=int8", f"--save-dir={quantized}")
-            records = {one: read_json(one / "best.json") for one in (run, quantized)}
-            files = [one / of["files"]["weights"]["name"] for one, of in records.items()]
-            sizes = [round(file.stat().st_size / 1e6, 2) for file in files]
-            found = records[quantized]["int8"]
+            model, _, record = load_model(run, "best", kernels.load("torch"), "cpu")
+        data = open_data(*(record["train"][key] for key in ("data", "data_dir", "tokenizer")))
+        sizes, perplexities = [], []
+        for change in (lambda model: None, quantize):
+            change(model)
+            sizes.append(sum(weight.nbytes for weight in model.parameters()) / 1e6)
+            batches = validation_batches(data, model.config.block_size)
+            perplexities.append(math.exp(evaluate(model, batches, precision)))
         row = {
             "model": name,
-            "size, MB": sizes[0],
-            "int8 size, MB": sizes[1],
-            "perplexity": round(found["perplexity_before"], 4),
-            "int8 perplexity": round(found["perplexity"], 4),
-            "increase": f"{found['perplexity'] / found['perplexity_before'] - 1:.2%}",
+            "size, MB": round(sizes[0], 2),
+            "int8 size, MB": round(sizes[1], 2),
+            "perplexity": round(perplexities[0], 4),
+            "int8 perplexity": round(perplexities[1], 4),
+            "increase": f"{perplexities[1] / perplexities[0] - 1:.2%}",
         }
         rows.append(common.show(row))
     return rows

@@ -7,22 +7,12 @@ the blocks, the head, and the token table, whose channels are tokens. Norms, bia
 activations keep their dtype, so what is saved is memory and the time to read it.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn as nn
 
 from .. import UserError
-from ..config.train import TrainConfig
-from ..data.corpus import open_data
-from ..models import reference
 from ..models.packed import GPT
 from ..models.residual import IntoStream, Linear
-from ..runs import checkpoint
-from ..runs.portable_state import portable_state
-from ..training.evaluation import evaluate, validation_batches
-from ..training.precision import Precision
 
 LEVELS = 127  # on either side of zero
 
@@ -75,8 +65,10 @@ class QuantizedEmbedding(Quantized):
         return (self.int8[tokens] * self.scale[tokens][..., None]).to(self.dtype)
 
 
-def quantize(model: GPT) -> None:
-    """Replace the model's matrices by int8 ones, in place."""
+def quantize(model: nn.Module) -> None:
+    """Replace the matrices of a packed GPT by int8 ones, in place; UserError for other models."""
+    if not isinstance(model, GPT):
+        raise UserError("--quantize needs the packed model; remove --kernels reference")
     for module in list(model.blocks.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
@@ -86,79 +78,3 @@ def quantize(model: GPT) -> None:
     if model.config.tied_head:
         head.int8, head.scale = table.int8, table.scale
     model.token_embedding_table, model.lm_head = table, head  # type: ignore[assignment]
-
-
-def is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, Quantized) for module in model.modules())
-
-
-def match_quantization(model: nn.Module, state: checkpoint.Tensors) -> checkpoint.Tensors:
-    """Make `model` and int8 weights fit each other, and return the weights to load.
-
-    A packed GPT is quantized; for the reference the weights are dequantized. A state without int8
-    weights is returned unchanged.
-    """
-    if not any(name.endswith(".int8") for name in state):
-        return state
-    if isinstance(model, GPT):
-        quantize(model)
-        return state
-    if not isinstance(model, reference.GPT):
-        raise UserError("the weights are int8, which a stage of the lecture does not support")
-    loaded = {}
-    for name, tensor in state.items():
-        if name.endswith(".int8"):
-            scale = state.get(name.replace(".int8", ".scale"))
-            if scale is None or scale.shape != tensor.shape[:1]:
-                raise UserError(f"weights: {name} has no matching scale; the checkpoint is damaged")
-            loaded[name.replace(".int8", ".weight")] = tensor * scale[:, None]
-        elif name.removesuffix(".scale") + ".int8" not in state:
-            loaded[name] = tensor
-    return loaded
-
-
-def megabytes(model: nn.Module) -> float:
-    """The memory of the model's weights, each counted once, in MB."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
-
-
-def quantize_run(
-    model: nn.Module, record: dict, device: torch.device, save_dir: str, log: Callable[[str], None]
-) -> None:
-    """Quantize the model of a run in place. With `save_dir`, save it there as a run.
-
-    Saving logs the model's size and its perplexity before and after. record: the JSON record of the
-    model's checkpoint.
-    """
-    if not isinstance(model, GPT):
-        raise UserError("--quantize needs the packed model; remove --kernels reference")
-    if is_quantized(model):
-        raise UserError("the model is int8 already; remove --quantize")
-    if not save_dir:
-        quantize(model)
-        return
-    folder = Path(save_dir)
-    if (folder / "best.json").exists():
-        raise UserError(f"{folder} holds a run already; name a new folder with --save-dir")
-    try:  # now, so that the result can be saved
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be created: {error.strerror}") from None
-    config = TrainConfig.from_dict(record["train"], folder)
-    precision = Precision(device, torch.float32)
-    data = open_data(config.data, config.data_dir, config.tokenizer, log).to(device)
-
-    def perplexity() -> float:
-        batches = validation_batches(data, config.model.block_size)
-        return torch.tensor(evaluate(model, batches, precision)).exp().item()
-
-    before, size = perplexity(), megabytes(model)
-    quantize(model)
-    after = perplexity()
-    record = {key: value for key, value in record.items() if key not in ("version", "files")}
-    record["int8"] = {"perplexity": after, "perplexity_before": before}
-    checkpoint.save(folder, {"best": ("weights",)}, {"weights": portable_state(model)}, record)
-    log(
-        f"int8: {megabytes(model):.1f} MB instead of {size:.1f}, perplexity {after:.4f} instead of "
-        f"{before:.4f} ({100 * (after / before - 1):+.2f}%); saved to {folder}"
-    )

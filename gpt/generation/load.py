@@ -12,7 +12,6 @@ from ..models.build import Model, build
 from ..runs import checkpoint
 from ..runs.portable_state import load_portable_state
 from ..runs.run_state import check_finite
-from .int8 import match_quantization
 
 
 def load_model(
@@ -33,5 +32,5 @@ def load_model(
         raise UserError(f"{source}: the model has fewer tokens than the tokenizer; it is damaged")
     check_finite(tensors["weights"], source)
     model = build(config, ops, train["lecture"])
-    load_portable_state(model, match_quantization(model, tensors["weights"]))
+    load_portable_state(model, tensors["weights"])
     return model.to(device).eval(), tokenizer, record

@@ -7,6 +7,8 @@ from ..models.build import Model
 from ..models.layouts import check_layout, lecture_from_packed, packed_from_lecture
 from ..training import distributed
 
+TABLE, HEAD = "token_embedding_table.weight", "lm_head.weight"
+
 
 def portable_state(model: Model) -> dict[str, torch.Tensor]:
     """The weights under the names of the packed model, whichever implementation trained them."""
@@ -14,23 +16,16 @@ def portable_state(model: Model) -> dict[str, torch.Tensor]:
     if isinstance(model, reference.GPT):
         state = packed_from_lecture(state, model.config)
     if model.config.tied_head:
-        for name in _as_head(state):
-            state.pop(name, None)  # one tensor, kept once
+        del state[HEAD]  # one tensor, kept once
     return state
 
 
 def load_portable_state(model: Model, state: dict[str, torch.Tensor]) -> None:
     """Set the weights that `portable_state` gave; `UserError` when they are another model's."""
-    if model.config.tied_head:
-        state = _as_head(state) | state
+    if model.config.tied_head and TABLE in state:
+        state = {HEAD: state[TABLE]} | state
     if isinstance(model, reference.GPT):
         state = lecture_from_packed(state, model.config)
     own = model.state_dict()
     check_layout(own, state)
     model.load_state_dict({name: distributed.shard_like(state[name], own[name]) for name in state})
-
-
-def _as_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The token table under the names of a tied head."""
-    table, head = "token_embedding_table.", "lm_head."
-    return {name.replace(table, head): state[name] for name in state if name.startswith(table)}

@@ -147,10 +147,8 @@ def restore_run(
 
 
 def check_finite(weights: Tensors, source: Path) -> None:
-    """Raise UserError unless all weights are finite and fp32, or int8."""
+    """Raise UserError unless all weights are finite and fp32."""
     for name, weight in weights.items():
-        if name.endswith(".int8") and weight.dtype == torch.int8:
-            continue
         if weight.dtype != torch.float32 or not weight.isfinite().all():
             raise UserError(f"{source}: the weight {name} is not finite fp32")
 

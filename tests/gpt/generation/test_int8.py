@@ -1,20 +1,14 @@
-"""int8 weights: the rounding error, the same model in every implementation, and loading."""
-
-import copy
+"""int8 weights: the rounding error, and the model with them."""
 
 import pytest
 import torch
 
 import kernels
-from gpt import UserError
 from gpt.generation import int8
 from gpt.generation.kv_cache import CachedGPT
-from gpt.models import lecture, packed, reference
-from gpt.runs.portable_state import load_portable_state, portable_state
+from gpt.models import packed
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
 from tests.operands import DEVICE
-
-SOME = ("lecture", "gpt2", "modern")  # biases, a tied head, no biases
 
 
 def build(name="lecture"):
@@ -58,26 +52,6 @@ def test_the_model_has_the_logits_of_the_rounded_weights(name):
     assert matrices == 4 * LECTURE.n_layer + 2 - (name == "one head") * 4
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_loading_restores_the_same_model(name):
-    quantized = build(name)
-    before = int8.megabytes(quantized)
-    int8.quantize(quantized)
-    assert int8.megabytes(quantized) < 0.5 * before
-    state = copy.deepcopy(portable_state(quantized))
-    assert any(key == "lm_head.int8" for key in state) == (name == "lecture")  # tied: once
-
-    again = packed.GPT(CONFIGS[name], kernels.load("torch"))
-    model = reference.GPT(CONFIGS[name])
-    tokens = draw_tokens(2, 8)
-    for fresh in (again, model):
-        load_portable_state(fresh, int8.match_quantization(fresh, state))
-    assert int8.is_quantized(again)
-    assert torch.equal(again(tokens)[0], quantized.cpu()(tokens)[0])
-    exact = model(tokens)[0]
-    assert (again(tokens)[0] - exact).abs().max() <= 1e-5 * exact.abs().max()
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_scale_stays_fp32_when_the_model_is_cast(dtype):
     model = build("gpt2")
@@ -91,16 +65,3 @@ def test_the_scale_stays_fp32_when_the_model_is_cast(dtype):
     assert model(draw_tokens(1, 3).to(DEVICE))[0].dtype == dtype
     assert head.int8 is table.int8  # still one tensor
     assert head.scale is table.scale
-
-
-def test_a_damaged_state_and_a_stage_of_the_lecture_are_rejected():
-    model = build()
-    int8.quantize(model)
-    state = portable_state(model)
-    with pytest.raises(UserError, match="a stage of the lecture"):
-        int8.match_quantization(lecture.BigramLanguageModel(LECTURE), state)
-    del state["lm_head.scale"]
-    with pytest.raises(UserError, match=r"lm_head\.int8 has no matching scale"):
-        int8.match_quantization(reference.GPT(LECTURE), state)
-    with pytest.raises(UserError, match=r"'lm_head\.scale' is missing"):
-        load_portable_state(model, int8.match_quantization(build(), state))
