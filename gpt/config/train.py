@@ -12,7 +12,7 @@ from .model import ModelConfig
 class TrainConfig(Config):
     """A training run. The names are nanoGPT's where nanoGPT has one."""
 
-    removed: ClassVar = {"tokens_per_step": 0}
+    removed: ClassVar = {"tokens_per_step": 0, "profile": False}
 
     preset: str = option(
         "lecture",
@@ -97,7 +97,6 @@ class TrainConfig(Config):
     keep: int = option(0, "number of older checkpoints to keep, besides the last and the best")
     nan: Literal["stop", "skip"] = option("stop", "what to do if loss or gradients are not finite")
     log: Literal["none", "tensorboard", "wandb"] = option("none", "an additional logger")
-    profile: bool = option(False, "write trace.json of a few steps and print the slowest kernels")
     sample: int = option(0, "number of tokens to generate after training")
 
     def __post_init__(self) -> None:

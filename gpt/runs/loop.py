@@ -20,7 +20,6 @@ from ..training.make_step import batch_plan, make_step
 from ..training.precision import Precision
 from ..training.step import EagerStep, GraphStep
 from .metrics import MetricsLog
-from .profiler import profiler
 from .progress import Progress
 from .run_state import RunState, Saver
 from .signals import StopSignals
@@ -57,13 +56,14 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     if first == config.max_iters and path.is_file() and read_json(path).get("steps") == first:
         print(f"the run in {folder} has taken all {first} steps; a larger --max-iters continues it")
         return False
-    is_main, resume_at = distributed.is_main(), first if config.resume else None
-    log = MetricsLog(folder, config.to_dict(), config.log, resume_at) if is_main else None
+    resume_at = first if config.resume else None
+    log = None
+    if distributed.is_main():
+        log = MetricsLog(folder, config.to_dict(), config.log, resume_at)
     progress = _make_progress(run, log, state)
     description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
     saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
-    profiled = profiler(config.profile and is_main, folder, run.precision.device)
-    with StopSignals() as signals, log or nullcontext(), saver, profiled as end_step:
+    with StopSignals() as signals, log or nullcontext(), saver:
         model, optimizers = run.parallel_model, run.optimizers
         take = make_step(run.step_class, model, optimizers, run.data, config, run.precision)
         take.policy.skipped = state.skipped
@@ -85,7 +85,6 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
             if stopping or step == config.max_iters:
                 break
             progress.step(step, take(step))
-            end_step()
     progress.bar.close()
     if step < config.max_iters:
         print(
