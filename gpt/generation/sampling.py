@@ -34,15 +34,9 @@ class Sampling(Config):
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Choose one token per row: logits (B, V) -> (B,) int64."""
-        if self.temperature == 0.0:
-            return logits[:, : self.vocab_size].float().argmax(-1)
-        return torch.multinomial(self.probabilities(logits), 1, generator=generator)[:, 0]
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The probability of each token: logits (B, V) -> (B, vocab_size) fp32."""
         logits = logits[:, : self.vocab_size].float()
         if self.temperature == 0.0:
-            return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+            return logits.argmax(-1)
         temperature = max(self.temperature, torch.finfo(torch.float32).tiny)
         scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
         if 0 < self.top_k < logits.shape[-1]:
@@ -56,4 +50,4 @@ class Sampling(Config):
             before = (ordered.cumsum(-1) - ordered).gather(-1, first)
             kept = torch.empty_like(order, dtype=torch.bool)
             probabilities = probabilities * kept.scatter_(-1, order, before < self.top_p)
-        return probabilities / probabilities.sum(-1, keepdim=True)
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
