@@ -1,10 +1,8 @@
 """The machine: its devices, their dtypes, FLOP/s and memory."""
 
-import functools
 import re
 import resource
 import sys
-import time
 
 import torch
 
@@ -66,26 +64,10 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-@functools.cache
 def peak_flops(device: torch.device) -> float | None:
-    """The bf16 FLOP/s of a CUDA GPU from PEAK_FLOPS, else measured; None for other devices."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    known = next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
-    return known or product_rate(device)
-
-
-def product_rate(device: torch.device, size: int = 8192, products: int = 10) -> float:
-    """The measured FLOP/s of large bf16 matrix products."""
-    a, b = torch.randn(2, size, size, device=device).bfloat16()
-    out = a @ b  # load the kernel
-    synchronise(device)
-    began = time.perf_counter()
-    for _ in range(products):
-        torch.mm(a, b, out=out)
-    synchronise(device)
-    return products * 2 * size**3 / (time.perf_counter() - began)
+    """The bf16 FLOP/s of a GPU from PEAK_FLOPS, or None."""
+    name = device_name(device)
+    return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
