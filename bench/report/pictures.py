@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.recipes.exercises import STARTS
 from bench.report.tables import HEADLINES, peer_speedup, rows_of
 from bench.results import stem
 from bench.workloads import timed
@@ -51,8 +50,6 @@ def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture
     rows = {name: result["rows"] for name, result in recipes.items()}
     if {"quickstart", "decode"} <= rows.keys():
         found["two-cores.svg"] = Picture(two_cores, [rows["quickstart"][-1], rows["decode"]])
-    if "exercises-finetune" in rows:
-        found["finetune.svg"] = Picture(finetune, [rows["exercises-finetune"]])
     return found
 
 
@@ -100,21 +97,3 @@ def two_cores(race: dict, decoders: list[dict]) -> Figure:
         axes.set_title(title, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def finetune(rows: list[dict]) -> Figure:
-    """Exercise 3: validation loss from scratch, and initialised from a run on another text.
-
-    The evaluation before the first step is left out: it would flatten the rest.
-    """
-    axes = Figure(figsize=(6.5, 3.5), layout="constrained").subplots()
-    steps = [row["step"] for row in rows[1:]]
-    for name, colour in zip(STARTS, ("#999999", "#4477aa"), strict=True):
-        losses = [float(row[name]) for row in rows[1:]]
-        axes.plot(steps, losses, "o-", color=colour, label=name, markersize=4)
-        axes.text(steps[-1], losses[-1] + 0.015, f"{losses[-1]:.2f}", ha="center")
-    axes.set(title="Validation loss on tiny shakespeare, mean of three seeds")
-    axes.set(xlabel="training step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return axes.figure
