@@ -6,7 +6,7 @@ VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.gpt-kernels-installed
 
-.PHONY: train test bench exercises prove ledger soak mutants lint
+.PHONY: train test bench prove ledger soak mutants lint
 
 train: $(INSTALLED)
 	$(PYTHON) train.py $(ARGS)
@@ -16,9 +16,6 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m pytest bench $(ARGS)
-
-exercises: $(INSTALLED)
-	$(PYTHON) -m bench.recipes.exercises $(ARGS)
 
 prove: $(INSTALLED)
 	$(PYTHON) -m bench.prove $(ARGS)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from bench import results
-from gpt.files import read_json
 from gpt.runs.metrics import read_metrics
 
 
@@ -50,12 +49,6 @@ def run_script(*arguments, folder: Path = results.REPOSITORY) -> str:
     if done.returncode:
         raise SystemExit(f"{arguments[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
-
-
-def train(folder: Path, *options) -> dict:
-    """Train a run in `folder`; its summary."""
-    run_script("train.py", *options, "--sample=0", f"--out-dir={folder}")
-    return read_json(folder / "summary.json")
 
 
 def evaluations(folder: Path) -> list[dict]:

@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         nanogpt_loss, nanogpt_seconds = run_nanogpt(options.nanogpt, data, Path(folder, "nanogpt"))
         run = Path(folder, "run")
-        text = f"--data={options.text.resolve()}"
-        common.train(run, "--preset=quickstart", text, f"--eval-interval={EVAL_INTERVAL}")
+        script = ["train.py", "--preset=quickstart", f"--data={options.text.resolve()}"]
+        script += [f"--eval-interval={EVAL_INTERVAL}", "--sample=0", f"--out-dir={run}"]
+        common.run_script(*script)
         ours = common.evaluations(run)
     reached = next((e["seconds"] for e in ours if e["val_loss"] <= nanogpt_loss), None)
     row = {

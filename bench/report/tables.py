@@ -2,7 +2,7 @@
 
 Each function of `GPU_TABLES` takes the rows that a stage of `make prove` measured on one GPU, or
 its whole result, and each of `LEDGER_TABLES` the rows of the ledger; a table is a list of dicts of
-column title -> cell. `RECIPE_TABLES` are printed as their recipe wrote them.
+column title -> cell. `RECIPE_TABLES` are printed as their file has them.
 """
 
 from collections.abc import Callable, Iterable
