@@ -11,10 +11,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from bench.workloads.operations import BLOCK, PRECISIONS, Case, Update
-from gpt.config.model import ModelConfig
-from gpt.models import layers, reference
-from gpt.models.residual import total
+from bench.workloads.operations import Case, Update
+from gpt.models import reference
 from kernels import torch_ops
 
 OURS = "triton"
@@ -41,10 +39,7 @@ Maker = Callable[[], Baseline]
 
 def implementations(case, device: torch.device) -> dict[str, Maker | str]:
     """Name -> a function that makes the implementation, or the reason why it is not available."""
-    if case.operation == BLOCK:
-        makers = _blocks(case, device)
-    else:
-        makers = _optimizers(device) if isinstance(case, Update) else _operations(case, device)
+    makers = _optimizers(device) if isinstance(case, Update) else _operations(case, device)
     return {name: _unavailable_reason(name, device) or maker for name, maker in makers.items()}
 
 
@@ -130,26 +125,6 @@ REFERENCES = {
     "attention": attention_head_by_head,
     "rms_norm": lambda x, no_weight: reference.root_mean_square_normalise(x, 1e-5),
 }
-
-
-def _blocks(case: Case, device: torch.device) -> dict[str, Maker]:
-    """The block of gpt/models/reference.py, and that of gpt/models/layers.py with each table."""
-    _, _, T, C, H, V = case.sizes
-    config = ModelConfig(vocab_size=V, block_size=T, n_head=H, n_embd=C, **case.options)
-    dtype = PRECISIONS[case.precision].narrow
-
-    def packed(table: str):
-        """The packed block and its last residual sum, which the next block's norm would add."""
-        block = layers.Block(config, kernels.load(table, device))
-        block.register_forward_hook(lambda block, inputs, output: total(output))
-        return block.to(device, dtype)
-
-    return {
-        OURS: lambda: Baseline(packed("triton")),
-        "torch": lambda: Baseline(packed("torch")),
-        "torch.compile": lambda: Baseline(compiled(packed("torch"))),
-        "reference": lambda: Baseline(reference.Block(config).to(device, dtype)),
-    }
 
 
 def _optimizers(device: torch.device) -> dict[str, Maker]:

@@ -52,8 +52,7 @@ class Comparison:
             return Trial(step)
         inputs = copy.deepcopy(self.inputs) if writes_inputs else self.inputs
         options = self.case.keywords(self.device)
-        weights = function.parameters() if isinstance(function, torch.nn.Module) else ()
-        operands = (*inputs, *options.values(), *weights)
+        operands = (*inputs, *options.values())
         leaves = [one for one in operands if getattr(one, "requires_grad", False)]
 
         def forward():

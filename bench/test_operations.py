@@ -1,4 +1,4 @@
-"""Times forward, backward and both of every operation and block with every implementation."""
+"""Times forward, backward and both of every operation with every implementation."""
 
 import pytest
 

@@ -16,7 +16,6 @@ from bench.prove.stage import SPAWN
 from bench.prove.stages import step
 from bench.prove.stages.tune import tiles_used_by, variants
 from bench.workloads import timed
-from bench.workloads.operations import BLOCK
 from bench.workloads.steps import STEPS
 from kernels.common import launch
 
@@ -45,7 +44,7 @@ def compile_step(part: str) -> None:
 
 def launches(architecture: int) -> Iterator[launch.Launch]:
     """The launches of steps, timed operations and tuning."""
-    for case in (*STEPS, *(case for case in timed.GPU if case.operation != BLOCK)):
+    for case in (*STEPS, *timed.GPU):
         yield from record(case, architecture)
     for case in timed.TRAINING:
         with launch.target(architecture):

@@ -11,7 +11,7 @@ from functools import partial
 from bench.baselines import OURS
 from bench.results import stem
 from bench.workloads import timed
-from bench.workloads.operations import BLOCK, GPT2, LECTURE, Case, Update
+from bench.workloads.operations import GPT2, LECTURE, Case, Update
 from bench.workloads.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT
 from gpt import UserError
 
@@ -31,7 +31,6 @@ HEADLINES = (
     ("cross entropy", Case("cross_entropy", GPT2)),
     ("head + cross entropy", Case("linear_cross_entropy", GPT2)),
     ("AdamW", Update("adamw", GPT2, n_layer=12)),
-    ("a block, lecture", Case(BLOCK, LECTURE, options={"dropout": 0.2})),
 )
 
 

@@ -50,16 +50,10 @@ def _draw(device, shape, dtype, scale=1.0) -> torch.Tensor:
     return scale * torch.randn(shape, dtype=dtype, device=device)
 
 
-BLOCK = "Block"  # of the model; its options belong to its ModelConfig
-
-
 class Case(NamedTuple):
-    """An operation, or a block of the model with its parameters.
+    """An operation. Those of a decode step take a token of each of B rows, without gradients."""
 
-    The operations of a decode step take one token of each of B rows and have no gradients.
-    """
-
-    operation: str  # a name of kernels.Ops, or BLOCK
+    operation: str  # a name of kernels.Ops
     sizes: Sizes
     precision: str = "bf16"  # a name of PRECISIONS
     options: dict[str, Any] = {}  # noqa: RUF012 (never written)
@@ -107,8 +101,6 @@ class Case(NamedTuple):
                 return leaf((B, T, C), narrow), leaf((V, C), wide, C**-0.5), bias, tokens()
             case "embedding":
                 return tokens(), leaf((V, C), wide), leaf((T, C), wide)
-            case "Block":
-                return (leaf((B, T, C), narrow),)
             case "decode_linear":  # the first of the feed-forward: norm, bias and activation
                 weight = draw((4 * C, C), narrow, C**-0.5)
                 weight = weight.to(torch.int8) if self.options.get("int8") else weight
@@ -122,7 +114,7 @@ class Case(NamedTuple):
 
     def keywords(self, device) -> dict[str, Any]:
         """The options as keyword arguments of the operation, tensors included."""
-        options = {} if self.operation == BLOCK else dict(self.options)
+        options = dict(self.options)
         if options.pop("int8", False):
             options["scale"] = torch.randn(4 * self.sizes.C, device=device)
         if "norm" in options:

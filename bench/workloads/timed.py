@@ -8,7 +8,7 @@ operations; causal attention counts half of its square, whatever a kernel comput
 from typing import NamedTuple
 
 from bench.workloads import operations
-from bench.workloads.operations import BLOCK, GPT2, LECTURE, PRECISIONS, Case, Update
+from bench.workloads.operations import GPT2, LECTURE, PRECISIONS, Case, Update
 
 PASSES = ("forward", "backward", "both")
 STEP = "step"  # the only pass of an optimizer
@@ -60,8 +60,6 @@ GPU = (
     Case("embedding", GPT2_64K),
     Case("swiglu", GPT2_32K),
     Update("adamw", GPT2, n_layer=12),  # 124 M parameters
-    Case(BLOCK, LECTURE, options={"dropout": 0.2}),
-    Case(BLOCK, GPT2, options={"activation": "gelu", "qkv_bias": True}),
     Case("attention", GPT2, options=GPT2_DROPOUT),
     Case("attention", operations.WIDE_HEADS),
     Case("attention_qkv", LECTURE, options=LECTURE_DROPOUT),
@@ -108,10 +106,10 @@ def shape(case) -> str:
         "cross_entropy": f"{rows:,} x {V:,}",
         "linear_cross_entropy": f"{rows:,} x {C:,} x {V:,}",
         "embedding": f"({B}, {T:,}) of {V:,} x {C:,}",
-    }.get(case.operation, f"({B}, {T:,}, {C:,})")
+    }[case.operation]
     if activation := case.options.get("activation"):
         text += f" {activation}"
-    dropout = case.options.get("dropout") or case.options.get("dropout_p")
+    dropout = case.options.get("dropout_p")
     return text + (f", dropout {dropout}" if dropout else "")
 
 
@@ -121,10 +119,10 @@ def work(case) -> dict[str, Work]:
         return {STEP: Work(7 * case.parameters * PRECISIONS[case.precision].wide.itemsize)}
     _, B, T, C, _, V = case.sizes
     rows, n, table = B * T, B * T * C, V * C
-    weights, block = 8 * C * C, 12 * C * C  # of the feed-forward, of a block
+    weights = 8 * C * C  # of the feed-forward
     gradients = 4 if case.options.get("dropout_p") else 3  # with dropout dx and dresidual differ
     attention = 4 * rows * T * C / 2  # 4 B H T^2 D, the causal half
-    projections, feed_forward, head = 8 * n * C, 16 * n * C, 2 * n * V
+    feed_forward, head = 16 * n * C, 2 * n * V
     # elements read and written by forward and backward, and floating-point operations of both
     forward, backward, forward_flops, backward_flops = {
         "layer_norm": (2 * n, 3 * n, 0, 0),  # x; y | x, dy; dx
@@ -139,12 +137,6 @@ def work(case) -> dict[str, Work]:
         "cross_entropy": (rows * V, 2 * rows * V, 0, 0),
         "linear_cross_entropy": (n + table, 2 * n + 2 * table, head, 2 * head),
         "embedding": (2 * n, n + table + T * C, 0, 0),
-        "Block": (
-            2 * n + block,
-            3 * n + 2 * block,
-            attention + projections + feed_forward,
-            2.5 * attention + 2 * (projections + feed_forward),
-        ),
     }[case.operation]
     both = forward + backward
     if case.operation == "cross_entropy":  # having read the logits, write their gradient at once
