@@ -1,6 +1,7 @@
 """Compares the implementations of one case: created once, warmed up, timed in turn."""
 
 import copy
+import gc
 import traceback
 from typing import NamedTuple
 
@@ -27,16 +28,24 @@ class Failed(NamedTuple):
 
 
 class Comparison:
-    """The implementations of one case on one device."""
+    """The implementations of one case on one device. makers: a text is why one is missing."""
 
-    def __init__(self, case, makers: dict[str, Maker], device: torch.device, timer):
+    def __init__(self, case, makers: dict[str, Maker | str], device: torch.device, timer):
         self.case, self.makers, self.device, self.timer = case, makers, device, timer
+        gc.collect()  # the tensors of the last comparison
+        torch.cuda.empty_cache()
+        torch.manual_seed(0)
         self.inputs = case.inputs(device)
         self.made: dict[str, Baseline] = {}
 
     def run(self, direction: str) -> dict[str, Samples | Failed]:
         """Time one pass of `timed.passes` of every implementation, interleaved."""
-        found = {name: attempt(self._trial, name, direction) for name in self.makers}
+        names = (name for name, maker in self.makers.items() if not isinstance(maker, str))
+        found = {name: attempt(self._trial, name, direction) for name in names}
+        for name, one in found.items():
+            if isinstance(one, Failed):
+                print(f"{self.case}, {direction}, {name}: {one.reason}", flush=True)
+        synchronise(self.device)  # raises if one of them broke the CUDA context
         trials = {name: one for name, one in found.items() if isinstance(one, Trial)}
         return found | time_interleaved(trials, self.timer, SECONDS_EACH * len(trials))
 

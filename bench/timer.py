@@ -8,6 +8,7 @@
 4. *Spread.* Medians with the 20th and 80th percentile.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -136,3 +137,10 @@ def measure_ceilings(timer: HostTimer) -> Ceilings:
     product = torch.empty_like(a)
     seconds = median_seconds(lambda: torch.mm(a, b, out=product), timer)
     return Ceilings(copy_rate(timer, COPY_ELEMENTS), 2 * PRODUCT_SIZE**3 / seconds)
+
+
+@functools.cache
+def timer_and_ceilings(device: torch.device) -> tuple[HostTimer, Ceilings | None]:
+    """The timer of a device, and the ceilings of a GPU."""
+    timer = make_timer(device)
+    return timer, measure_ceilings(timer) if device.type == "cuda" else None

@@ -1,6 +1,7 @@
 """Timing with a fake clock, the minimal work against PyTorch's count, and `pytest bench` itself."""
 
 import itertools
+import json
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -14,7 +15,6 @@ from bench import baselines, timer
 from bench.baselines import Baseline
 from bench.compare import Comparison, Failed, row
 from bench.ledger import compiled
-from bench.prove.stages import speed
 from bench.report.tables import HEADLINES
 from bench.timer import Ceilings, HostTimer, Samples, Trial
 from bench.workloads import timed
@@ -141,12 +141,12 @@ def test_operations_of_a_training_step_are_timed_on_the_same_operands():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
-def test_pytest_bench_times_on_a_cpu_and_skips_what_needs_a_gpu(monkeypatch, capsys):
-    for name, value in speed.NO_PLUGINS.items():  # which `work` sets for good
-        monkeypatch.setenv(name, value)
-    outcome = speed.work("rms_norm", 600.0)
-    assert outcome["state"] == "passed", capsys.readouterr().out
+def test_pytest_bench_times_on_a_cpu_and_skips_what_needs_a_gpu(tmp_path, capsys):
+    path = tmp_path / "benchmark.json"
+    arguments = ["-k", "rms_norm", "-rs", "-p", "no:cacheprovider", f"--benchmark-json={path}"]
+    assert pytest.main(["bench", *arguments]) == 0, capsys.readouterr().out
     assert "triton: it is timed on CUDA GPUs only" in capsys.readouterr().out
-    rounds = {(row["pass"], row["implementation"]): row["rounds"] for row in outcome["rows"]}
+    rows = [one["extra_info"] for one in json.loads(path.read_text())["benchmarks"]]
+    rounds = {(row["pass"], row["implementation"]): row["rounds"] for row in rows}
     assert rounds.keys() == {(one, name) for one in timed.PASSES for name in ("torch", "reference")}
     assert all(rounds[one, "torch"] == rounds[one, "reference"] for one in timed.PASSES)

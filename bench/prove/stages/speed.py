@@ -1,38 +1,39 @@
-"""`pytest bench`, one operation at a time, in this process: starting another takes too long."""
+"""The timed operations against their baselines, as in `pytest bench`."""
 
-import json
-import os
-import tempfile
+import time
 from collections import Counter
-from pathlib import Path
 
-import pytest
+import torch
 
+from bench.baselines import OURS, implementations
+from bench.compare import Comparison, Failed, row
 from bench.prove.stage import Outcome, failed, no_time, passed
-from bench.prove.stages.parity import CONTEXT_LOST, NO_PLUGINS
+from bench.timer import timer_and_ceilings
 from bench.workloads import timed
 
 PARTS = Counter(case.operation for case in timed.GPU)  # weighted by the number of cases
+DEVICE = torch.device("cuda")
 
 
 def work(operation: str, seconds: float) -> Outcome:
-    os.environ |= NO_PLUGINS
-    command = ["bench", "-p", "pytest_benchmark.plugin", "-rs", "-W", "default"]
-    command += [f"--operation={operation}", f"--minutes={seconds / 60}"]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "benchmark.json"
-        code = pytest.main([*command, f"--benchmark-json={file}"])
-        if code == CONTEXT_LOST:
-            os._exit(CONTEXT_LOST)  # the stage starts again without this operation
-        text = file.read_text() if file.exists() else ""  # empty if nothing was measured
-    benchmarks = json.loads(text)["benchmarks"] if text else []
-    return judge(operation, [one["extra_info"] for one in benchmarks], code)
-
-
-def judge(operation: str, rows: list[dict], code: int) -> Outcome:
-    groups = {(row["shape"], row["precision"], row["pass"]) for row in rows}
-    count = sum(len(timed.passes(case)) for case in timed.GPU if case.operation == operation)
-    message = f"{len(rows)} measurements, {len(groups)} of {count} shapes and passes"
-    if code != 0:
-        return failed(f"{message}; pytest ended with {code}", rows=rows)
+    deadline, rows, failures, done = time.monotonic() + seconds, [], [], 0
+    timer, ceilings = timer_and_ceilings(DEVICE)
+    cases = [case for case in timed.GPU if case.operation == operation]
+    for case in cases:
+        comparison = None  # frees the tensors of the last one
+        for direction in timed.passes(case):
+            if time.monotonic() > deadline:
+                break
+            if comparison is None:
+                comparison = Comparison(case, implementations(case, DEVICE), DEVICE, timer)
+            for name, one in comparison.run(direction).items():
+                if not isinstance(one, Failed):
+                    rows.append(row(case, direction, name, one, ceilings))
+                elif name == OURS:
+                    failures.append(one.reason)
+            done += 1
+    count = sum(len(timed.passes(case)) for case in cases)
+    message = f"{len(rows)} measurements, {done} of {count} shapes and passes"
+    if failures:
+        return failed(f"{message}; ours: {failures[0]}", rows=rows)
     return passed(message, rows=rows) if rows else no_time()

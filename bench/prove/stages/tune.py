@@ -53,7 +53,6 @@ def time_neighbours(case, kernel: str, device: torch.device, timer) -> list[dict
     tiles = {PRESENT: launch.tile(kernel, device)}
     tiles |= {repr(tile): tile for tile, _ in variants(case, kernel, device)}
     function = getattr(kernels.load("triton", device), case.operation)
-    torch.manual_seed(0)
     makers = {
         label: partial(Baseline, function, partial(use_tile, kernel, tile, case.route))
         for label, tile in tiles.items()
