@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from bench.report import tables
-from bench.report.pictures import Picture, pictures
+from bench.report.pictures import Bars, pictures
 from bench.results import REPOSITORY, by_gpu, by_table
 from gpt import UserError
 
@@ -63,7 +63,7 @@ def update(root: Path, check: bool) -> int:
         print(f"out of date: {names}; run python -m bench.report" if stale else "up to date")
         return 1 if stale else 0
     for path, content in stale.items():
-        if isinstance(content, Picture):
+        if isinstance(content, Bars):
             content.save(path)
         else:
             path.write_text(content)
