@@ -25,7 +25,7 @@ from bench.baselines import Baseline
 from bench.compare import Comparison, row
 from bench.recipes import common
 from bench.results import REPOSITORY
-from bench.timer import Ceilings, DeviceTimer, Samples, measure_ceilings
+from bench.timer import Samples, timer_and_ceilings
 from bench.workloads.operations import GPT2, Case
 from bench.workloads.timed import GPT2_64K, shape
 from kernels import torch_ops, triton_ops
@@ -87,32 +87,20 @@ def results(function: Callable, inputs: tuple) -> list[torch.Tensor]:
     return [output.detach(), *gradients]
 
 
-def measure(rungs: list[Rung], device: torch.device, timer, ceilings: Ceilings) -> list[dict]:
-    """Time the rungs of one operation and PyTorch in turns; the backward of those that have one."""
-    case = TIMED[rungs[0].operation]
-    functions = {rung.name: rung.function for rung in rungs}
-    functions[PYTORCH] = getattr(torch_ops, case.operation)
-    makers = {name: partial(Baseline, function) for name, function in functions.items()}
-    comparison = Comparison(case, makers, device, timer)
-    return [
-        row(case, direction, name, samples, ceilings)
-        for direction in ("forward", "both")
-        for name, samples in comparison.run(direction).items()
-        if isinstance(samples, Samples)
-    ]
-
-
-def time_rungs(rungs: list[Rung]) -> None:
-    """Print the speed of each rung and pass on a GPU."""
-    device = torch.device("cuda")
-    timer = DeviceTimer(device)
-    ceilings = measure_ceilings(timer)
+def measure(rungs: list[Rung], device: torch.device) -> list[dict]:
+    """Time the rungs and PyTorch in turns; the backward of those that have one. Print the rows."""
+    rows, (timer, ceilings) = [], timer_and_ceilings(device)
     for operation in dict.fromkeys(rung.operation for rung in rungs):
-        some = [rung for rung in rungs if rung.operation == operation]
-        for one in measure(some, device, timer, ceilings):
-            rate = "{tflop_s:,.1f} TFLOP/s" if "tflop_s" in one else "{gb_s:,.0f} GB/s"
-            line = "{implementation}, {pass}, {shape}: {median_us:,.0f} µs, " + rate
-            print((line + ", {ceiling:.0%} of peak").format(**one))
+        functions = {rung.name: rung.function for rung in rungs if rung.operation == operation}
+        functions[PYTORCH] = getattr(torch_ops, operation)
+        makers = {name: partial(Baseline, function) for name, function in functions.items()}
+        comparison = Comparison(TIMED[operation], makers, device, timer)
+        for direction in ("forward", "both"):
+            for name, one in comparison.run(direction).items():
+                if isinstance(one, Samples):
+                    found = row(comparison.case, direction, name, one, ceilings)
+                    rows.append(common.show(found))
+    return rows
 
 
 def compiled_rows(rungs: list[Rung]) -> list[dict]:
@@ -158,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     if code not in (0, NO_TESTS):
         return code
     if torch.cuda.is_available():
-        time_rungs(chosen)
+        measure(chosen, torch.device("cuda"))
     return 0
 
 

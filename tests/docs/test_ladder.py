@@ -10,7 +10,6 @@ import kernels
 from bench.baselines import REFERENCES
 from bench.recipes import ladder
 from bench.recipes.ladder import Rung
-from bench.timer import Ceilings, HostTimer
 from bench.workloads.operations import PRECISIONS, Sizes
 from kernels import torch_ops
 from tests.numerics import hold_against
@@ -27,7 +26,6 @@ ODD = {  # but whole vectors for the descriptors of the feed-forward
     "feed_forward": Sizes("odd", B=1, T=3, C=24, H=1, V=1),
     "cross_entropy": Sizes("odd", B=2, T=3, C=1, H=1, V=67),
 }
-CEILINGS = Ceilings(1e12, 1e15)
 
 
 load = functools.cache(ladder.load)
@@ -93,6 +91,6 @@ def test_rungs_are_timed_with_pytorch_and_backward_only_if_they_have_one(monkeyp
 
     rungs = [("1_a", forward_only), ("2_b", torch_ops.layer_norm)]
     rungs = [Rung("layer_norm", *one) for one in rungs]
-    rows = ladder.measure(rungs, torch.device("cpu"), HostTimer(), CEILINGS)
+    rows = ladder.measure(rungs, torch.device("cpu"))
     timed = [f"{row['pass']} {row['implementation']}" for row in rows]
     assert timed == ["forward 1_a", "forward 2_b", "forward PyTorch", "both 2_b", "both PyTorch"]
