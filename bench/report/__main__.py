@@ -10,7 +10,6 @@ measurement counts) and bench/ledger/ledger.json. A table stands in README.md or
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -46,13 +45,12 @@ def update(root: Path, check: bool) -> int:
     ledger = newest and (newest, versions[newest])
     drawn = {root / PICTURES / name: one for name, one in pictures(gpus, recipes).items()}
     stale = {path: picture for path, picture in drawn.items() if not picture.is_current(path)}
+
+    def table(block: re.Match) -> str:
+        text = tables.render(block[1], gpus, recipes, ledger)
+        return f"<!-- begin {block[1]} -->\n{text}\n<!-- end {block[1]} -->"
+
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
-        links = os.path.relpath(root / PICTURES, path.parent)
-
-        def table(block: re.Match, links=links) -> str:
-            text = tables.render(block[1], gpus, recipes, ledger, links)
-            return f"<!-- begin {block[1]} -->\n{text}\n<!-- end {block[1]} -->"
-
         before = path.read_text() if path.exists() else ""
         if 2 * len(BLOCK.findall(before)) != len(MARKER.findall(before)):
             raise UserError(f"{path}: the markers of a table are not a begin and an end in turn")

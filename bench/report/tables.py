@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from bench.baselines import OURS
-from bench.results import stem
 from bench.workloads import timed
 from bench.workloads.operations import GPT2, LECTURE, Case, Update
 from bench.workloads.timed import GPT2_16K, GPT2_64K, GPT2_DROPOUT, LECTURE_DROPOUT
@@ -34,16 +33,10 @@ HEADLINES = (
 )
 
 
-def render(name: str, gpus: list[dict], recipes: dict, ledger, links: str) -> str:
-    """The Markdown of one table. links: the folder of pictures, relative to the document."""
+def render(name: str, gpus: list[dict], recipes: dict, ledger) -> str:
+    """The Markdown of one table."""
     if name == "gpu":
         return "\n".join(f"- {provenance(result)}" for result in gpus) or f"- GPU: {NOT_MEASURED}"
-    if name == "pictures":
-        lines = [
-            f"![{gpu['name']}: speedup]({links}/{stem(gpu)}-speedup.svg)"
-            for gpu in (result["gpu"] for result in gpus)
-        ]
-        return "\n\n".join(lines) or f"- pictures: {NOT_MEASURED}"
     if name == "speed":
         return "\n\n".join(map(speed, gpus)) or f"- {NOT_MEASURED} on a GPU"
     if name in GPU_TABLES:
@@ -257,4 +250,4 @@ RECIPE_TABLES = (
     *("quickstart", "decode", "decode-gpu", "reliability", "ladder", "exercises-arithmetic"),
     *("exercises-features", "exercises-finetune", "exercises-int8"),
 )
-NAMES = ("gpu", "speed", "pictures", *GPU_TABLES, *LEDGER_TABLES, *RECIPE_TABLES)
+NAMES = ("gpu", "speed", *GPU_TABLES, *LEDGER_TABLES, *RECIPE_TABLES)

@@ -114,7 +114,7 @@ def test_unknown_or_unmatched_markers_are_an_error(root, capsys, text, message):
 def test_a_table_or_picture_is_stale_when_its_results_change(root, capsys):
     rows = [make_row(NORM, "both", *one) for one in (("triton", 60.0), ("torch", 90.0))]
     write_gpu(root, *rows)
-    assert "![GPU 9000: speedup](pictures/gpu-9000-speedup.svg)" in written(root)
+    written(root)
     write_gpu(root, make_row(NORM, "both", "triton", 61.0), rows[1])
     before = (root / "README.md").read_text()
     assert report.main(["--check"], root) == 1
