@@ -163,12 +163,3 @@ def nanogpt_step(model, optimizer, config: TrainConfig, data, precision: Precisi
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss
-
-
-def summary(row: dict) -> str:
-    variant = Variant(row["kernels"], row["compile"], row["step"])
-    mfu = f", mfu {100 * row['mfu']:.1f}%" if row["mfu"] else ""
-    return (
-        f"{row['preset']}, {variant}: {row['milliseconds']:.2f} ms, "
-        f"{row['tokens_per_second']:,.0f} tok/s{mfu}, {row['peak_memory_bytes'] / 2**30:.2f} GiB"
-    )

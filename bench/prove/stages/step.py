@@ -9,7 +9,7 @@ import torch
 
 import kernels
 from bench.prove.stage import Outcome, not_available, passed
-from bench.training import SIZES, VARIANTS, measure, summary
+from bench.training import SIZES, VARIANTS, measure
 
 SHARE = 0.5  # of a part's time for timing; the rest is for compilation and capture
 MAX_SECONDS = 2.0
@@ -27,4 +27,5 @@ def work(part: str, seconds: float) -> Outcome:
     if variant.kernels == "triton" and (reason := kernels.unavailable_reason(device)):
         return not_available(reason)
     row = measure(preset, variant, device, min(MAX_SECONDS, SHARE * seconds), nanogpt)
-    return passed(summary(row), figures=row, lines=[summary(row)])
+    message = "{milliseconds:.2f} ms, {tokens_per_second:,.0f} tok/s".format(**row)
+    return passed(message, figures=row, lines=[f"{part}: {message}"])
