@@ -62,17 +62,10 @@ GPU = (
     Update("adamw", GPT2, n_layer=12),  # 124 M parameters
     Case("attention", GPT2, options=GPT2_DROPOUT),
     Case("attention", operations.WIDE_HEADS),
-    Case("attention_qkv", LECTURE, options=LECTURE_DROPOUT),
-    Case("attention_qkv", GPT2),
     Case("rms_norm", GPT2),
-    Case("layer_norm", LECTURE),
-    Case("add_layer_norm", LECTURE, options=LECTURE_DROPOUT),
-    Case("feed_forward", LECTURE, options={"activation": "relu"}),
     Case("linear_cross_entropy", GPT2_64K),
     Case("attention", GPT2_8K),
     Case("cross_entropy", LECTURE),
-    Case("linear_cross_entropy", LECTURE),
-    Case("embedding", LECTURE),
     Case("layer_norm", GPT2_XL_16K),
     Case("attention", LECTURE),
 )
