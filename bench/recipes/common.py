@@ -23,12 +23,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def write(table: str, rows: list[dict], path: Path | None = None, machine: str = "") -> None:
-    """Write the result file of a table, by default bench/results/TABLE-DATE.json."""
-    today = date.today().isoformat()
-    head = {"schema": results.SCHEMA, "table": table, "date": today, "commit": results.commit()}
-    path = path or results.RESULTS / f"{table}-{today}.json"
-    results.write(path, {**head, "machine": machine or describe_machine(), "rows": rows})
+def write(table: str, rows: list[dict], path: Path | None, machine: str = "") -> None:
+    """Write the result file of a table, if a path is given."""
+    if path:
+        head = {"schema": results.SCHEMA, "table": table, "date": date.today().isoformat()}
+        head |= {"commit": results.commit(), "machine": machine or describe_machine()}
+        results.write(path, head | {"rows": rows})
 
 
 def describe_machine() -> str:

@@ -210,8 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     for model in options.model or NEW:
         for batch in options.batch or BATCHES:
             rows += compare(model, batch, device, options.seconds, peers)
-            if options.json:
-                common.write(table, rows, options.json, machine)
+            common.write(table, rows, options.json, machine)
     return 0
 
 

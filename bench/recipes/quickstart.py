@@ -58,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "quickstart final loss": round(ours[-1]["val_loss"], 4),
     }
     common.show(row)
-    if options.json:
-        common.write("quickstart", [row], options.json)
+    common.write("quickstart", [row], options.json)
     return 0
 
 

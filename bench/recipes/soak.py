@@ -69,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for row in rows:
         print("{event}: {count}, lost {lost}".format(**row))
-    if asked.json:
-        common.write("reliability", rows, asked.json)
+    common.write("reliability", rows, asked.json)
     return 0
 
 
