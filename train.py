@@ -22,7 +22,6 @@ from gpt.data.corpus import open_data
 from gpt.data.dataset import Dataset
 from gpt.generation.preview import print_sample, sample_text
 from gpt.models.build import build
-from gpt.models.reference import Blocks
 from gpt.pretrained import init_from, nanogpt
 from gpt.runs import self_check
 from gpt.runs.header import print_header
@@ -117,9 +116,6 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
         distributed.shard(model, device, dtype)
         adamw = partial(torch.optim.AdamW, fused=True)  # which supports DTensors
     model.to(device)
-    if config.activation_checkpointing:  # a CUDA graph cannot restore the state of a generator
-        checkpointing = {"use_reentrant": False, "preserve_rng_state": config.model.dropout > 0}
-        cast(Blocks, model.blocks).checkpointing = checkpointing
     if distributed.rank():
         torch.manual_seed(config.seed + distributed.rank())  # for dropout
     optimizers = make_optimizers(model, config, adamw, dtype)

@@ -12,7 +12,7 @@ from .model import ModelConfig
 class TrainConfig(Config):
     """A training run. The names are nanoGPT's where nanoGPT has one."""
 
-    removed: ClassVar = {"tokens_per_step": 0, "profile": False}
+    removed: ClassVar = {"tokens_per_step": 0, "profile": False, "activation_checkpointing": False}
 
     preset: str = option(
         "lecture",
@@ -53,7 +53,6 @@ class TrainConfig(Config):
         "auto", "graph: the step as one CUDA graph; compile: eager steps of the compiled model"
     )
     parallel: Literal["ddp", "fsdp"] = option("ddp", "fsdp: shard the model over the ranks")
-    activation_checkpointing: bool = option(False, "recompute blocks in the backward pass")
     seed: int = option(1337, "seed of weights, batches and dropout", below=2**63)  # PyTorch's limit
 
     optimizer: Literal["adamw", "muon"] = option(
@@ -105,15 +104,13 @@ class TrainConfig(Config):
             raise UserError("--learning-rate is 0; it must be above 0 with --decay-lr")
         if not self.out_dir:
             raise UserError("--out-dir is empty; name a folder for the run")
-        shards, recomputes = self.parallel == "fsdp", self.activation_checkpointing
-        for one, other, are_given in (
-            ("--parallel fsdp", "--optimizer muon", shards and self.optimizer == "muon"),
-            ("--parallel fsdp", "--compile", shards and self.compiles_model),
-            ("--parallel fsdp", "--lecture", shards and self.lecture),
-            ("--activation-checkpointing", "--lecture", recomputes and self.lecture),
+        for other, is_given in (
+            ("--optimizer muon", self.optimizer == "muon"),
+            ("--compile", self.compiles_model),
+            ("--lecture", self.lecture),
         ):
-            if are_given:
-                raise UserError(f"{one} does not support {other}; remove one of them")
+            if self.parallel == "fsdp" and is_given:
+                raise UserError(f"--parallel fsdp does not support {other}; remove one of them")
 
     @property
     def compiles_model(self) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ..config.model import IGNORE_INDEX, ROPE_BASE, ModelConfig
 
@@ -159,20 +158,11 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks in turn, each with the same options.
-
-    With `checkpointing`, options of `torch.utils.checkpoint`, training keeps only their inputs, and
-    the backward pass computes each block again (Chen et al. 2016).
-    """
-
-    checkpointing: dict[str, Any] | None = None
+    """Blocks in turn, each with the same options."""
 
     def forward(self, x: Any, **options: Any) -> Any:  # type: ignore[override]
         for block in self:
-            if self.training and self.checkpointing:
-                x = checkpoint(block, x, **options, **self.checkpointing)
-            else:
-                x = block(x, **options)
+            x = block(x, **options)
         return x
 
 

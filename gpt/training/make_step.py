@@ -34,8 +34,6 @@ def choose_step(
         reason = "the data does not fit in GPU memory"
     elif distributed.world_size() > 1:
         reason = "ranks exchange gradients"
-    elif config.activation_checkpointing and config.model.dropout:
-        reason = "activation checkpointing with dropout restores generator states"
     if mode == "graph" and reason:
         raise UserError(f"--step graph is not available because {reason}; use --step eager")
     if mode == "graph" or (mode == "auto" and reason is None):
@@ -58,8 +56,7 @@ def make_step(
     step = kind(gradients, schedule_of(config), policy, config.log_interval)
     if isinstance(step, GraphStep):
         step.must_capture = config.step == "graph"
-        # blocks that are compiled, or recomputed in backward, read the parameters themselves
-        if not (config.activation_checkpointing or config.compiles_model):
+        if not config.compiles_model:  # compiled blocks read the parameters themselves
             step.copy_weights()
     return step
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels import check, torch_ops, triton_ops
@@ -139,18 +138,6 @@ def test_each_operand_can_be_the_only_one_with_a_gradient(operation):
     gradients = results(function, operands)[-len(indices) :]
     for index, gradient in zip(indices, gradients, strict=True):
         assert torch.equal(results(function, operands, wanted=index)[-1], gradient)
-
-
-@with_gradients
-def test_activation_checkpointing_gives_the_same_bits(operation):
-    """Dropout included: the recomputation draws the same seed."""
-    function = dropping(operation)
-    again = partial(checkpoint, function, use_reentrant=False)
-    gradients = []
-    for run in (function, again):
-        torch.manual_seed(4)
-        gradients.append(results(run, operands_of(operation, T=20)))
-    assert all(map(torch.equal, *gradients))
 
 
 @with_dropout

@@ -31,8 +31,7 @@ def trained(tmp_path_factory):
         [],
         options("two", 8),
         options("fsdp", 2, "--parallel=fsdp"),
-        options("mixed", 4, "--parallel=fsdp", "--resume"),
-        options("mixed", 6, "--parallel=fsdp", "--resume", "--activation-checkpointing"),
+        options("mixed", 6, "--parallel=fsdp", "--resume"),
     )
     assert main(options("mixed", 8, "--parallel=ddp", "--resume")) == 0
     return folder, json.loads(printed.partition("\n")[0])
