@@ -37,15 +37,11 @@ GENERATION = {"decode_linear", "decode_attention", "sample_token"}
 
 def commands() -> list[tuple[str, ...]]:
     """The words of each distinct command, without environment variables."""
-    found = []
-    for block in (block for page in PAGES for block in SHELL.findall(page.read_text())):
-        for part in re.split(r"\n|&&", block.replace("\\\n", " ")):
-            words = shlex.split(part, comments=True)
-            while words and re.match(r"^[A-Z_]+=", words[0]):
-                words.pop(0)
-            if words:
-                found.append(tuple(words))
-    return list(dict.fromkeys(found))
+    text = "\n".join(block for page in PAGES for block in SHELL.findall(page.read_text()))
+    parts = re.split(r"\n|&&", text.replace("\\\n", " "))
+    lines = (re.sub(r"^(\s*[A-Z_]+=\S*)+", "", part) for part in parts)
+    found = (tuple(shlex.split(line, comments=True)) for line in lines)
+    return [words for words in dict.fromkeys(found) if words]
 
 
 COMMANDS = commands()
@@ -136,13 +132,10 @@ def test_files_on_the_map_of_the_readme_exist():
     tree = (REPOSITORY / "README.md").read_text().split("## Where things are")[1].split("```")[1]
     top, folders = "", [""]
     for line in tree.strip().splitlines():
-        if names := re.match(r"\w+/", line):
-            top = names[0]
-            folders = [top]
-        elif names := re.match(r"  ((?:\w+/ +)+)", line):
-            folders = [top + name for name in names[1].split()]
-        elif re.match(r"  \w", line):
-            folders = [top]
+        indent, names = re.match(r"( *)((?:\w+/ +)*)", line).groups()
+        if len(indent) <= 2:  # otherwise it continues the line before
+            folders = [top * bool(indent) + name for name in names.split()] or [top]
+            top = top if indent else folders[0]
         assert all((REPOSITORY / folder).is_dir() for folder in folders), line
         for name in re.findall(r"\w+\.(?:py|json)", line):
             assert any((REPOSITORY / folder / name).exists() for folder in folders), name
@@ -155,20 +148,14 @@ NAMED = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", WALK)
 LINKS = re.findall(r"\| \[(\d\d:\d\d:\d\d)\]\(\S+v=kCc8FmEb1nY&t=(\d+)s\)", WALK)
 
 
-def definitions(body, prefix=""):
-    """The dotted names of all functions and classes."""
-    names = set()
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            names |= {prefix + node.name} | definitions(node.body, f"{prefix}{node.name}.")
-    return names
-
-
 def test_linked_functions_exist():
     assert len(NAMED) > 50
-    for path in sorted({path for _, path in NAMED}):
-        defined = definitions(ast.parse((REPOSITORY / path).read_text()).body)
-        assert {name for name, where in NAMED if where == path} <= defined, path
+    for name, path in NAMED:
+        found = [ast.parse((REPOSITORY / path).read_text())]
+        for part in name.split("."):
+            inside = [node for outer in found for node in outer.body if hasattr(node, "body")]
+            found = [node for node in inside if getattr(node, "name", "") == part]
+        assert found, f"{name} of {path}"
 
 
 def test_every_chapter_of_the_video_links_to_its_time():
