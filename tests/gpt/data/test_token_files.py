@@ -60,6 +60,8 @@ def test_tokens_of_every_form_are_read(tmp_path, form):
     assert (data.train.tolist(), data.val.tolist()) == (TOKENS, TOKENS[:7])
     assert data.tokenizer.decode(data.train[:5].tolist()) == " a\nbc"  # in the table's order
     assert data.tokenizer.encode(" a\nbc").tolist() == TOKENS[:5]
+    data.train.zero_()
+    assert (tmp_path / "mine" / "train.bin").read_bytes() == files[0]  # never written
 
 
 @pytest.mark.parametrize(
@@ -77,12 +79,6 @@ def test_what_may_have_two_types_is_refused(tmp_path, kind, tokens, reason):
     write(tmp_path, llm_c(TOKENS), llm_c(TOKENS, 20240801, 7, "<u4"))
     with pytest.raises(UserError, match=r"torch.uint16 and torch.int32 tokens; write both alike"):
         open_data(folder, "data", "char")
-
-
-def test_the_mapped_file_is_never_written(tmp_path):
-    data = open_data(write(tmp_path), "data", "char")
-    data.train.zero_()
-    assert open_data(str(tmp_path), "data", "char").train.tolist() == TOKENS
 
 
 def test_meta_json_precedes_meta_pkl_and_gpt2_is_the_default(tmp_path):
