@@ -87,12 +87,9 @@ class Equations:
         return y
 
     def norm(self, name, x):
-        if self.config.norm == "rms_norm":
-            y = self.root_mean_square_norm(x)
-        else:
-            mean = sum(x) / len(x)
-            variance = sum((u - mean) ** 2 for u in x) / len(x)
-            y = [(u - mean) / math.sqrt(variance + self.config.norm_eps) for u in x]
+        if self.config.norm == "layer_norm":
+            x = [u - sum(x) / len(x) for u in x]
+        y = self.root_mean_square_norm(x)
         y = [u * gain for u, gain in zip(y, self.weights[f"{name}.weight"], strict=True)]
         return add(y, self.weights.get(f"{name}.bias", [0.0] * len(y)))
 
