@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from dataclasses import asdict
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,13 +29,12 @@ def summary(folder):
 
 @pytest.mark.parametrize(("preset", "steps"), [("lecture", 20), ("quickstart", 6)])
 def test_reference_torch_and_triton_have_equal_losses(tmp_path, preset, steps):
-    small = ["--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=6", "--batch-size=1"]
-    small += [f"--max-iters={steps}", "--eval-interval=20", "--eval-iters=1", "--dropout=0"]
-    small += ["--learning-rate=1e-2"]
+    small = "--n-layer=1 --n-head=2 --n-embd=8 --block-size=6 --batch-size=1 --eval-interval=20 "
+    small += f"--max-iters={steps} --eval-iters=1 --dropout=0 --learning-rate=1e-2"
     expected = None
     for kernels in ("reference", "torch", "triton"):
         folder = tmp_path / kernels
-        options = [*small, f"--device={DEVICE}", f"--kernels={kernels}"]
+        options = [*small.split(), f"--device={DEVICE}", f"--kernels={kernels}"]
         assert run(folder, *options, preset=preset) == 0
         assert kernels in summary(folder)["kernels"].values()
         expected = expected or losses(folder)
@@ -60,10 +60,8 @@ def test_each_preset_trains_with_its_options(tmp_path, preset, capsys):
 
 
 def test_out_of_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
-    def fail(*arguments):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr("gpt.training.gradients.Gradients.loss", fail)
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr("gpt.training.gradients.Gradients.loss", Mock(side_effect=error))
     assert run(tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: out of memory; use half the --batch-size and twice the ")
