@@ -13,6 +13,8 @@ from gpt.config.train import TrainConfig
 from gpt.files import write_json
 from gpt.models.lecture import STAGES
 
+CHANGES = ("--n-layer=7", "--preset=lecture", "--data=x", "--optimizer=adamw", "--seed=1", "--bias")
+
 
 def options(*arguments):
     return parse_run(list(arguments), "lecture")
@@ -109,9 +111,6 @@ def config(tmp_path, monkeypatch):
     write_json(tmp_path / "out" / "last.json", {"train": config.to_dict()})
     monkeypatch.chdir(tmp_path)
     return config
-
-
-CHANGES = ("--n-layer=7", "--preset=lecture", "--data=x", "--optimizer=adamw", "--seed=1", "--bias")
 
 
 @pytest.mark.parametrize(
