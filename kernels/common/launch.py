@@ -8,7 +8,7 @@ launches of operations on meta or fake tensors, for any architecture: the ledger
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -136,22 +136,22 @@ class Launch(NamedTuple):
 
 _target: contextvars.ContextVar[int | None] = contextvars.ContextVar("target", default=None)
 _routed: contextvars.ContextVar[Route | None] = contextvars.ContextVar("routed", default=None)
-_recorded: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar(
-    "recorded", default=None
+_handler: contextvars.ContextVar[Callable[[Launch], None] | None] = contextvars.ContextVar(
+    "handler", default=None
 )
 
 
 def is_recording() -> bool:
-    """Whether launches are collected by `record`."""
-    return _recorded.get() is not None
+    """Whether launches are handed to a function instead of the GPU."""
+    return _handler.get() is not None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch `kernel[grid](*arguments, **options)` on the device of the first argument."""
     options.setdefault("enable_fp_fusion", True)  # explicit: Triton is changing its default
-    recorded = _recorded.get()
-    if recorded is not None:
-        recorded.append(Launch(kernel, grid, arguments, options))
+    handler = _handler.get()
+    if handler is not None:
+        handler(Launch(kernel, grid, arguments, options))
         return
     if 0 in grid:
         return  # CUDA rejects an empty grid
@@ -253,5 +253,12 @@ def routed(route: Route | None) -> contextlib.AbstractContextManager[None]:
 def record(architecture: int) -> Iterator[list[Launch]]:
     """Collect launches instead of running them; the tensors are meta or fake ones."""
     launches: list[Launch] = []
-    with _set(_recorded, launches), target(architecture):
+    with handled(launches.append, architecture):
         yield launches
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[Launch], None], architecture: int) -> Iterator[None]:
+    """Hand launches to `handler` instead of a GPU, with the tiles of `architecture`."""
+    with _set(_handler, handler), target(architecture):
+        yield
