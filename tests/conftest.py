@@ -11,9 +11,6 @@ import torch
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
     del os.environ[name]  # a pytest started by a test is not an xdist worker
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported: their decorators read it
-
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
     "kernels", derandomize=True, deadline=None, database=None, max_examples=20
@@ -38,7 +35,28 @@ def trained(tmp_path_factory):
     return folder
 
 
+def pytest_addoption(parser):
+    parser.addoption("--ptx", type=int, metavar="80", help="execute the PTX of an architecture")
+
+
+@pytest.fixture(autouse=True)
+def ptx(request):
+    """With --ptx: launches are compiled and their PTX is executed; the list of keys."""
+    if request.config.option.ptx is None:
+        yield None
+        return
+    from tests.ptx.execute import executing
+
+    with executing(request.config.option.ptx) as executed:
+        yield executed
+
+
 def pytest_configure(config):
+    if config.option.ptx:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.pop("TRITON_INTERPRET", None)
+    elif not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported: decorators read it
     # the interpreter uses NumPy, which warns of overflow and 0/0 where a GPU computes silently
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
     # Triton 3.6 converts arrays of one element to numbers, which NumPy has deprecated
@@ -46,7 +64,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", numbers)
 
 
-def pytest_report_header():
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "compiled_kernels" not in item.name)  # the longest first
+
+
+def pytest_report_header(config):
+    if config.option.ptx:
+        return f"kernels: compiled for sm_{config.option.ptx}, and the PTX executed on the CPU"
     if torch.cuda.is_available():
         return f"kernels: compiled on {torch.cuda.get_device_name()}"
     return "kernels: interpreted on the CPU (no GPU)"
