@@ -145,14 +145,16 @@ class Case(NamedTuple):
         inputs, options = self.inputs(device), self.keywords(device)
         operands = [one for one in (*inputs, *options.values()) if isinstance(one, torch.Tensor)]
         leaves = [one for one in operands if one.requires_grad]
-        with launch.routed(self.route), self.autocast(device):
-            outputs = getattr(ops, self.operation)(*inputs, **options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        if not leaves:
-            return list(outputs)
-        # not randn_like: the same numbers whatever the strides of the output are
-        upstream = [torch.randn(one.shape, dtype=one.dtype, device=one.device) for one in outputs]
-        return [*(one.detach() for one in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
+        with launch.routed(self.route):
+            with self.autocast(device):
+                outputs = getattr(ops, self.operation)(*inputs, **options)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            if not leaves:
+                return list(outputs)
+            # not randn_like: the same numbers whatever the strides of the output are
+            upstream = [torch.randn(y.shape, dtype=y.dtype, device=y.device) for y in outputs]
+            gradients = torch.autograd.grad(outputs, leaves, upstream)
+        return [*(one.detach() for one in outputs), *gradients]
 
 
 class Update(NamedTuple):

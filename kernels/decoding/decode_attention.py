@@ -89,7 +89,7 @@ def decode_attention_kernel(
         if head % (H // HKV) == 0:
             tl.store(k_ptr + position * D + d, k, d < D)
             tl.store(v_ptr + position * D + d, v, d < D)
-        s = tl.sum(q * k.to(ACC), 0) * (SCALE * LOG2_E)
+        s = _sum_of_products(q, k.to(ACC)) * (SCALE * LOG2_E)
         m_new = tl.maximum(m, s)
         p = tl.exp2(s - m_new)
         alpha = tl.exp2(m - m_new)
@@ -118,7 +118,7 @@ def _positioned(
 ):  # fmt: skip
     """The query or key (BLOCK_D,), RMS-normalised if NORM and rotated unless cos_ptr is None."""
     x = tl.load(x_ptr + d, d < D, other=0).to(ACC)
-    rstd = tl.rsqrt(tl.sum(x * x, 0) / D + EPS) if NORM else 1.0
+    rstd = tl.rsqrt(_sum_of_products(x, x) / D + EPS) if NORM else 1.0
     x *= rstd
     if cos_ptr is not None:
         at = position * D + d
@@ -126,6 +126,17 @@ def _positioned(
         x *= tl.load(cos_ptr + at, d < D, other=0).to(ACC)
         x += other * tl.load(sin_ptr + at, d < D, other=0).to(ACC)
     return x
+
+
+@triton.jit
+def _sum_of_products(a, b):
+    """The sum of a b, the same in every thread.
+
+    Threads exchange their products and add them. If the compiler fused the own product and the sum,
+    one of the two products would not be rounded, so that the two threads would hold different sums,
+    and both store theirs to the same place in shared memory. It cannot fuse fma(a, b, 0).
+    """
+    return tl.sum(tl.fma(a, b, 0.0), 0)
 
 
 @triton.jit
