@@ -1,20 +1,23 @@
-"""Mutation testing: `python -m tests.mutants [--file layer_norm ...] [--check]`.
+"""Mutation testing: `python -m tests.mutants [--file layer_norm ...] [--check | --ptx]`.
 
 `tests/mutations/layer_norm.txt` lists one-line mistakes, what each would break, and the tests:
 
     file: kernels/norms/layer_norm.py
     test: tests/kernels/norms/test_layer_norm.py
+    ptx: tests/kernels/norms/test_layer_norm.py -k "wide_rows or many_tiles"
 
     y *= weight => y += weight | the weight is added
 
 The text before "=>" occurs exactly once in the file; a line break in it is written as \\n. Each
 mutation is applied to a copy of the repository, in which the tests run until one fails. A mutation
 that no test detects is printed as SURVIVED, and the exit code is 1. `--check` runs no tests: it
-only looks for every text in its file.
+only looks for every text in its file. `--ptx` runs, instead of the tests, pytest with what follows
+"ptx:", and the mutated kernels are compiled and their PTX is executed.
 """
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,10 +42,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Mutate the code; a test must fail each time.")
     parser.add_argument("--file", action="append", choices=names, help="default: all")
     parser.add_argument("--check", action="store_true", help="only look for the texts to replace")
+    parser.add_argument("--ptx", action="store_true", help="execute the compiled kernels")
     arguments = parser.parse_args()
     survivors = 0
     for name in arguments.file or names:
-        file, tests, mutations = read(name)
+        file, tests, selected, mutations = read(name)
+        if arguments.ptx:
+            if not selected:
+                continue
+            tests = ["--ptx=80", *shlex.split(selected)]
         mutants = [mutate(file, mutation) for mutation in mutations]
         if not arguments.check:
             survivors += survivors_of(file, tests, dict(zip(mutations, mutants, strict=True)))
@@ -51,16 +59,17 @@ def main() -> int:
     return 1 if survivors else 0
 
 
-def read(name: str) -> tuple[str, list[str], list[Mutation]]:
-    """The mutated file, its tests and its mutations."""
+def read(name: str) -> tuple[str, list[str], str, list[Mutation]]:
+    """The mutated file, its tests, those of compiled kernels (or ""), and its mutations."""
     head, _, body = (LISTS / f"{name}.txt").read_text(encoding="utf-8").partition("\n\n")
-    file, *tests = (line.partition(": ")[2] for line in head.splitlines())
-    mutations = []
+    fields = [line.split(": ", 1) for line in head.splitlines()]
+    file, tests = fields[0][1], [value for key, value in fields if key == "test"]
+    selected, mutations = " ".join(value for key, value in fields if key == "ptx"), []
     for line in body.splitlines():
         change, _, reason = line.rpartition(" | ")
         old, _, new = change.replace("\\n", "\n").partition(" => ")
         mutations.append(Mutation(old, new, reason))
-    return file, tests, mutations
+    return file, tests, selected, mutations
 
 
 def mutate(file: str, mutation: Mutation) -> str:
