@@ -44,12 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     committed = ledger.get(version)
     if options.write:
         kept = [row for row in committed or () if not covered(row)]
-        ledger[version] = in_order([*kept, *rows])
-        versions = [  # one kernel per line, so that a changed kernel is a changed line of the diff
-            f'"{one}": [\n' + ",\n".join(map(json.dumps, of_one)) + "\n]"
-            for one, of_one in sorted(ledger.items())
-        ]
-        COMMITTED.write_text("{\n" + ",\n".join(versions) + "\n}\n")
+        ledger[version] = in_order([*kept, *rows])  # `python -m tests.ptx --write` adds "executed"
+        COMMITTED.write_text(as_text(ledger))
         print(f"bench/ledger/ledger.json: wrote {len(rows)} kernels by triton {version}")
         if others := ", ".join(sorted(ledger.keys() - {version})):
             print(f"rows by triton {others} are unchanged: update them with that version")
@@ -71,6 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
         found += [*different, "to accept these changes, run python -m bench.ledger --write"]
     print("\n".join(found) or f"{len(rows)} kernels follow every rule")
     return 1 if found else 0
+
+
+def as_text(ledger: dict[str, list[dict]]) -> str:
+    """One kernel per line, so that a changed kernel is a changed line of the diff."""
+    versions = [
+        f'"{version}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]"
+        for version, rows in sorted(ledger.items())
+    ]
+    return "{\n" + ",\n".join(versions) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def changes(rows: list[dict], committed: list[dict]) -> list[str]:
         old, new = then[place], now[place]
         differences = [
             f"{name} {old.get(name)} -> {new.get(name)}"
-            for name in sorted((old.keys() | new.keys()) - {"cases"})
+            for name in sorted((old.keys() | new.keys()) - {"cases", "executed"})
             if old.get(name) != new.get(name)
         ]
         if differences:

@@ -1,7 +1,7 @@
 """What a compiled kernel does in a launch of the ledger's size, counted by executing some programs.
 
 The operands are zeros, which cost no memory until they are written. Counts are means over
-`SAMPLES` programs at even distances in the grid: exact where all programs do the same work.
+`SAMPLES` programs, spread over the grid: exact where all programs do the same work.
 """
 
 import functools
@@ -20,7 +20,7 @@ from kernels.common.launch import Launch
 from tests.ptx.execute import execute
 from tests.ptx.memory import Fault, Unsupported
 
-SAMPLES = 4
+SAMPLES = 6
 TABLES = ("addresses_ptr", "ranges_ptr")  # operands that decide what work there is
 COUNTS = ("load bytes", "load sectors", "store bytes", "store sectors", "bank conflicts")
 COUNTS += ("tensor-core FLOPs",)
@@ -70,7 +70,7 @@ def executed(one: Launch, kernel) -> dict | str:
         return "not executed: a program walks over thousands of tiles"
     one = one._replace(arguments=tuple(map(zeros, one.arguments)))
     programs = math.prod(one.grid)
-    sample = sorted({programs * (2 * i + 1) // (2 * SAMPLES) for i in range(SAMPLES)})
+    sample = sorted({int(programs * (0.618034 * i % 1)) for i in range(SAMPLES)})  # golden ratio
     counts: Counter = Counter()
     try:
         execute(one, kernel, kernel.asm["ptx"], sample, counts)
