@@ -1,7 +1,7 @@
 """Copies of tiles by TMA, and the mbarriers that tell when they are there (sm_90 and newer).
 
 A *tile* in shared memory consists of lines of W = 16, 32, 64 or 128 bytes, 8 lines in a block. They
-are *swizzled*, lest equal columns of 8 lines come from the same banks: bits 4 to 6 of an address,
+are *swizzled*, so that equal columns of 8 lines lie in different banks: bits 4 to 6 of an address,
 as far as W reaches, are xored with bits 7 to 9. For W = 128 the 16-byte chunks of line 1 stand in
 the order 1 0 3 2 5 4 7 6, those of line 2 in the order 2 3 0 1 6 7 4 5.
 
