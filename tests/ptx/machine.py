@@ -71,6 +71,7 @@ class Machine:
                 self.fail(
                     Fault(f"{(threads & here).sum()} threads wait for others that never come")
                 )
+        self.hopper.finish()
 
     def execute(self, index: int, active: np.ndarray):
         """Execute a block for some threads; yield where they go, as (block or None, threads).
@@ -277,8 +278,7 @@ class Machine:
         self.whole_warps()
         self.shared.synchronise(self.active, is_warp=True)
 
-    def policy(self, one: Instruction) -> None:
-        """createpolicy: how the L2 should cache; without effect here."""
+    def policy(self, one: Instruction) -> None:  # of the L2's caching, without effect here
         self.write(one.operands[0], np.zeros(1, np.uint64), "b64")
 
 
