@@ -30,7 +30,7 @@ def choose_step(
         reason = f"the device is {precision.device.type}"
     elif precision.scaler.is_enabled():
         reason = "the fp16 loss scaler waits for the device"
-    elif data.source != precision.device:
+    elif data.source.type != "cuda":
         reason = "the data does not fit in GPU memory"
     elif distributed.world_size() > 1:
         reason = "ranks exchange gradients"
