@@ -18,9 +18,11 @@ BOUND = 0.01  # of the loss: random tokens cannot be learned, so a wrong update 
 
 def work(part: str, seconds: float) -> Outcome:
     if part == GRAPHS:  # of steps, evaluation and decoding
-        return parity.work("tests/gpt -k graph", seconds)
+        return parity.work("tests/gpt/training tests/gpt/generation -k graph", seconds)
     losses, step = train(part, OURS)
-    rows = kernel_rows(part, profiled(step))
+    events = profiled(step)
+    print(part, *events, sep="\n")  # each launch, in the log
+    rows = kernel_rows(part, events)
     del step
     gc.collect()
     torch.cuda.empty_cache()
