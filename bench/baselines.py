@@ -1,4 +1,4 @@
-"""The implementations of each case: ours, PyTorch's in several modes, Liger's, the lecture's."""
+"""The implementations of each case: ours, PyTorch's in several modes, peers', the lecture's."""
 
 import contextlib
 import functools
@@ -16,11 +16,7 @@ from gpt.models import reference
 from kernels import torch_ops
 
 OURS = "triton"
-SDPA = {
-    "sdpa flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
+SDPA = {"sdpa flash": SDPBackend.FLASH_ATTENTION, "sdpa cudnn": SDPBackend.CUDNN_ATTENTION}
 ATTENTIONS = ("attention", "attention_qkv")  # torch.compile adds nothing to a call of SDPA
 MAX_REFERENCE_LENGTH = 1024  # tokens; the reference's T x T weights take too long beyond
 ANYWHERE = ("torch", "torch fused", "reference")  # all others are timed on CUDA GPUs only
@@ -46,8 +42,8 @@ def implementations(case, device: torch.device) -> dict[str, Maker | str]:
 def _unavailable_reason(name: str, device: torch.device) -> str | None:
     if name not in ANYWHERE and device.type != "cuda":
         return "it is timed on CUDA GPUs only"
-    if name == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
+    if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
+        return f"{PEERS[name]} is not installed"
     return kernels.unavailable_reason(device) if name == OURS else None
 
 
@@ -66,8 +62,9 @@ def _operations(case: Case, device: torch.device) -> dict[str, Maker]:
         makers["torch deterministic"] = lambda: Baseline(by_torch, deterministic)
     if name not in ATTENTIONS:
         makers["torch.compile"] = lambda: Baseline(compiled(by_torch))
-    if name in LIGER:
-        makers["liger"] = lambda: Baseline(LIGER[name], writes_inputs=True)
+    for peer, functions in FUNCTIONS.items():
+        if name in functions and not case.options.get("dropout_p"):
+            makers[peer] = functools.partial(Baseline, functions[name], writes_inputs=True)
     if name in REFERENCES and case.sizes.T <= MAX_REFERENCE_LENGTH:
         makers["reference"] = lambda: Baseline(REFERENCES[name])
     return makers
@@ -96,15 +93,41 @@ def _liger(name: str, *operands):
     return getattr(functional, f"liger_{name}")(*operands)
 
 
-LIGER = {
-    "layer_norm": lambda x, weight, bias: _liger("layer_norm", x, weight, bias, 1e-5),
-    "cross_entropy": lambda logits, targets: _liger(
-        "cross_entropy", logits.flatten(0, 1), targets.flatten()
-    ),
-    "swiglu": lambda gate_and_up: _liger("swiglu", *gate_and_up.chunk(2, dim=-1)),
-    "linear_cross_entropy": lambda x, weight, bias, targets: _liger(
-        "fused_linear_cross_entropy", x.flatten(0, 1), weight, targets.flatten(), bias
-    ),
+PEERS = {"liger": "liger_kernel", "flash-attn-4": "flash_attn", "quack": "quack"}  # modules
+
+
+def _flash_attention_4(q, k, v):
+    """Heads (B, H, T, D) without dropout, which it lacks."""
+    from flash_attn.cute import flash_attn_func
+
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    return flash_attn_func(*heads, causal=True)[0].transpose(1, 2)
+
+
+def _flash_attention_4_qkv(qkv, n_head):
+    q, k, v = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    return _flash_attention_4(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _quack_cross_entropy(logits, targets):
+    from quack.cross_entropy import cross_entropy
+
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), inplace_backward=True)
+
+
+FUNCTIONS: dict[str, dict[str, Callable]] = {  # of each peer, by operation
+    "liger": {
+        "layer_norm": lambda x, weight, bias: _liger("layer_norm", x, weight, bias, 1e-5),
+        "cross_entropy": lambda logits, targets: _liger(
+            "cross_entropy", logits.flatten(0, 1), targets.flatten()
+        ),
+        "swiglu": lambda gate_and_up: _liger("swiglu", *gate_and_up.chunk(2, dim=-1)),
+        "linear_cross_entropy": lambda x, weight, bias, targets: _liger(
+            "fused_linear_cross_entropy", x.flatten(0, 1), weight, targets.flatten(), bias
+        ),
+    },
+    "flash-attn-4": {"attention": _flash_attention_4, "attention_qkv": _flash_attention_4_qkv},
+    "quack": {"cross_entropy": _quack_cross_entropy},
 }
 
 
