@@ -19,17 +19,18 @@ from ..ops import Unavailable
 # SMs of the largest GPU of each family: A100, H200, B200, RTX PRO 6000
 LARGEST_GPU = {80: 108, 90: 132, 100: 148, 120: 188}
 
-_NORM_BACKWARD = {80: (512, 512, 4, 168), 90: (512, 512, 4, 128), 100: (512, 512, 4, 168)}
+_NORM_BACKWARD = {80: (512, 512, 4, 168), 90: (512, 512, 2, 128), 100: (512, 512, 4, 168)}
 # Kernel -> architecture family -> tile. A family without a row uses that of the next older family.
 # A row of a variant ("attention_q_short") is used only by its own family and head size.
 TILES: dict[str, dict[int, Any]] = {
     # elements and columns per warp, fewest warps per program; for a backward kernel, whose programs
     # fill the GPU exactly once, also registers per thread
-    "layer_norm": {80: (1_024, 256, 1), 120: (512, 256, 1)},
+    "layer_norm": {80: (1_024, 256, 1), 90: (1_024, 512, 1), 120: (512, 256, 1)},
     "layer_norm_backward": _NORM_BACKWARD,
     "add_layer_norm": {80: (512, 256, 2)},
     "add_layer_norm_backward": _NORM_BACKWARD,
-    "add_layer_norm_backward_x_bias": {80: (512, 512, 4, 168)},  # a third sum needs registers
+    # a third sum needs registers
+    "add_layer_norm_backward_x_bias": {80: (512, 512, 4, 168), 90: (512, 512, 2, 168)},
     # attention: head size -> rows, keys, warps, stages, limit of registers per thread. Those of
     # family 90 were the fastest of about 20 on an H200, (16, 12, 1024, 64) to (1, 12, 16384, 64)
     "attention": {
