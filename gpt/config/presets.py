@@ -77,15 +77,16 @@ _MODERN_MODEL = ModelConfig(  # what papers have found since GPT-2
 _SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few steps as possible
     _SHAKESPEARE_CHAR,
     preset="speedrun",
-    model=replace(_MODERN_MODEL, dropout=0.2),
+    model=replace(_MODERN_MODEL, dropout=0.05),
     optimizer="muon",
+    batch_size=32,
     learning_rate=3e-3,
     min_lr=0.0,
     warmup_iters=20,
     beta2=0.95,
     grad_clip=0.0,
     weight_decay=0.0,
-    max_iters=1200,
+    max_iters=500,
     eval_interval=100,
 )
 
