@@ -186,17 +186,17 @@ def test_found_inf_skips_the_step(dtype):
 
 @pytest.mark.parametrize("max_norm", [1e9, 0.5])
 def test_follow_takes_the_gradient_of_the_copy(max_norm):
-    """As if the 16-bit gradient of the copy were the parameter's own, also beside 16-bit ones."""
+    """With the bits that a parameter's own gradient of these values gives, beside 16-bit ones."""
     ours, optimizer, usual, reference = twins()
     ours[3].data, usual[3].data = ours[3].data.bfloat16(), usual[3].data.bfloat16()
-    copies = {ours[i]: ours[i].detach().bfloat16().requires_grad_() for i in (0, 2)}
+    copies = {ours[i]: ours[i].detach().bfloat16().requires_grad_() for i in (0, 2, 4)}
     optimizer.follow(copies)
     for step in range(3):
         set_gradients(step, ours, usual)
         if step == 1:
             for parameter in (ours[0], ours[3], usual[0], usual[3]):
                 parameter.detach().fill_(9.0)
-        for i in (0, 2):
+        for i in (0, 2, 4):
             copies[ours[i]].grad = ours[i].grad.bfloat16()
             usual[i].grad, ours[i].grad = usual[i].grad.bfloat16().float(), None
         assert torch.equal(*(o.clip_grad_norm(max_norm) for o in (optimizer, reference)))
