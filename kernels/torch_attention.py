@@ -4,6 +4,13 @@ import torch
 from torch.nn import functional as F
 
 
+def fused_attention(*operands, **options):
+    """`scaled_dot_product_attention`, which faults on a GPU if q, k or v is not 16-byte aligned."""
+    unaligned = (x.is_cuda and x.storage_offset() * x.element_size() % 16 for x in operands)
+    operands = [x.clone() if copy else x for x, copy in zip(operands, unaligned, strict=True)]
+    return F.scaled_dot_product_attention(*operands, **options)
+
+
 def attention_by_products(q, k, v, mask, softcap, dropout_p, scale):
     """Attention by whole matrices, with a `mask` (T, Tk) or (1 or B, 1 or H, T, Tk)."""
     B, H, T, D = q.shape

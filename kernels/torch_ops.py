@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .common.operands import check_sampling_rule
 from .key_ranges import KeyRanges
 from .ops import Ops
-from .torch_attention import attention_by_products, attention_mask
+from .torch_attention import attention_by_products, attention_mask, fused_attention
 from .torch_losses import cross_entropy, linear_cross_entropy
 
 
@@ -88,7 +88,7 @@ def attention(
     if by_products:
         out = attention_by_products(q, k, v, mask, softcap, dropout_p, scale)
     else:
-        out = F.scaled_dot_product_attention(
+        out = fused_attention(
             *(q, k, v),
             attn_mask=mask,
             is_causal=bool(causal) and mask is None,
@@ -288,7 +288,7 @@ def decode_attention(
         seen &= key > position[:, None] - window
     k, v = cache[:, :, :, begin:end]
     q = q.unflatten(1, (Hkv, -1))  # (B, Hkv, H / Hkv, D): the queries of a group as rows
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+    out = fused_attention(q, k, v, attn_mask=seen[:, None, None])
     return out.flatten(1)  # (B, H D)
 
 
