@@ -23,6 +23,7 @@ PARTS = ("tests/kernels", "tests/gpt")
 WORKERS = 12  # processes, which mostly compile, each on one core
 NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others may be installed on a GPU machine
 OUTCOMES = "GPT_KERNELS_OUTCOMES"  # an environment variable, which xdist's workers inherit
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # before tests/conftest.py removes it
 CONTEXT_LOST = 3  # exit code: after an illegal access the GPU refuses all further work
 
 
@@ -67,7 +68,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_logreport(report):
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if IS_WORKER:
         return  # the controller receives the same report, and only it knows of crashes
     if report.when == "call" or report.outcome != "passed":
         crash = getattr(report.longrepr, "reprcrash", None)
