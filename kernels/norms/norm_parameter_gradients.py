@@ -16,7 +16,9 @@ from ..common.launch import cdiv, launch, multiprocessors, tile
 from ..common.row_layout import row_tile
 
 REGISTER_FILE = 65_536  # registers of an SM
-SUM_ROWS, SUM_COLUMNS = 64, 32  # a tile of shares: narrow, so that many programs take part
+# a tile of shares: narrow, so that many programs take part, and long, because a program waits for
+# the loads of one tile before those of the next
+SUM_ROWS, SUM_COLUMNS = 256, 16
 
 
 @triton.jit
