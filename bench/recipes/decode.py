@@ -202,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seconds", type=float, default=20.0, help="of timing, per implementation")
     options = parser.parse_args(arguments)
     device = hardware.choose_device(options.device)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each new length
     peers, rows = {"lecture": options.lecture, "nanogpt": options.nanogpt}, []
     table, machine = "decode", ""
     if device.type == "cuda":
