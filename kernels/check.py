@@ -25,14 +25,12 @@ WITHOUT_GRADIENTS = ("decode_linear", "decode_attention", "sample_token")
 BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.005, torch.float32: 1e-5}
 
 
-def failures(
-    ops: Ops, device: torch.device, dtypes: Iterable[torch.dtype] = tuple(BOUNDS)
-) -> dict[str, str]:
+def failures(ops: Ops, device: torch.device) -> dict[str, str]:
     """Operation -> what is wrong with it, for the operations that fail."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TF32 is not an error of a kernel
     try:
-        reasons = {name: failure(name, ops, device, dtypes) for name in Ops._fields}
+        reasons = {name: failure(name, ops, device) for name in Ops._fields}
     finally:
         torch.set_float32_matmul_precision(precision)
     return {name: reason for name, reason in reasons.items() if reason}

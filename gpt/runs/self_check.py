@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
 def checked(
     ops, fallback, check: ModuleType, data: Dataset, config: TrainConfig, precision: Precision
 ):
-    """`ops`, with every operation that fails the comparison on this GPU taken from `fallback`.
+    """`ops`, or `fallback` if their results differ on this GPU.
 
     Compares once per GPU, software and model, and caches a good result. `check` is the module
     `kernels.check`. Raises UserError if something is wrong and --kernels is not auto.
@@ -60,8 +60,7 @@ def checked(
         cached = {}
     if key in cached:
         return ops
-    arguments = (fallback, check, data, config, precision)
-    found = _good_or_reason(ops, *arguments)
+    found = _good_or_reason(ops, fallback, check, data, config, precision)
     if isinstance(found, Comparison):
         with contextlib.suppress(OSError):  # then the next run compares again
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +74,8 @@ def checked(
         must_stop = True
     if must_stop:
         raise UserError(f"{where}: {found}; use --kernels torch, and {REPORT}")
-    wrong = check.failures(ops, precision.device, [precision.dtype])
-    mixed = ops._replace(**{name: getattr(fallback, name) for name in wrong})
-    if not wrong or isinstance(_good_or_reason(mixed, *arguments), str):
-        wrong, mixed = ops._fields, fallback
-    print(f"{where}: {found}; PyTorch computes {', '.join(wrong)} instead; {REPORT}")
-    return mixed
+    print(f"{where}: {found}; using PyTorch's operations instead; {REPORT}")
+    return fallback
 
 
 def _good_or_reason(ops, fallback, check, data, config, precision) -> Comparison | str:

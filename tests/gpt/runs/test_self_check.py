@@ -23,8 +23,7 @@ CONFIG = TrainConfig(model=MODEL, batch_size=3, kernels="auto", dtype="float32")
 
 
 @pytest.fixture(autouse=True)
-def small_sizes_and_own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(check, "SIZES", ((2, 17, 12, 2, 11),))
+def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -74,21 +73,17 @@ def test_a_good_result_is_printed_once_cached_and_draws_no_number(capsys, monkey
         assert "kernels checked" in capsys.readouterr().out
 
 
-def test_auto_replaces_broken_kernels_by_pytorch(monkeypatch, capsys):
-    ops = checked(BROKEN)
-    assert ops == OPS._replace(layer_norm=PEER.layer_norm)
-    printed = capsys.readouterr().out
-    assert "kernels differ from PyTorch: loss" in printed
-    assert "PyTorch computes layer_norm instead; please report" in printed
-    monkeypatch.setattr(check, "failures", lambda *arguments: {})  # no single operation fails
-    assert checked(BROKEN) == PEER  # a bad result is not cached
-    assert "PyTorch computes embedding, layer_norm," in capsys.readouterr().out
+def test_auto_uses_pytorch_instead_of_broken_kernels(capsys):
+    for _ in range(2):  # a bad result is not cached
+        assert checked(BROKEN) is PEER
+        printed = capsys.readouterr().out
+        assert "kernels differ from PyTorch: loss" in printed
+        assert "using PyTorch's operations instead; please report" in printed
 
 
 def test_kernels_that_do_not_compile_are_replaced_and_out_of_memory_is_raised():
     attention = Mock(side_effect=RuntimeError("out of resource: shared memory"))
-    ops = checked(OPS._replace(attention_qkv=attention))
-    assert ops == OPS._replace(attention_qkv=PEER.attention_qkv)
+    assert checked(OPS._replace(attention_qkv=attention)) is PEER
     attention.side_effect = torch.OutOfMemoryError("CUDA")
     with pytest.raises(torch.OutOfMemoryError):
         checked(OPS._replace(attention_qkv=attention))
