@@ -24,9 +24,6 @@ HINTS = {  # nanoGPT's options that have another form here
     "--wandb-log": "it is True or False; or give --log wandb",
     "--wandb-project": "set the environment variable WANDB_PROJECT",
     "--wandb-run-name": "set the environment variable WANDB_NAME",
-    "--always-save-checkpoint": "every evaluation saves the run; --keep N keeps older checkpoints",
-    "--backend": "GPUs communicate by NCCL, CPUs by Gloo",
-    "--compile": "sampling on a GPU replays a CUDA graph",
 }
 PREFIXES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # of switches
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
@@ -118,13 +115,8 @@ def parse_given(default: Any, arguments: list[str], description: str) -> dict[st
 def _unknown(name: str, types: dict[str, Any]) -> str:
     """The sentence about `name`, which is not among the options `types`."""
     if name.endswith(".py"):  # nanoGPT's config/train_gpt2.py
-        kind, _, rest = Path(name).stem.replace("_", "-").partition("-")
-        instead = {
-            "train": f"--preset {rest}" if rest in PRESETS else "",
-            "finetune": "--init-from gpt2-xl --data shakespeare",
-            "eval": f"--init-from {rest} --data openwebtext --eval-only",
-        }.get(kind) or f"--preset with one of {', '.join(PRESETS)}"
-        return f"{name} is a config file, which is not read; use {instead}"
+        names = ", ".join(PRESETS)
+        return f"{name} is a config file, which is not read; use --preset with one of {names}"
     near = difflib.get_close_matches(name, types)
     hint = f"did you mean {near[0]}?" if near else "--help lists the options"
     if not name.startswith("-") and "--data" in types:

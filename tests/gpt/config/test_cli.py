@@ -119,9 +119,7 @@ def config(tmp_path, monkeypatch):
         (["--n-lyaer", "3"], "--n-lyaer is not an option; did you mean --n-layer?"),
         (["--n-lay=3"], "--n-lay is not an option"),  # no abbreviations
         (["--zzz"], "--zzz is not an option; --help lists the options"),
-        (["config/train_gpt2.py"], "is a config file, which is not read; use --preset gpt2"),
-        (["config/eval_gpt2_xl.py"], "use --init-from gpt2-xl --data openwebtext --eval-only"),
-        (["my.py"], "use --preset with one of quickstart, lecture-fast, lecture"),
+        (["train_gpt2.py"], "is a config file, which is not read; use --preset with one of quicks"),
         (["my.txt"], "my.txt is not an option; did you mean --data my.txt?"),
         (["--wandb_run_name=x"], "--wandb-run-name is not an option; set the environment"),
         (["--wandb_log=maybe"], "--wandb-log is not an option; it is True or False"),
