@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,8 +59,6 @@ def _operations(case: Case, device: torch.device) -> dict[str, Maker]:
         for sdpa, backend in SDPA.items():
             context = functools.partial(sdpa_kernel, backend)
             makers[sdpa] = functools.partial(Baseline, by_torch, context)
-    if name in (*ATTENTIONS, "embedding"):
-        makers["torch deterministic"] = lambda: Baseline(by_torch, deterministic)
     if name not in ATTENTIONS:
         makers["torch.compile"] = lambda: Baseline(compiled(by_torch))
     for peer, functions in FUNCTIONS.items():
@@ -68,17 +67,6 @@ def _operations(case: Case, device: torch.device) -> dict[str, Maker]:
     if name in REFERENCES and case.sizes.T <= MAX_REFERENCE_LENGTH:
         makers["reference"] = lambda: Baseline(REFERENCES[name])
     return makers
-
-
-@contextlib.contextmanager
-def deterministic():
-    """PyTorch's deterministic mode without its filling of empty tensors, which costs time."""
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def compiled(function):
@@ -93,26 +81,16 @@ def _liger(name: str, *operands):
     return getattr(functional, f"liger_{name}")(*operands)
 
 
-PEERS = {"liger": "liger_kernel", "flash-attn-4": "flash_attn", "quack": "quack"}  # modules
+PEERS = {"liger": "liger_kernel", "flash-attn-4": "flash_attn"}  # modules
 
 
 def _flash_attention_4(q, k, v):
     """Heads (B, H, T, D) without dropout, which it lacks."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # read on import
     from flash_attn.cute import flash_attn_func
 
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    return flash_attn_func(*heads, causal=True)[0].transpose(1, 2)
-
-
-def _flash_attention_4_qkv(qkv, n_head):
-    q, k, v = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-    return _flash_attention_4(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _quack_cross_entropy(logits, targets):
-    from quack.cross_entropy import cross_entropy
-
-    return cross_entropy(logits.flatten(0, 1), targets.flatten(), inplace_backward=True)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return flash_attn_func(q, k, v, causal=True)[0].transpose(1, 2)
 
 
 FUNCTIONS: dict[str, dict[str, Callable]] = {  # of each peer, by operation
@@ -126,8 +104,7 @@ FUNCTIONS: dict[str, dict[str, Callable]] = {  # of each peer, by operation
             "fused_linear_cross_entropy", x.flatten(0, 1), weight, targets.flatten(), bias
         ),
     },
-    "flash-attn-4": {"attention": _flash_attention_4, "attention_qkv": _flash_attention_4_qkv},
-    "quack": {"cross_entropy": _quack_cross_entropy},
+    "flash-attn-4": {"attention": _flash_attention_4},
 }
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import traceback
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,6 @@ class Failed(NamedTuple):
     """An implementation that raised. Text, because a traceback would keep its tensors alive."""
 
     reason: str  # one line
-    details: str
 
 
 class Comparison:
@@ -37,7 +35,7 @@ class Comparison:
     def run(self, direction: str) -> dict[str, Samples | Failed]:
         """Time one pass of `timed.passes` of every implementation, interleaved."""
         names = (name for name, maker in self.makers.items() if not isinstance(maker, str))
-        found = {name: attempt(self._trial, name, direction) for name in names}
+        found = {name: attempt(self.trial, name, direction) for name in names}
         for name, one in found.items():
             if isinstance(one, Failed):
                 print(f"{self.case}, {direction}, {name}: {one.reason}", flush=True)
@@ -45,7 +43,7 @@ class Comparison:
         trials = {name: one for name, one in found.items() if isinstance(one, Trial)}
         return found | time_interleaved(trials, self.timer, SECONDS_EACH * len(trials))
 
-    def _trial(self, name: str, direction: str) -> Trial:
+    def trial(self, name: str, direction: str) -> Trial:
         """A trial of the pass that has run once without an error."""
         if name not in self.made:
             self.made[name] = self.makers[name]()
@@ -113,4 +111,4 @@ def attempt(function, *arguments):
         return function(*arguments)
     except Exception as error:  # compilers and peers have classes of their own
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        return Failed(reason, traceback.format_exc())
+        return Failed(reason)

@@ -47,7 +47,7 @@ def test_speed(case, direction, name, measured, benchmark):
         measured[direction] = measured["comparison"].run(direction)
     if isinstance(one := measured[direction][name], Failed):
         if name == OURS:
-            pytest.fail(one.details, pytrace=False)
+            pytest.fail(one.reason, pytrace=False)
         pytest.skip(f"{name} failed: {one.reason}")
     benchmark.extra_info |= row(case, direction, name, one, ceilings)
     benchmark.pedantic(lambda: None)

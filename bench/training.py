@@ -58,10 +58,7 @@ VARIANTS = (  # most important first, because time may run out
     Variant("torch", compile=True, step="graph"),
     Variant("nanogpt", compile=True),
     Variant("torch", step="graph"),
-    Variant("torch", compile=True),
-    Variant("triton"),
     Variant("reference"),
-    Variant("torch"),
 )
 
 

@@ -3,12 +3,11 @@
     python -m bench.prove                          the plan, in nine minutes
     python -m bench.prove --stages parity,sanitize --minutes 8 --out results
 
-The plan, most important first: ceilings, while all cores compile the kernels of what follows;
-profile (losses of captured steps against PyTorch's, the tests of CUDA graphs, time per kernel);
-step (whole training steps); bench (pytest-benchmark against baselines); tune (other tiles); parity
-(the tests of the kernels and of the model in random order, while torch.compile compiles); compiled
-(training steps with torch.compile); loss (training to nanoGPT's best loss). By name only: repeat
-(250 bit-equal runs) and sanitize (compute-sanitizer).
+The plan: ceilings, while all cores compile the kernels of what follows; profile (losses of captured
+steps against PyTorch's, the tests of CUDA graphs, time per kernel); parity (tests of the kernels
+and of the model in random order, while torch.compile and peers compile); step (whole training
+steps); bench (operations against baselines); loss (training to nanoGPT's best loss); sanitize
+(compute-sanitizer); tune (other tiles). By name only: repeat (250 bit-equal runs).
 
 Each stage is a process of its own with its share of the time; a failure does not stop the others.
 After each stage the results are saved in one JSON file in --out, named after GPU and date; a second
@@ -27,31 +26,29 @@ from typing import NamedTuple
 import torch
 
 from bench import results
-from bench.prove.compile import compile_kernels, compile_step
+from bench.prove.compile import COMPILATIONS, compile_kernels
 from bench.prove.stage import Outcome, beside, no_time, run_stage, worst_state
-from bench.prove.stages import step
 
 
 class Stage(NamedTuple):
     module: str
     share: float  # of the time, relative to the other stages of the command
-    parts: tuple[str, ...] = ()  # that run; by default all
-    compiled: tuple[str, ...] = ()  # parts of the stage `step` that the plan compiles beside it
+    compilations: tuple[tuple, ...] = ()  # calls that the plan makes beside it
 
 
 PLAN = {  # the shares are seconds of nine minutes
-    "profile": Stage("profile", 60),
-    "step": Stage("step", 60, step.UNCOMPILED),
-    "bench": Stage("speed", 130),
-    "tune": Stage("tune", 80),
-    "parity": Stage("parity", 100, compiled=step.COMPILED),
-    "compiled": Stage("step", 60, step.COMPILED),
-    "loss": Stage("loss", 30),
+    "profile": Stage("profile", 40),
+    "parity": Stage("parity", 90, COMPILATIONS),
+    "step": Stage("step", 90),
+    "bench": Stage("speed", 105),
+    "loss": Stage("loss", 85),
+    "sanitize": Stage("sanitize", 70),
+    "tune": Stage("tune", 40),
 }
-STAGES = PLAN | {"repeat": Stage("repeat", 60), "sanitize": Stage("sanitize", 120)}
+STAGES = PLAN | {"repeat": Stage("repeat", 60)}
 GPU, STAGE = "bench.prove.gpu", "bench.prove.stages."
 GPU_SECONDS = 60  # at most; the ceilings take about ten
-COMPILE_SHARE = 20 / 540  # of the time, at most
+COMPILE_SHARE = 25 / 540  # of the time, at most
 MAX_LINES = 12  # printed per part; the file has all
 LOGS = "prove.log", "compile.log"
 
@@ -88,10 +85,8 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
         parts = {name: no_time()}
         if seconds > 0:
             stage = STAGES[name]
-            compiled = [(compile_step, part) for part in stage.compiled if in_plan]
-            with beside(compiled, seconds, compile_log):
-                only = options.only or stage.parts
-                parts = run_stage(STAGE + stage.module, seconds, log, only)
+            with beside(stage.compilations if in_plan else (), seconds, compile_log):
+                parts = run_stage(STAGE + stage.module, seconds, log, options.only or ())
         for part in parts.values():
             result["rows"] += [row | made for row in part.pop("rows", [])]
         outcome = {"state": worst_state(parts.values()), "message": message(parts), "parts": parts}

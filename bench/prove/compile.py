@@ -1,25 +1,29 @@
-"""Compiles ahead, in parallel: our kernels into Triton's cache, torch.compile's steps into its own.
+"""Compiles ahead, in parallel: our kernels into Triton's cache, and what peers compile into theirs.
 
-Kernels of whole steps come first, then those of the timed operations, then their neighbouring
+Kernels of whole steps come first, then those of timed operations, of compute-sanitizer, and other
 tiles. Launches are recorded as for the ledger, so that the GPU is free for other stages.
 """
 
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 
-from bench.compare import attempt
+from bench.baselines import implementations
+from bench.compare import Comparison, attempt
 from bench.ledger.compiled import compile_launch, record, set_offline_driver
 from bench.prove.stage import SPAWN
-from bench.prove.stages import step
+from bench.prove.stages import sanitize, step
 from bench.prove.stages.tune import tiles_used_by, variants
 from bench.workloads import timed
 from bench.workloads.steps import STEPS
 from kernels.common import launch
 
 META = torch.device("meta")
+CACHED = "torch.compile", "flash-attn-4"  # implementations that keep what they compile
 
 
 def compile_kernels() -> None:
@@ -42,9 +46,27 @@ def compile_step(part: str) -> None:
     step.work(part, 0.1)
 
 
+def compile_operations(first: int) -> None:
+    """Compile every third timed operation by torch.compile and by peers that keep what they did."""
+    device = torch.device("cuda")
+    for case in timed.GPU[first::3]:
+        made = implementations(case, device)
+        made = {name: made[name] for name in CACHED if callable(made.get(name))}
+        comparison = Comparison(case, made, device, timer=None)
+        for name, direction in itertools.product(made, timed.passes(case)):
+            attempt(comparison.trial, name, direction)
+
+
+COMPILATIONS: tuple[tuple, ...] = (
+    *((compile_step, part) for part in step.COMPILED),
+    *((compile_operations, first) for first in range(3)),
+)
+
+
 def launches(architecture: int) -> Iterator[launch.Launch]:
-    """The launches of steps, timed operations and tuning."""
-    for case in (*STEPS, *timed.GPU):
+    """The launches of steps, timed operations, compute-sanitizer and tuning."""
+    small = [SimpleNamespace(run=partial(one.run, **sanitize.STEP_SIZES)) for one in STEPS]
+    for case in (*STEPS, *timed.GPU, *sanitize.cases(), *small):
         yield from record(case, architecture)
     for case in timed.TRAINING:
         with launch.target(architecture):

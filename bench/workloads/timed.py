@@ -22,7 +22,6 @@ class Work(NamedTuple):
 GPT2_32K = GPT2._replace(name="gpt2-32k", B=32)
 GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
 GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
-GPT2_8K = GPT2._replace(name="gpt2-8k", B=2, T=8192)
 GPT2_16K = GPT2._replace(name="gpt2-16k", B=1, T=16384)
 GPT2_XL_16K = operations.GPT2_XL._replace(name="gpt2-xl-16k", B=16)
 NANO = operations.Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's CPU recipe
@@ -63,8 +62,6 @@ GPU = (
     Case("attention", GPT2, options=GPT2_DROPOUT),
     Case("attention", operations.WIDE_HEADS),
     Case("rms_norm", GPT2),
-    Case("linear_cross_entropy", GPT2_64K),
-    Case("attention", GPT2_8K),
     Case("cross_entropy", LECTURE),
     Case("layer_norm", GPT2_XL_16K),
     Case("attention", LECTURE),

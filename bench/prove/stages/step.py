@@ -16,7 +16,6 @@ MAX_SECONDS = 2.0
 STEPS = {f"{preset}: {variant}": (preset, variant) for variant in VARIANTS for preset in SIZES}
 PARTS = tuple(STEPS)
 COMPILED = tuple(part for part, (_, variant) in STEPS.items() if variant.compile)
-UNCOMPILED = tuple(part for part in PARTS if part not in COMPILED)
 
 
 def work(part: str, seconds: float) -> Outcome:
