@@ -12,7 +12,7 @@ Either way the result is exactly the model's output for that context.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -95,16 +95,22 @@ def _with_cache(
         seed.add_(1)
         tokens.index_copy_(1, column, token[:, None])
 
-    step: Callable[[], None] = advance
-    read_every = 1
+    size = model.config.block_size - slide  # of a context that has just moved
+    before = torch.arange(-size, 0, device=device)
+
+    def move() -> None:
+        cached.prefill(tokens.index_select(1, column + before))
+
+    step, prefill, read_every = advance, move, 1
     if captures(device):
         step = GraphedFunction(advance, "decoding", warnings.warn, warm_up=1)
+        prefill = GraphedFunction(move, "the prefill", warnings.warn, warm_up=1)
         read_every = READ_EVERY
     start, read = -1, length  # of the cached context; of what is not yet read
     for end in range(length, length + new):
         first = window_start(end, model.config.block_size, slide)
         if first != start:
-            cached.prefill(tokens[:, first : end - 1])
+            prefill() if end - 1 - first == size else cached.prefill(tokens[:, first : end - 1])
             start = first
         step()
         if (end - length) % read_every == 0 or end == length + new - 1:
