@@ -24,12 +24,11 @@ _NORM_BACKWARD = {80: (512, 512, 4, 168), 90: (512, 512, 2, 128), 100: (512, 512
 # A row of a variant ("attention_q_short") is used only by its own family and head size.
 TILES: dict[str, dict[int, Any]] = {
     # elements and columns per warp, fewest warps per program; for a backward kernel, whose programs
-    # fill the GPU exactly once, also registers per thread
+    # fill the GPU exactly once, also registers per thread, more if there is a third sum
     "layer_norm": {80: (1_024, 256, 1), 90: (1_024, 512, 1), 120: (512, 256, 1)},
     "layer_norm_backward": _NORM_BACKWARD,
     "add_layer_norm": {80: (512, 256, 2)},
     "add_layer_norm_backward": _NORM_BACKWARD,
-    # a third sum needs registers
     "add_layer_norm_backward_x_bias": {80: (512, 512, 4, 168), 90: (512, 512, 2, 168)},
     # attention: head size -> rows, keys, warps, stages, limit of registers per thread. Those of
     # family 90 were the fastest of about 20 on an H200, (16, 12, 1024, 64) to (1, 12, 16384, 64)
