@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def fused_attention(*operands, **options):
-    """`scaled_dot_product_attention`, which faults on a GPU if q, k or v is not 16-byte aligned."""
+    """`scaled_dot_product_attention`, on a GPU of copies if q, k or v is not 16-byte aligned."""
     unaligned = (x.is_cuda and x.storage_offset() * x.element_size() % 16 for x in operands)
     operands = [x.clone() if copy else x for x, copy in zip(operands, unaligned, strict=True)]
     return F.scaled_dot_product_attention(*operands, **options)

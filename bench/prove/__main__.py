@@ -33,7 +33,7 @@ from bench.prove.stage import Outcome, beside, no_time, run_stage, worst_state
 class Stage(NamedTuple):
     module: str
     share: float  # of the time, relative to the other stages of the command
-    compilations: tuple[tuple, ...] = ()  # calls that the plan makes beside it
+    compilations: tuple[tuple, ...] = ()  # calls made at the same time, in the plan
 
 
 PLAN = {  # the shares are seconds of nine minutes

@@ -23,7 +23,7 @@ from bench.workloads.steps import STEPS
 from kernels.common import launch
 
 META = torch.device("meta")
-CACHED = "torch.compile", "flash-attn-4"  # implementations that keep what they compile
+CACHED = "torch.compile", "flash-attn-4"  # they keep what they compile on disk
 
 
 def compile_kernels() -> None:
@@ -47,7 +47,7 @@ def compile_step(part: str) -> None:
 
 
 def compile_operations(first: int) -> None:
-    """Compile every third timed operation by torch.compile and by peers that keep what they did."""
+    """Compile every third timed operation by the implementations in `CACHED`."""
     device = torch.device("cuda")
     for case in timed.GPU[first::3]:
         made = implementations(case, device)

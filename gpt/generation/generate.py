@@ -96,10 +96,10 @@ def _with_cache(
         tokens.index_copy_(1, column, token[:, None])
 
     size = model.config.block_size - slide  # of a context that has just moved
-    before = torch.arange(-size, 0, device=device)
+    offsets = torch.arange(-size, 0, device=device)  # of its tokens from the latest one
 
     def move() -> None:
-        cached.prefill(tokens.index_select(1, column + before))
+        cached.prefill(tokens.index_select(1, column + offsets))
 
     step, prefill, read_every = advance, move, 1
     if captures(device):

@@ -148,7 +148,7 @@ def adamw_square_sum_kernel(
     total = tl.zeros((), ACC)
     if tl.load(addresses_ptr + place) != 0:
         g_ptr = multi_tensor.pointer(addresses_ptr, place, DTYPE, ALIGNED) + start
-        # in halves, of which a thread owns 4 elements in 16 bits as in 32: the same order of sums
+        # in halves: of each, a thread owns 4 elements of 16 or of 32 bits, and adds in one order
         at, half = tl.arange(0, CHUNK // 2), CHUNK // 2
         g = tl.load(g_ptr + at, mask=at < whole, other=0.0).to(ACC)
         h = tl.load(g_ptr + half + at, mask=half + at < whole, other=0.0).to(ACC)

@@ -104,7 +104,7 @@ def test_passes_of_a_step_on_every_rank(ranks, steps, passes, monkeypatch):
 )
 def test_the_step_that_is_chosen(device, ranks, changes, kind, reason, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
-    source = torch.device("cuda", 0) if device == GPU else device  # a tensor's has an index
+    source = torch.device("cuda", 0) if device == GPU else device  # a tensor's device has an index
     config, data = replace(CONFIG, **changes), SimpleNamespace(source=source)
     precision = Precision(device, torch.bfloat16)
     chosen, printed = choose_step(config, precision, data)
