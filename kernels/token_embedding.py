@@ -8,9 +8,10 @@ Decisions:
 - Backward sorts the tokens stably. The rows of dy that belong to one row of the table are then
   adjacent and in a fixed order, and one program adds them in fp32. This needs no atomics, gives the
   same bits every run, rounds every element once, and writes 0 to rows that no token selects.
-- With a small vocabulary, one common token would occupy a single program for long: one in seven of
-  the 16,384 characters of the lecture's batch is a space. Then several programs share a row of the
-  table, as many as the shapes give, and their partial sums are added in order.
+- With a vocabulary of at most `FEW_TOKENS`, sorting would take longer than reading dy. There the
+  gradient is the product of the one-hot tokens, transposed, and dy, in shares of the rows, which
+  are then added. Products with 0 and 1 are exact, but dy that is not finite reaches all tokens.
+- The model asks for its residual stream in 16 bits (`dtype`), so that no other pass casts it.
 - A token outside the table gives NaN; with TRITON_DEBUG=1 the kernel stops with a message.
 """
 
@@ -19,12 +20,12 @@ import triton
 import triton.language as tl
 
 from .common.dtypes import accumulator, triton_accumulator
-from .common.launch import cdiv, launch, next_power_of_2, tile
+from .common.launch import cdiv, launch, multiprocessors, next_power_of_2, tile
 from .common.operands import check_operands
 from .common.operator import Operation
+from .common.shares import WIDE, sum_shares
 
-ROWS_PER_SHARE = 8  # fewest rows of dy per program if all tokens were equally common
-MOST_SHARES = 32
+FEW_TOKENS = 256  # of a vocabulary of bytes
 
 
 @triton.jit
@@ -55,46 +56,64 @@ def embedding_backward_kernel(
     dy_ptr,  # (N, C)
     order_ptr,  # (N,): the stable order of the tokens
     first_ptr,  # (V + 1,): where each token begins in that order
-    gradient_ptr,  # (shares, V, C)
-    V, C, dy_stride,
+    gradient_ptr,  # (V, C)
+    C, dy_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    token, share, shares = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    column = (tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    first = tl.load(first_ptr + token)
+    token = tl.program_id(0).to(tl.int64)
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     last = tl.load(first_ptr + token + 1)
-    length = tl.cdiv(last - first, shares)
-    first += share * length
-    last = tl.minimum(first + length, last)
     total = tl.zeros((ROWS, COLUMNS), ACC)
-    for start in range(first, last, ROWS):
+    for start in range(tl.load(first_ptr + token), last, ROWS):
         at = start + tl.arange(0, ROWS)
         row = tl.load(order_ptr + at, mask=at < last, other=0)
         inside = (at < last)[:, None] & (column < C)
         total += tl.load(dy_ptr + row[:, None] * dy_stride + column, inside, other=0.0).to(ACC)
     gradient = tl.sum(total, 0)[None, :].to(gradient_ptr.dtype.element_ty)
-    at = (share.to(tl.int64) * V + token) * C + column
-    tl.store(gradient_ptr + at, gradient, mask=column < C)
+    tl.store(gradient_ptr + token * C + column, gradient, mask=column < C)
+
+
+@triton.jit
+def embedding_backward_one_hot_kernel(
+    dy_ptr,  # (N, C)
+    tokens_ptr,  # (N,)
+    share_ptr,  # (shares, V, C)
+    N, V, C, dy_stride, rows_per_share,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    share = tl.program_id(2)
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS))[:, None]
+    first = share * rows_per_share  # a multiple of ROWS
+    total = tl.zeros((TOKENS, COLUMNS), ACC)
+    for start in range(first, tl.minimum(first + rows_per_share, N), ROWS):
+        row = start + tl.arange(0, ROWS)
+        selected = tl.load(tokens_ptr + row, mask=row < N, other=-1)
+        inside = (row < N)[:, None] & (column < C)
+        at = row.to(tl.int64)[:, None] * dy_stride + column
+        dy = tl.load(dy_ptr + at, mask=inside, other=0.0)  # (ROWS, COLUMNS)
+        one_hot = (selected[None, :] == token).to(dy.dtype)  # (TOKENS, ROWS)
+        total = tl.dot(one_hot, dy, total, input_precision="ieee", out_dtype=ACC)
+    at = (share * V + token) * C + column  # the shares are small
+    tl.store(share_ptr + at, total, mask=(token < V) & (column < C))
 
 
 class Embedding(Operation):
     """tokens (B, T), token_table (V, C), position_table (P, C) or None -> y (B, T, C)."""
 
     schema = (
-        "embedding(Tensor tokens, Tensor token_table, Tensor? position_table, int? padding_idx)"
+        "embedding(Tensor tokens, Tensor token_table, Tensor? position_table, int? padding_idx, "
+        "ScalarType dtype)"
     )
 
     @staticmethod
-    def empty(tokens, token_table, position_table, padding_idx):
-        dtype = token_table.dtype
-        if position_table is not None:
-            dtype = torch.promote_types(dtype, position_table.dtype)
+    def empty(tokens, token_table, position_table, padding_idx, dtype):
         shape = (*tokens.shape, token_table.shape[1])
         return (torch.empty(shape, dtype=dtype, device=tokens.device),)
 
     @staticmethod
-    def forward(tokens, token_table, position_table, padding_idx):
-        (y,) = Embedding.empty(tokens, token_table, position_table, padding_idx)
+    def forward(tokens, token_table, position_table, padding_idx, dtype):
+        (y,) = Embedding.empty(tokens, token_table, position_table, padding_idx, dtype)
         (B, T), (V, C) = tokens.shape, token_table.shape
         tables = [
             table if table is None or table.stride(1) == 1 else table.contiguous()
@@ -102,46 +121,64 @@ class Embedding(Operation):
         ]
         strides = (0 if table is None else table.stride(0) for table in tables)
         operands = tokens.contiguous(), *tables, y, B * T, T, V, C, *strides
-        options = _tiles(C, y.dtype, tokens.device)
+        options = _tiles(C, torch.promote_types(dtype, token_table.dtype), tokens.device)
         grid = cdiv(B * T, options["ROWS"]), cdiv(C, options["COLUMNS"])
         launch(embedding_forward_kernel, grid, *operands, **options)
         return (y,)
 
     @staticmethod
-    def saved(tokens, token_table, position_table, padding_idx, y):
+    def saved(tokens, token_table, position_table, padding_idx, dtype, y):
         return tokens, token_table, position_table
 
     @staticmethod
-    def backward(gradients, saved, needs, padding_idx):
+    def backward(gradients, saved, needs, padding_idx, dtype):
         (dy,), (tokens, token_table, position_table) = gradients, saved
         dtokens = dpositions = None
+        (B, T), (V, C) = tokens.shape, token_table.shape
+        rows = dy.reshape(B * T, C)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
         if needs[1]:
-            dtokens = _token_gradient(dy, tokens, token_table.shape, token_table.dtype)
+            function = _one_hot_gradient if V <= FEW_TOKENS else _sorted_gradient
+            dtokens = function(rows, tokens.reshape(-1), V, token_table.dtype)
             if padding_idx is not None:
                 dtokens[padding_idx] = 0
         if needs[2]:
-            dpositions = torch.zeros_like(position_table, memory_format=torch.contiguous_format)
-            dpositions[: dy.shape[1]] = dy.sum(0)
+            empty = torch.empty_like if len(position_table) == T else torch.zeros_like
+            dpositions = empty(position_table, memory_format=torch.contiguous_format)
+            sum_shares(dy.reshape(B, T * C).contiguous(), dpositions[:T].view(T * C), WIDE)
         return None, dtokens, dpositions
 
 
-def _token_gradient(dy, tokens, shape, dtype):
-    V, C = shape
-    dy = dy.reshape(-1, C)
-    if dy.stride(1) != 1:
-        dy = dy.contiguous()
+def _sorted_gradient(dy, tokens, V, dtype):
+    """The gradient (V, C) of the table from dy (N, C) and tokens (N,)."""
     # int32 halves the passes of the radix sort
-    ordered, order = tokens.reshape(-1).to(torch.int32).sort(stable=True)
+    ordered, order = tokens.to(torch.int32).sort(stable=True)
     boundaries = torch.arange(V + 1, dtype=torch.int32, device=tokens.device)
     first = torch.searchsorted(ordered, boundaries, out_int32=True)  # (V + 1,)
-    shares = min(max(len(dy) // (ROWS_PER_SHARE * V), 1), MOST_SHARES)
-    wide = accumulator(dtype) if shares > 1 else dtype
-    gradient = torch.empty(shares, V, C, dtype=wide, device=dy.device)
+    C = dy.shape[1]
+    gradient = torch.empty(V, C, dtype=dtype, device=dy.device)
     options = _tiles(C, dy.dtype, dy.device)
-    grid = V, shares, cdiv(C, options["COLUMNS"])
-    operands = dy, order, first, gradient, V, C, dy.stride(0)
-    launch(embedding_backward_kernel, grid, *operands, **options)
-    return gradient.sum(0).to(dtype) if shares > 1 else gradient[0]
+    grid = V, cdiv(C, options["COLUMNS"])
+    launch(embedding_backward_kernel, grid, dy, order, first, gradient, C, dy.stride(0), **options)
+    return gradient
+
+
+def _one_hot_gradient(dy, tokens, V, dtype):
+    """The same for few tokens, by matrix products with two programs on each SM."""
+    N, C = dy.shape
+    TOKENS, ROWS, COLUMNS, num_warps = tile("embedding_one_hot", dy.device)
+    TOKENS = min(max(next_power_of_2(V), 16), TOKENS)
+    tiles = cdiv(C, COLUMNS), cdiv(V, TOKENS)
+    wanted = cdiv(2 * multiprocessors(dy.device), tiles[0] * tiles[1])
+    rows = cdiv(cdiv(N, wanted), ROWS) * ROWS  # of a share
+    wide = accumulator(dy.dtype)
+    shares = torch.empty(cdiv(N, max(rows, 1)), V, C, dtype=wide, device=dy.device)
+    constants = {"TOKENS": TOKENS, "ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": num_warps}
+    constants["ACC"] = triton_accumulator(dy.dtype)
+    operands = dy, tokens.contiguous(), shares, N, V, C, dy.stride(0), rows
+    launch(embedding_backward_one_hot_kernel, (*tiles, len(shares)), *operands, **constants)
+    return sum_shares(shares, torch.empty(V, C, dtype=dtype, device=dy.device), WIDE)
 
 
 def _tiles(C, dtype, device):
@@ -157,11 +194,12 @@ def embedding(
     position_table: torch.Tensor | None = None,
     *,
     padding_idx: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """token_table[tokens], plus the first T rows of position_table if there is one.
 
-    tokens (B, T) int64, token_table (V, C), position_table (>= T, C) -> (B, T, C), in the wider
-    dtype of the tables. As in `torch.nn.functional.embedding`, the row `padding_idx` of the token
+    tokens (B, T) int64, token_table (V, C), position_table (>= T, C) -> (B, T, C) in `dtype`, by
+    default the wider dtype of the tables. As in `torch.nn.functional.embedding`, the row `padding_idx` of the token
     table, which may count from the end, gets no gradient. A token outside the table gives NaN.
     Raises ValueError if shapes or dtypes do not fit.
     """
@@ -172,4 +210,8 @@ def embedding(
         raise ValueError(
             f"embedding: padding_idx is {padding_idx} for a table of {V} rows; give a row of it"
         )
-    return Embedding.apply(tokens, token_table, position_table, padding_idx)
+    if dtype is None:
+        dtype = token_table.dtype
+        if position_table is not None:
+            dtype = torch.promote_types(dtype, position_table.dtype)
+    return Embedding.apply(tokens, token_table, position_table, padding_idx, dtype)

@@ -24,10 +24,13 @@ def embedding(
     position_table: Tensor | None = None,
     *,
     padding_idx: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """token_table[tokens] + position_table[:T], (B, T, C); see `kernels.embedding`."""
     x = F.embedding(tokens, token_table, padding_idx)  # (B, T, C)
-    return x if position_table is None else x + position_table[: tokens.shape[1]]
+    if position_table is not None:
+        x = x + position_table[: tokens.shape[1]]
+    return x if dtype is None else x.to(dtype)
 
 
 def layer_norm(

@@ -120,6 +120,8 @@ class Case(NamedTuple):
         if "norm" in options:
             dtype = PRECISIONS[self.precision].narrow
             options["norm_weight"] = torch.randn(self.sizes.C, dtype=dtype, device=device)
+        if self.operation == "embedding":
+            options["dtype"] = PRECISIONS[self.precision].stream
         options.pop("wide_values", None)
         if options.pop("alibi", False):
             options["alibi_slopes"] = torch.ones(self.sizes.H, device=device)

@@ -112,6 +112,8 @@ def work(case) -> dict[str, Work]:
     weights = 8 * C * C  # of the feed-forward
     gradients = 4 if case.options.get("dropout_p") else 3  # with dropout dx and dresidual differ
     attention = 4 * rows * T * C / 2  # 4 B H T^2 D, the causal half
+    wide, narrow, _ = PRECISIONS[case.precision]
+    ratio = wide.itemsize // narrow.itemsize  # of the tables of an embedding
     feed_forward, head = 16 * n * C, 2 * n * V
     # elements read and written by forward and backward, and floating-point operations of both
     forward, backward, forward_flops, backward_flops = {
@@ -126,13 +128,12 @@ def work(case) -> dict[str, Work]:
         "swiglu": (12 * n, 20 * n, 0, 0),  # gate, up; y | gate, up, dy; dgate, dup
         "cross_entropy": (rows * V, 2 * rows * V, 0, 0),
         "linear_cross_entropy": (n + table, 2 * n + 2 * table, head, 2 * head),
-        "embedding": (2 * n, n + table + T * C, 0, 0),
+        "embedding": (n + ratio * min(n, table), n + ratio * (table + T * C), 0, 0),
     }[case.operation]
     both = forward + backward
     if case.operation == "cross_entropy":  # having read the logits, write their gradient at once
         both = backward
-    wide, narrow, _ = PRECISIONS[case.precision]
-    size = (wide if case.operation == "embedding" else narrow).itemsize
+    size = narrow.itemsize
     return {
         "forward": Work(size * forward, forward_flops),
         "backward": Work(size * backward, backward_flops),

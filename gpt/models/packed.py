@@ -91,9 +91,9 @@ class GPT(nn.Module):
         position = None
         if self.config.position == "learned":
             position = self.position_embedding_table.weight  # (block_size, C)
-        x = self.ops.embedding(tokens, self.token_embedding_table.weight, position)  # (B, T, C)
-        device = x.device.type
+        device, dtype = tokens.device.type, None
         if device != "meta" and torch.is_autocast_enabled(device):
             # the residual stream in the dtype of the products: half the bytes, as in llm.c
-            x = x.to(torch.get_autocast_dtype(device))
-        return self.dropout(x)
+            dtype = torch.get_autocast_dtype(device)
+        table = self.token_embedding_table.weight
+        return self.dropout(self.ops.embedding(tokens, table, position, dtype=dtype))  # (B, T, C)

@@ -68,6 +68,8 @@ TILES: dict[str, dict[int, Any]] = {
     "cross_entropy": {80: (8_192, 16_384, 32), 90: (8_192, 16_384, 64), 100: (8_192, 16_384, 32)},
     # elements of a tile, its largest number of rows, warps
     "embedding": {80: (4_096, 16, 4), 90: (1_024, 16, 2), 100: (4_096, 16, 4)},
+    # tokens, rows of dy, columns, warps
+    "embedding_one_hot": {80: (128, 64, 64, 4)},
     "activation": {80: (4_096, 8)},  # elements, warps
     "gated_activation": {80: (2_048, 4)},  # elements, warps
     "rotary": {80: (1_024, 4)},  # elements of one half of the heads, warps

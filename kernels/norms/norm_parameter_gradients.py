@@ -3,7 +3,7 @@
     dweight = sum over rows of dy xhat        dbias = sum over rows of dy
 
 Each of the P programs of a norm's backward sums the rows that it visits and stores its share;
-`norm_sum_shares_kernel` adds the P shares. P depends only on the shape and the GPU, so every run
+`sum_shares` adds the P shares. P depends only on the shape and the GPU, so every run
 gives the same bits.
 """
 
@@ -11,14 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.dtypes import accumulator, triton_accumulator
-from ..common.launch import cdiv, launch, multiprocessors, tile
+from ..common.dtypes import accumulator
+from ..common.launch import cdiv, multiprocessors, tile
 from ..common.row_layout import row_tile
+from ..common.shares import sum_shares
 
 REGISTER_FILE = 65_536  # registers of an SM
-# a tile of shares: narrow, so that many programs take part, and long, because a program waits for
-# the loads of one tile before those of the next
-SUM_ROWS, SUM_COLUMNS = 256, 16
 
 
 @triton.jit
@@ -39,22 +37,6 @@ def store_share(
         tl.store(share_ptr + C, tl.sum(dbias, 0), column < C)
     if X_BIAS:
         tl.store(share_ptr + PARAMETERS * C, tl.sum(dx, 0), column < C)
-
-
-@triton.jit(do_not_specialize=["shares"])
-def norm_sum_shares_kernel(
-    share_ptr,  # (shares, WIDTH)
-    sum_ptr,  # (WIDTH,)
-    shares,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, COLUMNS), ACC)
-    for first in tl.range(0, shares, ROWS):
-        share = first + tl.arange(0, ROWS)
-        inside = (share < shares)[:, None] & (column < WIDTH)[None, :]
-        total += tl.load(share_ptr + share[:, None] * WIDTH + column[None, :], inside, other=0)
-    tl.store(sum_ptr + column, tl.sum(total, 0), column < WIDTH)
 
 
 def residency(kernel, C, device):
@@ -86,11 +68,7 @@ def parameter_gradients(shares, parameters, needs):
         return [None for _ in parameters]
     dtype = dtypes.pop() if len(dtypes) == 1 else shares.dtype
     sums = torch.empty(shares.shape[1:], dtype=dtype, device=shares.device)
-    width = sums.numel()
-    constants = {"WIDTH": width, "ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
-    constants |= {"ACC": triton_accumulator(shares.dtype), "num_warps": 4}
-    grid = (cdiv(width, SUM_COLUMNS),)
-    launch(norm_sum_shares_kernel, grid, shares, sums, len(shares), **constants)
+    sum_shares(shares, sums)
     return [
         sums[row].to(parameter.dtype) if need else None
         for row, parameter, need in zip((0, 1, -1), parameters, needs, strict=False)

@@ -130,7 +130,7 @@ def test_operations_of_a_training_step_are_timed_on_the_same_operands():
             tensors = [value for value in one.arguments if isinstance(value, torch.Tensor)]
             operands = Counter((tensor.shape, tensor.dtype) for tensor in tensors)
             # the partial sums of gradients have a row for each of a norm's parameters
-            if not re.search("adamw|norm_backward|norm_sum", name := compiled.name(one)):
+            if not re.search("adamw|norm_backward|sum_shares", name := compiled.name(one)):
                 yield (name, repr(sorted(one.options.items()))), operands
 
     measured = list(launches(timed.TRAINING))

@@ -29,10 +29,11 @@ def check(tokens, *tables, **options):
     ("B", "T", "V", "C"),
     [
         *((2, 5, 7, C) for C in (1, 3, 33, 64, 257)),
-        (8, 64, 7, 33),  # several programs share a row of the table
-        (1, 300, 2, 5),  # and add up many tiles each
+        (8, 64, 7, 33),  # several programs share the rows of dy
+        (1, 300, 300, 5),  # sorted
+        (1, 300, 130, 5),  # more tokens than a tile
         (2, 3, 70, 16),  # most rows of the table are not selected
-        (3, 1, 5, 5000),  # rows longer than a tile
+        (3, 1, 300, 5000),  # rows longer than a tile
         (1, 1, 1, 1),
     ],
 )
@@ -45,6 +46,7 @@ def test_without_positions_and_with_one_token_everywhere():
     tokens, token_table, position_table = operands(4, 33, 9, 8)
     check(tokens, token_table, None)
     check(torch.full_like(tokens, 3), token_table, position_table)
+    check(torch.full((1, 300), 3, device=DEVICE), randn(300, 8), None)  # many tiles of one row
 
 
 @pytest.mark.parametrize("padding_idx", [0, -2])
@@ -52,18 +54,28 @@ def test_the_padding_row_has_no_gradient(padding_idx):
     check(*operands(4, 33, 9, 8), padding_idx=padding_idx)
 
 
+@pytest.mark.parametrize("V", [9, 300])
+def test_the_result_in_another_dtype(V):
+    inputs, dtype = operands(4, 33, V, 8), torch.bfloat16
+    hold_against(partial(embedding, dtype=dtype), torch_ops.embedding, inputs, out_dtype=dtype)
+    assert torch_ops.embedding(*inputs, dtype=dtype).dtype == dtype
+
+
 def test_gradients_match_the_definition():
-    tokens, *tables = operands(2, 3, 5, 3, torch.float64)
-    tables = [table.requires_grad_() for table in tables]
-    assert gradcheck(lambda *inside: embedding(tokens, *inside), tables)
+    for V in (5, 300):  # by products and by sorting
+        tokens, *tables = operands(2, 3, V, 3, torch.float64)
+        tables = [table.requires_grad_() for table in tables]
+        assert gradcheck(lambda *inside, tokens=tokens: embedding(tokens, *inside), tables)
 
 
 def test_partial_sums_are_not_rounded():
-    # three programs with 257 rows each; 257 would be 256 in bf16, and the sum 768 instead of 772
-    tokens = torch.full((3, 257), 5, device=DEVICE)
+    # three shares of 64 rows with a sum of 257, which is 256 in bf16
+    tokens = torch.full((3, 64), 5, device=DEVICE)
     token_table = torch.zeros(32, 1, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
-    embedding(tokens, token_table).sum().backward()
-    assert token_table.grad[5] == 772
+    dy = torch.zeros(3, 64, 1, dtype=torch.bfloat16, device=DEVICE)
+    dy[:, 0], dy[:, 1] = 256, 1
+    embedding(tokens, token_table).backward(dy)
+    assert token_table.grad[5] == 772  # 771 in bf16, not 768
 
 
 @pytest.mark.parametrize("wrong", [7, -1, 2**40])

@@ -86,6 +86,7 @@ def compare(name, given, tensors, backward, low, result):
         """PyTorch's operation in the dtype of its operands, with the kernels' dropout."""
         dtype = next(x.dtype for x in operands if x.is_floating_point())
         fixed = {key: x.to(dtype) if x.is_floating_point() else x for key, x in tensors.items()}
+        fixed |= {"dtype": dtype} if "dtype" in given else {}
         patches = {"dropout": dropout}
         if name == "add_layer_norm":
             patches["layer_norm"] = of_the_returned_sum

@@ -11,7 +11,7 @@ from kernels import torch_ops
 from kernels.common import launch, row_layout
 from kernels.norms import norm_parameter_gradients
 from kernels.norms.layer_norm import WIDEST, layer_norm, rms_norm
-from kernels.norms.norm_parameter_gradients import SUM_ROWS
+from kernels.common.shares import ELEMENTS, NARROW
 from tests.numerics import differentiate, hold_against
 from tests.operands import DEVICE, DTYPES, SIZES, dtypes, layouts, randn, shapes
 
@@ -75,7 +75,7 @@ def test_results_are_rounded_once_at_every_scale(norm, scale, shift):
     [
         *(("layer_norm", 2, C, torch.bfloat16) for C in (384, 1000, WIDEST)),
         ("rms_norm", 2, 4097, torch.bfloat16),
-        ("layer_norm", 2 * SUM_ROWS + 9, 600, torch.float32),  # more shares than a tile of them
+        ("layer_norm", 2 * ELEMENTS // NARROW + 9, 600, torch.float32),  # two tiles of shares
     ],
 )
 def test_wide_rows(norm, rows, C, dtype):
