@@ -34,6 +34,8 @@ TRAINING = (
     Case("attention_qkv", LECTURE, "training", LECTURE_DROPOUT),
     Case("attention_qkv", GPT2_32K, "training"),
     Case("feed_forward", LECTURE, "training", {"activation": "relu"}),
+    Case("feed_forward", LECTURE, "training", {"activation": "gelu"}),
+    Case("feed_forward", LECTURE, "training", {"activation": "relu_squared"}),
     Case("feed_forward", GPT2_32K, "training", {"activation": "gelu"}),
     Case("linear_cross_entropy", LECTURE, "training"),
     Case("linear_cross_entropy", GPT2_32K, "training"),

@@ -29,6 +29,7 @@ from ..common.launch import cdiv, launch, route, tile
 from ..common.operands import check_operands
 from ..common.operator import Operation
 from ..common.philox import keep_in_rows, seed_of_call, threshold_and_scale
+from ..common.shares import sum_shares
 from . import gemm
 from .activation import ACTIVATIONS, FROM_HIDDEN, activation_backward, activation_forward
 
@@ -71,7 +72,7 @@ class FeedForward(Operation):
 
     @staticmethod
     def forward(x, w1, b1, w2, b2, seed, activation, dropout_p):
-        hidden, pre = _up(x, w1, b1, activation, route(x, F=w1.shape[0]).up)  # (M, F) each
+        hidden, pre = _up(x, w1, b1, activation, route(x, w1.shape[0], activation).up)  # (M, F) each
         y = linear(hidden, w2, b2)  # (M, C)
         return _dropped(y, seed, dropout_p, out=y), hidden, pre
 
@@ -87,10 +88,10 @@ class FeedForward(Operation):
         dw2 = dz.T @ hidden if needs_w2 else None
         db2 = dz.sum(0) if needs_b2 else None
         if needs_x or needs_w1 or needs_b1:
-            way = route(x, F=w1.shape[0]).gradient
+            way = route(x, w1.shape[0], activation).gradient
             dpre, sums = _gradient(dz, w2, hidden if pre is None else pre, activation, way)
         dw1 = dpre.T @ x if needs_w1 else None
-        db1 = sums.sum(0).to(x.dtype) if needs_b1 else None
+        db1 = sum_shares(sums, x.new_empty(sums.shape[1])) if needs_b1 else None
         dx = dpre @ w1 if needs_x else None
         return dx, dw1, db1, dw2, db2, None
 
