@@ -23,6 +23,9 @@ from ..config.model import ROPE_BASE, ModelConfig
 from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
 
 
+MASKS = 3  # of dropout in a block: the attention weights, and what its two branches add
+
+
 class LayerCache(Protocol):
     """The keys and values that one layer has kept (`gpt/generation/kv_cache.py`)."""
 
@@ -53,8 +56,8 @@ class Norm(nn.Module):
                 x = decode_linear(self.ops, *stream.branch, residual=x)
             return x, Normalised(x, self)
         if self.kind == "layer_norm" and isinstance(stream, Residual):
-            x, branch, x_bias, dropout_p = stream
-            options = {"x_bias": x_bias, "eps": self.eps, "dropout_p": dropout_p}
+            x, branch, x_bias, dropout_p, seed = stream
+            options = {"x_bias": x_bias, "eps": self.eps, "dropout_p": dropout_p, "seed": seed}
             return self.ops.add_layer_norm(x, branch, self.weight, self.bias, **options)
         x = total(stream)
         if self.kind == "rms_norm":
@@ -109,19 +112,20 @@ class MultiHeadAttention(nn.Module):
         # its bias and the dropout are left to the next norm
         self.proj = IntoStream(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x, cache: LayerCache | None = None, ranges=None):
+    def forward(self, x, cache: LayerCache | None = None, ranges=None, seed=None):
         qkv = self.qkv(x)  # (B, T, (H + 2 Hkv) D)
-        heads = self.attend(qkv, ranges) if cache is None else cache.attend(self, qkv)  # (B, T, C)
-        return self.proj(heads)
+        if cache is None:
+            return self.proj(self.attend(qkv, ranges, seed))
+        return self.proj(cache.attend(self, qkv))
 
-    def attend(self, qkv, ranges=None):
+    def attend(self, qkv, ranges=None, seed=None):
         """Attention within the contexts of qkv (B, T, (H + 2 Hkv) D) -> (B, T, C).
 
-        ranges: the keys that each token may see, by `kernels.KeyRanges`.
+        ranges: the keys that each token may see, by `kernels.KeyRanges`. seed: of the dropout.
         """
         dropout_p = self.dropout_p if self.training else 0.0
         H, Hkv, _ = self.counts
-        options = {"window": self.window, "ranges": ranges}
+        options = {"window": self.window, "ranges": ranges, "seed": seed}
         options |= {"n_kv_head": Hkv, "dropout_p": dropout_p} | self.qk_options
         return self.ops.attention_qkv(qkv, H, **options)
 
@@ -177,8 +181,12 @@ class Block(nn.Module):
         self.ln1 = Norm(config, ops)
         self.ln2 = Norm(config, ops)
 
-    def forward(self, stream, cache: LayerCache | None = None, ranges=None) -> Residual:
+    def forward(
+        self, stream, cache: LayerCache | None = None, ranges=None, seeds=(None,) * MASKS
+    ) -> Residual:
         dropout_p = self.dropout_p if self.training else 0.0
+        of_attention, of_sa, of_ffwd = seeds
         x, y = self.ln1.add(stream)
-        x, y = self.ln2.add(Residual(x, self.sa(y, cache, ranges), self.sa.proj.bias, dropout_p))
-        return Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p)
+        y = self.sa(y, cache, ranges, of_attention)
+        x, y = self.ln2.add(Residual(x, y, self.sa.proj.bias, dropout_p, of_sa))
+        return Residual(x, self.ffwd(y), self.ffwd.down.bias, dropout_p, of_ffwd)

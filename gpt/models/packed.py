@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from ..config.model import IGNORE_INDEX, ModelConfig
-from .layers import Block, Norm, PackedProjection
+from .layers import MASKS, Block, Norm, PackedProjection
 from .reference import Blocks, initialise_projections, number_documents
 from .residual import Linear
 
@@ -66,7 +66,9 @@ class GPT(nn.Module):
             if self.config.document_mask:
                 documents = number_documents(tokens, self.config.end_of_text)
                 options["ranges"] = self.ops.document_ranges(documents)
-            x = self.blocks(self.embed(tokens), **options)  # (B, T, C)
+            x, seeds = self.embed(tokens), self.dropout_seeds(tokens.device)
+            for index, block in enumerate(self.blocks):
+                x = block(x, seeds=seeds[index], **options)  # (B, T, C)
         else:
             x = self.token_embedding_table(tokens)  # (R, C)
             if self.config.position == "learned":
@@ -85,6 +87,14 @@ class GPT(nn.Module):
             x, self.lm_head.weight, self.lm_head.bias, targets, ignore_index=IGNORE_INDEX
         )
         return None, loss
+
+    def dropout_seeds(self, device):
+        """The seeds of the masks of each block, drawn at once; () each, or None to drop nothing."""
+        if not self.training or not self.config.dropout:
+            return [[None] * MASKS] * len(self.blocks)
+        # two numbers for each seed, so that the kernels' pointers to them are aligned to 16 bytes
+        shape = len(self.blocks), MASKS, 2
+        return torch.randint(2**63 - 1, shape, dtype=torch.int64, device=device)[..., 0]
 
     def embed(self, tokens):
         """Contexts (B, T) -> (B, T, C), each from position 0 on."""

@@ -29,6 +29,7 @@ class Residual(NamedTuple):
     branch: torch.Tensor | Product
     bias: torch.Tensor | None  # (C,)
     dropout_p: float
+    seed: torch.Tensor | None  # () of the dropout
 
 
 class Normalised(NamedTuple):
@@ -75,7 +76,7 @@ def total(stream: torch.Tensor | Residual) -> torch.Tensor:
     """The residual stream of whole contexts as one tensor (B, T, C)."""
     if isinstance(stream, torch.Tensor):
         return stream
-    x, branch, bias, dropout_p = stream
+    x, branch, bias, dropout_p, _ = stream
     assert isinstance(branch, torch.Tensor)  # the next norm adds a `Product`
     if bias is not None:
         branch = branch + bias.to(branch.dtype)
