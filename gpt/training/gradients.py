@@ -64,7 +64,7 @@ class Gradients:
         self.clipping_optimizer: Any = self.optimizers[0] if alone else None
 
     def __call__(self, step) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss () and whether a gradient is not finite, as 0. or 1., ().
+        """Return the loss () and the norm () of the gradients before they are clipped.
 
         `step` is a number, or a tensor () on the device. Ranks average the loss.
         """
@@ -96,15 +96,14 @@ class Gradients:
         return self.model(x, y)[1]
 
     def clip(self) -> torch.Tensor:
-        """Clip the gradients if `grad_clip` asks for it. Return 1. if one is not finite, else 0."""
+        """Clip the gradients if `grad_clip` asks for it. Return their norm before that."""
         if self.clipping_optimizer is not None:  # the update scales the gradients as it reads them
-            norm = self.clipping_optimizer.clip_grad_norm(self.grad_clip or math.inf)
-        else:
-            gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
-            norm = distributed.full_tensor(nn.utils.get_total_norm(gradients))
-            if self.grad_clip:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
-        return (~norm.isfinite()).float()
+            return self.clipping_optimizer.clip_grad_norm(self.grad_clip or math.inf)
+        gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
+        norm = distributed.full_tensor(nn.utils.get_total_norm(gradients))
+        if self.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
+        return norm
 
     def clear(self) -> None:
         """Free all gradients."""

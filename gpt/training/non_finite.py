@@ -1,5 +1,6 @@
 """What happens when the loss or a gradient of a step is NaN or infinite: `--nan stop` or `skip`."""
 
+import math
 from typing import Literal
 
 import torch
@@ -40,25 +41,31 @@ class NonFiniteMonitor:
     def __init__(self, device: torch.device, policy: NonFinitePolicy):
         self.policy = policy
         self.found_inf = torch.zeros((), device=device)
-        # how many since the last check, and of the last one: its number, loss, and bad gradients
-        self._bad = torch.zeros(4, dtype=torch.float64, device=device)
+        # steps that were not finite since the last check, and of the last: its number, loss, norm
+        self._count, self._step = torch.zeros(2, dtype=torch.int64, device=device)
+        self._values = torch.zeros(2, dtype=torch.float64, device=device)
 
-    def update(self, step: torch.Tensor, loss: torch.Tensor, bad: torch.Tensor) -> None:
-        """Set `found_inf`, and count the step, if its loss () or its gradients are not finite.
+    def update(self, step: torch.Tensor, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Set `found_inf`, and count the step, if its loss () or gradients' norm () is not finite.
 
         If the run stops at such a step, every later update is left out too, so that the weights
         stay what they were until the host reads this.
         """
-        count = self._bad[0]
-        stopped = (count > 0) & self.policy.stops
-        now = distributed.all_reduce_sum(bad + ~loss.isfinite()) > 0  # on any rank
-        self.found_inf.copy_(now | stopped)
-        seen = torch.stack([count + 1, step, loss, bad])
-        self._bad.copy_(torch.where(now & ~stopped, seen, self._bad))
+        # NaN if one of them is NaN or infinite, on any rank; each operation is a kernel
+        found = distributed.all_reduce_sum(loss * 0 + norm * 0) != 0
+        if self.policy.stops:
+            stopped = self._count > 0
+            self.found_inf.copy_(found | stopped)
+            found = found & ~stopped
+        else:
+            self.found_inf.copy_(found)
+        torch.where(found, step, self._step, out=self._step)
+        torch.where(found, torch.stack([loss, norm]), self._values, out=self._values)
+        self._count += found
 
     def check(self) -> None:
         """Tell the policy about the steps since the last check. Waits for the device."""
-        count, step, loss, bad = self._bad.tolist()
-        if count:
-            self._bad.zero_()
-            self.policy.handle(int(step), loss, bool(bad), int(count))
+        if count := int(self._count):
+            self._count.zero_()
+            loss, norm = self._values.tolist()
+            self.policy.handle(int(self._step), loss, not math.isfinite(norm), count)

@@ -29,15 +29,16 @@ class EagerStep:
     def __call__(self, step: int) -> torch.Tensor:
         set_learning_rates(self.gradients.optimizers, self.schedule(step))
         scaler = self.gradients.precision.scaler
-        loss, bad = self.gradients(step)
-        if self._is_finite(step, loss.item(), bool(bad.item())):  # waits for the device
+        loss, norm = self.gradients(step)
+        if self._is_finite(step, loss.item(), norm.item()):  # waits for the device
             for optimizer in self.gradients.optimizers:
                 scaler.step(optimizer)
         scaler.update()
         self.gradients.clear()
         return loss
 
-    def _is_finite(self, step: int, loss: float, bad: bool) -> bool:
+    def _is_finite(self, step: int, loss: float, norm: float) -> bool:
+        bad = not math.isfinite(norm)
         if not distributed.any_rank(bad or not math.isfinite(loss)):
             return True
         if self.gradients.precision.scaler.is_enabled() and math.isfinite(loss):
@@ -77,8 +78,8 @@ class DeviceStep(EagerStep):
 
     def run(self, step: int | torch.Tensor) -> torch.Tensor:
         """Gradients and update of a step, given as a number or as a tensor () on the device."""
-        loss, bad = self.gradients(step)
-        self.monitor.update(self.number, loss, bad)
+        loss, norm = self.gradients(step)
+        self.monitor.update(self.number, loss, norm)
         for optimizer in self.gradients.optimizers:
             self.gradients.precision.scaler.step(optimizer)
         self.clear()

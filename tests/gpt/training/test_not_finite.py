@@ -144,8 +144,8 @@ def test_resume_continues_the_count_of_skipped_steps(tmp_path, monkeypatch, caps
     call = Gradients.__call__
 
     def spoilt(self, step):
-        loss, bad = call(self, step)
-        return loss * (float("nan") if step in (1, 5) else 1.0), bad
+        loss, norm = call(self, step)
+        return loss * (float("nan") if step in (1, 5) else 1.0), norm
 
     monkeypatch.setattr(Gradients, "__call__", spoilt)
     assert run(tmp_path / "out", "--nan=skip") == 0
