@@ -158,8 +158,9 @@ def _in_chunks(x, weight, bias, dtype, needs, replace):
     padded = columns if V % ALIGNED else V  # columns of the products
     W, b = _padded(weight, padded, dtype), _padded(bias, padded, dtype)
     dx = torch.empty(N, C, **wide) if needs[0] else None
-    dW = torch.zeros(padded, C, **wide) if needs[1] else None
-    db = torch.zeros(padded, **wide) if needs[2] else None
+    start_from = torch.empty if N else torch.zeros  # the first chunk writes, the others add
+    dW = start_from(padded, C, **wide) if needs[1] else None
+    db = start_from(padded, **wide) if needs[2] else None
 
     chunk = torch.empty(rows, columns, dtype=dtype, device=x.device)
     for start in range(0, N, rows):
@@ -174,9 +175,10 @@ def _in_chunks(x, weight, bias, dtype, needs, replace):
         if dx is not None:
             _product(logits, W, 0, dx[at])
         if dW is not None:
-            _product(logits.t(), x_here, 1, dW)
+            _product(logits.t(), x_here, int(start > 0), dW)
         if db is not None:
-            db += logits.sum(0, dtype=db.dtype)
+            here = logits.sum(0, dtype=db.dtype)
+            db = here if start == 0 else db + here
     return dx, *(whole if whole is None else whole[:V] for whole in (dW, db))
 
 
