@@ -228,30 +228,32 @@ def decode_linear(
     eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
+    constant_weights: bool = False,
 ) -> Tensor:
     """A linear layer for one token of each row, (B, N); see `kernels.decode_linear`."""
     if norm == "layer_norm":
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     elif norm == "rms_norm":
         x = rms_norm(x, norm_weight, eps=eps)
-    y = _linear(x, weight) if scale is None else _int8_linear(x, weight, scale)
-    if bias is not None:
+    y = _linear(x, weight, bias) if scale is None else _int8_linear(x, weight, scale)
+    if bias is not None and scale is not None:
         y = y + bias
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     return y if residual is None else residual + y
 
 
-def _linear(x, weight):
-    """x @ weight^T; a single fp32 row on a CPU as a batch of two products.
+def _linear(x, weight, bias):
+    """x @ weight^T + bias; a single fp32 row on a CPU as a batch of two products.
 
     PyTorch computes the two on all cores. A single one becomes MKL's matrix-vector product on one
     core, which took 4.5 times as long on two cores of an AMD EPYC.
     """
     one_row = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) == 1
     if one_row and len(weight) % 2 == 0:
-        return torch.bmm(weight.unflatten(0, (2, -1)), x.T.expand(2, -1, 1)).view(1, -1)
-    return F.linear(x, weight)
+        y = torch.bmm(weight.unflatten(0, (2, -1)), x.T.expand(2, -1, 1)).view(1, -1)
+        return y if bias is None else y + bias
+    return F.linear(x, weight, bias)
 
 
 def _int8_linear(x, weight, scale):

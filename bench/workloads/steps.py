@@ -98,6 +98,6 @@ class DecodingStep:
 STEPS = (
     *(TrainingStep(name) for name in ("lecture", "shakespeare-char", "speedrun", "gpt2")),
     *(Evaluation(name) for name in ("lecture", "shakespeare-char", "speedrun", "gpt2")),
-    *(DecodingStep(name, batch) for name in ("lecture", "gpt2") for batch in (1, 8)),
+    *(DecodingStep(name, batch) for name in ("lecture", "gpt2") for batch in (1, 4)),
     DecodingStep("gpt2", 1, int8=True),
 )

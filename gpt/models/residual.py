@@ -66,6 +66,7 @@ def decode_linear(ops, x, linear, *, norm=None, activation=None, residual=None) 
     """residual + activation(linear(norm(x))) for one token of each row, as one operation."""
     weight, scale = linear.stored
     options: dict[str, Any] = {"scale": scale, "activation": activation, "residual": residual}
+    options["constant_weights"] = True  # the kernel before is one of the decode step
     if norm is not None:
         options |= {"norm": norm.kind, "norm_weight": norm.weight, "norm_bias": norm.bias}
         options["eps"] = norm.eps

@@ -84,9 +84,14 @@ TILES: dict[str, dict[int, Any]] = {
         80: (8_192, 108, 96),  # without a limit ptxas spills to fit more programs
         **{family: (8_192, LARGEST_GPU[family], None) for family in (90, 100, 120)},
     },
+    "decode_linear_one_row": {
+        80: (8_192, 108, 96), 90: (4_096, 264, None), 100: (8_192, 148, None),
+        120: (8_192, 188, None),
+    },
     # elements of a tile of keys, fewest keys per part, programs from which on no parts are needed
     "decode_attention": {80: (4_096, 64, 216), 90: (4_096, 64, 264), 120: (4_096, 64, 376)},
-    "sample_token": {80: (4_096, 256)},  # elements of a tile of the vocabulary, and per warp
+    # elements of a tile of the vocabulary, and per warp; elements of a program's noise
+    "sample_token": {80: (4_096, 256, 1_024), 90: (8_192, 512, 1_024)},
 }
 
 
@@ -226,6 +231,17 @@ def route(x: torch.Tensor, F: int, activation: str) -> Route:
     """The route of the feed-forward of x (..., C) with F hidden channels."""
     key = x.element_size(), x.shape[-1], F, activation
     return _routed.get() or ROUTES.get(_family(FAMILIES, x.device), {}).get(key, CUBLAS)
+
+
+def overlapped(device: torch.device, allowed: bool = True) -> dict[str, bool]:
+    """The options of a kernel that, if allowed, starts while the previous one is still running.
+
+    From sm_90 on (programmatic dependent launch), such a kernel waits by `gdc_wait` before it reads
+    what other kernels write, and before it writes; `OVERLAPPED` is its constexpr.
+    """
+    if INTERPRETED or architecture(device) < 90 or not allowed:
+        return {"OVERLAPPED": False}
+    return {"OVERLAPPED": True, "launch_pdl": True}
 
 
 @contextlib.contextmanager

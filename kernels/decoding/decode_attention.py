@@ -21,9 +21,10 @@ Decisions:
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..common.dtypes import accumulator, triton_accumulator
-from ..common.launch import cdiv, launch, next_power_of_2, tile
+from ..common.launch import cdiv, launch, next_power_of_2, overlapped, tile
 from ..common.operands import check_operands
 from ..common.operator import is_traced, register
 
@@ -45,8 +46,11 @@ def decode_attention_kernel(
     B, T,
     SCALE: tl.constexpr, EPS: tl.constexpr, QK_NORM: tl.constexpr, WINDOW: tl.constexpr,
     H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KEYS: tl.constexpr,
-    PART: tl.constexpr, ACC: tl.constexpr,
+    PART: tl.constexpr, ACC: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPPED:
+        gdc_launch_dependents()
+        gdc_wait()
     head, batch = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64)
     part = tl.program_id(1)
     position = tl.load(position_ptr + batch).to(tl.int32)
@@ -147,7 +151,11 @@ def decode_attention_combine_kernel(
     out_ptr,  # (B, H, D)
     rows,  # B * H
     PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPPED:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     part, d = tl.arange(0, BLOCK_PARTS), tl.arange(0, BLOCK_D)
     at = part * rows + row
@@ -187,11 +195,12 @@ def _decode_attention(qkv, cache, position, cos, sin, window, qk_norm, eps):
     constants |= {"H": H, "HKV": HKV, "D": D, "BLOCK_D": BLOCK_D, "PART": part, "num_warps": 4}
     constants["KEYS"] = min(elements // BLOCK_D, keys, part)
     constants["ACC"] = triton_accumulator(qkv.dtype)
+    constants |= overlapped(qkv.device)
     operands = qkv, cache, position, cos, sin, partial, m, z, B, T
     launch(decode_attention_kernel, (rows, parts), *operands, **constants)
     if parts > 1:
         combined = {"PARTS": parts, "BLOCK_PARTS": next_power_of_2(parts)}
-        combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4}
+        combined |= {"D": D, "BLOCK_D": BLOCK_D, "num_warps": 4} | overlapped(qkv.device)
         launch(decode_attention_combine_kernel, (rows,), partial, m, z, out, rows, **combined)
     return out
 

@@ -14,6 +14,10 @@ Decisions:
   weights.
 - There are as many programs as saturate the memory, and each has whole rows: no sum is divided, so
   its order depends only on the shapes and the architecture.
+- A kernel of a decode step takes little longer than its launch. From sm_90 on, the programs of the
+  next kernel are therefore launched as soon as all of this one are resident
+  (`gdc_launch_dependents`), load their weights, and only then wait for the end of the previous
+  kernel (`gdc_wait`). The caller promises by `constant_weights` that it does not write them.
 - For more than `MOST_ROWS` rows a product on tensor cores is faster, so PyTorch's is used; but not
   for int8, which PyTorch would first convert to 16 bits in memory.
 """
@@ -23,15 +27,16 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .. import torch_ops
 from ..common.dtypes import triton_accumulator
-from ..common.launch import cdiv, launch, next_power_of_2, tile
+from ..common.launch import cdiv, launch, next_power_of_2, overlapped, tile
 from ..common.operands import check_operands
 from ..common.operator import is_traced, register
 from ..matmul.activation import activate
 
-MOST_ROWS = 8  # computing so many products takes no longer than reading the weight
+MOST_ROWS = 4  # rows come one after the other, each with its norm
 WIDEST = 16_384  # columns: one row of the weight in the registers of one program
 FORM = (
     "x (B, K), weight (N, K) or int8, scale (N,), bias (N,), norm_weight (K,), norm_bias (K,), "
@@ -53,43 +58,61 @@ def decode_linear_kernel(
     B, N,
     K: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     FEATURES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPPED:
+        gdc_launch_dependents()
+    # --- what no kernel of a decode step writes ---
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     column = tl.arange(0, COLUMNS)
     at = feature.to(tl.int64)[:, None] * K + column[None, :]
     inside = (feature < N)[:, None] & (column < K)[None, :]
     w = tl.load(weight_ptr + at, inside, other=0).to(ACC)  # (FEATURES, COLUMNS)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + feature, feature < N, other=0).to(ACC)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + feature, feature < N, other=0).to(ACC)
+    if NORM is not None:
+        gain = tl.load(norm_weight_ptr + column, column < K, other=0).to(ACC)
+        if norm_bias_ptr is not None:
+            shift = tl.load(norm_bias_ptr + column, column < K, other=0).to(ACC)
+    if OVERLAPPED:
+        gdc_wait()
 
+    # --- each row ---
     for r in tl.static_range(ROWS):
         row = tl.minimum(tl.program_id(1) * ROWS + r, B - 1)  # repeats the last row
         x = tl.load(x_ptr + row * K + column, column < K, other=0).to(ACC)
+        at = row.to(tl.int64) * N + feature
+        if residual_ptr is not None:
+            residual = tl.load(residual_ptr + at, feature < N, other=0).to(ACC)
         if NORM is not None:
             if NORM == "layer_norm":
                 x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)
                 x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)  # the rounding error of the mean
             x *= tl.rsqrt(tl.sum(x * x, 0) / K + EPS)
-            x *= tl.load(norm_weight_ptr + column, column < K, other=0).to(ACC)
+            x *= gain
             if norm_bias_ptr is not None:
-                x += tl.load(norm_bias_ptr + column, column < K, other=0).to(ACC)
+                x += shift
         y = tl.sum(w * x[None, :], 1)  # (FEATURES,)
         if scale_ptr is not None:
-            y *= tl.load(scale_ptr + feature, feature < N, other=0).to(ACC)
+            y *= scale
         if bias_ptr is not None:
-            y += tl.load(bias_ptr + feature, feature < N, other=0).to(ACC)
+            y += bias
         if ACTIVATION is not None:
             y = activate(y, ACTIVATION)
-        at = row.to(tl.int64) * N + feature
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + at, feature < N, other=0).to(ACC)
+            y += residual
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), feature < N)
 
 
 def _decode_linear(
-    x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual
+    x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual, constant_weights
 ):  # fmt: skip
     (B, K), N = x.shape, len(weight)
     y = torch.empty((B, N), dtype=x.dtype, device=x.device)
-    elements, programs, registers = tile("decode_linear", x.device)
+    kernel = "decode_linear_one_row" if B == 1 else "decode_linear"
+    elements, programs, registers = tile(kernel, x.device)
     COLUMNS = next_power_of_2(K)
     features, least = max(elements // COLUMNS, 1), max(WARP // COLUMNS, 1)
     while features > least and cdiv(N, features) < programs:
@@ -99,6 +122,7 @@ def _decode_linear(
     constants |= {"FEATURES": features, "COLUMNS": COLUMNS, "ROWS": ROWS}
     warps = min(max(features * COLUMNS // WARP, 1), 8)
     constants |= {"ACC": triton_accumulator(x.dtype), "num_warps": warps, "maxnreg": registers}
+    constants |= overlapped(x.device, constant_weights)
     operands = x, weight, y, scale, bias, norm_weight, norm_bias, residual
     dense = (operand if operand is None else operand.contiguous() for operand in operands)
     grid = cdiv(N, features), cdiv(B, ROWS)
@@ -108,8 +132,8 @@ def _decode_linear(
 
 _operator = register(
     "decode_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, str? norm, "
-    "Tensor? norm_weight, Tensor? norm_bias, float eps, str? activation, Tensor? residual) "
-    "-> Tensor",
+    "Tensor? norm_weight, Tensor? norm_bias, float eps, str? activation, Tensor? residual, "
+    "bool constant_weights) -> Tensor",
     _decode_linear,
     lambda x, weight, *_: x.new_empty((x.shape[0], weight.shape[0])),
 )
@@ -127,13 +151,16 @@ def decode_linear(
     eps: float = 1e-5,
     activation: str | None = None,
     residual: torch.Tensor | None = None,
+    constant_weights: bool = False,
 ) -> torch.Tensor:
     """residual + f(scale * (weight norm(x)) + bias) for one token of each row, without gradients.
 
     x (B, K), weight (N, K), bias and scale (N,), norm_weight and norm_bias (K,), residual (B, N)
     -> (B, N). `norm` is "layer_norm", "rms_norm" or None, and `activation`, which is f, one of
-    `feed_forward` or None. An int8 weight has a scale, other weights have none. Raises ValueError
-    if shapes, dtypes or options do not fit.
+    `feed_forward` or None. An int8 weight has a scale, other weights have none. `constant_weights`
+    promises that the kernel launched before this one does not write weight, scale, bias or norm:
+    they may then be read before it has ended. Raises ValueError if shapes, dtypes or options do not
+    fit.
     """
     operands = x, weight, scale, bias, norm_weight, norm_bias, residual
     check_operands("decode_linear", FORM, *operands)
@@ -159,4 +186,4 @@ def decode_linear(
         return torch_ops.decode_linear(x, weight, bias, **options)
     function = _operator if is_traced() else _decode_linear
     arguments = x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual
-    return function(*arguments)
+    return function(*arguments, constant_weights)

@@ -19,14 +19,17 @@ Decisions:
   both top_k and top_p, it first finds the k-th largest logit by bisection, in about 15 more passes.
 - Tokens are compared by differences, (x - x') + T (g - g') > 0: x / T would overflow for a small
   T, or leave no digits to the noise.
-- The seed is a pointer; the noise is Philox, four tokens per call.
+- The seed is a pointer; the noise is Philox, four tokens per call. For a vocabulary larger than a
+  tile, all SMs draw it first: one of them alone would compute its logarithms for longer than it
+  reads the logits.
 """
 
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..common.launch import launch, next_power_of_2, tile
+from ..common.launch import cdiv, launch, next_power_of_2, overlapped, tile
 from ..common.operands import check_operands, check_sampling_rule
 from ..common.operator import is_traced, register
 from ..common.philox import ROUNDS, new_seed
@@ -35,16 +38,38 @@ LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
+def gumbel_noise_kernel(
+    seed_ptr,  # ()
+    noise_ptr,  # (B, width)
+    width,
+    COLUMNS: tl.constexpr, OVERLAPPED: tl.constexpr,
+):  # fmt: skip
+    if OVERLAPPED:
+        gdc_launch_dependents()
+        gdc_wait()
+    first, row = tl.program_id(0) * COLUMNS, tl.program_id(1)
+    noise = _gumbel(tl.load(seed_ptr), row, first, COLUMNS)
+    tl.store(noise_ptr + row.to(tl.int64) * width + first + tl.arange(0, COLUMNS), noise)
+
+
+@triton.jit
 def sample_token_kernel(
     logits_ptr,  # (B, V)
     seed_ptr,  # ()
+    noise_ptr,  # (B, width), or None for one tile and for the most likely token
     token_ptr,  # (B,)
-    V, stride, temperature, top_k, top_p,
+    V, stride, width, temperature, top_k, top_p,
     GREEDY: tl.constexpr, RESTRICTED: tl.constexpr, BOTH: tl.constexpr, COLUMNS: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPPED:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * stride
     seed = tl.load(seed_ptr)
+    if noise_ptr is not None:
+        noise_ptr += row.to(tl.int64) * width
     token = tl.zeros((), tl.int32)
     least = tl.full((), float("-inf"), tl.float32)  # the logit of the top_k-th token
     if BOTH:
@@ -61,7 +86,12 @@ def sample_token_kernel(
             v = first + tl.arange(0, COLUMNS)
             x = _logits(logits_ptr, v, V)
             largest = tl.maximum(largest, x)
-            noise = best_noise if GREEDY else _gumbel(seed, row, first, COLUMNS)
+            if GREEDY:
+                noise = best_noise
+            elif noise_ptr is not None:
+                noise = tl.load(noise_ptr + v)
+            else:
+                noise = _gumbel(seed, row, first, COLUMNS)
             better = (x - best + temperature * (noise - best_noise) > 0) & (x > pivot)
             best = tl.where(better, x, best)
             best_noise = tl.where(better, noise, best_noise)
@@ -142,12 +172,18 @@ def _sample(logits, seed, greedy, scale, top_k, top_p):
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     by_k, by_p = not greedy and 0 < top_k < V, not greedy and top_p < 1
     token = torch.empty(B, dtype=torch.int64, device=logits.device)
-    elements, per_warp = tile("sample_token", logits.device)
+    elements, per_warp, of_program = tile("sample_token", logits.device)
     COLUMNS = min(max(next_power_of_2(V), 16), elements)
+    overlap, noise, width = overlapped(logits.device), None, cdiv(V, COLUMNS) * COLUMNS
+    if V > COLUMNS and not greedy:
+        noise = torch.empty(B, width, device=logits.device)
+        options = {"COLUMNS": of_program, "num_warps": 4} | overlap
+        launch(gumbel_noise_kernel, (width // of_program, B), seed, noise, width, **options)
     constants = {"GREEDY": greedy, "RESTRICTED": by_k or by_p, "BOTH": by_k and by_p}
     constants |= {"COLUMNS": COLUMNS, "num_warps": max(COLUMNS // per_warp, 1)}
-    operands = logits, seed, token, V, logits.stride(0), scale, top_k or V, top_p
-    launch(sample_token_kernel, (B,), *operands, **constants)
+    scalars = V, logits.stride(0), width, scale, top_k or V, top_p
+    operands = logits, seed, noise, token, *scalars
+    launch(sample_token_kernel, (B,), *operands, **constants, **overlap)
     return token
 
 

@@ -45,6 +45,8 @@ class Machine:
         self.copies: list[tensor_cores.Copy] = []  # by cp.async, not landed
         self.groups = np.zeros(self.count, np.int64)  # of copies that each thread has committed
         self.hopper = hopper.State(self)
+        opcodes = {one.opcode for block in kernel.blocks for one in block}
+        self.beside = np.full(self.count, ("griddepcontrol", "launch_dependents") in opcodes)
 
     def run(self) -> None:
         ready = {0: np.ones(self.count, bool)}  # block -> the threads that stand there
@@ -233,6 +235,7 @@ class Machine:
         address = self.address(at, size * len(values))
         self.count_access(space, "store", address, size * len(values), lanes)
         if space == "global":
+            check(self.beside[lanes], "stores while the previous kernel may still be running")
             self.memory.store(address, values, self.program[lanes])
         else:
             self.shared.store(address, values, lanes)
@@ -278,6 +281,11 @@ class Machine:
         self.whole_warps()
         self.shared.synchronise(self.active, is_warp=True)
 
+    def overlap(self, one: Instruction) -> None:
+        """griddepcontrol.wait: until then, a kernel that has it runs beside the previous one."""
+        if one.opcode[1] == "wait":
+            self.beside &= ~self.active
+
     def policy(self, one: Instruction) -> None:  # of the L2's caching, without effect here
         self.write(one.operands[0], np.zeros(1, np.uint64), "b64")
 
@@ -293,6 +301,7 @@ def fewest_bytes(kernel: Kernel, space: str) -> int:
 _HANDLERS = {
     "ld": Machine.load, "st": Machine.store, "mov": Machine.move, "shfl": Machine.shuffle,
     "redux": Machine.reduce, "bar": Machine.warp_barrier, "createpolicy": Machine.policy,
+    "griddepcontrol": Machine.overlap,
     "mma": tensor_cores.multiply, "ldmatrix": tensor_cores.load_matrices,
     "stmatrix": tensor_cores.store_matrices, "wgmma": wgmma.handle, **hopper.HANDLERS,
 }  # fmt: skip

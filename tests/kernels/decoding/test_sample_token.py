@@ -75,7 +75,7 @@ def test_large_noise_is_exact():
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setitem(launch.TILES, "sample_token", {80: (64, 64)})
+    monkeypatch.setitem(launch.TILES, "sample_token", {80: (64, 64, 32)})
 
 
 @pytest.mark.usefixtures("small_tiles")
