@@ -112,10 +112,10 @@ def work(case) -> dict[str, Work]:
     _, B, T, C, _, V = case.sizes
     rows, n, table = B * T, B * T * C, V * C
     weights = 8 * C * C  # of the feed-forward
-    gradients = 4 if case.options.get("dropout_p") else 3  # with dropout dx and dresidual differ
-    attention = 4 * rows * T * C / 2  # 4 B H T^2 D, the causal half
     wide, narrow, _ = PRECISIONS[case.precision]
     ratio = wide.itemsize // narrow.itemsize  # of the tables of an embedding
+    gradients = 4 if case.options.get("dropout_p") else 3  # with dropout dx and dresidual differ
+    attention = 4 * rows * T * C / 2  # 4 B H T^2 D, the causal half
     feed_forward, head = 16 * n * C, 2 * n * V
     # elements read and written by forward and backward, and floating-point operations of both
     forward, backward, forward_flops, backward_flops = {

@@ -164,7 +164,8 @@ def test_a_change_between_steps_has_the_same_effect_as_in_torch(change):
             one.step()
         torch.testing.assert_close(ours, theirs, equal_nan=True)
     states = (one.state_dict()["state"] for one in (optimizer, reference))
-    torch.testing.assert_close(*states, equal_nan=True)
+    # PyTorch counts the steps of an eager optimizer on the CPU
+    torch.testing.assert_close(*states, equal_nan=True, check_device=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
