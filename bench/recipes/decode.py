@@ -144,7 +144,8 @@ def measure(model, batch, decoder, device, seconds, peers, copy: float) -> dict:
     config = sizes(model)
     generate = make_generate(config, decoder, device, peers)
     tokens = torch.zeros((batch, 1), dtype=torch.int64, device=device)
-    timed_run(generate, tokens, 2 * READ_EVERY, seconds / 4)  # loads, compiles, allocates
+    warm_up = min(config.block_size + 2 * READ_EVERY, NEW[model])  # until the context has moved
+    timed_run(generate, tokens, warm_up, seconds / 4)  # loads, compiles, allocates
     runs = []
     while not runs or (len(runs) < RUNS and sum(run["seconds"] for run in runs) < seconds / 2):
         runs.append(timed_run(generate, tokens, NEW[model], seconds))
