@@ -12,7 +12,7 @@ The text before "=>" occurs exactly once in the file; a line break in it is writ
 mutation is applied to a copy of the repository, in which the tests run until one fails. A mutation
 that no test detects is printed as SURVIVED, and the exit code is 1. `--check` runs no tests: it
 only looks for every text in its file. `--ptx` runs, instead of the tests, pytest with what follows
-"ptx:", and the mutated kernels are compiled and their PTX is executed.
+"ptx:", on the mutations inside of kernels, which are compiled and whose PTX is executed.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def main() -> int:
             if not selected:
                 continue
             tests = ["--ptx=80", *shlex.split(selected)]
+            mutations = [one for one in mutations if in_kernel(file, one)]
         mutants = [mutate(file, mutation) for mutation in mutations]
         if not arguments.check:
             survivors += survivors_of(file, tests, dict(zip(mutations, mutants, strict=True)))
@@ -70,6 +71,12 @@ def read(name: str) -> tuple[str, list[str], str, list[Mutation]]:
         old, _, new = change.replace("\\n", "\n").partition(" => ")
         mutations.append(Mutation(old, new, reason))
     return file, tests, selected, mutations
+
+
+def in_kernel(file: str, mutation: Mutation) -> bool:
+    """Whether the text is part of a kernel; two empty lines precede every function."""
+    before = (ROOT / file).read_text(encoding="utf-8").partition(mutation.old)[0]
+    return before.rpartition("\n\n\n")[2].startswith("@triton.jit")
 
 
 def mutate(file: str, mutation: Mutation) -> str:
