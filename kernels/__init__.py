@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # at run time `__getattr__` imports them, because they need T
 __all__ = [
     "AdamW", "KeyRanges", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv",
     "cross_entropy", "decode_attention", "decode_linear", "embedding", "explain_auto",
-    "feed_forward", "geglu", "layer_norm", "linear_cross_entropy", "load", "rms_norm",
+    "feed_forward", "layer_norm", "linear_cross_entropy", "load", "rms_norm",
     "sample_token", "serving", "swiglu", "unavailable_reason",
 ]  # fmt: skip
 

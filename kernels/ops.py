@@ -35,7 +35,6 @@ class Ops(NamedTuple):
     attention_qkv: Callable[..., Tensor]
     feed_forward: Callable[..., Tensor]
     swiglu: Callable[..., Tensor]
-    geglu: Callable[..., Tensor]
     cross_entropy: Callable[..., Tensor]
     linear_cross_entropy: Callable[..., Tensor]
     adamw: Callable[..., Optimizer]

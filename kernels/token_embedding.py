@@ -102,18 +102,17 @@ class Embedding(Operation):
     """tokens (B, T), token_table (V, C), position_table (P, C) or None -> y (B, T, C)."""
 
     schema = (
-        "embedding(Tensor tokens, Tensor token_table, Tensor? position_table, int? padding_idx, "
-        "ScalarType dtype)"
+        "embedding(Tensor tokens, Tensor token_table, Tensor? position_table, ScalarType dtype)"
     )
 
     @staticmethod
-    def empty(tokens, token_table, position_table, padding_idx, dtype):
+    def empty(tokens, token_table, position_table, dtype):
         shape = (*tokens.shape, token_table.shape[1])
         return (torch.empty(shape, dtype=dtype, device=tokens.device),)
 
     @staticmethod
-    def forward(tokens, token_table, position_table, padding_idx, dtype):
-        (y,) = Embedding.empty(tokens, token_table, position_table, padding_idx, dtype)
+    def forward(tokens, token_table, position_table, dtype):
+        (y,) = Embedding.empty(tokens, token_table, position_table, dtype)
         (B, T), (V, C) = tokens.shape, token_table.shape
         tables = [
             table if table is None or table.stride(1) == 1 else table.contiguous()
@@ -127,22 +126,19 @@ class Embedding(Operation):
         return (y,)
 
     @staticmethod
-    def saved(tokens, token_table, position_table, padding_idx, dtype, y):
+    def saved(tokens, token_table, position_table, dtype, y):
         return tokens, token_table, position_table
 
     @staticmethod
-    def backward(gradients, saved, needs, padding_idx, dtype):
+    def backward(gradients, saved, needs, dtype):
         (dy,), (tokens, token_table, position_table) = gradients, saved
         dtokens = dpositions = None
         (B, T), (V, C) = tokens.shape, token_table.shape
         rows = dy.reshape(B * T, C)
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
         if needs[1]:
             function = _one_hot_gradient if V <= FEW_TOKENS else _sorted_gradient
             dtokens = function(rows, tokens.reshape(-1), V, token_table.dtype)
-            if padding_idx is not None:
-                dtokens[padding_idx] = 0
         if needs[2]:
             empty = torch.empty_like if len(position_table) == T else torch.zeros_like
             dpositions = empty(position_table, memory_format=torch.contiguous_format)
@@ -167,13 +163,13 @@ def _sorted_gradient(dy, tokens, V, dtype):
 def _one_hot_gradient(dy, tokens, V, dtype):
     """The same for few tokens, by matrix products with two programs on each SM."""
     N, C = dy.shape
-    TOKENS, ROWS, COLUMNS, num_warps = tile("embedding_one_hot", dy.device)
+    kernel = "embedding_one_hot" if dy.element_size() == 2 else "embedding_one_hot_fp32"
+    TOKENS, ROWS, COLUMNS, num_warps = tile(kernel, dy.device)
     TOKENS = min(max(next_power_of_2(V), 16), TOKENS)
     tiles = cdiv(C, COLUMNS), cdiv(V, TOKENS)
     wanted = cdiv(2 * multiprocessors(dy.device), tiles[0] * tiles[1])
     rows = cdiv(cdiv(N, wanted), ROWS) * ROWS  # of a share
-    wide = accumulator(dy.dtype)
-    shares = torch.empty(cdiv(N, max(rows, 1)), V, C, dtype=wide, device=dy.device)
+    shares = dy.new_empty((cdiv(N, max(rows, 1)), V, C), dtype=accumulator(dy.dtype))
     constants = {"TOKENS": TOKENS, "ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": num_warps}
     constants["ACC"] = triton_accumulator(dy.dtype)
     operands = dy, tokens.contiguous(), shares, N, V, C, dy.stride(0), rows
@@ -193,25 +189,18 @@ def embedding(
     token_table: torch.Tensor,
     position_table: torch.Tensor | None = None,
     *,
-    padding_idx: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """token_table[tokens], plus the first T rows of position_table if there is one.
 
     tokens (B, T) int64, token_table (V, C), position_table (>= T, C) -> (B, T, C) in `dtype`, by
-    default the wider dtype of the tables. As in `torch.nn.functional.embedding`, the row `padding_idx` of the token
-    table, which may count from the end, gets no gradient. A token outside the table gives NaN.
-    Raises ValueError if shapes or dtypes do not fit.
+    default the wider dtype of the tables. A token outside the table gives NaN. Raises ValueError if
+    shapes or dtypes do not fit.
     """
     form = "tokens (B, T) int64, token_table (V, C), position_table (>= T, C)"
     check_operands("embedding", form, tokens, token_table, position_table)
-    V = token_table.shape[0]
-    if padding_idx is not None and not -V <= padding_idx < V:
-        raise ValueError(
-            f"embedding: padding_idx is {padding_idx} for a table of {V} rows; give a row of it"
-        )
     if dtype is None:
         dtype = token_table.dtype
         if position_table is not None:
             dtype = torch.promote_types(dtype, position_table.dtype)
-    return Embedding.apply(tokens, token_table, position_table, padding_idx, dtype)
+    return Embedding.apply(tokens, token_table, position_table, dtype)

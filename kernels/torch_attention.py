@@ -31,7 +31,7 @@ def attention_by_products(q, k, v, mask, softcap, dropout_p, scale):
     return (F.dropout(weights, dropout_p) @ v).view(B, H, T, v.shape[2])
 
 
-def attention_mask(q, k, causal, window, alibi_slopes, ranges):
+def attention_mask(q, k, causal, window, ranges):
     """What is added to the logits (..., Tq, Tk), and which rows (..., Tq, 1) see no key.
 
     It is -inf where a row does not see a key, except in rows that see none; None if none can.
@@ -50,7 +50,4 @@ def attention_mask(q, k, causal, window, alibi_slopes, ranges):
     if offset < 0 or window or ranges is not None:
         unseeing = ~seen.any(-1, keepdim=True)
         seen = seen | unseeing
-    mask = q.new_zeros(seen.shape).masked_fill(~seen, float("-inf"))
-    if alibi_slopes is not None:
-        mask = mask - (alibi_slopes[:, None, None] * (position - key).abs()).to(q.dtype)
-    return mask, unseeing
+    return q.new_zeros(seen.shape).masked_fill(~seen, float("-inf")), unseeing

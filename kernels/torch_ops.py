@@ -23,13 +23,11 @@ def embedding(
     token_table: Tensor,
     position_table: Tensor | None = None,
     *,
-    padding_idx: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """token_table[tokens] + position_table[:T], (B, T, C); see `kernels.embedding`."""
-    x = F.embedding(tokens, token_table, padding_idx)  # (B, T, C)
-    if position_table is not None:
-        x = x + position_table[: tokens.shape[1]]
+    x = F.embedding(tokens, token_table)  # (B, T, C)
+    x = x if position_table is None else x + position_table[: tokens.shape[1]]
     return x if dtype is None else x.to(dtype)
 
 
@@ -74,7 +72,6 @@ def attention(
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
     ranges: KeyRanges | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -85,9 +82,8 @@ def attention(
         raise ValueError(f"attention: window is {window}, which needs causal=True")
     mask, unseeing = None, None
     by_products = softcap or (q.device.type == "cpu" and k.shape[2] <= SHORT)
-    modified = alibi_slopes is not None or ranges is not None
-    if by_products or modified or window or causal == "bottom_right":
-        mask, unseeing = attention_mask(q, k, causal, window, alibi_slopes, ranges)
+    if by_products or ranges is not None or window or causal == "bottom_right":
+        mask, unseeing = attention_mask(q, k, causal, window, ranges)
     if by_products:
         out = attention_by_products(q, k, v, mask, softcap, dropout_p, scale)
     else:
@@ -116,7 +112,6 @@ def attention_qkv(
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
     ranges: KeyRanges | None = None,
     qk_norm: bool = False,
     eps: float = 1e-5,
@@ -138,8 +133,7 @@ def attention_qkv(
         q, k, v = heads.split(counts, dim=2)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, T, D), (B, Hkv, T, D) twice
     options: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
-    options |= {"alibi_slopes": alibi_slopes, "ranges": ranges}
-    out = attention(q, k, v, **options, dropout_p=dropout_p, scale=scale)
+    out = attention(q, k, v, **options, ranges=ranges, dropout_p=dropout_p, scale=scale)
     return out.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
 
 
@@ -170,26 +164,16 @@ def feed_forward(
     b2: Tensor | None,
     *,
     activation: str = "gelu",
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
 ) -> Tensor:
     """Two linear layers with an activation between them, (..., C); see `kernels.feed_forward`."""
     hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))  # (..., F)
-    return F.dropout(F.linear(hidden, w2, b2), dropout_p)
+    return F.linear(hidden, w2, b2)
 
 
-def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """silu(gate) * up, (..., F); see `kernels.swiglu`."""
-    gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
+def swiglu(x: Tensor) -> Tensor:
+    """silu(gate) * up of x (..., 2 F) = gate, up; see `kernels.swiglu`."""
+    gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
-
-
-def geglu(
-    gate: Tensor, up: Tensor | None = None, *, approximate: Literal["none", "tanh"] = "none"
-) -> Tensor:
-    """gelu(gate) * up, (..., F); see `kernels.geglu`."""
-    gate, up = gate.chunk(2, dim=-1) if up is None else (gate, up)
-    return F.gelu(gate, approximate=approximate) * up
 
 
 def adamw(
@@ -346,6 +330,6 @@ def _uniform(B, V, device, seed):
 
 OPS = Ops(
     *(embedding, layer_norm, rms_norm, add_layer_norm, attention, attention_qkv, feed_forward),
-    *(swiglu, geglu, cross_entropy, linear_cross_entropy, adamw),
+    *(swiglu, cross_entropy, linear_cross_entropy, adamw),
     *(decode_linear, decode_attention, sample_token),
 )

@@ -22,7 +22,6 @@ import torch.nn as nn
 from ..config.model import ROPE_BASE, ModelConfig
 from .residual import IntoStream, Linear, Normalised, Residual, decode_linear, total
 
-
 MASKS = 3  # of dropout in a block: the attention weights, and what its two branches add
 
 

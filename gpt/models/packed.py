@@ -93,8 +93,7 @@ class GPT(nn.Module):
         if not self.training or not self.config.dropout:
             return [[None] * MASKS] * len(self.blocks)
         # two numbers for each seed, so that the kernels' pointers to them are aligned to 16 bytes
-        shape = len(self.blocks), MASKS, 2
-        return torch.randint(2**63 - 1, shape, dtype=torch.int64, device=device)[..., 0]
+        return torch.randint(2**63 - 1, (len(self.blocks), MASKS, 2), device=device)[..., 0]
 
     def embed(self, tokens):
         """Contexts (B, T) -> (B, T, C), each from position 0 on."""

@@ -69,12 +69,12 @@ TILES: dict[str, dict[int, Any]] = {
     # elements of a tile, its largest number of rows, warps
     "embedding": {80: (4_096, 16, 4), 90: (1_024, 16, 2), 100: (4_096, 16, 4)},
     # tokens, rows of dy, columns, warps
-    "embedding_one_hot": {80: (128, 64, 64, 4)},
+    "embedding_one_hot": {80: (128, 64, 64, 8)},
+    "embedding_one_hot_fp32": {80: (128, 32, 64, 8)},  # more rows would spill
     "activation": {80: (4_096, 8)},  # elements, warps
     "gated_activation": {80: (2_048, 4)},  # elements, warps
     "rotary": {80: (1_024, 4)},  # elements of one half of the heads, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
-    "dropout": {80: (32, 128, 4)},  # rows, columns, warps
     # products of the feed-forward: M, N, K, warps, stages; through pointers or descriptors
     "gemm": {80: (128, 128, 32, 8, 4)},
     "gemm_fp32": {80: (64, 32, 32, 4, 3)},
@@ -84,10 +84,7 @@ TILES: dict[str, dict[int, Any]] = {
         80: (8_192, 108, 96),  # without a limit ptxas spills to fit more programs
         **{family: (8_192, LARGEST_GPU[family], None) for family in (90, 100, 120)},
     },
-    "decode_linear_one_row": {
-        80: (8_192, 108, 96), 90: (4_096, 264, None), 100: (8_192, 148, None),
-        120: (8_192, 188, None),
-    },
+    "decode_linear_one_row": {80: (8_192, 108, 96), 90: (4_096, 264, None)},
     # elements of a tile of keys, fewest keys per part, programs from which on no parts are needed
     "decode_attention": {80: (4_096, 64, 216), 90: (4_096, 64, 264), 120: (4_096, 64, 376)},
     # elements of a tile of the vocabulary, and per warp; elements of a program's noise
@@ -109,13 +106,10 @@ class Route(NamedTuple):
 CUBLAS = Route("cublas", "cublas")
 GEMM = Route("gemm", "gemm")
 
-# Family -> (bytes per element, C, F, activation) -> route; everything else uses `CUBLAS`. On an H200
-# these were faster than `CUBLAS` by 4% and 8% of both passes; with GELU none was.
+# Family -> (bytes per element, C, F, activation) -> route; everything else uses `CUBLAS`. On an
+# H200 these were faster than `CUBLAS` by 4% and 8% of both passes; with GELU none was.
 ROUTES: dict[int, dict[tuple[int, int, int, str], Route]] = {
-    90: {
-        (2, 384, 1_536, "relu"): Route("cublas", "gemm"),
-        (2, 384, 1_536, "relu_squared"): GEMM,
-    }
+    90: {(2, 384, 1_536, "relu"): Route("cublas", "gemm"), (2, 384, 1_536, "relu_squared"): GEMM}
 }
 
 # Bytes of logits that linear_cross_entropy holds, rounded up to a multiple of 128 rows: 5,376 rows

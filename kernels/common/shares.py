@@ -34,6 +34,5 @@ def sum_shares(shares: torch.Tensor, out: torch.Tensor, columns: int = NARROW) -
     width = out.numel()
     constants = {"ROWS": ELEMENTS // columns, "COLUMNS": columns, "num_warps": 4}
     constants["ACC"] = triton_accumulator(shares.dtype)
-    operands = shares, out, len(shares), width
-    launch(sum_shares_kernel, (cdiv(width, columns),), *operands, **constants)
+    launch(sum_shares_kernel, (cdiv(width, columns),), shares, out, len(shares), width, **constants)
     return out

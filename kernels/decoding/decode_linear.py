@@ -107,7 +107,8 @@ def decode_linear_kernel(
 
 
 def _decode_linear(
-    x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual, constant_weights
+    x, weight, bias, scale, norm, norm_weight, norm_bias, eps, activation, residual,
+    constant_weights,
 ):  # fmt: skip
     (B, K), N = x.shape, len(weight)
     y = torch.empty((B, N), dtype=x.dtype, device=x.device)

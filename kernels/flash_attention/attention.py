@@ -18,7 +18,7 @@ from ..common.philox import seed_of_call
 from ..key_ranges import KeyRanges
 from .attention_backward import attention_backward
 from .attention_forward import attention_forward
-from .options import OPTIONS, check_options, checked_ranges, checked_slopes
+from .options import OPTIONS, check_options, checked_ranges
 from .rotary import rotary_backward, rotary_forward
 
 
@@ -26,8 +26,8 @@ class Attention(Operation):
     """q (B, H, Tq, D), k (B, Hkv, Tk, D), v (B, Hkv, Tk, Dv) -> (B, H, Tq, Dv)."""
 
     schema = (
-        "attention(Tensor q, Tensor k, Tensor v, Tensor? seed, Tensor? alibi_slopes, "
-        f"Tensor? of_rows, Tensor? of_keys, {OPTIONS})"
+        "attention(Tensor q, Tensor k, Tensor v, Tensor? seed, Tensor? of_rows, Tensor? of_keys, "
+        f"{OPTIONS})"
     )
     cast = 3
 
@@ -36,15 +36,15 @@ class Attention(Operation):
         return _empty_like(q, v.shape[3]), _empty_statistics(q, q.shape[1], q.shape[2])
 
     @staticmethod
-    def forward(q, k, v, seed, slopes, of_rows, of_keys, *options):
+    def forward(q, k, v, seed, of_rows, of_keys, *options):
         out, statistics = Attention.empty(q, k, v)
         q, k, v = _whole_rows(q), _whole_rows(k), _whole_rows(v)
-        attention_forward(out, statistics, q, k, v, seed, slopes, of_rows, options)
+        attention_forward(out, statistics, q, k, v, seed, of_rows, options)
         return out, statistics
 
     @staticmethod
     def saved(*arguments):
-        return *arguments[:3], *arguments[-2:], *arguments[3:7]
+        return *arguments[:3], *arguments[-2:], *arguments[3:6]
 
     @staticmethod
     def backward(gradients, saved, needs, *options):
@@ -56,7 +56,7 @@ class Attention(Operation):
 
     @staticmethod
     def empty_gradients(gradients, saved, *_):
-        return *(_empty_like(x, x.shape[3]) for x in saved[:3]), *4 * [None]
+        return *(_empty_like(x, x.shape[3]) for x in saved[:3]), *3 * [None]
 
 
 class PackedAttention(Operation):
@@ -66,14 +66,13 @@ class PackedAttention(Operation):
     """
 
     schema = (
-        "attention_qkv(Tensor qkv, Tensor? cos, Tensor? sin, Tensor? seed, Tensor? alibi_slopes, "
-        f"Tensor? of_rows, Tensor? of_keys, int n_head, int n_kv_head, bool qk_norm, float eps, "
-        f"{OPTIONS})"
+        "attention_qkv(Tensor qkv, Tensor? cos, Tensor? sin, Tensor? seed, Tensor? of_rows, "
+        f"Tensor? of_keys, int n_head, int n_kv_head, bool qk_norm, float eps, {OPTIONS})"
     )
     cast = 1
 
     @staticmethod
-    def empty(qkv, cos, sin, seed, slopes, of_rows, of_keys, H, Hkv, qk_norm, *_):
+    def empty(qkv, cos, sin, seed, of_rows, of_keys, H, Hkv, qk_norm, *_):
         B, T, C = qkv.shape
         D, like = C // (H + 2 * Hkv), {"dtype": qkv.dtype, "device": qkv.device}
         positioned = qk_norm or cos is not None
@@ -81,20 +80,20 @@ class PackedAttention(Operation):
         return torch.empty((B, T, H * D), **like), _empty_statistics(qkv, H, T), qk
 
     @staticmethod
-    def forward(qkv, cos, sin, seed, slopes, of_rows, of_keys, H, Hkv, qk_norm, eps, *options):
-        out, statistics, qk = PackedAttention.empty(qkv, cos, *5 * [None], H, Hkv, qk_norm)
+    def forward(qkv, cos, sin, seed, of_rows, of_keys, H, Hkv, qk_norm, eps, *options):
+        out, statistics, qk = PackedAttention.empty(qkv, cos, *4 * [None], H, Hkv, qk_norm)
         qkv = _whole_rows(qkv)
         q, k, v = _heads(qkv, H, Hkv, Hkv)
         if qk is not None:
             rotary_forward(qkv, qk, (H, Hkv, Hkv), (qk_norm, eps, cos, sin))
             q, k = _heads(qk, H, Hkv)
         out_heads = _heads(out, H)[0]
-        attention_forward(out_heads, statistics, q, k, v, seed, slopes, of_rows, options)
+        attention_forward(out_heads, statistics, q, k, v, seed, of_rows, options)
         return out, statistics, qk
 
     @staticmethod
     def saved(qkv, cos, sin, *others):
-        return qkv, cos, sin, others[-1], *others[-3:-1], *others[:4]
+        return qkv, cos, sin, others[-1], *others[-3:-1], *others[:3]
 
     @staticmethod
     def backward(gradients, saved, needs, H, Hkv, qk_norm, eps, *options):
@@ -108,7 +107,7 @@ class PackedAttention(Operation):
         attention_backward((dq, dk, dv), dout, q, k, v, out, *others, options)
         if qk is not None:
             rotary_backward(dqk, qkv, dqkv, (H, Hkv, Hkv), (qk_norm, eps, cos, sin))
-        return dqkv, *6 * [None]
+        return dqkv, *5 * [None]
 
 
 def _empty_statistics(x, H, T):
@@ -141,7 +140,6 @@ def attention(
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     softcap: float = 0.0,
-    alibi_slopes: torch.Tensor | None = None,
     ranges: KeyRanges | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -154,8 +152,6 @@ def attention(
         FlashAttention. False: all keys, the default of `scaled_dot_product_attention`.
     window: W > 0: of these keys only the last W.
     softcap: c > 0: logits x become c tanh(x / c) (Gemma 2, 2024).
-    alibi_slopes: (H,): adds -slope |t - key|, or -slope |t + Tk - Tq - key| with "bottom_right"
-        (Press et al. 2022). They have no gradient.
     ranges: the keys that each row may see: its own document, or what is not padding.
     dropout_p: probability of dropping a weight; the others are scaled by 1 / (1 - dropout_p).
     scale: 1 / sqrt(D) if None.
@@ -172,9 +168,8 @@ def attention(
         raise ValueError(f"attention: H is not a multiple of Hkv in {shapes}")
     seed = seed_of_call(seed, dropout_p, q.device)
     ranges = checked_ranges("attention", ranges, q.shape[0], q.shape[2], k.shape[2])
-    slopes = checked_slopes("attention", alibi_slopes, q.shape[1])
     options = check_options(causal, window, softcap, dropout_p, scale, q.shape[3], v.shape[3])
-    return Attention.apply(q, k, v, seed, slopes, *ranges, *options)
+    return Attention.apply(q, k, v, seed, *ranges, *options)
 
 
 def attention_qkv(
@@ -185,7 +180,6 @@ def attention_qkv(
     causal: bool | Literal["top_left", "bottom_right"] = True,
     window: int = 0,
     softcap: float = 0.0,
-    alibi_slopes: torch.Tensor | None = None,
     ranges: KeyRanges | None = None,
     qk_norm: bool = False,
     eps: float = 1e-5,
@@ -223,9 +217,8 @@ def attention_qkv(
         )
     cos, sin = (x if x is None else x.detach().contiguous() for x in (cos, sin))
     seed = seed_of_call(seed, dropout_p, qkv.device)
-    slopes = checked_slopes("attention_qkv", alibi_slopes, H)
     options = check_options(causal, window, softcap, dropout_p, scale, D, D)
     B, T, _ = qkv.shape
     ranges = checked_ranges("attention_qkv", ranges, B, T, T)
-    tensors = qkv, cos, sin, seed, slopes, *ranges
+    tensors = qkv, cos, sin, seed, *ranges
     return PackedAttention.apply(*tensors, H, Hkv, qk_norm, eps, *options)

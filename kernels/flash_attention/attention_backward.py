@@ -28,7 +28,6 @@ from .options import batch_stride, tiled, together
 from .scores import (
     BOTTOM_RIGHT,
     LOG2_E,
-    add_alibi,
     is_seen,
     keys_seen,
     products,
@@ -52,7 +51,6 @@ def attention_backward_q_kernel(
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, Dv)
     seed_ptr,  # () or None
-    slopes_ptr,  # (H,) or None
     ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     stride_dqb, stride_dqh, stride_dqt,
     stride_doutb, stride_douth, stride_doutt,
@@ -67,7 +65,7 @@ def attention_backward_q_kernel(
     M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
-    UNIT: tl.constexpr = 1.0 if SOFTCAP > 0 else SCALE  # logits = UNIT S
+    FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
     tiles = tl.cdiv(Tq, M)
     pairs = tl.num_programs(0) // tiles  # of batch and head
@@ -94,7 +92,6 @@ def attention_backward_q_kernel(
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
     v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, e)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
-    slope = tl.load(slopes_ptr + head).to(ACC) / UNIT if slopes_ptr is not None else 0
     dq = tl.zeros((M, BLOCK_D), ACC)
     row_begin, row_end = None, None
     if ranges_ptr is not None:
@@ -116,9 +113,7 @@ def attention_backward_q_kernel(
             if SOFTCAP > 0:
                 t = tanh(s * (SCALE / SOFTCAP))
                 s = SOFTCAP * t
-            if slopes_ptr is not None:
-                s = add_alibi(s, slope, row + offset, key, 1)
-            p = weights(s, m[:, None], rz, UNIT * LOG2_E, WIDE)
+            p = weights(s, m[:, None], rz, FACTOR, WIDE)
             # mask the diagonal, the edge of the window and what is past the last key
             masked = first_key + N > end_of_all
             if WINDOW > 0 or ranges_ptr is not None:
@@ -157,7 +152,6 @@ def attention_backward_kv_kernel(
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, Dv)
     seed_ptr,  # () or None
-    slopes_ptr,  # (H,) or None
     ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     row_ranges_ptr,  # (B, Tk, 2): the rows that may see each key; or None
     stride_dkb, stride_dkh, stride_dkt,
@@ -173,7 +167,7 @@ def attention_backward_kv_kernel(
     M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
-    UNIT: tl.constexpr = 1.0 if SOFTCAP > 0 else SCALE  # logits = UNIT S
+    FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
     tiles = tl.cdiv(Tk, N)
     pairs = tl.num_programs(0) // tiles * GROUP  # of batch and query head
@@ -211,7 +205,6 @@ def attention_backward_kv_kernel(
         q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
         dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, e)
-        slope = tl.load(slopes_ptr + head).to(ACC) / UNIT if slopes_ptr is not None else 0
         first = (batch * Hkv * GROUP + head) * Tq
         for first_row in tl.range(begin, end, M):
             row = first_row + tl.arange(0, M)
@@ -228,9 +221,7 @@ def attention_backward_kv_kernel(
             if SOFTCAP > 0:
                 t = tanh(s * (SCALE / SOFTCAP))
                 s = SOFTCAP * t
-            if slopes_ptr is not None:
-                s = add_alibi(s, slope, row + offset, key, 0)
-            p = weights(s, m[None, :], rz, UNIT * LOG2_E, WIDE)
+            p = weights(s, m[None, :], rz, FACTOR, WIDE)
             row_begin, row_end, masked = None, None, False
             if ranges_ptr is not None:
                 row_begin, row_end = read_ranges(ranges_ptr, tl.minimum(row, Tq - 1))
@@ -267,27 +258,25 @@ def attention_backward_kv_kernel(
     tl.store(dv_ptr + long_key * stride_dvt + e[None, :], dv, inside_v)
 
 
-def attention_backward(
-    gradients, dout, q, k, v, out, statistics, seed, slopes, of_rows, of_keys, options
-):
+def attention_backward(gradients, dout, q, k, v, out, statistics, seed, of_rows, of_keys, options):
     """Fill the gradients dq, dk and dv. All last strides are 1."""
     dq, dk, dv = gradients
     B, H, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
-    given = q, k, v, slopes, of_rows, options
+    given = q, k, v, of_rows, options
     delta = torch.empty_like(statistics[0])
 
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
     by_rows = tiled("attention_q", *given)
-    tensors = dq, delta, dout, out, statistics, q, k, v, seed, slopes, of_rows
+    tensors = dq, delta, dout, out, statistics, q, k, v, seed, of_rows
     numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k), batch_stride(of_rows)
     grid = (cdiv(Tq, by_rows["M"]) * H * B,)
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
     by_keys = tiled("attention_kv", *given)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
-    tensors = dk, dv, delta, dout, statistics, q, k, v, seed, slopes, of_rows, of_keys
+    tensors = dk, dv, delta, dout, statistics, q, k, v, seed, of_rows, of_keys
     of_ranges = batch_stride(of_rows), batch_stride(of_keys)
     numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q), *of_ranges
     grid = (cdiv(Tk, by_keys["N"]) * Hkv * B,)

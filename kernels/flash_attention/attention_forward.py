@@ -34,7 +34,6 @@ from .options import batch_stride, tiled, together
 from .scores import (
     BOTTOM_RIGHT,
     LOG2_E,
-    add_alibi,
     is_seen,
     keys_seen,
     products,
@@ -54,7 +53,6 @@ def attention_forward_kernel(
     k_ptr,  # (B, Hkv, Tk, D)
     v_ptr,  # (B, Hkv, Tk, Dv)
     seed_ptr,  # () or None
-    slopes_ptr,  # (H,) or None
     ranges_ptr,  # (B, Tq, 2): the keys that each row may see; or None
     stride_outb, stride_outh, stride_outt,
     stride_qb, stride_qh, stride_qt,
@@ -67,8 +65,7 @@ def attention_forward_kernel(
     M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
-    UNIT: tl.constexpr = 1.0 if SOFTCAP > 0 else SCALE  # logits = UNIT S
-    FACTOR: tl.constexpr = UNIT * LOG2_E
+    FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
     tiles = tl.cdiv(Tq, M)
     order, head, batch = scheduled(tiles, H, together)
     first_row = (tiles - 1 - order) * M  # rows that see the most keys first
@@ -84,7 +81,6 @@ def attention_forward_kernel(
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
     v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, e)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
-    slope = tl.load(slopes_ptr + head).to(ACC) / UNIT if slopes_ptr is not None else 0
     m = tl.full((M,), float("-inf"), ACC)
     z = tl.zeros((M,), ACC)
     acc = tl.zeros((M, BLOCK_DV), ACC)
@@ -105,8 +101,6 @@ def attention_forward_kernel(
         s = products(q, k, ACC)  # (M, N)
         if SOFTCAP > 0:
             s = SOFTCAP * tanh(s * (SCALE / SOFTCAP))
-        if slopes_ptr is not None:
-            s = add_alibi(s, slope, row + offset, key, 1)
         # mask the diagonal, the edge of the window and what is past the last key
         masked = first_key + N > end_of_all
         if WINDOW > 0 or ranges_ptr is not None:
@@ -144,12 +138,12 @@ def attention_forward_kernel(
         tl.store(statistics_ptr + tl.num_programs(0) // tiles * Tq + at, z, row < Tq)
 
 
-def attention_forward(out, statistics, q, k, v, seed, slopes, of_rows, options):
+def attention_forward(out, statistics, q, k, v, seed, of_rows, options):
     """Fill `out` and the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
-    tile = tiled("attention", q, k, v, slopes, of_rows, options)
+    tile = tiled("attention", q, k, v, of_rows, options)
     grid = (cdiv(Tq, tile["M"]) * H * B,)
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
-    tensors = out, statistics, q, k, v, seed, slopes, of_rows
+    tensors = out, statistics, q, k, v, seed, of_rows
     sizes = H, Tq, k.shape[2], together(k), batch_stride(of_rows)
     launch(attention_forward_kernel, grid, *tensors, *strides, *sizes, **tile)

@@ -29,13 +29,6 @@ def checked_ranges(operation, ranges, B, Tq, Tk):
     return (x.contiguous().expand(B, x.shape[1], 2) for x in ranges)
 
 
-def checked_slopes(operation, slopes, H):
-    """The slopes of ALiBi (H,) in fp32, or None."""
-    if slopes is not None and slopes.shape != (H,):
-        raise ValueError(f"{operation}: alibi_slopes is {tuple(slopes.shape)}; give (H,) = ({H},)")
-    return None if slopes is None else slopes.detach().float().contiguous()
-
-
 def together(x):
     """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them."""
     B, H, T, D = x.shape
@@ -103,7 +96,7 @@ def batch_stride(ranges):
     return 0 if ranges is None else ranges.stride(0)
 
 
-def tiled(kernel, q, k, v, slopes, of_rows, options):
+def tiled(kernel, q, k, v, of_rows, options):
     """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
     H, Tq, D = q.shape[1:]
     Hkv, Tk, Dv = v.shape[1:]
@@ -116,7 +109,7 @@ def tiled(kernel, q, k, v, slopes, of_rows, options):
     if chosen["BLOCK_DV"] != chosen["BLOCK_D"]:
         head_size = 256  # the smallest tiles: with two head sizes others spill on sm_80 and sm_120
     M, N, warps, stages, registers = head_tile(kernel, variant, head_size, q.device)
-    if warps < 8 and (chosen["SOFTCAP"] or slopes is not None or of_rows is not None):
+    if warps < 8 and (chosen["SOFTCAP"] or of_rows is not None):
         registers = None  # the limit is for kernels that hold less per score
     whole = all(chosen[d] == chosen[f"BLOCK_{d}"] for d in ("D", "DV"))
     even = whole and Tq % M == Tk % N == 0

@@ -109,13 +109,6 @@ def tanh(x):
 
 
 @triton.jit
-def add_alibi(s, slope, position, key, KEYS: tl.constexpr):
-    """S - slope |position - key|; the shapes are those of `is_seen`."""
-    distance = tl.abs(tl.expand_dims(position, KEYS) - tl.expand_dims(key, 1 - KEYS))
-    return s - slope * distance
-
-
-@triton.jit
 def weights(s, m, rz, FACTOR: tl.constexpr, WIDE: tl.constexpr):
     """P from S and, of its rows, m and rz = 1 / z; if not WIDE, m is the log-sum-exp in base 2."""
     if WIDE:  # S > m only if it was added up in another order

@@ -1,16 +1,14 @@
-"""SwiGLU and GEGLU: an activation of one half of a projection that gates the other half.
+"""SwiGLU: the silu of one half of a projection gates the other half.
 
-    y = f(gate) up        dgate = dy up f'(gate)        dup = dy f(gate)
+    y = silu(gate) up        dgate = dy up silu'(gate)        dup = dy silu(gate)
 
-with f = silu for SwiGLU and f = gelu for GEGLU (Shazeer 2020, "GLU variants improve Transformer").
+(Shazeer 2020, "GLU variants improve Transformer").
 
 Decisions:
-- gate and up are two tensors, or the two halves of one. In the second case the two gradients are
+- gate and up are the two halves of one tensor, as one projection computes them. Their gradients are
   written side by side, so that nothing is joined afterwards.
-- Only the inputs are saved: recomputing f(gate) reads nothing that f'(gate) does not read.
+- Only the input is saved: recomputing silu(gate) reads nothing that silu'(gate) does not read.
 """
-
-from typing import Literal
 
 import torch
 import triton
@@ -25,127 +23,85 @@ from .activation import activate, derivative
 
 @triton.jit(do_not_specialize=["rows"])
 def gated_forward_kernel(
-    gate_ptr,  # (rows, F)
-    up_ptr,  # (rows, F)
+    x_ptr,  # (rows, 2 F): gate, then up
     y_ptr,  # (rows, F)
-    rows, F, gate_stride, up_stride,
-    ACTIVATION: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    rows, F, stride,
+    ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < F)
-    gate = tl.load(gate_ptr + row * gate_stride + column, inside, other=0).to(ACC)
-    up = tl.load(up_ptr + row * up_stride + column, inside, other=0).to(ACC)
-    tl.store(y_ptr + row * F + column, activate(gate, ACTIVATION) * up, inside)
+    gate = tl.load(x_ptr + row * stride + column, inside, other=0).to(ACC)
+    up = tl.load(x_ptr + row * stride + F + column, inside, other=0).to(ACC)
+    tl.store(y_ptr + row * F + column, activate(gate, "silu") * up, inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def gated_backward_kernel(
-    gate_ptr,  # (rows, F)
-    up_ptr,  # (rows, F)
+    x_ptr,  # (rows, 2 F)
     dy_ptr,  # (rows, F)
-    dgate_ptr,  # (rows, F)
-    dup_ptr,  # (rows, F)
-    rows, F, gate_stride, up_stride, gradient_stride,
-    ACTIVATION: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    dx_ptr,  # (rows, 2 F)
+    rows, F, stride,
+    ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < F)
     dy = tl.load(dy_ptr + row * F + column, inside, other=0).to(ACC)
-    gate = tl.load(gate_ptr + row * gate_stride + column, inside, other=0).to(ACC)
-    up = tl.load(up_ptr + row * up_stride + column, inside, other=0).to(ACC)
-    at = row * gradient_stride + column
-    tl.store(dgate_ptr + at, dy * up * derivative(gate, ACTIVATION), inside)
-    tl.store(dup_ptr + at, dy * activate(gate, ACTIVATION), inside)
+    gate = tl.load(x_ptr + row * stride + column, inside, other=0).to(ACC)
+    up = tl.load(x_ptr + row * stride + F + column, inside, other=0).to(ACC)
+    at = row * 2 * F + column
+    tl.store(dx_ptr + at, dy * up * derivative(gate, "silu"), inside)
+    tl.store(dx_ptr + at + F, dy * activate(gate, "silu"), inside)
 
 
 class SwiGLU(Operation):
-    """gate and up (..., F), or both in one tensor (..., 2 F) and up None -> y (..., F)."""
+    """gate and up as (..., 2 F) -> y (..., F)."""
 
-    schema = "swiglu(Tensor gate, Tensor? up, str activation)"
-
-    @staticmethod
-    def empty(gate, up, activation):
-        F = gate.shape[-1] // 2 if up is None else gate.shape[-1]
-        return (gate.new_empty((*gate.shape[:-1], F)),)
+    schema = "swiglu(Tensor x)"
 
     @staticmethod
-    def forward(gate, up, activation):
-        (y,) = SwiGLU.empty(gate, up, activation)
-        gate, up = _rows(gate, up)
-        strides = gate.stride(0), up.stride(0)
-        _launch(gated_forward_kernel, activation, (gate, up, y), strides)
+    def empty(x):
+        return (x.new_empty((*x.shape[:-1], x.shape[-1] // 2)),)
+
+    @staticmethod
+    def forward(x):
+        (y,) = SwiGLU.empty(x)
+        _launch(gated_forward_kernel, x, y)
         return (y,)
 
     @staticmethod
-    def saved(gate, up, activation, y):
-        return gate, up
+    def saved(x, y):
+        return (x,)
 
     @staticmethod
-    def backward(gradients, saved, needs, activation):
-        found = SwiGLU.empty_gradients(gradients, saved, needs, activation)
-        gate, up = _rows(*saved)
-        dgate, dup = _rows(*found)
-        strides = gate.stride(0), up.stride(0), dgate.stride(0)
-        tensors = gate, up, gradients[0].contiguous(), dgate, dup
-        _launch(gated_backward_kernel, activation, tensors, strides)
-        return found
+    def backward(gradients, saved, needs):
+        (dy,), (x,) = gradients, saved
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        _launch(gated_backward_kernel, x, dy.contiguous(), dx)
+        return (dx,)
 
 
-class GEGLU(SwiGLU):
-    schema = SwiGLU.schema.replace("swiglu", "geglu")  # the name in graphs and errors
-
-
-def _rows(gate, up):
-    """gate and up (rows, F), where `up` may be the second half of gate."""
-    F = gate.shape[-1] // 2 if up is None else gate.shape[-1]
-    both = gate.chunk(2, dim=-1) if up is None else (gate, up)
-    rows = (x.reshape(x.shape[:-1].numel(), F) for x in both)
-    return [x if x.stride(1) == 1 else x.contiguous() for x in rows]
-
-
-def _launch(kernel, activation, tensors, strides):
-    """Launch a kernel with its tensors, of which the first is (rows, F)."""
-    (rows, F), first = tensors[0].shape, tensors[0]
-    elements, num_warps = tile("gated_activation", first.device)
+def _launch(kernel, x, *others):
+    """Launch a kernel on the rows of x and of the other tensors, which are contiguous."""
+    x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows, F = len(x), x.shape[1] // 2
+    elements, num_warps = tile("gated_activation", x.device)
     COLUMNS = min(next_power_of_2(F), elements)
-    constants = {"ACTIVATION": activation, "ACC": triton_accumulator(first.dtype)}
-    constants |= {"ROWS": elements // COLUMNS, "COLUMNS": COLUMNS, "num_warps": num_warps}
+    constants = {"ROWS": elements // COLUMNS, "COLUMNS": COLUMNS, "num_warps": num_warps}
+    constants["ACC"] = triton_accumulator(x.dtype)
     grid = cdiv(rows, constants["ROWS"]), cdiv(F, COLUMNS)
-    launch(kernel, grid, *tensors, rows, F, *strides, **constants)
+    launch(kernel, grid, x, *others, rows, F, x.stride(0), **constants)
 
 
-def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
-    """silu(gate) * up, with silu(x) = x / (1 + e^-x) (Shazeer 2020), in one pass.
+def swiglu(x: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up in one pass, with silu(x) = x / (1 + e^-x) (Shazeer 2020).
 
-    gate and up (..., F) -> (..., F). Without `up`, gate is (..., 2 F) and its second half is up, as
-    one projection computes them. Raises ValueError if shapes or dtypes do not fit.
+    gate and up are the halves of x (..., 2 F) -> (..., F), as one projection computes them. Raises
+    ValueError if the last dimension is odd.
     """
-    return _apply(SwiGLU, gate, up, "silu")
-
-
-def geglu(
-    gate: torch.Tensor,
-    up: torch.Tensor | None = None,
-    *,
-    approximate: Literal["none", "tanh"] = "none",
-) -> torch.Tensor:
-    """gelu(gate) * up (Shazeer 2020), in one pass; `approximate` is that of `F.gelu`.
-
-    gate and up (..., F) -> (..., F). Without `up`, gate is (..., 2 F) and its second half is up, as
-    one projection computes them. Raises ValueError if shapes or dtypes do not fit.
-    """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"geglu: approximate is {approximate!r}; give 'none' or 'tanh'")
-    return _apply(GEGLU, gate, up, "gelu_tanh" if approximate == "tanh" else "gelu")
-
-
-def _apply(operation, gate, up, activation):
-    check_operands(operation.name, "gate (..., F), up (..., F)", gate, up, one_dtype=True)
-    if up is None and gate.shape[-1] % 2:
-        raise ValueError(
-            f"{operation.name}: gate {tuple(gate.shape)} has no second half; give (..., 2 F), or "
-            "give up as well"
-        )
-    return operation.apply(gate, up, activation)
+    check_operands("swiglu", "x (..., F)", x)
+    if x.shape[-1] % 2:
+        raise ValueError(f"swiglu: x {tuple(x.shape)} has no second half; give (..., 2 F)")
+    return SwiGLU.apply(x)

@@ -97,8 +97,7 @@ def test_pytorchs_int8_product(B, K, dtype):
     x, weight, _, scale, *_ = operands(B, 7, K, dtype, int8=True)
     exact = x.double() @ (weight.double() * scale.double()[:, None]).T
     error = (torch_ops.decode_linear(x.T.contiguous().T, weight, scale=scale) - exact).abs().max()
-    # the sum, the scale and their product are each rounded once to the dtype, and a sum in fp32
-    # has at most K roundings of half an eps, relative to the sum of the absolute products
+    # sum, scale and product are rounded to the dtype, and a sum in fp32 is rounded K times
     products = x.double().abs() @ (weight.double().abs() * scale.double().abs()[:, None]).T
     bound = 2 * torch.finfo(dtype).eps * exact.abs().max()
     assert error <= bound + K / 2 * torch.finfo(torch.float32).eps * products.max()

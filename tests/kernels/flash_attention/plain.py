@@ -19,7 +19,7 @@ def operands(B, H, Hkv, Tq, Tk, D, dtype=torch.float32, Dv=None):
 
 
 def plain_attention(
-    q, k, v, *, causal=True, window=0, softcap=0.0, alibi_slopes=None, ranges=None, scale=None,
+    q, k, v, *, causal=True, window=0, softcap=0.0, ranges=None, scale=None,
     keep=None, keep_scale=1.0,
 ):  # fmt: skip
     """Whole matrices in the operands' dtype; keep (B, H, Tq, Tk) booleans -> (B, H, Tq, D)."""
@@ -29,8 +29,6 @@ def plain_attention(
     row = row[:, None] + (len(key) - len(row) if causal == "bottom_right" else 0)
     if softcap:
         wei = softcap * torch.tanh(wei / softcap)
-    if alibi_slopes is not None:
-        wei = wei - alibi_slopes[:, None, None].to(wei.dtype) * (row - key).abs()
     hidden = row < key if causal else torch.zeros_like(row < key)
     if window:
         hidden = hidden | (key <= row - window)

@@ -16,7 +16,6 @@ def tensor(*values, dtype=torch.int32):
     return torch.tensor(values, dtype=dtype, device=DEVICE)
 
 
-SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE)
 DOCUMENTS = tensor([0] * 40 + [7] * 3 + [3] * 27, [5] * 70)
 PADDED = torch.arange(70, device=DEVICE) % 53 >= tensor([20], [0], [52])  # left, right, both
 PADDED[1:, 50:], PADDED[0, 53:] = False, True
@@ -61,12 +60,11 @@ def test_the_constructors():
         ("padding", 70, torch.float16, {"causal": False}),
         ("padding", 70, torch.float32, {"causal": "bottom_right", "p": 0.2}),
         ("documents", 70, torch.float32, {"softcap": 3.0, "window": 9}),
-        ("lengths of keys", 64, torch.float32, {"alibi_slopes": SLOPES}),
     ],
 )
 def test_attention_within_ranges(name, Tk, dtype, options):
-    B, H = max(2, len(RANGES[name].of_rows)), 4 if "alibi_slopes" in options else 2
-    hold(operands(B, H, H // 2, 70, Tk, 16, dtype), ranges=RANGES[name], **options)
+    B = max(2, len(RANGES[name].of_rows))
+    hold(operands(B, 2, 1, 70, Tk, 16, dtype), ranges=RANGES[name], **options)
 
 
 @pytest.mark.parametrize("table", [torch_ops.attention_qkv, attention_qkv])

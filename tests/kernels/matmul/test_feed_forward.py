@@ -1,4 +1,4 @@
-"""The feed-forward by both routes: fp64, dropout, saved tensors, routes."""
+"""The feed-forward by both routes: fp64, saved tensors, routes."""
 
 from functools import partial
 
@@ -8,14 +8,12 @@ from torch.autograd import gradcheck
 
 from kernels import torch_ops
 from kernels.common import launch
-from kernels.common.philox import rows_kept
-from kernels.matmul.feed_forward import STREAM, feed_forward
+from kernels.matmul.feed_forward import feed_forward
 from tests.numerics import hold_against
-from tests.operands import DEVICE, DTYPES, randn
+from tests.operands import DTYPES, randn
 
 ACTIVATIONS = tuple(torch_ops.ACTIVATIONS)
 ROUTES = (launch.CUBLAS, launch.GEMM)
-SEED = torch.tensor(20 * 2**32 + 26, device=DEVICE)
 
 on_both_routes = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.up)
 
@@ -36,23 +34,14 @@ def by(route, *operands, **options):
         return feed_forward(*operands, **options)
 
 
-def torchs(*operands, activation, dropout_p):
-    """PyTorch's feed-forward with the mask that the kernels draw from `SEED`."""
-    y = torch_ops.feed_forward(*operands, activation=activation)
-    keep = rows_kept(SEED, STREAM.value, y.shape[:-1].numel(), y.shape[-1], dropout_p)
-    return torch.where(keep.view(y.shape), y / (1 - dropout_p), 0)
-
-
 @on_both_routes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("activation", "dropout_p"), [(name, 0) for name in ACTIVATIONS] + [("gelu", 0.25)]
-)
-def test_values_and_gradients_against_fp64(activation, dropout_p, dtype, route):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_values_and_gradients_against_fp64(activation, dtype, route):
     """Intermediate results are rounded, so the baseline is PyTorch in the same dtype."""
-    options = {"activation": activation, "dropout_p": dropout_p}
-    functions = partial(by, route, **options, seed=SEED), partial(torchs, **options)
-    inside = operands(133, C=136, F=24, dtype=dtype)  # several tiles of the mask and of dpre
+    functions = partial(by, route), torch_ops.feed_forward
+    functions = (partial(function, activation=activation) for function in functions)
+    inside = operands(133, C=136, F=24, dtype=dtype)  # several tiles of dpre
     hold_against(*functions, inside, compute=dtype)
 
 
@@ -74,7 +63,7 @@ def test_gradients_match_the_definition(activation, route):
     """Also of a second backward, with the same bits: what is saved is not overwritten."""
     for M, C, F in ((1, 1, 1), (2, 3, 7)):
         inside = [x.requires_grad_() for x in operands(M, C=C, F=F, dtype=torch.float64)]
-        operation = partial(by, route, activation=activation, dropout_p=0.25, seed=SEED)
+        operation = partial(by, route, activation=activation)
         assert gradcheck(operation, inside, fast_mode=True)  # in one random direction
 
 
@@ -98,7 +87,7 @@ def launched(family, dtype=torch.bfloat16, C=384, **options):
     shapes = (16_384, C), (4 * C, C), (4 * C,), (C, 4 * C), (C,)
     inside = [torch.empty(s, dtype=dtype, device="meta").requires_grad_() for s in shapes]
     with launch.record(family) as launches:
-        y = feed_forward(*inside, dropout_p=0.2, **options)
+        y = feed_forward(*inside, **options)
         y.backward(torch.empty_like(y))
     names = [(one.kernel.fn.__name__, one.options.get("EPILOGUE", "")) for one in launches]
     names = [" ".join(name).strip() for name in names]
@@ -106,18 +95,18 @@ def launched(family, dtype=torch.bfloat16, C=384, **options):
 
 
 ACTIVATE, DERIVE = "activation_forward_kernel", "activation_backward_kernel"
-PASSES = [ACTIVATE, "dropout_kernel", "dropout_kernel", DERIVE]
+PASSES = [ACTIVATE, DERIVE]
 
 
 def test_products_use_the_measured_route(monkeypatch):
     """On Hopper with 384 channels, ReLU and squared ReLU have epilogues."""
-    dropouts, derive = PASSES[1:3], "gemm_kernel derivative"
-    mixed = ["gemm_kernel activate", *dropouts, derive]
+    derive = "gemm_kernel derivative"
+    mixed = ["gemm_kernel activate", derive]
     for family in launch.SHARED_MEMORY:
         measured = family == 90
         assert launched(family) == launched(family, C=768) == launched(family, C=512) == PASSES
         relu = launched(family, activation="relu")
-        assert relu == [*dropouts, derive if measured else DERIVE]
+        assert relu == [derive if measured else DERIVE]
         assert launched(family, activation="relu_squared") == (mixed if measured else PASSES)
     # a row is for its own family, dtype, shape and activation
     monkeypatch.setitem(launch.ROUTES, 90, {(2, 384, 1_536, "gelu"): launch.GEMM})
