@@ -263,6 +263,7 @@ TOKENS = (
     Case("decode_attention", ONE),
     Case("decode_attention", ONE, "fp32", {"qk_norm": True}),
     Case("decode_attention", ONE, "bf16", {"window": 256}),
+    Case("sample_token", ONE),
     Case("sample_token", ONE, "bf16", {"top_k": 40}),
     Case("sample_token", ONE, "bf16", {"top_k": 40, "top_p": 0.9}),
     Case("sample_token", ONE, "fp32", {"temperature": 0.0}),

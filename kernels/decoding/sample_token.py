@@ -181,8 +181,7 @@ def _sample(logits, seed, greedy, scale, top_k, top_p):
         launch(gumbel_noise_kernel, (width // of_program, B), seed, noise, width, **options)
     constants = {"GREEDY": greedy, "RESTRICTED": by_k or by_p, "BOTH": by_k and by_p}
     constants |= {"COLUMNS": COLUMNS, "num_warps": max(COLUMNS // per_warp, 1)}
-    scalars = V, logits.stride(0), width, scale, top_k or V, top_p
-    operands = logits, seed, noise, token, *scalars
+    operands = logits, seed, noise, token, V, logits.stride(0), width, scale, top_k or V, top_p
     launch(sample_token_kernel, (B,), *operands, **constants, **overlap)
     return token
 
