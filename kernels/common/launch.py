@@ -233,7 +233,7 @@ def overlapped(device: torch.device, allowed: bool = True) -> dict[str, bool]:
     From sm_90 on (programmatic dependent launch), such a kernel waits by `gdc_wait` before it reads
     what other kernels write, and before it writes; `OVERLAPPED` is its constexpr.
     """
-    if INTERPRETED or architecture(device) < 90 or not allowed:
+    if (INTERPRETED and not is_recording()) or architecture(device) < 90 or not allowed:
         return {"OVERLAPPED": False}
     return {"OVERLAPPED": True, "launch_pdl": True}
 

@@ -194,8 +194,7 @@ def _decode_attention(qkv, cache, position, cos, sin, window, qk_norm, eps):
         m, z = torch.empty((2, parts, B, H), **wide)
     constants |= {"H": H, "HKV": HKV, "D": D, "BLOCK_D": BLOCK_D, "PART": part, "num_warps": 4}
     constants["KEYS"] = min(elements // BLOCK_D, keys, part)
-    constants["ACC"] = triton_accumulator(qkv.dtype)
-    constants |= overlapped(qkv.device)
+    constants |= {"ACC": triton_accumulator(qkv.dtype)} | overlapped(qkv.device)
     operands = qkv, cache, position, cos, sin, partial, m, z, B, T
     launch(decode_attention_kernel, (rows, parts), *operands, **constants)
     if parts > 1:

@@ -142,6 +142,7 @@ def assert_all_executed(case, executed, is_optimizer=False) -> None:
 @pytest.mark.parametrize("case", [*CASES, *TOKENS], ids=str)
 def test_operations(case, ptx):
     sizes = case.sizes._replace(**{"B": 1, "T": 16} | SMALL.get(case.operation, {}))
+    sizes = sizes._replace(V=min(sizes.V, case.sizes.V))  # an embedding of few tokens is another
     if case.operation.startswith("attention"):
         heads = 6 if case.operation == "attention_qkv" else 2
         whole = 256 if case.sizes == WIDE_HEADS or "wide_values" in case.options else 192  # tiles
