@@ -176,7 +176,7 @@ def _sample(logits, seed, greedy, scale, top_k, top_p):
     COLUMNS = min(max(next_power_of_2(V), 16), elements)
     overlap, noise, width = overlapped(logits.device), None, cdiv(V, COLUMNS) * COLUMNS
     if V > COLUMNS and not greedy:
-        noise = torch.empty(B, width, device=logits.device)
+        noise = torch.empty(B, width, dtype=torch.float32, device=logits.device)
         options = {"COLUMNS": of_program, "num_warps": 4} | overlap
         launch(gumbel_noise_kernel, (width // of_program, B), seed, noise, width, **options)
     constants = {"GREEDY": greedy, "RESTRICTED": by_k or by_p, "BOTH": by_k and by_p}
