@@ -180,36 +180,9 @@ def test_selection_is_written_alone(command):
 
 # --- listings -------------------------------------------------------------------------------------
 
-LISTING = """
-	.headerflags	@"EF_CUDA_SM90"
-.text._forward:
-        /*0000*/                   LDC R1, c[0x0][0x28] ;                  /* 0x00000a00ff017b82 */
-        /*0010*/              @!P0 LDG.E.128 R4, desc[UR10][R12.64] ;
-        /*0020*/                   LDG.E.U16 R5, desc[UR10][R12.64+0x2] ;
-        /*0030*/                   LDG.E.ENL2.256 R8, desc[UR10][R12.64+0x2] ;
-.L_x_1:
-        /*0040*/                   LDGSTS.E.BYPASS.LTC128B.128 [R4], desc[UR8][R2.64] ;
-        /*0070*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], !UPT ;
-        /*0080*/                   MUFU.EX2 R3, R3 ;
-        /*0090*/                   MUFU.RCP R3, R3 ;
-        /*00b0*/                   REDUX.SUM UR4, R3 ;
-        /*00c0*/               @P1 BRA `(.L_x_1) ;
-        /*00d0*/                   STL [R1], R3 ;
-        /*00d8*/                   STL.64 [R1], RZ                  &rd=0x1  ?trans1;
-        /*00e0*/                   LDL.LU R3, [R1] ;
-        /*00f0*/                   STG.E.64 desc[UR10][R2.64], R4 ;
-        /*0100*/                   STG.E desc[UR10][R2.64], R4 ;
-        /*0110*/                   RED.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R5 ;
-        /*0120*/                   ATOMS.OR RZ, [UR6+0x14], R2 ;
-        /*0128*/                   ATOMG.E.EXCH.STRONG.GPU PT, RZ, [R2], R5 ;
-        /*0130*/                   UTMALDG.2D [UR4], [UR6] ;
-        /*0140*/                   EXIT ;
-        /*0190*/                   NOP;
-"""
-
 
 def test_instructions_are_counted_by_their_meaning():
-    code = sass.parse(LISTING)
+    code = sass.parse(Path(__file__).with_name("listing.sass").read_text())
     assert code[1] == sass.Instruction("LDG.E.128", "R4, desc[UR10][R12.64]")
     assert sass.counts(code) == {
         "instructions": 20,  # NOP does not count
