@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kernels
+from kernels import torch_ops, triton_ops
 from kernels.common import launch, philox
 from kernels.decoding.sample_token import sample_token
 from tests.kernels.common.test_philox import seed_of
@@ -79,13 +79,16 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.9), (9, 0.5), (150, 0.9)])
-def test_a_vocabulary_of_many_tiles(top_k, top_p):
-    logits = randn(2, 300, scale=0.1)
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (1.0, 3, 1.0), (0.5, 0, 0.4), (1.0, 5, 0.3), (3.0, 150, 0.4)],
+)
+def test_a_vocabulary_of_many_tiles(temperature, top_k, top_p):
+    logits = randn(6, 300)
     logits[1, :2] += 200  # exp(200) overflows in fp32
-    for seed in map(seed_of, range(4)):  # some sample the less likely of those two
-        sampled = sample_token(logits, top_k=top_k, top_p=top_p, seed=seed)
-        assert torch.equal(sampled, sample_by_sorting(logits, 1.0, top_k, top_p, seed))
+    for seed in map(seed_of, range(2)):  # one samples the less likely of those two
+        rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        assert torch.equal(sample_token(logits, **rule), sample_by_sorting(logits, **rule))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -95,7 +98,7 @@ def test_greedy_selects_the_first_of_equal_tokens():
     assert sample_token(logits, temperature=0.0).tolist() == [70]
 
 
-@pytest.mark.parametrize("sample", [sample_by_sorting, kernels.load("torch").sample_token])
+@pytest.mark.parametrize("sample", [sample_by_sorting, torch_ops.OPS.sample_token])
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), DRAWING_RULES)
 def test_tokens_have_the_distribution(sample, temperature, top_k, top_p):
     """Over the rows of one seed, and over consecutive seeds, as used for consecutive tokens."""
@@ -107,9 +110,9 @@ def test_tokens_have_the_distribution(sample, temperature, top_k, top_p):
     assert_drawn_from(torch.cat(seeds), probabilities)
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=[torch_ops, triton_ops], ids=["torch", "triton"])
 def operation(request):
-    return kernels.load(request.param, DEVICE).sample_token
+    return request.param.OPS.sample_token
 
 
 def test_the_token_is_a_function_of_the_seed(operation):
