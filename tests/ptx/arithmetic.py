@@ -170,7 +170,9 @@ def operation(opcode: tuple[str, ...]) -> tuple[Callable, list[str], str] | None
         result = modifiers.pop()
         if result.endswith("x2"):
             function = lambda high, low: np.stack((low, high), 1).ravel()  # noqa: E731
-        if modifiers not in ([], ["rn"]):
+        if modifiers == ["rni"]:
+            function = np.rint
+        elif modifiers not in ([], ["rn"]):
             return None
     elif name == "setp":
         function, result = _comparison(modifiers[0], "f" in type_), "pred"

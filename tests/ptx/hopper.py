@@ -55,8 +55,8 @@ class Barrier:
             raise Fault(f"waits for {what}")
         for lane, _, address, inside, places, size in self.tiles:
             values = np.zeros(len(lane), BITS[size])
-            program, lane = machine.program[lane[inside]], lane[: len(places)]
-            (values[inside],) = machine.memory.load(address[inside], size, 1, program)
+            (values[inside],) = machine.memory.load(address[inside], size, 1, machine, lane[inside])
+            lane = lane[: len(places)]
             machine.shared.land(places, list(values.reshape(len(places), -1).T), lane)
             landed = machine.shared.granules(places, CHUNK, lane)
             machine.shared.written[landed], machine.shared.writer[landed] = 0, MANY
@@ -149,8 +149,9 @@ def describe(machine, one) -> None:
             fields = state.edited.setdefault((program, address), {})
             fields[one.opcode[3] + "".join(index)] = number
     else:
-        nothing = np.zeros(len(lanes), np.uint64)
-        machine.memory.store(machine.address(at, 128), [nothing] * 16, machine.program[lanes])
+        first = lanes % WARP == 0  # a warp copies once
+        to, nothing = machine.address(at, 128)[first], np.zeros(first.sum(), np.uint64)
+        machine.memory.store(to, [nothing] * 16, machine, lanes[first])
         for program, to, address in _each(machine, at, index[0]):
             state.descriptors[to] = dict(state.edited.get((program, address), {}))
 
@@ -215,8 +216,7 @@ def copy(machine, one) -> None:
             for tile in done:
                 lane, _, address, inside, places, size = tile
                 values = np.stack(read(machine, places, size, lane[: len(places)]), 1).ravel()
-                program = machine.program[lane[inside]]
-                machine.memory.store(address[inside], [values[inside]], program)
+                machine.memory.store(address[inside], [values[inside]], machine, lane[inside])
                 _count(machine, "store", tile)
         case _:
             tensor_cores.copy(machine, one)

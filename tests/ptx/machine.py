@@ -213,7 +213,7 @@ class Machine:
         address, lanes = self.address(at, size * len(targets)), self.lane[self.active]
         self.count_access(space, "load", address, size * len(targets), lanes)
         if space == "global":
-            values = self.memory.load(address, size, len(targets), self.program[lanes])
+            values = self.memory.load(address, size, len(targets), self, lanes)
         else:
             values = self.shared.load(address, size, len(targets), lanes)
         for name, value in zip(targets, values, strict=True):
@@ -236,7 +236,7 @@ class Machine:
         self.count_access(space, "store", address, size * len(values), lanes)
         if space == "global":
             check(self.beside[lanes], "stores while the previous kernel may still be running")
-            self.memory.store(address, values, self.program[lanes])
+            self.memory.store(address, values, self, lanes)
         else:
             self.shared.store(address, values, lanes)
 

@@ -2,7 +2,7 @@
 
 Global memory is that of this process. An access outside the operands is a fault, and so is a byte
 that two programs write, or that one writes and another reads: the result would depend on the order
-of the programs.
+of the programs. What a thread writes, others of its program may read or write after a barrier.
 
 Shared memory belongs to a program. A byte must be written before it is read, and two accesses by
 different threads, of which one is a write, must have a barrier between them, or `bar.warp.sync` if
@@ -55,24 +55,37 @@ class GlobalMemory:
         self.starts, self.ends = np.array(spans).T
         lengths = (self.ends - self.starts) // granule + 2
         self.granule, self.first = granule, np.cumsum(lengths) - lengths - self.starts // granule
-        self.writer = np.zeros(lengths.sum(), np.int32)  # program + 1, by granule
+        # by granule: the program + 1 and the thread that wrote it last, and when
+        self.writer, self.thread, self.written = np.zeros((3, lengths.sum()), np.int32)
         self.reads: list[tuple[np.ndarray, np.ndarray]] = []  # granules and programs
 
-    def load(self, address: np.ndarray, size: int, count: int, program: np.ndarray) -> list:
+    def load(self, address: np.ndarray, size: int, count: int, machine, lanes) -> list:
         """`count` arrays (accesses,) of numbers of `size` bytes that stand one after the other."""
-        self.reads.append((self._granules(address, size * count), program))
+        granules = self._granules(address, size * count)
+        self._check_race(granules, machine, lanes, "reads")
+        self.reads.append((granules, machine.program[lanes]))
         values, index = PROCESS.view(BITS[size]), (address - FIRST) // size
         return [values[index + i] for i in range(count)]
 
-    def store(self, address: np.ndarray, values: list[np.ndarray], program: np.ndarray) -> None:
-        size, owner = values[0].itemsize, program[:, None] + 1
+    def store(self, address: np.ndarray, values: list[np.ndarray], machine, lanes) -> None:
+        size, owner = values[0].itemsize, machine.program[lanes][:, None] + 1
         granules = self._granules(address, size * len(values))
+        self._check_race(granules, machine, lanes, "writes")
         before = self.writer[granules]
         self.writer[granules] = owner
+        self.thread[granules], self.written[granules] = lanes[:, None], machine.shared.now
         other = np.where(before == 0, self.writer[granules], before)
         check(other != owner, lambda i: f"program {other[i].max() - 1} writes the same bytes")
+        self._check_race(granules, machine, lanes, "writes")
         for i, value in enumerate(values):
             PROCESS.view(BITS[size])[(address - FIRST) // size + i] = value
+
+    def _check_race(self, granules, machine, lanes, what: str) -> None:
+        """Raise if another thread of the program has written this since the last barrier."""
+        mine = self.writer[granules] == machine.program[lanes][:, None] + 1
+        other, barrier = self.thread[granules], machine.shared.barrier[lanes][:, None]
+        racing = mine & (other != lanes[:, None]) & (self.written[granules] >= barrier)
+        check(racing, f"{what} what another thread wrote without a barrier between them")
 
     def check_order(self) -> None:
         """Raise if a program has read what another one wrote."""

@@ -127,8 +127,8 @@ def copy(machine, one) -> None:
         values, address = np.zeros((len(lanes), size), np.uint8), machine.address(source, size)
         if reads.any():
             machine.count_access("global", "load", address[reads], size, lanes[reads])
-            program = machine.program[lanes[reads]]
-            values[reads] = np.stack(machine.memory.load(address[reads], 1, size, program), 1)
+            read = machine.memory.load(address[reads], 1, size, machine, lanes[reads])
+            values[reads] = np.stack(read, 1)
         address = machine.address(to, size)
         machine.count_access("shared", "store", address, size, lanes)
         machine.shared.access(address, size, lanes, is_write=True, is_copy=True)
