@@ -50,13 +50,10 @@ def seed_of_call(seed: torch.Tensor | None, p: float, device: torch.device) -> t
 
 
 @triton.jit
-def keep_in_rows(seed, stream, rows, first_column, threshold, COLUMNS: tl.constexpr):
-    """The mask (R, COLUMNS) of `rows` (R,) and columns first_column + [0, COLUMNS).
-
-    `first_column` and COLUMNS are multiples of 8, COLUMNS a power of two.
-    """
+def keep_in_rows(seed, stream, rows, threshold, COLUMNS: tl.constexpr):
+    """The mask (R, COLUMNS) of `rows` (R,), for COLUMNS a power of two from 8 on."""
     cell_row = rows.to(tl.int32)[:, None]  # (R, 1)
-    cell_column = (first_column // 8 + tl.arange(0, COLUMNS // 8))[None, :]  # (1, COLUMNS / 8)
+    cell_column = tl.arange(0, COLUMNS // 8)[None, :]  # (1, COLUMNS / 8)
     stream = tl.cast(stream, tl.uint32)
     a, b, c, d = tl.philox(seed, cell_row, cell_column, stream, 0, ROUNDS)  # (R, COLUMNS / 8) each
     a, b, c, d = a[:, :, None], b[:, :, None], c[:, :, None], d[:, :, None]

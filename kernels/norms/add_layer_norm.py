@@ -70,7 +70,7 @@ def add_layer_norm_forward_kernel(
         at = tl.broadcast_to(column, (ROWS, COLUMNS))  # the layout of x in registers
         x += tl.load(x_bias_ptr + at, at < C, other=0).to(ACC)
     if seed_ptr is not None:
-        keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
+        keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, threshold, COLUMNS)
         x = tl.where(keep, x * scale, 0)
     total = (residual.to(ACC) + x).to(total_ptr.dtype.element_ty)
     tl.store(packed_rows(total_ptr, first, C, ROWS) + column, total, inside)
@@ -125,7 +125,7 @@ def add_layer_norm_backward_kernel(
             dtotal += tl.load(arrived, inside, other=0).to(ACC)
         tl.store(packed_rows(dresidual_ptr, first, C, ROWS) + column, dtotal, inside)
         if seed_ptr is not None:
-            keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, 0, threshold, COLUMNS)
+            keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, threshold, COLUMNS)
             dtotal = tl.where(keep, dtotal * scale, 0)
         if dx_ptr is not None:
             tl.store(packed_rows(dx_ptr, first, C, ROWS) + column, dtotal, inside)
