@@ -126,8 +126,8 @@ def attention_forward_kernel(
         m = m_new
 
     # --- output ---
-    if UNSEEING:  # 0 for a row that sees no key, and P = 2^(S - inf) = 0 in the backward pass
-        m, z = tl.where(z == 0.0, float("inf"), m), tl.where(z == 0.0, 1.0, z)
+    if UNSEEING:  # 0 for a row that sees no key; the backward pass masks its P
+        z = tl.where(z == 0.0, 1.0, z)
     out_ptr += batch * stride_outb + head * stride_outh
     out = (acc * (KEEP_SCALE / z)[:, None]).to(out_ptr.dtype.element_ty)
     inside = None if EVEN else (row < Tq)[:, None] & is_e
