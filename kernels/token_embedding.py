@@ -23,7 +23,7 @@ from .common.dtypes import accumulator, triton_accumulator
 from .common.launch import cdiv, launch, multiprocessors, next_power_of_2, tile
 from .common.operands import check_operands
 from .common.operator import Operation
-from .common.shares import WIDE, sum_shares
+from .common.sums import WIDE, sum_shares
 
 FEW_TOKENS = 256  # of a vocabulary of bytes
 

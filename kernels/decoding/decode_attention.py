@@ -27,6 +27,7 @@ from ..common.dtypes import accumulator, triton_accumulator
 from ..common.launch import cdiv, launch, next_power_of_2, overlapped, tile
 from ..common.operands import check_operands
 from ..common.operator import is_traced, register
+from ..common.sums import sum_of_products
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_HEAD = 256
@@ -75,13 +76,13 @@ def decode_attention_kernel(
         inside = seen[:, None] & (d < D)[None, :]
         k = tl.load(k_ptr + at, inside, other=0).to(ACC)  # (KEYS, BLOCK_D)
         v = tl.load(v_ptr + at, inside, other=0).to(ACC)  # (KEYS, BLOCK_D)
-        s = tl.sum(q[None, :] * k, 1) * (SCALE * LOG2_E)  # (KEYS,)
+        s = sum_of_products(q[None, :], k, 1) * (SCALE * LOG2_E)  # (KEYS,)
         s = tl.where(seen, s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 0))
         p = tl.exp2(s - m_new)
         alpha = tl.exp2(m - m_new)
         z = z * alpha + tl.sum(p, 0)
-        acc = acc * alpha + tl.sum(p[:, None] * v, 0)
+        acc = acc * alpha + sum_of_products(p[:, None], v, 0)
         m = m_new
 
     # --- the new token, in the first part ---
@@ -93,7 +94,7 @@ def decode_attention_kernel(
         if head % (H // HKV) == 0:
             tl.store(k_ptr + position * D + d, k, d < D)
             tl.store(v_ptr + position * D + d, v, d < D)
-        s = _sum_of_products(q, k.to(ACC)) * (SCALE * LOG2_E)
+        s = sum_of_products(q, k.to(ACC), 0) * (SCALE * LOG2_E)
         m_new = tl.maximum(m, s)
         p = tl.exp2(s - m_new)
         alpha = tl.exp2(m - m_new)
@@ -122,7 +123,7 @@ def _positioned(
 ):  # fmt: skip
     """The query or key (BLOCK_D,), RMS-normalised if NORM and rotated unless cos_ptr is None."""
     x = tl.load(x_ptr + d, d < D, other=0).to(ACC)
-    rstd = tl.rsqrt(_sum_of_products(x, x) / D + EPS) if NORM else 1.0
+    rstd = tl.rsqrt(sum_of_products(x, x, 0) / D + EPS) if NORM else 1.0
     x *= rstd
     if cos_ptr is not None:
         at = position * D + d
@@ -130,17 +131,6 @@ def _positioned(
         x *= tl.load(cos_ptr + at, d < D, other=0).to(ACC)
         x += other * tl.load(sin_ptr + at, d < D, other=0).to(ACC)
     return x
-
-
-@triton.jit
-def _sum_of_products(a, b):
-    """The sum of a b, the same in every thread.
-
-    Threads exchange their products and add them. If the compiler fused the own product and the sum,
-    one of the two products would not be rounded, so that the two threads would hold different sums,
-    and both store theirs to the same place in shared memory. It cannot fuse fma(a, b, 0).
-    """
-    return tl.sum(tl.fma(a, b, 0.0), 0)
 
 
 @triton.jit
@@ -164,7 +154,7 @@ def decode_attention_combine_kernel(
     inside = (part < PARTS)[:, None] & (d < D)[None, :]
     acc = tl.load(parts_ptr + at[:, None] * D + d[None, :], inside, other=0)
     weight = tl.exp2(m - tl.max(m, 0))  # 0 for a part without keys
-    out = tl.sum(acc * weight[:, None], 0) / tl.sum(z * weight, 0)
+    out = sum_of_products(acc, weight[:, None], 0) / sum_of_products(z, weight, 0)
     tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), d < D)
 
 

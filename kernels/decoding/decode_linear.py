@@ -34,6 +34,7 @@ from ..common.dtypes import triton_accumulator
 from ..common.launch import cdiv, launch, next_power_of_2, overlapped, tile
 from ..common.operands import check_operands
 from ..common.operator import is_traced, register
+from ..common.sums import sum_of_products
 from ..matmul.activation import activate
 
 MOST_ROWS = 4  # one after the other; with 8, GPT-2 was slower than by PyTorch on an H200
@@ -90,11 +91,11 @@ def decode_linear_kernel(
             if NORM == "layer_norm":
                 x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)
                 x = tl.where(column < K, x - tl.sum(x, 0) / K, 0)  # the rounding error of the mean
-            x *= tl.rsqrt(tl.sum(x * x, 0) / K + EPS)
+            x *= tl.rsqrt(sum_of_products(x, x, 0) / K + EPS)
             x *= gain
             if norm_bias_ptr is not None:
                 x += shift
-        y = tl.sum(w * x[None, :], 1)  # (FEATURES,)
+        y = sum_of_products(w, x[None, :], 1, SINGLE=COLUMNS < 64)  # (FEATURES,)
         if scale_ptr is not None:
             y *= scale
         if bias_ptr is not None:

@@ -24,6 +24,7 @@ import triton.language as tl
 
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
+from ..common.sums import sum_of_products
 from .options import batch_stride, tiled, together
 from .scores import (
     BOTTOM_RIGHT,
@@ -86,7 +87,7 @@ def attention_backward_q_kernel(
     at = (batch * H + head) * Tq + row
     m = read(statistics_ptr + at, is_row)  # (M,)
     rz = 1.0 / read(statistics_ptr + pairs * Tq + at, is_row, 1.0)[:, None] if WIDE else None
-    delta = tl.zeros((M,), ACC) if WIDE else tl.sum(dout.to(ACC) * out.to(ACC), 1)
+    delta = tl.zeros((M,), ACC) if WIDE else sum_of_products(dout.to(ACC), out.to(ACC), 1)
 
     # --- every tile of keys; for wide operands twice, and at first for delta ---
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
@@ -128,7 +129,7 @@ def attention_backward_q_kernel(
                 keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
                 dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
             if visit == 0:
-                delta += tl.sum(p * dp, 1)
+                delta += sum_of_products(p, dp, 1)
             else:
                 ds = p * (dp - delta[:, None])
                 if SOFTCAP > 0:

@@ -23,6 +23,7 @@ import triton.language as tl
 
 from ..common.dtypes import triton_accumulator
 from ..common.launch import cdiv, launch, next_power_of_2, tile
+from ..common.sums import sum_of_products
 
 
 @triton.jit
@@ -49,7 +50,7 @@ def _inside(d, row_inside, D: tl.constexpr, HALF: tl.constexpr):
 @triton.jit
 def _rstd(a, b, D: tl.constexpr, EPS: tl.constexpr):
     """rstd (ROWS, 1) of heads with the halves a and b."""
-    return tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + EPS)[:, None]
+    return tl.rsqrt((sum_of_products(a, a, 1) + sum_of_products(b, b, 1)) / D + EPS)[:, None]
 
 
 @triton.jit
@@ -110,7 +111,7 @@ def rotary_backward_kernel(
         a, b = _halves(x_ptr, begin + head * D, d, inside, D, HALF, ACC)
         rstd = _rstd(a, b, D, EPS)
         a, b = a * rstd, b * rstd
-        common = ((tl.sum(da * a, 1) + tl.sum(db * b, 1)) / D)[:, None]
+        common = ((sum_of_products(da, a, 1) + sum_of_products(db, b, 1)) / D)[:, None]
         da, db = (da - a * common) * rstd, (db - b * common) * rstd
     at = (token * dx_stride + head * D)[:, None] + d[None, :]
     in_a, in_b = _inside(d, inside, D, HALF)

@@ -22,7 +22,7 @@ from ..common.dtypes import autocast_dtype
 from ..common.launch import route
 from ..common.operands import check_operands
 from ..common.operator import Operation
-from ..common.shares import sum_shares
+from ..common.sums import sum_shares
 from . import gemm
 from .activation import ACTIVATIONS, FROM_HIDDEN, activation_backward, activation_forward
 

@@ -30,6 +30,7 @@ from ..common.launch import cdiv, launch
 from ..common.operands import check_operands
 from ..common.operator import Operation
 from ..common.row_layout import as_rows, packed_rows, row_pointers, row_tile
+from ..common.sums import sum_of_products
 from .norm_parameter_gradients import (
     count_parameters,
     empty_shares,
@@ -57,7 +58,7 @@ def normalise(
         rounding = tl.sum(x, 1) / C  # of the mean, which may be much larger than the deviation
         x = tl.where(column < C, x - rounding[:, None], 0)
         mean += rounding
-    rstd = tl.rsqrt(tl.sum(x * x, 1) / C + EPS)
+    rstd = tl.rsqrt(sum_of_products(x, x, 1) / C + EPS)
     y = x * rstd[:, None]
     if weight_ptr is not None:
         y *= tl.load(weight_ptr + column, column < C, other=0).to(y.dtype)
@@ -78,7 +79,7 @@ def input_gradient(
     dxhat = dy
     if weight is not None:
         dxhat *= weight
-    common = xhat * (tl.sum(dxhat * xhat, 1) / C)[:, None]
+    common = xhat * (sum_of_products(dxhat, xhat, 1) / C)[:, None]
     if CENTRED:
         common += (tl.sum(dxhat, 1) / C)[:, None]
     return (dxhat - common) * rstd  # exactly 0 for a single column

@@ -14,7 +14,7 @@ import triton.language as tl
 from ..common.dtypes import accumulator
 from ..common.launch import cdiv, multiprocessors, tile
 from ..common.row_layout import row_tile
-from ..common.shares import sum_shares
+from ..common.sums import sum_shares
 
 REGISTER_FILE = 65_536  # registers of an SM
 

@@ -1,7 +1,7 @@
 """What a compiled kernel does in a launch of the ledger's size, counted by executing some programs.
 
-The operands are zeros, which cost no memory until they are written. Counts are means over
-`SAMPLES` programs, spread over the grid: exact where all programs do the same work.
+The operands are zeros, which cost no memory until they are written; caches of keys are full. Counts
+are means over `SAMPLES` programs, spread over the grid: exact where all programs do the same work.
 """
 
 import functools
@@ -69,6 +69,8 @@ def executed(one: Launch, kernel) -> dict | str:
     if one.options.get("DESCRIBED"):
         return "not executed: a program walks over thousands of tiles"
     one = one._replace(arguments=tuple(map(zeros, one.arguments)))
+    if "position_ptr" in named:  # of the new token: the last one
+        one.arguments[list(named).index("position_ptr")].fill_(named["T"] - 1)
     programs = math.prod(one.grid)
     sample = sorted({int(programs * (0.618034 * i % 1)) for i in range(SAMPLES)})  # golden ratio
     counts: Counter = Counter()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels import torch_ops
 from kernels.common import launch, row_layout
-from kernels.common.shares import ELEMENTS, NARROW
+from kernels.common.sums import ELEMENTS, NARROW
 from kernels.norms import norm_parameter_gradients
 from kernels.norms.layer_norm import WIDEST, layer_norm, rms_norm
 from tests.numerics import differentiate, hold_against
