@@ -2,7 +2,7 @@
 
 Global memory is that of this process. An access outside the operands is a fault, and so is a byte
 that two programs write, or that one writes and another reads: the result would depend on the order
-of the programs. What a thread writes, others of its program may read or write after a barrier.
+of the programs. Threads of a program need a barrier between a write and a later read or write.
 
 Shared memory belongs to a program. A byte must be written before it is read, and two accesses by
 different threads, of which one is a write, must have a barrier between them, or `bar.warp.sync` if
@@ -76,7 +76,7 @@ class GlobalMemory:
         self.thread[granules], self.written[granules] = lanes[:, None], machine.shared.now
         other = np.where(before == 0, self.writer[granules], before)
         check(other != owner, lambda i: f"program {other[i].max() - 1} writes the same bytes")
-        self._check_race(granules, machine, lanes, "writes")
+        self._check_race(granules, machine, lanes, "writes")  # by this instruction
         for i, value in enumerate(values):
             PROCESS.view(BITS[size])[(address - FIRST) // size + i] = value
 
