@@ -5,6 +5,8 @@
     dS     = P (dP - delta)               delta = rowsum(dout out), equal to rowsum(P dP)
     dQ     = scale dS K                   dK    = scale dS^T Q
 
+The kernels compute (1 - p) times dP, delta and dS, and divide dQ and dK by 1 - p at the end.
+
 - The "q" kernel owns a tile of rows and visits keys, the "kv" kernel owns a tile of keys and visits
   rows. Computing S in both costs two products more than accumulating dQ over all programs, but one
   program makes every sum in one order: no atomics, the same bits every time.
@@ -44,7 +46,7 @@ from .scores import (
 @triton.jit(do_not_specialize=["H", "together"])
 def attention_backward_q_kernel(
     dq_ptr,  # (B, H, Tq, D)
-    delta_ptr,  # (B, H, Tq), written for the "kv" kernel
+    delta_ptr,  # (B, H, Tq), (1 - p) delta for the "kv" kernel
     dout_ptr,  # (B, H, Tq, Dv)
     out_ptr,  # (B, H, Tq, Dv)
     statistics_ptr,  # (1 or 2, B, H, Tq), of the forward pass
@@ -87,7 +89,9 @@ def attention_backward_q_kernel(
     at = (batch * H + head) * Tq + row
     m = read(statistics_ptr + at, is_row)  # (M,)
     rz = 1.0 / read(statistics_ptr + pairs * Tq + at, is_row, 1.0)[:, None] if WIDE else None
-    delta = tl.zeros((M,), ACC) if WIDE else sum_of_products(dout.to(ACC), out.to(ACC), 1)
+    delta = tl.zeros((M,), ACC)
+    if not WIDE and KEEP_SCALE > 0:
+        delta = sum_of_products(dout.to(ACC), out.to(ACC), 1) / KEEP_SCALE
 
     # --- every tile of keys; for wide operands twice, and at first for delta ---
     k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
@@ -127,7 +131,7 @@ def attention_backward_q_kernel(
             dp = products(dout, v, ACC)  # (M, N)
             if THRESHOLD > 0:
                 keep = keep_in_tile(seed, head, batch, first_row, first_key, THRESHOLD, M, N)
-                dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
+                dp = tl.where(keep, dp, 0.0)
             if visit == 0:
                 delta += sum_of_products(p, dp, 1)
             else:
@@ -138,7 +142,7 @@ def attention_backward_q_kernel(
 
     # --- output ---
     dq_ptr += batch * stride_dqb + head * stride_dqh
-    dq = (dq * SCALE).to(dq_ptr.dtype.element_ty)
+    dq = (dq * (SCALE * KEEP_SCALE)).to(dq_ptr.dtype.element_ty)
     tl.store(dq_ptr + long_row * stride_dqt + d[None, :], dq, inside)
 
 
@@ -146,7 +150,7 @@ def attention_backward_q_kernel(
 def attention_backward_kv_kernel(
     dk_ptr,  # (B, Hkv, Tk, D)
     dv_ptr,  # (B, Hkv, Tk, Dv)
-    delta_ptr,  # (B, H, Tq)
+    delta_ptr,  # (B, H, Tq): (1 - p) delta
     dout_ptr,  # (B, H, Tq, Dv)
     statistics_ptr,  # (1 or 2, B, H, Tq), of the forward pass
     q_ptr,  # (B, H, Tq, D)
@@ -243,7 +247,7 @@ def attention_backward_kv_kernel(
             dv = tl.dot(kept.to(dout.dtype), dout, dv, input_precision="ieee", out_dtype=ACC)
             dp = products(v, dout, ACC, WIDE)  # (N, M)
             if THRESHOLD > 0:
-                dp = tl.where(keep, dp * KEEP_SCALE, 0.0)
+                dp = tl.where(keep, dp, 0.0)
             delta = read(delta_ptr + first + row, is_row)  # (M,)
             ds = p * (dp - delta[None, :])
             if SOFTCAP > 0:
@@ -252,7 +256,7 @@ def attention_backward_kv_kernel(
 
     # --- output ---
     dk_ptr += batch * stride_dkb + kv_head * stride_dkh
-    dk = (dk * SCALE).to(dk_ptr.dtype.element_ty)
+    dk = (dk * (SCALE * KEEP_SCALE)).to(dk_ptr.dtype.element_ty)
     tl.store(dk_ptr + long_key * stride_dkt + d[None, :], dk, inside)
     dv_ptr += batch * stride_dvb + kv_head * stride_dvh
     dv = (dv * KEEP_SCALE).to(dv_ptr.dtype.element_ty)
