@@ -47,7 +47,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5) -> T
 
 
 def add_layer_norm(
-    residual: Tensor,
+    residual: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -60,7 +60,8 @@ def add_layer_norm(
     """The residual sum and its LayerNorm, (..., C) each; see `kernels.add_layer_norm`."""
     if x_bias is not None:
         x = x + x_bias.to(x.dtype)
-    total = residual + F.dropout(x, dropout_p)
+    x = F.dropout(x, dropout_p)
+    total = x if residual is None else residual + x
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
 

@@ -13,7 +13,7 @@ import torch.nn as nn
 from ..config.model import IGNORE_INDEX, ModelConfig
 from .layers import MASKS, Block, Norm, PackedProjection
 from .reference import Blocks, initialise_projections, number_documents
-from .residual import Linear
+from .residual import Linear, Residual
 
 
 class GPT(nn.Module):
@@ -32,7 +32,6 @@ class GPT(nn.Module):
         self.token_embedding_table = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout(config.embedding_dropout_p)
         self.blocks = Blocks(*[Block(config, ops) for _ in range(config.n_layer)])
         self.ln_f = Norm(config, ops)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
@@ -66,9 +65,12 @@ class GPT(nn.Module):
             if self.config.document_mask:
                 documents = number_documents(tokens, self.config.end_of_text)
                 options["ranges"] = self.ops.document_ranges(documents)
-            x, seeds = self.embed(tokens), self.dropout_seeds(tokens.device)
-            for index, block in enumerate(self.blocks):
-                x = block(x, seeds=seeds[index], **options)  # (B, T, C)
+            seeds, of_embedding = self.dropout_seeds(tokens.device)
+            x, p = self.embed(tokens), self.config.embedding_dropout_p  # (B, T, C)
+            if self.training and p:
+                x = Residual(None, x, None, p, of_embedding)  # dropped by the first norm
+            for block, of_block in zip(self.blocks, seeds, strict=True):
+                x = block(x, seeds=of_block, **options)  # (B, T, C)
         else:
             x = self.token_embedding_table(tokens)  # (R, C)
             if self.config.position == "learned":
@@ -89,11 +91,16 @@ class GPT(nn.Module):
         return None, loss
 
     def dropout_seeds(self, device):
-        """The seeds of the masks of each block, drawn at once; () each, or None to drop nothing."""
-        if not self.training or not self.config.dropout:
-            return [[None] * MASKS] * len(self.blocks)
+        """The seeds of the masks of each block and of the embedding, drawn at once: () each.
+
+        They are None to drop nothing.
+        """
+        layers, config = len(self.blocks), self.config
+        if not self.training or not (config.dropout or config.embedding_dropout_p):
+            return [[None] * MASKS] * layers, None
         # two numbers for each seed, so that the kernels' pointers to them are aligned to 16 bytes
-        return torch.randint(2**63 - 1, (len(self.blocks), MASKS, 2), device=device)[..., 0]
+        *seeds, of_embedding = torch.randint(2**63 - 1, (layers + 1, MASKS, 2), device=device)
+        return [seed[:, 0] for seed in seeds], of_embedding[0, 0]
 
     def embed(self, tokens):
         """Contexts (B, T) -> (B, T, C), each from position 0 on."""
@@ -105,4 +112,4 @@ class GPT(nn.Module):
             # the residual stream in the dtype of the products: half the bytes, as in llm.c
             dtype = torch.get_autocast_dtype(device)
         table = self.token_embedding_table.weight
-        return self.dropout(self.ops.embedding(tokens, table, position, dtype=dtype))  # (B, T, C)
+        return self.ops.embedding(tokens, table, position, dtype=dtype)  # (B, T, C)

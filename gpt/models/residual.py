@@ -25,7 +25,7 @@ class Product(NamedTuple):
 class Residual(NamedTuple):
     """x + dropout(branch + bias), not yet added; or x + branch where the branch is a `Product`."""
 
-    x: torch.Tensor  # (B, T, C) or (R, C)
+    x: torch.Tensor | None  # (B, T, C) or (R, C); None for 0
     branch: torch.Tensor | Product
     bias: torch.Tensor | None  # (C,)
     dropout_p: float
@@ -81,4 +81,5 @@ def total(stream: torch.Tensor | Residual) -> torch.Tensor:
     assert isinstance(branch, torch.Tensor)  # the next norm adds a `Product`
     if bias is not None:
         branch = branch + bias.to(branch.dtype)
-    return x + F.dropout(branch, dropout_p)
+    branch = F.dropout(branch, dropout_p)
+    return branch if x is None else x + branch

@@ -17,6 +17,7 @@ Decisions:
   registers here, where PyTorch needs another pass over dx.
 - Without dropout dx is dresidual, one tensor, unless the dtypes differ (autocast: fp32 residual,
   bf16 branch).
+- Without a residual the total is dropout(x + x_bias): the embedding and the first norm of a model.
 - The mask is recomputed, and programs, tiles and sums are those of `kernels/norms/layer_norm.py`.
 """
 
@@ -43,8 +44,8 @@ STREAM = tl.constexpr(0)  # of the mask; a seed is used for one call
 
 @triton.jit(do_not_specialize=["rows", "threshold", "scale"])
 def add_layer_norm_forward_kernel(
-    residual_ptr,  # (rows, C)
     x_ptr,  # (rows, C)
+    residual_ptr,  # (rows, C) or None
     x_bias_ptr,  # (C,) or None
     weight_ptr,  # (C,)
     bias_ptr,  # (C,) or None
@@ -64,7 +65,10 @@ def add_layer_norm_forward_kernel(
 
     # --- total ---
     x = tl.load(packed_rows(x_ptr, first, C, ROWS) + column, inside, other=0)
-    residual = tl.load(packed_rows(residual_ptr, first, C, ROWS) + column, inside, other=0)
+    residual = 0.0
+    if residual_ptr is not None:
+        residual = tl.load(packed_rows(residual_ptr, first, C, ROWS) + column, inside, other=0)
+        residual = residual.to(ACC)
     x = x.to(ACC)
     if x_bias_ptr is not None:
         at = tl.broadcast_to(column, (ROWS, COLUMNS))  # the layout of x in registers
@@ -72,7 +76,7 @@ def add_layer_norm_forward_kernel(
     if seed_ptr is not None:
         keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, threshold, COLUMNS)
         x = tl.where(keep, x * scale, 0)
-    total = (residual.to(ACC) + x).to(total_ptr.dtype.element_ty)
+    total = (residual + x).to(total_ptr.dtype.element_ty)
     tl.store(packed_rows(total_ptr, first, C, ROWS) + column, total, inside)
 
     # --- norm ---
@@ -91,7 +95,7 @@ def add_layer_norm_backward_kernel(
     mean_ptr,  # (rows,)
     rstd_ptr,  # (rows,)
     seed_ptr,  # () or None
-    dresidual_ptr,  # (rows, C)
+    dresidual_ptr,  # (rows, C), or None without a residual
     dx_ptr,  # (rows, C), or None if it is dresidual
     share_ptr,  # (programs, PARAMETERS + X_BIAS, C): shares of dweight, dbias and dx_bias
     rows, threshold, scale,
@@ -123,7 +127,8 @@ def add_layer_norm_backward_kernel(
         if dtotal_ptr is not None:
             arrived = packed_rows(dtotal_ptr, first, C, ROWS) + column
             dtotal += tl.load(arrived, inside, other=0).to(ACC)
-        tl.store(packed_rows(dresidual_ptr, first, C, ROWS) + column, dtotal, inside)
+        if dresidual_ptr is not None:
+            tl.store(packed_rows(dresidual_ptr, first, C, ROWS) + column, dtotal, inside)
         if seed_ptr is not None:
             keep = keep_in_rows(tl.load(seed_ptr), STREAM, row, threshold, COLUMNS)
             dtotal = tl.where(keep, dtotal * scale, 0)
@@ -139,24 +144,26 @@ def add_layer_norm_backward_kernel(
 
 
 class AddLayerNorm(Operation):
-    """residual, x (..., C), x_bias (C,) or None, weight, bias (C,) or None -> total, y (..., C)."""
+    """residual (..., C) or None, x (..., C), x_bias (C,) or None, weight (C,), bias (C,) or None
+    -> total, y (..., C).
+    """
 
     schema = (
-        "add_layer_norm(Tensor residual, Tensor x, Tensor? x_bias, Tensor weight, Tensor? bias, "
+        "add_layer_norm(Tensor? residual, Tensor x, Tensor? x_bias, Tensor weight, Tensor? bias, "
         "Tensor? seed, float dropout_p, float eps, ScalarType residual_dtype, ScalarType x_dtype)"
     )
     results = 2
 
     @staticmethod
-    def empty(residual, x, *_):
-        dtype = torch.promote_types(residual.dtype, x.dtype)
+    def empty(residual, x, *others):
+        dtype = torch.promote_types(*others[-2:])
         total = torch.empty(x.shape, dtype=dtype, device=x.device)
         return total, torch.empty_like(total), *empty_statistics(total)
 
     @staticmethod
-    def forward(residual, x, x_bias, weight, bias, seed, dropout_p, eps, *_):
-        operands = [p if p is None else p.contiguous() for p in (residual, x, x_bias, weight, bias)]
-        outputs = total, _, _, rstd = AddLayerNorm.empty(residual, x)
+    def forward(residual, x, x_bias, weight, bias, seed, dropout_p, eps, *dtypes):
+        operands = [p if p is None else p.contiguous() for p in (x, residual, x_bias, weight, bias)]
+        outputs = total, _, _, rstd = AddLayerNorm.empty(residual, x, *dtypes)
         C, rows = x.shape[-1], rstd.numel()
         constants = {"C": C, "EPS": eps, "ACC": triton_accumulator(total.dtype)}
         constants |= row_tile("add_layer_norm", C, x.device)
@@ -181,8 +188,8 @@ class AddLayerNorm(Operation):
         (dtotal, dy), (total, x_bias, weight, bias, seed, mean, rstd) = gradients, saved
         dy = torch.zeros_like(total) if dy is None else dy.contiguous()
         dtotal = dtotal if dtotal is None else dtotal.contiguous()
-        dresidual = torch.empty_like(total, dtype=residual_dtype)
-        one_tensor = seed is None and residual_dtype == x_dtype
+        dresidual = torch.empty_like(total, dtype=residual_dtype) if needs[0] else None
+        one_tensor = seed is None and residual_dtype == x_dtype and needs[0]
         dx = None if one_tensor else torch.empty_like(total, dtype=x_dtype)
         X_BIAS, *needs_parameters = needs[2:5]
         tile = "add_layer_norm_backward_x_bias" if X_BIAS else "add_layer_norm_backward"
@@ -200,7 +207,7 @@ class AddLayerNorm(Operation):
 
 
 def add_layer_norm(
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -212,8 +219,8 @@ def add_layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual sum and its LayerNorm, (total, y): both (..., C) in the wider of the dtypes.
 
-    total = residual + dropout(x + x_bias), y = layer_norm(total). residual and x (..., C); weight,
-    bias and x_bias (C,). Elements that are kept are scaled by 1 / (1 - dropout_p); seed is an int64
+    total = residual + dropout(x + x_bias), y = layer_norm(total). residual (..., C), or None for 0;
+    x (..., C); weight, bias and x_bias (C,). Elements that are kept are scaled by 1 / (1 - dropout_p); seed is an int64
     tensor () on the device, drawn from the device's generator if it is None. Raises ValueError if
     shapes do not fit, a dtype is not floating-point, or C is more than 8,192.
     """
@@ -221,5 +228,6 @@ def add_layer_norm(
     check_operands("add_layer_norm", form, residual, x, weight, bias, x_bias)
     check_width("add_layer_norm", x)
     seed = seed_of_call(seed, dropout_p, x.device)
-    options = dropout_p, eps, residual.dtype, x.dtype
+    residual_dtype = x.dtype if residual is None else residual.dtype
+    options = dropout_p, eps, residual_dtype, x.dtype
     return AddLayerNorm.apply(residual, x, x_bias, weight, bias, seed, *options)

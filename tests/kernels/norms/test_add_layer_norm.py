@@ -44,7 +44,8 @@ def definition(inputs, dropout_p):
 
     def reference(residual, x, weight, bias=None, x_bias=None):
         x = x if x_bias is None else x + x_bias
-        total = residual + x * factors.to(x.dtype)
+        total = x * factors.to(x.dtype)
+        total = total if residual is None else residual + total
         rounded = total + (returned.to(total.dtype) - total).detach()  # gradients pass
         return total, torch_ops.layer_norm(rounded, weight, bias)
 
@@ -93,6 +94,13 @@ def test_a_residual_of_another_dtype(dropout_p):
     residual, x, *parameters = operands(6, 40)
     inputs = [residual, x.bfloat16(), *parameters]
     hold(inputs, dropout_p, out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+def test_without_a_residual(dropout_p):
+    _, *inputs = operands(6, 40)
+    both = partial(operation, dropout_p), definition([None, *inputs], dropout_p)
+    hold_against(*(partial(function, None) for function in both), inputs)
 
 
 @pytest.mark.parametrize("used", [0, 1])
