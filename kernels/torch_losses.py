@@ -13,10 +13,12 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """The loss of logits (..., V) and targets (...); see `kernels.cross_entropy`."""
     exact = logits.reshape(-1, logits.shape[-1])
     exact = exact if logits.dtype == float64 else exact.float()
+    exact = softcap * (exact / softcap).tanh() if softcap else exact
     flat, weight = targets.reshape(-1), weight if weight is None else weight.to(exact.dtype)
     loss = F.cross_entropy(
         *(exact, flat, weight),
@@ -47,6 +49,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """The loss of the logits x weight^T + bias; see `kernels.linear_cross_entropy`."""
     return cross_entropy(
@@ -56,4 +59,5 @@ def linear_cross_entropy(
         reduction=reduction,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        softcap=softcap,
     )

@@ -247,6 +247,7 @@ CASES = (
     Case("cross_entropy", GPT2, "bf16", {"reduction": "none", "z_loss": 1e-4}),
     Case("linear_cross_entropy", GPT2),
     Case("linear_cross_entropy", GPT2, "bf16", {"reduction": "none"}),
+    Case("linear_cross_entropy", GPT2, "bf16", {"softcap": 30.0}),
     Case("swiglu", GPT2),
     Case("embedding", GPT2, "autocast"),
     Case("embedding", LECTURE, "fp32"),

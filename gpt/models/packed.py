@@ -79,16 +79,12 @@ class GPT(nn.Module):
                 x = block(x, layer)
         x = self.ln_f(x)
         cap = self.config.logit_softcap
-        if targets is None or cap:
+        if targets is None:
             logits = self.lm_head(x)  # (B, T, V) or (R, V)
-            logits = cap * torch.tanh(logits / cap) if cap else logits
-            if targets is None:
-                return logits, None
-            return None, self.ops.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
-        loss = self.ops.linear_cross_entropy(
-            x, self.lm_head.weight, self.lm_head.bias, targets, ignore_index=IGNORE_INDEX
-        )
-        return None, loss
+            return cap * torch.tanh(logits / cap) if cap else logits, None
+        operands = x, self.lm_head.weight, self.lm_head.bias, targets
+        options = {"ignore_index": IGNORE_INDEX, "softcap": cap}
+        return None, self.ops.linear_cross_entropy(*operands, **options)
 
     def dropout_seeds(self, device):
         """The seeds of the masks of each block and of the embedding, drawn at once: () each.

@@ -112,10 +112,6 @@ ROUTES: dict[int, dict[tuple[int, int, int, str], Route]] = {
     90: {(2, 384, 1_536, "relu"): Route("cublas", "gemm"), (2, 384, 1_536, "relu_squared"): GEMM}
 }
 
-# Bytes of logits that linear_cross_entropy holds, rounded up to a multiple of 128 rows: 5,376 rows
-# of 50,304 in bf16, a third of the logits of 16k tokens, with 0.4 TFLOP in each of three products.
-LOGITS_BYTES = 2**29
-
 FAMILIES = (80, 90, 100, 120)  # Ampere and Ada, Hopper, Blackwell (data centre), Blackwell (RTX)
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 DEFAULT = 80  # the family whose tiles are used without a GPU, unless `target` sets another
@@ -199,6 +195,18 @@ def multiprocessors(device: torch.device) -> int:
 
 def _properties(device: torch.device) -> Any:
     return _properties_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def logits_bytes(device: torch.device) -> int:
+    """Bytes of logits that `linear_cross_entropy` holds: up to a 64th of the memory of the GPU.
+
+    With 2^29 its products have 5,376 rows of 50,304 in bf16, 0.4 TFLOP each; with fewer, larger
+    ones the gradient of the weight is read and written less often.
+    """
+    if device.type != "cuda" or _target.get() is not None:
+        return 2**29
+    of_memory = _properties(device).total_memory // 64
+    return min(max(1 << of_memory.bit_length() - 1, 2**28), 2**30)
 
 
 # cached, because every operation calls it several times

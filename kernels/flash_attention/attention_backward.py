@@ -26,6 +26,7 @@ import triton.language as tl
 
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
+from ..common.softcap import tanh
 from ..common.sums import sum_of_products
 from .options import batch_stride, tiled, together
 from .scores import (
@@ -37,7 +38,6 @@ from .scores import (
     read,
     read_ranges,
     scheduled,
-    tanh,
     tile_pointers,
     weights,
 )

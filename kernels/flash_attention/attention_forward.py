@@ -30,6 +30,7 @@ import triton.language as tl
 
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
+from ..common.softcap import tanh
 from .options import batch_stride, tiled, together
 from .scores import (
     BOTTOM_RIGHT,
@@ -40,7 +41,6 @@ from .scores import (
     read,
     read_ranges,
     scheduled,
-    tanh,
     tile_pointers,
 )
 

@@ -10,7 +10,8 @@ and one fused multiply-add per weight are enough: rounding the operands changes 
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from ..common.softcap import LOG2_E
+
 BOTTOM_RIGHT = tl.constexpr(2)  # a value of CAUSAL; 1 is top-left, and 0 not causal
 
 
@@ -93,19 +94,6 @@ def products(a, b, ACC: tl.constexpr, TRANSPOSED: tl.constexpr = False):
     if TRANSPOSED:
         return tl.trans(tl.dot(b, tl.trans(a), input_precision="ieee", out_dtype=ACC))
     return tl.dot(a, tl.trans(b), input_precision="ieee", out_dtype=ACC)
-
-
-@triton.jit
-def tanh(x):
-    """tanh x; in fp32 by its series near 0, where 1 - e^(-2 |x|) would cancel."""
-    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
-    t = (1.0 - e) / (1.0 + e)
-    t = tl.where(x < 0.0, -t, t)
-    if x.dtype == tl.float32:
-        y = x * x
-        series = x * (1.0 + y * (-1 / 3 + y * (2 / 15 - y * (17 / 315))))
-        t = tl.where(y < 0.04, series, t)
-    return t
 
 
 @triton.jit

@@ -7,6 +7,8 @@ class weights w, label smoothing e, and z-loss z (Chowdhery et al. 2022, "PaLM",
     dx_ij  = (a_i exp(x_ij - m_i) / s_i - (1 - e) w_t [j = t] - e/V w_j) dloss_i
     a_i    = (1 - e) w_t + e/V sum_j w_j + 2 z l_i
 
+With a soft-cap c, the logits x are c t, t = tanh(x' / c), and dx'_ij = dx_ij (1 - t_ij^2).
+
 By default w = 1 and e = z = 0, so that a = 1. The mean divides by the sum of w_t over the targets
 that are not ignored, but the sum of z l_i^2 by their number.
 
@@ -66,19 +68,20 @@ class CrossEntropy(Operation):
 
     schema = (
         "cross_entropy(Tensor logits, Tensor targets, Tensor? weight, int ignore_index, "
-        "str reduction, float label_smoothing, float z_loss)"
+        "str reduction, float label_smoothing, float z_loss, float softcap)"
     )
     function = WrittenInForward
 
     @staticmethod
-    def empty(logits, targets, weight, ignore_index, reduction, label_smoothing, z_loss):
+    def empty(logits, targets, weight, ignore_index, reduction, label_smoothing, z_loss, softcap):
         dtype = accumulator(logits.dtype)
         statistics = empty_statistics(targets, label_smoothing, z_loss, dtype)
         return *empty_results(targets, weight, reduction, dtype), statistics
 
     @staticmethod
     def forward(
-        logits, targets, weight, ignore_index, reduction, label_smoothing, z_loss, written=None
+        logits, targets, weight, ignore_index, reduction, label_smoothing, z_loss, softcap,
+        written=None,
     ):  # fmt: skip
         dtype = accumulator(logits.dtype)
         logits, targets, weight = addressable(logits), targets.contiguous(), dense(weight)
@@ -86,7 +89,8 @@ class CrossEntropy(Operation):
         losses = torch.empty(len(targets), dtype=dtype, device=logits.device)
         statistics = empty_statistics(targets, label_smoothing, z_loss, dtype)
         tensors = logits, targets, weight, total, z, losses, statistics, written
-        launch_rows(cross_entropy_forward_kernel, tensors, ignore_index, label_smoothing, z_loss)
+        options = ignore_index, label_smoothing, z_loss, softcap
+        launch_rows(cross_entropy_forward_kernel, tensors, *options)
         return reduced(losses, total, reduction), total, statistics
 
     @staticmethod
@@ -96,13 +100,14 @@ class CrossEntropy(Operation):
 
     @staticmethod
     def backward(
-        gradients, saved, needs, ignore_index, reduction, label_smoothing, z_loss, written=None
+        gradients, saved, needs, ignore_index, reduction, label_smoothing, z_loss, softcap,
+        written=None,
     ):  # fmt: skip
         (dloss,), (logits, targets, weight, *others) = gradients, saved
         logits, targets, weight = addressable(logits), targets.contiguous(), dense(weight)
         dlogits = _empty_gradient(logits) if written is None else written
         tensors = logits, targets, weight, *others, dloss.contiguous(), dlogits
-        options = ignore_index, label_smoothing, z_loss
+        options = ignore_index, label_smoothing, z_loss, softcap
         constants = {"WRITTEN_FOR_ONE": written is not None, "PER_ROW": reduction == "none"}
         launch_rows(cross_entropy_backward_kernel, tensors, *options, **constants)
         return dlogits, None, None
@@ -171,7 +176,7 @@ def reduced(losses, total, reduction):
     return losses.sum() if total is None else losses.sum() / total
 
 
-def launch_rows(kernel, tensors, ignore_index, label_smoothing, z_loss, **constexprs):
+def launch_rows(kernel, tensors, ignore_index, label_smoothing, z_loss, softcap, **constexprs):
     """Launch one of the kernels with its `tensors`, of which the logits (N, V) are the first."""
     logits = tensors[0]
     (N, V), row_stride, size = logits.shape, logits.stride(0), logits.element_size()
@@ -183,6 +188,7 @@ def launch_rows(kernel, tensors, ignore_index, label_smoothing, z_loss, **conste
     ROWS = elements // COLUMNS
     constexprs |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "VECTOR": VECTOR}
     constexprs["STATISTICS"] = _statistics(label_smoothing, z_loss)
+    constexprs["SOFTCAP"] = softcap
     constexprs["EDGES"] = V % VECTOR != 0 or row_stride % VECTOR != 0
     constexprs["ACC"] = triton_accumulator(logits.dtype)
     num_warps = elements * size // per_thread // 32
@@ -196,7 +202,7 @@ def _empty_gradient(logits):
     return torch.empty_strided(shape, strides, dtype=logits.dtype, device=logits.device)
 
 
-def check_options(operation, reduction, label_smoothing, z_loss, class_weight) -> None:
+def check_options(operation, reduction, label_smoothing, z_loss, softcap, class_weight) -> None:
     """Raise ValueError for an option that is out of range, or weights that need a gradient."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{operation}: reduction is {reduction!r}; give none, mean or sum")
@@ -204,8 +210,9 @@ def check_options(operation, reduction, label_smoothing, z_loss, class_weight) -
         raise ValueError(
             f"{operation}: label_smoothing is {label_smoothing}; give a number from 0 to 1"
         )
-    if not 0 <= z_loss < math.inf:
-        raise ValueError(f"{operation}: z_loss is {z_loss}; give a finite number of at least 0")
+    for name, value in (("z_loss", z_loss), ("softcap", softcap)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{operation}: {name} is {value}; give a finite number of at least 0")
     if class_weight is not None and class_weight.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{operation}: class weights have no gradient; give them detached")
 
@@ -219,19 +226,20 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
-    """Cross entropy with the options of `torch.nn.functional.cross_entropy`, and a z-loss.
+    """Cross entropy with the options of `torch.nn.functional.cross_entropy`, z-loss and soft-cap.
 
     logits (..., V), targets (...) int64, weight (V,) of the classes -> (), or (...) with reduction
     "none", in fp32 (fp64 for fp64). Targets equal to `ignore_index` are left out; a mean over no
     target, or over targets whose weights add up to 0, is 0. Another target outside the vocabulary
     makes the loss NaN. `z_loss` times the square of logsumexp(logits) is added for each target,
-    without its weight (Chowdhery et al. 2022, "PaLM"). Raises ValueError for a wrong shape, dtype
-    or option.
+    without its weight (Chowdhery et al. 2022, "PaLM"). A `softcap` c > 0 replaces each
+    logit x by c tanh(x / c) (Gemma 2, 2024). Raises ValueError for a wrong shape, dtype or option.
     """
     form = "logits (..., V), targets (...) int64, weight (V,)"
     check_operands("cross_entropy", form, logits, targets, weight)
-    options = reduction, float(label_smoothing), float(z_loss)
+    options = reduction, float(label_smoothing), float(z_loss), float(softcap)
     check_options("cross_entropy", *options, weight)
     if not torch.is_grad_enabled():
         logits = logits.detach()

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..common.softcap import tanh
+
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # of an empty row, because -inf - -inf is NaN
 
 
@@ -22,6 +24,15 @@ def _split(rows, row_stride, V, VECTOR: tl.constexpr):
     middle = (begin + VECTOR - 1) // VECTOR * VECTOR
     before = (middle - begin).to(tl.int32)
     return begin, middle, before, tl.maximum(V - before, 0) // VECTOR * VECTOR
+
+
+@triton.jit
+def _read(pointers, inside, SOFTCAP: tl.constexpr, ACC: tl.constexpr):
+    """The logits, soft-capped if SOFTCAP is not 0; -inf where they are not `inside`."""
+    x = tl.load(pointers, mask=inside, other=-float("inf")).to(ACC)
+    if SOFTCAP > 0:
+        x = tl.where(inside, SOFTCAP * tanh(x / SOFTCAP), -float("inf"))
+    return x
 
 
 @triton.jit
@@ -78,14 +89,17 @@ def _replace(
     of_softmax,  # (ROWS,): dloss a / s
     of_target,  # (ROWS,): dloss (1 - e) w_t
     of_all,  # (ROWS,): dloss e / V, or None
-    ACC: tl.constexpr,
-):
+    SOFTCAP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Replace the logits `at` by their gradient.
 
     evict_first: dx and this last read must not evict rows that will be read a second time.
     """
     read = exists & counted[:, None]
     x = tl.load(logits_ptr + at, read, other=-float("inf"), eviction_policy="evict_first").to(ACC)
+    if SOFTCAP > 0:
+        t = tanh(x / SOFTCAP)
+        x = tl.where(read, SOFTCAP * t, -float("inf"))
     subtracted = tl.where(is_target, of_target[:, None], 0.0)
     if of_all is not None:
         if class_weight_ptr is None:
@@ -94,6 +108,8 @@ def _replace(
             w = tl.load(class_weight_ptr + j, mask=exists, other=0.0).to(ACC)
             subtracted += of_all[:, None] * w
     dx = tl.exp(x - m[:, None]) * of_softmax[:, None] - subtracted
+    if SOFTCAP > 0:
+        dx *= 1.0 - t * t
     dx = dx.to(dlogits_ptr.dtype.element_ty)
     tl.store(dlogits_ptr + at, dx, exists, eviction_policy="evict_first")
 
@@ -112,7 +128,8 @@ def _store_gradient(
     w,  # (ROWS,): (1 - e) w_t
     scale,  # () or (ROWS,): dloss, or in a mean dloss / total
     N, V, row_stride, smoothing,
-    COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr, ACC: tl.constexpr,
+    SOFTCAP: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Store dx of whole rows, the last tile first."""
     begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
@@ -129,7 +146,7 @@ def _store_gradient(
         j = _at_edges(before, length, VECTOR)
         _replace(
             logits_ptr, dlogits_ptr, class_weight_ptr, begin[:, None] + j, j, inside & (j < V),
-            counted, j == target[:, None], m, of_softmax, of_target, of_all, ACC,
+            counted, j == target[:, None], m, of_softmax, of_target, of_all, SOFTCAP, ACC,
         )  # fmt: skip
     in_middle = (target - before).to(tl.int32)
     tiles = tl.cdiv(V // VECTOR * VECTOR, COLUMNS)
@@ -139,7 +156,7 @@ def _store_gradient(
         _replace(
             logits_ptr, dlogits_ptr, class_weight_ptr, middle[:, None] + column, inner,
             inside & (column < length[:, None]), counted, column == in_middle[:, None],
-            m, of_softmax, of_target, of_all, ACC,
+            m, of_softmax, of_target, of_all, SOFTCAP, ACC,
         )  # fmt: skip
 
 
@@ -154,7 +171,7 @@ def cross_entropy_forward_kernel(
     statistics_ptr,  # (N, STATISTICS): m, s, and a unless it is w_t; or None
     dlogits_ptr,  # (N, V) or None, may be logits
     N, V, row_stride, ignore_index, smoothing,
-    STATISTICS: tl.constexpr,
+    STATISTICS: tl.constexpr, SOFTCAP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -165,17 +182,20 @@ def cross_entropy_forward_kernel(
     tl.device_assert(known | (target == ignore_index), "cross_entropy: a target is out of range")
     begin, middle, before, length = _split(rows, row_stride, V, VECTOR)
     x_target = tl.load(logits_ptr + begin + target, mask=counted & known, other=float("nan"))
+    x_target = x_target.to(ACC)
+    if SOFTCAP > 0:
+        x_target = SOFTCAP * tanh(x_target / SOFTCAP)
 
     # --- m and s ---
     m = tl.full((ROWS,), LOWEST, ACC)
     s = tl.zeros((ROWS,), ACC)
     if smoothing is not None:
-        reference = tl.where(x_target == -float("inf"), 0.0, x_target.to(ACC))  # no inf - inf
+        reference = tl.where(x_target == -float("inf"), 0.0, x_target)  # no inf - inf
         weights, below = tl.zeros((ROWS,), ACC), tl.zeros((ROWS,), ACC)
     for start in range(0, V // VECTOR * VECTOR, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
         read = counted[:, None] & (column < length[:, None])
-        x = tl.load(logits_ptr + middle[:, None] + column, mask=read, other=-float("inf")).to(ACC)
+        x = _read(logits_ptr + middle[:, None] + column, read, SOFTCAP, ACC)
         m, s = _include(x, m, s)
         if smoothing is not None:
             inner = column + before[:, None] if EDGES else column
@@ -185,7 +205,7 @@ def cross_entropy_forward_kernel(
     if EDGES:
         j = _at_edges(before, length, VECTOR)
         read = counted[:, None] & (j < V)
-        x = tl.load(logits_ptr + begin[:, None] + j, mask=read, other=-float("inf")).to(ACC)
+        x = _read(logits_ptr + begin[:, None] + j, read, SOFTCAP, ACC)
         m, s = _include(x, m, s)
         if smoothing is not None:
             weights, below = _include_all(
@@ -195,7 +215,7 @@ def cross_entropy_forward_kernel(
     # --- loss and gradient ---
     w = _target_weight(class_weight_ptr, smoothing, target, counted, V, ACC)
     a = w
-    loss = tl.log(s) + (m - x_target.to(ACC))
+    loss = tl.log(s) + (m - x_target)
     if smoothing is not None:
         share = smoothing / tl.cast(V, ACC)
         a += smoothing if class_weight_ptr is None else share * weights
@@ -220,7 +240,7 @@ def cross_entropy_forward_kernel(
         scale = 1.0 if total_ptr is None else 1.0 / tl.load(total_ptr).to(ACC)
         _store_gradient(
             logits_ptr, dlogits_ptr, class_weight_ptr, rows, target, counted, m, s, a, w, scale,
-            N, V, row_stride, smoothing, COLUMNS, VECTOR, EDGES, ACC,
+            N, V, row_stride, smoothing, SOFTCAP, COLUMNS, VECTOR, EDGES, ACC,
         )  # fmt: skip
 
 
@@ -234,7 +254,7 @@ def cross_entropy_backward_kernel(
     dloss_ptr,  # (), or (N,) if PER_ROW
     dlogits_ptr,  # (N, V), may be logits
     N, V, row_stride, ignore_index, smoothing,
-    STATISTICS: tl.constexpr,
+    STATISTICS: tl.constexpr, SOFTCAP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr,
     WRITTEN_FOR_ONE: tl.constexpr,  # dlogits holds the gradient for dloss = 1
     PER_ROW: tl.constexpr,
@@ -260,5 +280,5 @@ def cross_entropy_backward_kernel(
         scale /= tl.load(total_ptr).to(ACC)
     _store_gradient(
         logits_ptr, dlogits_ptr, class_weight_ptr, rows, target, counted, m, s, a, w, scale,
-        N, V, row_stride, smoothing, COLUMNS, VECTOR, EDGES, ACC,
+        N, V, row_stride, smoothing, SOFTCAP, COLUMNS, VECTOR, EDGES, ACC,
     )  # fmt: skip

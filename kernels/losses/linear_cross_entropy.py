@@ -12,7 +12,7 @@ Decisions:
 - dx, dW and db are fp32 until they are multiplied, and the products themselves accumulate dW and db
   over the chunks in fp32: cuBLAS takes bf16 operands and an fp32 sum. Under autocast, fp32
   parameters therefore get gradients that were never rounded to bf16.
-- Chunks are as large as `launch.LOGITS_BYTES` allows, because small products are inefficient, and
+- Chunks are as large as `launch.logits_bytes` allows, because small products are inefficient, and
   equal, because a short last one is too. dlogits overwrites the logits of the chunk. It is the
   gradient of the sum and not of the mean, whose values underflow in fp16.
 - If V is not a multiple of 8, the weight and the logits are padded with zeros to whole 128-byte
@@ -72,13 +72,13 @@ class LinearCrossEntropy(Operation):
     schema = (
         "linear_cross_entropy(Tensor x, Tensor weight, Tensor? bias, Tensor targets, "
         "Tensor? class_weight, int ignore_index, str reduction, float label_smoothing, "
-        "float z_loss, ScalarType dtype, bool[] needs)"
+        "float z_loss, float softcap, ScalarType dtype, bool[] needs)"
     )
 
     @staticmethod
     def empty(
         x, weight, bias, targets, class_weight, ignore_index, reduction, label_smoothing, z_loss,
-        dtype, needs,
+        softcap, dtype, needs,
     ):  # fmt: skip
         wide, now = accumulator(dtype), _now(needs, reduction)
         results = empty_results(targets, class_weight, reduction, wide)
@@ -94,7 +94,7 @@ class LinearCrossEntropy(Operation):
     @staticmethod
     def forward(
         x, weight, bias, targets, class_weight, ignore_index, reduction, label_smoothing, z_loss,
-        dtype, needs,
+        softcap, dtype, needs,
     ):  # fmt: skip
         wide, now = accumulator(dtype), _now(needs, reduction)
         targets, class_weight = targets.contiguous(), dense(class_weight)
@@ -106,7 +106,7 @@ class LinearCrossEntropy(Operation):
         def replace(at, logits):
             of_rows = (losses[at], None, logits) if any(now) else (losses[at], statistics[at], None)
             tensors = logits, targets[at], class_weight, None, z, *of_rows  # of the sum
-            options = ignore_index, label_smoothing, z_loss
+            options = ignore_index, label_smoothing, z_loss, softcap
             launch_rows(cross_entropy_forward_kernel, tensors, *options)
 
         gradients = _in_chunks(x, weight, bias, dtype, now, replace)
@@ -118,7 +118,8 @@ class LinearCrossEntropy(Operation):
 
     @staticmethod
     def backward(
-        gradients, saved, needs, ignore_index, reduction, label_smoothing, z_loss, dtype, _
+        gradients, saved, needs, ignore_index, reduction, label_smoothing, z_loss, softcap, dtype,
+        _,
     ):  # fmt: skip
         x, weight, bias, targets, class_weight, total, statistics, *found = saved
         (dloss,), class_weight = gradients, dense(class_weight)
@@ -127,7 +128,7 @@ class LinearCrossEntropy(Operation):
         def replace(at, logits):
             of_rows = statistics[at], dloss[at] if dloss.ndim else dloss
             tensors = logits, targets[at], class_weight, total, *of_rows, logits
-            options = ignore_index, label_smoothing, z_loss
+            options = ignore_index, label_smoothing, z_loss, softcap
             constants = {"WRITTEN_FOR_ONE": False, "PER_ROW": dloss.ndim == 1}
             launch_rows(cross_entropy_backward_kernel, tensors, *options, **constants)
 
@@ -154,7 +155,7 @@ def _in_chunks(x, weight, bias, dtype, needs, replace):
     """
     (N, C), V = x.shape, weight.shape[0]
     wide = {"dtype": accumulator(dtype), "device": x.device}
-    rows, columns = _chunk(N, V, dtype)
+    rows, columns = _chunk(N, V, dtype, launch.logits_bytes(x.device))
     padded = columns if V % ALIGNED else V  # columns of the products
     W, b = _padded(weight, padded, dtype), _padded(bias, padded, dtype)
     dx = torch.empty(N, C, **wide) if needs[0] else None
@@ -192,11 +193,11 @@ def _padded(parameter, rows, dtype):
     return out
 
 
-def _chunk(N, V, dtype):
-    """The rows and columns of a chunk of logits."""
+def _chunk(N, V, dtype, limit):
+    """The rows and columns of a chunk of logits with about `limit` bytes."""
     size = dtype.itemsize
     columns = launch.cdiv(V * size, LINE_BYTES) * LINE_BYTES // size
-    most = max(launch.LOGITS_BYTES // (columns * size), 1)
+    most = max(limit // (columns * size), 1)
     rows = launch.cdiv(N, launch.cdiv(N, most)) if N else 1
     return launch.cdiv(rows, GEMM_ROWS) * GEMM_ROWS, columns
 
@@ -232,6 +233,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
     """`cross_entropy` of the logits x weight^T + bias, which are never stored all at once.
 
@@ -245,7 +247,7 @@ def linear_cross_entropy(
     check_operands("linear_cross_entropy", form, x, weight, bias, targets, one_dtype=one_dtype)
     form = "weight (V, C), class_weight (V,)"
     check_operands("linear_cross_entropy", form, weight, class_weight)
-    options = reduction, float(label_smoothing), float(z_loss)
+    options = reduction, float(label_smoothing), float(z_loss), float(softcap)
     check_options("linear_cross_entropy", *options, class_weight)
     operands = x.reshape(-1, x.shape[-1]), weight, bias
     needs = [

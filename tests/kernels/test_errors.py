@@ -99,6 +99,7 @@ for name in ("cross_entropy", "linear_cross_entropy"):
     WRONG += [
         (name, {"reduction": "average"}, "reduction is 'average'; give none, mean or sum"),
         (name, {"label_smoothing": 1.5}, r"label_smoothing is 1\.5; give a number from 0 to 1"),
+        (name, {"softcap": -1.0}, "softcap is -1.0; give a finite number of at least 0"),
         (name, {"z_loss": math.nan}, "z_loss is nan; give a finite number of at least 0"),
     ]
 for dtype in (torch.int64, torch.complex64):

@@ -16,7 +16,7 @@ from tests.numerics import assert_rounded_once, guarded, guarded_memory, hold_ag
 from tests.operands import DEVICE, DTYPES, SIZES, dtypes, randn, sizes
 
 IGNORED = -1
-EVERY = {"weight": True, "label_smoothing": 0.125, "z_loss": 0.0625}
+EVERY = {"weight": True, "label_smoothing": 0.125, "z_loss": 0.0625, "softcap": 3.0}
 OPTIONS = [
     *({"reduction": reduction} for reduction in ("sum", "none")),
     *({name: value} for name, value in EVERY.items()),
@@ -97,6 +97,8 @@ def test_options_mean_what_they_mean_in_pytorch(function, options):
     options = with_weights(options, 9, dtype=torch.float64)
     actual = function(logits, targets, **options)
     z_loss = options.pop("z_loss", 0.0)
+    if cap := options.pop("softcap", 0.0):
+        logits = cap * torch.tanh(logits / cap)
     expected = F.cross_entropy(logits.mT, targets, ignore_index=IGNORED, **options)
     squares = z_loss * logits.logsumexp(-1).square() * (targets != IGNORED)  # without the weights
     reduction = options.get("reduction", "mean")

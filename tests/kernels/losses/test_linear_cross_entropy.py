@@ -1,6 +1,7 @@
 """The output layer and the loss in chunks: the same as both in sequence, for any chunks."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,16 @@ from tests.numerics import assert_rounded_once, guarded_memory, hold_against
 from tests.operands import DEVICE, DTYPES, randn
 
 FLOAT32 = torch.float32
+LOGITS_BYTES = launch.logits_bytes
+
+
+def set_chunk(monkeypatch, limit):
+    monkeypatch.setattr(launch, "logits_bytes", lambda device: limit)
 
 
 @pytest.fixture(autouse=True)
 def chunks_of_128_rows(monkeypatch):
-    monkeypatch.setattr(launch, "LOGITS_BYTES", 1)
+    set_chunk(monkeypatch, 1)
 
 
 ours = partial(linear_cross_entropy, ignore_index=IGNORED)
@@ -84,14 +90,14 @@ def test_results_do_not_depend_on_the_chunks(monkeypatch, options):
         return function(*arguments), *gradients(function, *arguments, dloss)
 
     in_chunks = results()
-    monkeypatch.setattr(launch, "LOGITS_BYTES", 2**28)
+    set_chunk(monkeypatch, 2**28)
     for some, all_ in zip(in_chunks, results(), strict=True):
         torch.testing.assert_close(some, all_, rtol=1e-12, atol=1e-15)
 
 
 def test_sums_over_rows_are_never_rounded_to_bf16(monkeypatch):
     # two chunks of 640 rows; 639 rows of each add 1/2, in total 319.5, which is 320 in bf16
-    monkeypatch.setattr(launch, "LOGITS_BYTES", 640 * 128)
+    set_chunk(monkeypatch, 640 * 128)
     x, weight = torch.ones(1280, 1, device=DEVICE), torch.zeros(2, 1, device=DEVICE)
     targets = torch.zeros(1280, dtype=torch.int64, device=DEVICE)
     targets[::640] = IGNORED
@@ -109,7 +115,7 @@ def test_padding_does_not_enter_the_loss(V):
 
 
 def test_all_logits_are_never_stored(monkeypatch):
-    monkeypatch.setattr(launch, "LOGITS_BYTES", 2**19)
+    set_chunk(monkeypatch, 2**19)
     x, weight, _, targets = operands(1000, 8, 1001, torch.bfloat16)
     with launch.record(90) as launches:
         ours(x.requires_grad_(), weight.requires_grad_(), None, targets).backward()
@@ -117,6 +123,13 @@ def test_all_logits_are_never_stored(monkeypatch):
     assert [tuple(chunk.shape) for chunk in logits] == 3 * [(256, 1001)] + [(232, 1001)]
     assert {chunk.stride() for chunk in logits} == {(1024, 1)}
     assert len({chunk.data_ptr() for chunk in logits}) == 1
+
+
+@pytest.mark.parametrize(("gigabytes", "expected"), [(8, 28), (42, 29), (85, 30), (150, 30)])
+def test_chunks_are_larger_on_gpus_with_more_memory(monkeypatch, gigabytes, expected):
+    memory = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(launch, "_properties", lambda device: memory)
+    assert LOGITS_BYTES(torch.device("cuda")) == 2**expected
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
