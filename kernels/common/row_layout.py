@@ -4,6 +4,7 @@ Rows are addressed as (outer, inner, C) with two strides. This covers the heads 
 projection and a transposed batch without a copy; other layouts are copied.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -18,18 +19,21 @@ MOST_WARPS = 16
 
 
 def as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int | None, ...], int]:
-    """View tensors of one shape (..., C) as (outer, inner, C), copying only if necessary.
+    """Address tensors of one shape (..., C) as (outer, inner, C), copying only if necessary.
 
     Returns the tensors, their addressing (inner, then both strides of each tensor in units), and
     the unit in elements. If all rows of each tensor have one stride, inner is None.
     """
     *outer, inner, C = (1, *tensors[0].shape)
-    views = [x.reshape(math.prod(outer), inner, C) for x in tensors]
-    views = [x if x.stride(2) == 1 else x.contiguous() for x in views]
-    strides = [stride for x in views for stride in x.stride()[:2]]
+    if all(x.is_contiguous() for x in tensors):  # views would take the host longer than a launch
+        views, strides, flat = list(tensors), [inner * C, C] * len(tensors), True
+    else:
+        views = [x.reshape(math.prod(outer), inner, C) for x in tensors]
+        views = [x if x.stride(2) == 1 else x.contiguous() for x in views]
+        strides = [stride for x in views for stride in x.stride()[:2]]
+        flat = all(len(x) == 1 or x.stride(0) == inner * x.stride(1) for x in views)
     vector = VECTOR_BYTES // min(x.element_size() for x in views)
     unit = vector if all(size % vector == 0 for size in (C, *strides)) else 1
-    flat = all(len(x) == 1 or x.stride(0) == inner * x.stride(1) for x in views)
     return views, (None if flat else inner, *(stride // unit for stride in strides)), unit
 
 
@@ -58,7 +62,11 @@ def packed_rows(ptr, first, C: tl.constexpr, ROWS: tl.constexpr):
 
 def row_tile(kernel: str, C: int, device: torch.device) -> dict[str, Any]:
     """ROWS, COLUMNS and num_warps of `kernel` for rows of C: warps lie along a row, then across."""
-    warp_elements, warp_columns, fewest_warps = tile(kernel, device)[:3]
+    return _row_tile(C, *tile(kernel, device)[:3])
+
+
+@functools.cache  # a call of a norm and its backward asks five times
+def _row_tile(C, warp_elements, warp_columns, fewest_warps):
     columns = max(8, next_power_of_2(C))
     warps = max(fewest_warps, min(MOST_WARPS, columns // warp_columns))
     rows = max(1, warp_elements * warps // columns)

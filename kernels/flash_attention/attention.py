@@ -124,7 +124,9 @@ def _empty_like(x, D):
 
 def _heads(x, *counts):
     """Views (B, heads, T, D) of x (B, T, C), whose channels are groups of `counts` heads."""
-    return x.unflatten(-1, (sum(counts), -1)).transpose(1, 2).split(counts, dim=1)
+    (B, T, C), heads = x.shape, sum(counts)
+    x = x.view(B, T, heads, C // heads).transpose(1, 2)
+    return x.split_with_sizes(counts, 1)  # in half the time of `split` on the host
 
 
 def _whole_rows(x):
