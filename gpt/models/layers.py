@@ -50,7 +50,7 @@ class Norm(nn.Module):
     def add(self, stream):
         """Return the residual stream as one tensor, and its norm."""
         x = stream.x if isinstance(stream, Residual) else stream
-        if x is not None and x.dim() == 2:  # decoding: the linear layers before and after compute both
+        if x is not None and x.dim() == 2:  # decoding: linear layers compute both
             if isinstance(stream, Residual):
                 x = decode_linear(self.ops, *stream.branch, residual=x)
             return x, Normalised(x, self)

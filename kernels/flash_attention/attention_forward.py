@@ -30,11 +30,10 @@ import triton.language as tl
 
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
-from ..common.softcap import tanh
+from ..common.softcap import LOG2_E, tanh
 from .options import batch_stride, tiled, together
 from .scores import (
     BOTTOM_RIGHT,
-    LOG2_E,
     is_seen,
     keys_seen,
     products,

@@ -6,13 +6,14 @@ import math
 import torch
 
 from ..common.dtypes import triton_accumulator
-from ..common.launch import head_tile, next_power_of_2
+from ..common.launch import cdiv, head_tile, next_power_of_2
 from ..common.philox import threshold_and_scale
 from .scores import BOTTOM_RIGHT
 
 OPTIONS = "str causal, int window, float softcap, float dropout_p, float? scale"
 LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
+FEW = 512  # keys
 TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
 
 
@@ -30,10 +31,16 @@ def checked_ranges(operation, ranges, B, Tq, Tk):
 
 
 def together(x):
-    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them."""
+    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them.
+
+    The more heads, the longer the SMs are all busy. All groups are of one size, since a last small
+    one would leave SMs idle; those of few keys, which few programs read, are twice as large.
+    """
     B, H, T, D = x.shape
     bytes_of_a_head = 2 * T * D * x.element_size()  # keys and values, or queries and dout
-    return max(1, min(B * H, TOGETHER // max(bytes_of_a_head, 1)))
+    limit = TOGETHER if T > FEW else 2 * TOGETHER
+    most = max(1, limit // max(bytes_of_a_head, 1))
+    return cdiv(B * H, cdiv(B * H, most)) if B * H else 1
 
 
 def check_options(causal, window, softcap, dropout_p, scale, D, Dv):

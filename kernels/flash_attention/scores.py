@@ -10,8 +10,6 @@ and one fused multiply-add per weight are enough: rounding the operands changes 
 import triton
 import triton.language as tl
 
-from ..common.softcap import LOG2_E
-
 BOTTOM_RIGHT = tl.constexpr(2)  # a value of CAUSAL; 1 is top-left, and 0 not causal
 
 

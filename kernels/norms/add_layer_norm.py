@@ -220,9 +220,10 @@ def add_layer_norm(
     """The residual sum and its LayerNorm, (total, y): both (..., C) in the wider of the dtypes.
 
     total = residual + dropout(x + x_bias), y = layer_norm(total). residual (..., C), or None for 0;
-    x (..., C); weight, bias and x_bias (C,). Elements that are kept are scaled by 1 / (1 - dropout_p); seed is an int64
-    tensor () on the device, drawn from the device's generator if it is None. Raises ValueError if
-    shapes do not fit, a dtype is not floating-point, or C is more than 8,192.
+    x (..., C); weight, bias and x_bias (C,). Elements that are kept are scaled by 1 / (1 -
+    dropout_p); seed is an int64 tensor () on the device, drawn from the device's generator if it is
+    None. Raises ValueError if shapes do not fit, a dtype is not floating-point, or C is more than
+    8,192.
     """
     form = "residual (..., C), x (..., C), weight (C,), bias (C,), x_bias (C,)"
     check_operands("add_layer_norm", form, residual, x, weight, bias, x_bias)
