@@ -85,14 +85,13 @@ def _with_cache(
     tokens = torch.cat((prompts, prompts.new_zeros((rows, new))), dim=1)  # (B, T + new)
     seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
     column = torch.full((1,), length - 1, device=device)  # of the latest tokens
+    cached.counters += [column, seed]
     rule = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
 
     def advance() -> None:
         token = tokens.index_select(1, column)[:, 0]  # (B,)
         logits = cached.decode_one_token(token)[:, : sampling.vocab_size]  # (B, V)
         token = model.ops.sample_token(logits, **rule, seed=seed)  # (B,)
-        column.add_(1)
-        seed.add_(1)
         tokens.index_copy_(1, column, token[:, None])
 
     size = model.config.block_size - slide  # of a context that has just moved

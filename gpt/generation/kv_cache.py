@@ -36,6 +36,7 @@ class CachedGPT:
         shape = (config.n_layer, 2, rows, config.head_counts[1], config.block_size, D)
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # (B,)
+        self.counters = [self.position]  # int64, advanced together: one kernel for all
         self.layers = [OneToken(cache, self.position) for cache in self.cache]
 
     def prefill(self, tokens: torch.Tensor) -> None:
@@ -54,7 +55,7 @@ class CachedGPT:
     def decode_one_token(self, token: torch.Tensor) -> torch.Tensor:
         """Append token (B,) to the rows, and return the logits (B, V) of the next one."""
         logits, _ = self.model(token, cache=self)
-        self.position += 1
+        torch._foreach_add_(self.counters, 1)
         return logits
 
 
