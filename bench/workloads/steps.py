@@ -35,7 +35,7 @@ class TrainingStep:
         step.run(step.number)
 
     def step(self, device, ops, rows=0, **sizes) -> GraphStep:
-        config = configuration(self.operation, n_layer=LAYERS, **sizes)
+        config = configuration(self.operation, **{"n_layer": LAYERS} | sizes)
         config = replace(config, batch_size=rows or config.batch_size)
         with device:
             model = build(config.model, ops)

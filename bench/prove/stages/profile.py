@@ -12,6 +12,7 @@ from gpt.training.precision import Precision
 GRAPHS = "CUDA graphs"
 PARTS = ("lecture", "gpt2", GRAPHS, "shakespeare-char")
 OURS, PYTORCH = Variant("triton", step="graph"), Variant("torch")
+CUBLAS, OTHERS = "matrix products of cuBLAS", "PyTorch's other kernels"
 STEPS = 20
 BOUND = 0.01  # of the loss: random tokens cannot be learned, so a wrong update shows at once
 
@@ -85,7 +86,7 @@ def kind(name: str) -> str:
     if name.endswith("_kernel") and "::" not in name:
         return name
     if any(word in name for word in ("nvjet", "gemm", "cublas", "cutlass")):
-        return "matrix products of cuBLAS"
+        return CUBLAS
     if name.startswith(("Memset", "Memcpy", "memcpy")):
         return "copies and fills"
-    return "PyTorch's other kernels"
+    return OTHERS
