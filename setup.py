@@ -25,10 +25,9 @@ setup(
             *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "tiktoken"),
             *("ruff", "mypy", "codespell", "tomli; python_version < '3.11'"),  # tomli: codespell
             *("import-linter", "setuptools>=70.1"),  # older ones need wheel to build one
-            "gguf",
             *("kernels", "transformers"),  # Hugging Face's, with which an environment is shared
         ],
-        "weights": ["huggingface_hub", "tokenizers", "gguf"],
+        "weights": ["huggingface_hub", "tokenizers"],
         "log": ["tensorboard", "wandb"],
         "bpe": ["tiktoken"],
         "data": ["datasets", "tiktoken"],

@@ -1,9 +1,8 @@
-"""Export the best model of a run, with its tokenizer, to `transformers` or to llama.cpp.
+"""Export the best model of a run, with its tokenizer, to `transformers`.
 
     python -m gpt.pretrained.export RUN FOLDER
-    python -m gpt.pretrained.export RUN FILE.gguf
 
-The weights keep their bits. What the other program does differently is printed.
+The weights keep their bits.
 """
 
 import sys
@@ -20,7 +19,6 @@ from ..config.model import ModelConfig
 from ..data.tokenizers import equal_of, from_json
 from ..models.layouts import State, check_layout, rename
 from ..runs import checkpoint
-from . import gguf
 from .gpt2 import ACTIVATIONS, NAMES, SIZES, TRANSPOSED, packed_layout
 
 
@@ -29,11 +27,11 @@ class ExportConfig(Config):
     """What to export, and where."""
 
     run: str = option("", "the folder of a run", positional=True)
-    out: str = option("", "a folder for transformers, or FILE.gguf for llama.cpp", positional=True)
+    out: str = option("", "the folder to write, for transformers", positional=True)
 
 
 def export(run: Path, out: Path) -> list[str]:
-    """Write a folder for `transformers`, or a .gguf file; returns the sentences to print.
+    """Write a folder for `transformers`; returns the sentences to print.
 
     Raises UserError if GPT-2 lacks a feature that the run uses, and OSError.
     """
@@ -41,9 +39,6 @@ def export(run: Path, out: Path) -> list[str]:
     config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
     tokenizer = from_json(record["tokenizer"])
     weights = _rename(config, tensors["weights"], run)
-    if out.suffix == ".gguf":
-        notes = gguf.write(out, config, weights, tokenizer)
-        return [f"written to {out}, for llama.cpp", *notes]
     notes = []
     out.mkdir(parents=True, exist_ok=True)
     _write_config(out, config, tokenizer.end_of_text)
@@ -114,7 +109,7 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse(ExportConfig(), arguments, "Export the best model of a run.")
         if not options.out:
-            raise UserError("give the folder of a run, and a folder or FILE.gguf to write")
+            raise UserError("give the folder of a run, and the folder to write")
         print(*export(Path(options.run), Path(options.out)), sep="\n")
     except (UserError, OSError) as error:
         print(f"gpt.pretrained.export: {error}", file=sys.stderr)
