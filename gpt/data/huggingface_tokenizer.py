@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face: a tokenizer.json, or vocab.json and merges.txt, by `tokenizers`.
+"""Tokenizers of Hugging Face, a tokenizer.json each, computed by `tokenizers`.
 
 Each of ours has an equal there, so that a folder for `transformers` can hold it.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import UserError
-from ..files import LARGEST_JSON, read_json
+from ..files import read_json
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 LARGEST_VOCABULARY = 1 << 22  # four times the largest in use
@@ -145,18 +145,12 @@ def of_ranks(ranks: dict[bytes, int], end_of_text: int | None = None) -> Hugging
             merges.append((spelled[parts[0]], spelled[parts[1]]))
     numbers = {spelled[token]: rank for token, rank in ranks.items()}
     special = {} if end_of_text is None else {END_OF_TEXT[0]: end_of_text}
-    made = _byte_level(numbers | special, merges)
+    t = library()
+    made = t.Tokenizer(t.models.BPE(numbers | special, merges))
+    made.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's words
+    made.decoder = t.decoders.ByteLevel()
     made.add_special_tokens(list(special))
     return HuggingFaceTokenizer(made, end_of_text)
-
-
-def _byte_level(numbers: dict[str, int], merges: list) -> Any:
-    """A byte-level encoding, which merges pairs within the words of GPT-2's pattern."""
-    t = library()
-    made = t.Tokenizer(t.models.BPE(numbers, merges))
-    made.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = t.decoders.ByteLevel()
-    return made
 
 
 def read_record(path: Path) -> dict | None:
@@ -167,37 +161,14 @@ def read_record(path: Path) -> dict | None:
     """
     folder, file = (path.parent, path) if path.is_file() else (path, path / "tokenizer.json")
     if file.is_file():
-        made = json.dumps(read_json(file))
-    elif made := _read_pairs(folder / "vocab.json", folder / "merges.txt"):
-        file = folder / "vocab.json"
-    elif found := [name for name in UNREADABLE if (folder / name).is_file()]:
-        raise UserError(
-            f"{folder / found[0]} is of a tokenizer that only transformers reads; write a "
-            "tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    else:
-        return None
-    tokenizer = HuggingFaceTokenizer(made, None, source=file)
-    tokenizer.end_of_text = _end_of_text(folder, tokenizer)
-    return _ours(tokenizer) or tokenizer.to_json()
-
-
-def _read_pairs(vocabulary: Path, merges: Path) -> Any:
-    """The tokenizer in the files of a byte-level encoding; None for any others."""
-    if not vocabulary.is_file() or not merges.is_file() or merges.stat().st_size > LARGEST_JSON:
-        return None
-    numbers = read_json(vocabulary)
-    added = _read(vocabulary.with_name("added_tokens.json"))
-    about = _read(vocabulary.with_name("tokenizer_config.json"))
-    bytewise = numbers.keys() >= {*BYTES, *added} and "!</w>" not in numbers
-    if not bytewise or about.get("add_prefix_space"):
-        return None
-    try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
-        pairs = [tuple(line.split(" ")) for line in lines if line and line[:8] != "#version"]
-        return _byte_level(numbers, pairs)
-    except Exception as error:  # the library raises no other class
-        raise UserError(f"{vocabulary} and {merges.name} are not valid: {error}") from None
+        tokenizer = HuggingFaceTokenizer(json.dumps(read_json(file)), None, source=file)
+        tokenizer.end_of_text = _end_of_text(folder, tokenizer)
+        return _ours(tokenizer) or tokenizer.to_json()
+    if found := [name for name in UNREADABLE if (folder / name).is_file()]:
+        problem = f"{folder / found[0]} is of a tokenizer that only transformers reads"
+        advice = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        raise UserError(f"{problem}; write a tokenizer.json: {advice}")
+    return None
 
 
 def _read(path: Path) -> dict:

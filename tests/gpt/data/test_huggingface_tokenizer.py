@@ -52,7 +52,8 @@ def test_equals_of_our_tokenizers(kind, text):
     ours, equal = EQUALS[kind]
     assert equal.encode(text).tolist() == ours.encode(text).tolist()
     assert equal.vocab_size == ours.vocab_size
-    assert_round_trip(equal, text)
+    for tokenizer in (ours, equal):
+        assert_round_trip(tokenizer, text)
 
 
 @given(st.lists(st.integers(0, 255)))
@@ -68,9 +69,6 @@ def test_ours_are_recognised_in_a_folder(tmp_path, monkeypatch):
     assert merges[1] == "th e"
     content = "\n".join([*sorted(numbers, key=numbers.get), *merges]).encode()
     monkeypatch.setattr(huggingface, "GPT2_SHA256", hashlib.sha256(content).hexdigest())
-    # the files of the slow tokenizer
-    save(tmp_path, {"vocab.json": numbers, "merges.txt": "\n".join(["#version: 0", *merges, ""])})
-    assert read_tokenizer(tmp_path).to_json() == {"kind": "gpt2"}
     for ours, equal in EQUALS.values():
         save(tmp_path, {"tokenizer.json": equal.text})
         assert read_tokenizer(tmp_path).to_json() == ours.to_json()
@@ -126,7 +124,6 @@ def test_the_end_of_text_of_a_folder(files, expected, tmp_path):
 
 BPE = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
 HUGE = {**BPE, "model": {"type": "BPE", "vocab": {"a": 4_000_000_000}, "merges": []}}
-FULL = {character: number for number, character in enumerate(huggingface.BYTES)}
 
 
 @pytest.mark.parametrize(
@@ -139,11 +136,6 @@ FULL = {character: number for number, character in enumerate(huggingface.BYTES)}
         ({"tokenizer.model": ""}, "tokenizer.model is of a tokenizer that only transformers"),
         ({"vocab.txt": "[CLS]"}, "vocab.txt is of a tokenizer that only transformers"),
         ({"vocab.json": {"a": 0}, "merges.txt": ""}, "vocab.json is of a tokenizer that only"),
-        ({"vocab.json": {**FULL, "!</w>": 9}, "merges.txt": ""}, "that only transformers"),
-        ({"vocab.json": FULL, "merges.txt": "", "added_tokens.json": {"<s>": 9}}, "that only"),
-        ({"vocab.json": FULL, "merges.txt": "a b"}, "merges.txt are not valid"),
-        ({"vocab.json": FULL, "merges.txt": "a"}, "merges.txt are not valid"),
-        ({"vocab.json": {**FULL, "x": 1 << 31}, "merges.txt": ""}, "above 4,194,304"),
     ],
 )
 def test_unusable_folders_are_refused(files, message, tmp_path):
