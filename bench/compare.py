@@ -8,7 +8,7 @@ import torch
 
 from bench.baselines import Baseline, Maker
 from bench.results import KEY
-from bench.timer import Ceilings, Samples, Trial, spread, time_interleaved
+from bench.timer import Ceilings, Samples, Trial, spread, time_in_turn
 from bench.workloads import timed
 from gpt.hardware import synchronise
 
@@ -41,7 +41,7 @@ class Comparison:
                 print(f"{self.case}, {direction}, {name}: {one.reason}", flush=True)
         synchronise(self.device)  # raises if one of them broke the CUDA context
         trials = {name: one for name, one in found.items() if isinstance(one, Trial)}
-        return found | time_interleaved(trials, self.timer, SECONDS_EACH * len(trials))
+        return found | time_in_turn(trials, self.timer, SECONDS_EACH * len(trials))
 
     def trial(self, name: str, direction: str) -> Trial:
         """A trial of the pass that has run once without an error."""

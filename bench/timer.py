@@ -96,9 +96,7 @@ class Samples(NamedTuple):
     host: float  # median seconds in which the host enqueues one call
 
 
-def time_interleaved(
-    trials: dict[str, Trial], timer: HostTimer, seconds: float
-) -> dict[str, Samples]:
+def time_in_turn(trials: dict[str, Trial], timer: HostTimer, seconds: float) -> dict[str, Samples]:
     """Time all trials in turn, A B A B, for `seconds` and at least `MIN_ROUNDS` rounds."""
     samples: dict[str, list[float]] = {name: [] for name in trials}
     hosts = {}
@@ -120,7 +118,7 @@ def spread(samples: list[float]) -> list[float]:
 
 
 def median_seconds(call: Callable, timer: HostTimer) -> float:
-    return statistics.median(time_interleaved({"": Trial(call)}, timer, seconds=0.2)[""].seconds)
+    return statistics.median(time_in_turn({"": Trial(call)}, timer, seconds=0.2)[""].seconds)
 
 
 def copy_rate(timer: HostTimer, elements: int) -> float:

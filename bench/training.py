@@ -121,9 +121,7 @@ def timed_steps(step, device: torch.device, seconds: float) -> list[float]:
     return times
 
 
-def make_step(
-    config: TrainConfig, variant: Variant, data: TokenDataset, precision: Precision, nanogpt=None
-):
+def make_step(config: TrainConfig, variant: Variant, data, precision: Precision, nanogpt=None):
     """The step of train.py, or of nanoGPT's, and the number of parameters."""
     torch.manual_seed(config.seed)
     device, name = precision.device, variant.kernels
@@ -140,9 +138,8 @@ def make_step(
         rates = (config.weight_decay, config.learning_rate, (config.beta1, config.beta2))
         optimizer = model.configure_optimizers(*rates, device.type)
         return partial(nanogpt_step, compiled, optimizer, config, data, precision), parameters
-    optimizers = make_optimizers(
-        model, config, (ops or kernels.load("torch")).adamw, precision.dtype
-    )
+    adamw = (ops or kernels.load("torch")).adamw
+    optimizers = make_optimizers(model, config, adamw, precision.dtype)
     kind, _ = choose_step(replace(config, step=variant.step), precision, data)
     parts = (compiled, optimizers, data, config, precision)
     return training_step.make_step(kind, *parts), parameters

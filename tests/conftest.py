@@ -4,18 +4,16 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its products in the interpreter are small
 
-import hypothesis
 import pytest
 import torch
+from hypothesis import settings
 
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
     del os.environ[name]  # a pytest started by a test is not an xdist worker
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile(
-    "kernels", derandomize=True, deadline=None, database=None, max_examples=20
-)
-hypothesis.settings.load_profile("kernels")
+settings.register_profile("all", derandomize=True, deadline=None, database=None, max_examples=20)
+settings.load_profile("all")
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,7 @@ GUARD = 256  # elements on either side: more than a tile may overshoot, and 16-b
 # --- one tolerance --------------------------------------------------------------------------------
 
 
-def assert_rounded_once(
-    actual, exact, baseline, name="value", factor=2.0, largest_logit=0.0
-) -> None:
+def assert_rounded_once(actual, exact, baseline, name="value", factor=2.0, largest_logit=0.0):
     """Assert err(actual) <= factor * err(baseline) + tiny, where err is the largest error.
 
     `exact` is fp64; `baseline` is PyTorch's computation on the same inputs in fp32 (fp64 for fp64),
@@ -175,12 +173,8 @@ def guarded_memory():
         return poisoned
 
     with contextlib.ExitStack() as patches:
-        for owner, name in (
-            (torch, "empty"),
-            (torch, "empty_like"),
-            (torch, "empty_strided"),
-            (torch.Tensor, "new_empty"),
-        ):
+        owners = dict.fromkeys(("empty", "empty_like", "empty_strided"), torch)
+        for name, owner in (owners | {"new_empty": torch.Tensor}).items():
             patches.enter_context(mock.patch.object(owner, name, poison(getattr(owner, name))))
         yield
     for check in checks:

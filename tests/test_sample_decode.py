@@ -8,8 +8,6 @@ import pytest
 
 import sample
 
-SPEED = re.compile(r"([\d,]+) tokens .*tokens/s.*\n")
-
 
 @pytest.fixture
 def output(trained, capsys):
@@ -22,16 +20,13 @@ def output(trained, capsys):
     return call
 
 
-def separated(text):
-    return text.removesuffix("\n").split(f"\n{sample.SEPARATOR}\n")
-
-
 def test_samples_depend_on_the_seed_and_not_on_their_number(output):
     first = output("--max-new-tokens=30")
     assert first.out.startswith("ab")
     assert len(first.out) == len("ab") + 30 + len("\n")
-    assert SPEED.fullmatch(first.err).group(1) == "30"
-    samples = separated(output("--max-new-tokens=30", "--num-samples=3").out)
+    assert re.fullmatch(r"30 tokens .*tokens/s.*\n", first.err)
+    several = output("--max-new-tokens=30", "--num-samples=3").out.removesuffix("\n")
+    samples = several.split(f"\n{sample.SEPARATOR}\n")
     assert [len(text) for text in samples] == [32] * 3
     assert len(set(samples)) == 3
     assert first.out == samples[0] + "\n"

@@ -50,7 +50,6 @@ GPU, STAGE = "bench.prove.gpu", "bench.prove.stages."
 GPU_SECONDS = 60  # at most; the ceilings take about ten
 COMPILE_SHARE = 25 / 540  # of the time, at most
 MAX_LINES = 12  # printed per part; the file has all
-LOGS = "prove.log", "compile.log"
 
 
 def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
@@ -58,14 +57,12 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
     limit, in_plan = 60 * options.minutes, options.stages == list(PLAN)
     deadline = clock() + limit
     if not torch.cuda.is_available():
-        print(
-            "make prove needs a CUDA GPU and PyTorch finds none; without one, `make test` runs "
-            "the kernels in Triton's interpreter and `make ledger` compiles them"
-        )
+        advice = "without one, `make test` interprets the kernels and `make ledger` compiles them"
+        print(f"make prove needs a CUDA GPU and PyTorch finds none; {advice}")
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage too
     options.out.mkdir(parents=True, exist_ok=True)
-    log, compile_log = (options.out / name for name in LOGS)
+    log, compile_log = options.out / "prove.log", options.out / "compile.log"
     with beside([(compile_kernels,)] if in_plan else [], COMPILE_SHARE * limit, compile_log):
         gpu = run_stage(GPU, min(GPU_SECONDS, limit), log)["gpu"]
     if gpu["state"] != "passed":
@@ -98,12 +95,10 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
 
 def message(parts: dict[str, Outcome]) -> str:
     """One line for a stage: the first of its worst parts, and how many there are of its state."""
-    if not parts:
-        return "no part was run"
     state = worst_state(parts.values())
     worst = [name for name, part in parts.items() if part["state"] == state]
+    text = parts[worst[0]]["message"] if worst else "no part was run"
     count = "" if state == "failed" else f"{len(worst)} of {len(parts)} {state}; "
-    text = parts[worst[0]]["message"]
     return f"{count}{worst[0]}: {text}" if len(parts) > 1 else text
 
 
@@ -125,9 +120,7 @@ def summary(stages: dict[str, dict]) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.prove", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser("python -m bench.prove", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--stages", default=",".join(PLAN), metavar="NAME,NAME", help=", ".join(STAGES))
     add("--only", action="append", help="a part of the stage, as an operation; by default all")

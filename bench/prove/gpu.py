@@ -13,8 +13,5 @@ def work(part: str, seconds: float) -> Outcome:
     device = torch.device("cuda")
     ceilings = measure_ceilings(DeviceTimer(device))
     copy, matmul = ceilings.copy_bytes_per_second, ceilings.matmul_flops_per_second
-    return passed(
-        f"copies {copy / 1e12:.2f} TB/s, multiplies {matmul / 1e12:.0f} TFLOP/s in bf16",
-        gpu=results.gpu(),
-        ceilings=ceilings._asdict(),
-    )
+    message = f"copies {copy / 1e12:.2f} TB/s, multiplies {matmul / 1e12:.0f} TFLOP/s in bf16"
+    return passed(message, gpu=results.gpu(), ceilings=ceilings._asdict())

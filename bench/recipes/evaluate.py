@@ -56,11 +56,9 @@ def evaluate(options: Options) -> None:
         finite = {name: None if value == math.inf else value for name, value in found.items()}
         print(json.dumps({"model": options.model, **finite}))
     else:
-        line = (
-            "loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, "
-            "{bits_per_byte:.4f} bits per byte ({tokens:,} tokens, {bytes:,} bytes)"
-        )
-        print(f"{options.text}: {line.format(**found)}")
+        rates = "loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, "
+        rates += "{bits_per_byte:.4f} bits per byte ({tokens:,} tokens, {bytes:,} bytes)"
+        print(f"{options.text}: {rates.format(**found)}")
 
 
 if __name__ == "__main__":

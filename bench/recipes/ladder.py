@@ -57,8 +57,7 @@ class Rung(NamedTuple):
 
 def paths() -> list[Path]:
     """The files of the rungs, in order."""
-    found, order = FOLDER.glob("*/[0-9]*_*.py"), list(TIMED)
-    return sorted(found, key=lambda p: (order.index(p.parent.name), int(p.stem.partition("_")[0])))
+    return [path for operation in TIMED for path in sorted((FOLDER / operation).glob("[0-9]_*.py"))]
 
 
 def load(path: Path) -> Rung:

@@ -70,12 +70,10 @@ def _resumed(given: dict[str, Any]) -> TrainConfig:
     if given.get("max_iters", saved.max_iters) != saved.max_iters and not saved.lr_decay_iters:
         saved = replace(saved, lr_decay_iters=saved.max_iters)  # the schedule stays as it began
     config = _replaced(saved, {**given, "resume": True, "init_from": "resume", "out_dir": folder})
-    end = config.lr_decay_iters
-    if config.decay_lr and config.min_lr == 0 and 0 < end < config.max_iters:
-        raise UserError(
-            f"the run's learning rate decays to 0 at step {end}, before --max-iters "
-            f"{config.max_iters}; add --lr-decay-iters {config.max_iters}, or --min-lr"
-        )
+    end, last = config.lr_decay_iters, config.max_iters
+    if config.decay_lr and config.min_lr == 0 and 0 < end < last:
+        problem = f"the run's learning rate decays to 0 at step {end}, before --max-iters {last}"
+        raise UserError(f"{problem}; add --lr-decay-iters {last}, or --min-lr")
     before, after = (vars(each) | vars(each.model) for each in (saved, config))
     for name in (*vars(saved.model), *FIXED):
         if before[name] != after[name]:
@@ -98,12 +96,9 @@ def _replaced(config: Any, given: dict[str, Any]) -> Any:
 def parse_given(default: Any, arguments: list[str], description: str) -> dict[str, Any]:
     """The options in `arguments` by field name; --help prints all of them and exits."""
     named = [field.name for field in fields(default) if field.metadata.get("positional")]
-    parser = _Parser(
-        description=description,
-        usage="".join(["%(prog)s [options]", *(f" [{name}]" for name in named)]),
-        allow_abbrev=False,
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=32),
-    )
+    usage = " ".join(["%(prog)s [options]", *(f"[{name}]" for name in named)])
+    form = partial(argparse.HelpFormatter, max_help_position=32)
+    parser = _Parser(usage=usage, description=description, formatter_class=form, allow_abbrev=False)
     types = _add_options(parser, parser, default)
     namespace, unknown = parser.parse_known_args([_spelled(each, types) for each in arguments])
     if unknown:

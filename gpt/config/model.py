@@ -48,10 +48,8 @@ class ModelConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if -1 < self.embedding_dropout < 0:
-            raise UserError(
-                f"--embedding-dropout is {self.embedding_dropout}; it must be -1, or at least 0"
-            )
+        if -1 < (p := self.embedding_dropout) < 0:
+            raise UserError(f"--embedding-dropout is {p}; it must be -1, or at least 0")
         if self.n_embd % self.n_head:
             raise UserError(f"--n-embd {self.n_embd} is not divisible by --n-head {self.n_head}")
         if self.n_kv_head and self.n_head % self.n_kv_head:

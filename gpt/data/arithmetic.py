@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .. import UserError
 from ..config.model import IGNORE_INDEX, ModelConfig
 from .batches import random_integers, scramble
-from .dataset import Batch, Dataset, Row
+from .dataset import Batch, Dataset, Device, Row
 from .tokenizers import CharTokenizer, Tokenizer
 
 DIGITS = {"+": 3, "-": 3, "*": 2, "/": 2}  # of the calculator's operands
@@ -42,9 +42,7 @@ class ArithmeticTask(Dataset):
 
     tokenizer: Tokenizer = TOKENIZER
 
-    def __init__(
-        self, name: str, digits: dict[str, int], write: Write, device: torch.device | str = "cpu"
-    ):
+    def __init__(self, name: str, digits: dict[str, int], write: Write, device: Device = "cpu"):
         """digits: operation -> digits of its operands. write: computes the answers."""
         self.name, self.digits, self.write = name, digits, write
         self.device = device
@@ -52,7 +50,7 @@ class ArithmeticTask(Dataset):
         self.lowest = torch.tensor([sign == "/" for sign in digits], device=device).long()  # of b
         self.held_out = self._held_out_problems()
 
-    def to(self, device: torch.device | str) -> "ArithmeticTask":
+    def to(self, device: Device) -> "ArithmeticTask":
         return ArithmeticTask(self.name, self.digits, self.write, device)
 
     def batch(
@@ -74,10 +72,8 @@ class ArithmeticTask(Dataset):
         _, a, b = self.held_out[:, :1]
         longest = max(self._line(sign, a, b).shape[1] for sign in self.digits) - 1
         if longest > config.block_size:
-            raise UserError(
-                f"a problem of {self.name} with its answer has up to {longest} characters; use "
-                f"--block-size {longest} or more"
-            )
+            problem = f"a problem of {self.name} with its answer has up to {longest} characters"
+            raise UserError(f"{problem}; use --block-size {longest} or more")
 
     def validation_rows(self, block_size: int) -> int:
         return self.held_out.shape[1]
@@ -100,10 +96,8 @@ class ArithmeticTask(Dataset):
         digits = self.digits.get(match[2], 0) if match else 0
         if not match or max(len(match[1]), len(match[3])) > digits:
             largest = ", ".join(f"{'9' * n}{sign}{'9' * n}=" for sign, n in self.digits.items())
-            raise UserError(
-                f"{text!r} is not a problem that the model of {self.name} can answer; the largest "
-                f"are {largest}"
-            )
+            problem = f"{text!r} is not a problem that the model of {self.name} can answer"
+            raise UserError(f"{problem}; the largest are {largest}")
         if match[2] == "/" and not int(match[3]):
             raise UserError(f"{text.strip()!r} divides by 0; give another divisor")
         return f"{match[1]:0>{digits}}{match[2]}{match[3]:0>{digits}}="
@@ -205,9 +199,7 @@ def with_work(a: torch.Tensor, b: torch.Tensor, sign: str, digits: int) -> torch
         ones, tens = digit(b, 0), digit(b, 1)
         work = columns([digit(a, place) * ones for place in places])
         work += columns([digit(a, place) * tens for place in places])
-        work += columns(
-            [digit(a * ones, place) + digit(10 * a * tens, place) for place in range(4)]
-        )
+        work += columns([digit(a * ones, p) + digit(10 * a * tens, p) for p in range(4)])
     else:
         work = division(a, b.clamp(min=1))
     comma = text(",", a)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from .. import UserError
 from ..config.model import IGNORE_INDEX, ModelConfig
-from .dataset import Batch, Dataset, Row
+from .dataset import Batch, Dataset, Device, Row
 from .tokenizers import Tokenizer
 
 
@@ -19,7 +19,7 @@ class TokenDataset(Dataset):
     train: torch.Tensor  # (N,) of any integer dtype that `widen` accepts, often a mapped file
     val: torch.Tensor
     tokenizer: Tokenizer
-    device: torch.device | str = "cpu"  # of the batches
+    device: Device = "cpu"  # of the batches
 
     def batch(
         self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
@@ -32,7 +32,7 @@ class TokenDataset(Dataset):
             chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
 
-    def to(self, device: torch.device | str) -> "TokenDataset":
+    def to(self, device: Device) -> "TokenDataset":
         """The same data with batches on `device`, and the tokens of a split too if they fit."""
         train, val = (_moved(tokens, device) for tokens in (self.train, self.val))
         return replace(self, train=train, val=val, device=device)
@@ -55,14 +55,12 @@ class TokenDataset(Dataset):
         block_size = config.block_size
         for split, tokens in (("training", self.train), ("validation", self.val)):
             if len(tokens) <= block_size:
-                raise UserError(
-                    f"the {split} split of {self.name} has {len(tokens)} tokens, and a block of "
-                    f"{block_size} needs at least {block_size + 1}; give more text or a smaller "
-                    "--block-size"
-                )
+                needed = f"a block of {block_size} needs at least {block_size + 1}"
+                problem = f"the {split} split of {self.name} has {len(tokens)} tokens, and {needed}"
+                raise UserError(f"{problem}; give more text or a smaller --block-size")
 
 
-def _moved(tokens: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+def _moved(tokens: torch.Tensor, device: Device) -> torch.Tensor:
     """The tokens on `device`, unless they would take a quarter of the free memory of a GPU."""
     if torch.device(device).type == "cuda":
         if tokens.dtype == torch.uint16:  # CUDA cannot index it: reinterpret, see `widen`
@@ -77,9 +75,7 @@ def widen(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
 
 
-def random_integers(
-    seed: int, first: Row, count: int, limit: int, device: torch.device | str
-) -> torch.Tensor:
+def random_integers(seed: int, first: Row, count: int, limit: int, device: Device) -> torch.Tensor:
     """Elements `first` to `first + count - 1` of the random sequence `seed`: (count,) int64.
 
     The integers are in [0, limit). splitmix64 (Steele, Lea and Flood 2014) hashes the index, so

@@ -64,12 +64,10 @@ def open_data(
             return _from_text(name, lambda: read_blocks(path), tokenizer)
     except OSError as error:  # the name is too long, or a folder is not accessible
         raise UserError(f"--data {name}: {error.strerror}") from None
-    advice = (
-        f"run python -m gpt.data.prepare {name} --out-dir {prepared}"
-        if name in KNOWN
-        else "give a text file, a folder with train.bin and val.bin, shakespeare, python-docs, "
-        "addition-3 or calculator"
-    )
+    advice = f"run python -m gpt.data.prepare {name} --out-dir {prepared}"
+    if name not in KNOWN:
+        names = "shakespeare, python-docs, addition-3 or calculator"
+        advice = f"give a text file, a folder with train.bin and val.bin, {names}"
     raise UserError(f"--data {name}: no such file or folder; {advice}")
 
 

@@ -9,6 +9,7 @@ from .tokenizers import Tokenizer
 
 # x and y, each (rows, block_size) int64: y is one token ahead, or IGNORE_INDEX if it does not count
 Batch = tuple[torch.Tensor, torch.Tensor]
+Device = torch.device | str
 Row = int | torch.Tensor  # a tensor () on the device lets a CUDA graph replay with other rows
 
 
@@ -17,14 +18,14 @@ class Dataset(Protocol):
 
     name: str
     tokenizer: Tokenizer
-    device: torch.device | str  # of the batches
+    device: Device  # of the batches
 
     @property
     def source(self) -> torch.device:
         """The device that builds the batches; they are copied if it is not `device`."""
         return torch.device(self.device)
 
-    def to(self, device: torch.device | str) -> "Dataset":
+    def to(self, device: Device) -> "Dataset":
         """The same data with batches on `device`."""
 
     def batch(

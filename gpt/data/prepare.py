@@ -44,8 +44,7 @@ class PrepareConfig(Config):
 
     sources: tuple[str, ...] = option(
         (),
-        "openwebtext, fineweb, a data set of the Hugging Face hub, or .txt, .jsonl and .parquet "
-        "files",
+        "openwebtext, fineweb, a data set of the Hugging Face hub, or .txt, .jsonl, .parquet files",
         positional=True,
     )
     out_dir: str = option("", "a new folder; empty: data/ and the name of the source")
@@ -73,10 +72,8 @@ def load_dataset(path: str, **options: Any) -> Iterable[dict]:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            f"{path} needs Hugging Face's datasets library: pip install datasets, or give .txt or "
-            ".jsonl files"
-        ) from None
+        problem = f"{path} needs Hugging Face's datasets library"
+        raise UserError(f"{problem}: pip install datasets, or give .txt or .jsonl files") from None
     try:
         return datasets.load_dataset(path, **options)
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such subset, a script
@@ -197,10 +194,8 @@ def read(config: PrepareConfig) -> Iterator[Text]:
             rows = load_dataset(name, name=config.subset or subset, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
             if not isinstance(text := row.get(config.column, 0), str | None):
-                raise UserError(
-                    f"{source}: document {number} has no text in column {config.column!r}; choose "
-                    f"--column from {', '.join(row)}"
-                )
+                problem = f"{source}: document {number} has no text in column {config.column!r}"
+                raise UserError(f"{problem}; choose --column from {', '.join(row)}")
             units = (text or "").encode("utf-16-le", "surrogatepass")
             yield units.decode("utf-16-le", "replace"), True  # half a pair, "\\ud800", is U+FFFD
 

@@ -72,10 +72,9 @@ def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
         wanted = f"a header and {count}" if expected else "at least 2 and a whole number of"
         raise UserError(f"{path} has {size} bytes, which is not {wanted} {tokens.dtype} tokens")
     if (largest := tokens.max()) >= vocab_size:
-        raise UserError(
-            f"{path} has the token {largest} as {tokens.dtype}, and its tokenizer knows 0 to "
-            f"{vocab_size - 1}; it belongs to another meta.json or meta.pkl"
-        )
+        known = f"its tokenizer knows 0 to {vocab_size - 1}"
+        problem = f"{path} has the token {largest} as {tokens.dtype}, and {known}"
+        raise UserError(f"{problem}; it belongs to another meta.json or meta.pkl")
     return torch.from_numpy(tokens.view(SIGNED.get(dtype, dtype))), expected is not None
 
 

@@ -102,9 +102,8 @@ def _convert(path: Path, content: dict, given: dict[str, Any]) -> None:
     except UserError:
         raise
     except MALFORMED:
-        raise UserError(
-            f"{path} does not hold a run of nanoGPT since 2023-05-06; use --init-from {path}"
-        ) from None
+        problem = f"{path} does not hold a run of nanoGPT since 2023-05-06"
+        raise UserError(f"{problem}; use --init-from {path}") from None
     check_finite(weights, path)
     data, data_dir = given.get("data", _dataset(content)), given.get("data_dir", "data")
     gpt2 = gpt2_tokenizer(model.vocab_size)
@@ -115,10 +114,8 @@ def _convert(path: Path, content: dict, given: dict[str, Any]) -> None:
     state = RunState.from_dict(asdict(RunState()) | progress, path)
     tokenizer = open_data(data, data_dir, kind).tokenizer
     if tokenizer.vocab_size != (gpt2 or model).vocab_size:
-        raise UserError(
-            f"{data} has {tokenizer.vocab_size} tokens, but the model in {path} was trained on "
-            f"{model.vocab_size}; name its data with --data or --data-dir"
-        )
+        problem = f"{data} has {tokenizer.vocab_size} tokens, but {path} has {model.vocab_size}"
+        raise UserError(f"{problem}; name its data with --data or --data-dir")
     record = {**asdict(state), "train": train.to_dict(), "tokenizer": tokenizer.to_json()}
     tensors = {"weights": weights, "optimizer": moments, "random": {}}
     record["scaler"] = {}

@@ -55,10 +55,8 @@ def read_content(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception:  # the libraries raise many classes for a damaged file
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors and plain values; save a state_dict() "
-            "by torch.save or safetensors"
-        ) from None
+        problem = f"{path} is damaged, or holds more than tensors and plain values"
+        raise UserError(f"{problem}; save a state_dict() by torch.save or safetensors") from None
 
 
 def state_of(content: Any, path: Path) -> State:

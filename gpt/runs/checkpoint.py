@@ -50,10 +50,9 @@ def save(
             (folder / f"{name}.json").unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"the checkpoint of step {record['step']} could not be saved to {folder} ({reason}); "
-            "the one before it is intact: free some space and continue with --resume"
-        ) from None
+        problem = f"the checkpoint of step {record['step']} could not be saved to {folder}"
+        advice = "the one before it is intact: free some space and continue with --resume"
+        raise UserError(f"{problem} ({reason}); {advice}") from None
     finally:
         with contextlib.suppress(OSError):
             _remove_unnamed(folder)

@@ -21,11 +21,9 @@ def print_header(run: Run, kernels_reason: str, step: str) -> None:
     default = f" (by default {on_gpu} on a GPU, {on_cpu} without one)" if is_default else ""
     millions = run.parameters / 1e6
     print(f"preset {preset}{default}: {millions:.6f} M parameters, data {run.config.data}")
-    print(
-        f"{plan.tokens_per_step:,} tokens per step = {plan.passes} (accumulated passes) x "
-        f"{distributed.world_size()} (ranks) x {plan.batch_size} (sequences) x {plan.block_size} "
-        f"(tokens); training step: {step}"
-    )
+    passes = f"{plan.passes} (accumulated passes) x {distributed.world_size()} (ranks)"
+    batch = f"{plan.batch_size} (sequences) x {plan.block_size} (tokens)"
+    print(f"{plan.tokens_per_step:,} tokens per step = {passes} x {batch}; training step: {step}")
     print(describe_learning_rate(run.config))
     operations: dict[str, list[str]] = {}
     for operation, implementation in run.kernels.items():

@@ -56,12 +56,13 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
     if first == config.max_iters and path.is_file() and read_json(path).get("steps") == first:
         print(f"the run in {folder} has taken all {first} steps; a larger --max-iters continues it")
         return False
-    resume_at = first if config.resume else None
-    log = None
-    if distributed.is_main():
-        log = MetricsLog(folder, config.to_dict(), config.log, resume_at)
-    progress = _make_progress(run, log, state)
-    description = {"train": config.to_dict(), "tokenizer": run.data.tokenizer.to_json()}
+    options, resume_at = config.to_dict(), first if config.resume else None
+    log = MetricsLog(folder, options, config.log, resume_at) if distributed.is_main() else None
+    tokens = batch_plan(config).tokens_per_step
+    flops = tokens * hardware.flops_per_token(config.model, run.parameters)
+    limits = config.max_iters, config.log_interval
+    progress = Progress(log, run.precision.device, state, *limits, tokens, flops)
+    description = {"train": options, "tokenizer": run.data.tokenizer.to_json()}
     saver = Saver(folder, run.model, run.optimizers, run.precision, description, config.keep)
     with StopSignals() as signals, log or nullcontext(), saver:
         model, optimizers = run.parallel_model, run.optimizers
@@ -87,18 +88,15 @@ def train_loop(run: Run, state: RunState, folder: Path) -> bool:
             progress.step(step, take(step))
     progress.bar.close()
     if step < config.max_iters:
-        print(
-            f"stopped by {signals.received} after step {step}, which is saved; continue with: "
-            f"python train.py --resume --out-dir {folder}"
-        )
+        advice = f"continue with: python train.py --resume --out-dir {folder}"
+        print(f"stopped by {signals.received} after step {step}, which is saved; {advice}")
         return False
     if log:
         log.finish(_summary(run, state, progress))
     speed = progress.tokens_per_second(step)
-    print(
-        f"best val loss {state.best_val_loss:.4f}, {progress.seconds:.1f} s of training"
-        f"{f', {speed:,.0f} tok/s' if speed else ''}; the run is in {folder}"
-    )
+    rate = f", {speed:,.0f} tok/s" if speed else ""
+    time = f"{progress.seconds:.1f} s of training{rate}"
+    print(f"best val loss {state.best_val_loss:.4f}, {time}; the run is in {folder}")
     return True
 
 
@@ -141,10 +139,3 @@ def _summary(run: Run, state: RunState, progress: Progress) -> dict:
         "kernels": run.kernels,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-
-
-def _make_progress(run: Run, log: MetricsLog | None, state: RunState) -> Progress:
-    config, device = run.config, run.precision.device
-    tokens = batch_plan(config).tokens_per_step
-    flops = tokens * hardware.flops_per_token(config.model, run.parameters)
-    return Progress(log, device, state, config.max_iters, config.log_interval, tokens, flops)

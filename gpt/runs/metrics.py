@@ -85,10 +85,9 @@ def _as_user_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"the metrics of the run in {folder} cannot be written ({error.strerror or error}); "
-            "its last checkpoint is intact: solve this and continue with --resume"
-        ) from None
+        problem = f"the metrics of the run in {folder} cannot be written"
+        advice = "its last checkpoint is intact: solve this and continue with --resume"
+        raise UserError(f"{problem} ({error.strerror or error}); {advice}") from None
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:

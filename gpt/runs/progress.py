@@ -35,12 +35,8 @@ class Progress:
         self.seconds = self.first.seconds  # earlier parts of the run included
         self._unlogged = 0  # steps since the last line
         self._since = time.perf_counter()
-        self.bar = tqdm(
-            total=self.max_iters,
-            initial=self.first.step,
-            unit="step",
-            disable=not (sys.stderr.isatty() and distributed.is_main()),
-        )
+        hidden = not (sys.stderr.isatty() and distributed.is_main())
+        self.bar = tqdm(total=self.max_iters, initial=self.first.step, unit="step", disable=hidden)
 
     def step(self, step: int, loss: torch.Tensor) -> None:
         """Training step `step`, counted from 0, had this loss ()."""
@@ -50,20 +46,15 @@ class Progress:
             return
         value = distributed.all_reduce_mean(loss).item()  # waits for the device
         seconds = self._lap() / self._unlogged
-        self._unlogged = 0
-        tokens_per_second = self.tokens_per_step / seconds
-        values = {"step": step + 1, "loss": value, "milliseconds": 1e3 * seconds}
+        self._unlogged, ms = 0, 1e3 * seconds
         if self.log:
-            self.log.log(**values, seconds=self.seconds)
-        self.bar.set_postfix_str(f"loss {value:.4f}, {tokens_per_second:,.0f} tok/s")
+            self.log.log(step=step + 1, loss=value, milliseconds=ms, seconds=self.seconds)
+        speed = f"{self.tokens_per_step / seconds:,.0f} tok/s"
+        self.bar.set_postfix_str(f"loss {value:.4f}, {speed}")
         if self.bar.disable:
             flops, peak = self.flops_per_step / seconds, self.peak_flops
             mfu = f"mfu {100 * flops / peak:.2f}%, " if peak else ""
-            print(
-                f"iter {step + 1}: loss {value:.4f}, time {1e3 * seconds:.2f}ms, {mfu}"
-                f"{tokens_per_second:,.0f} tok/s",
-                flush=True,
-            )
+            print(f"iter {step + 1}: loss {value:.4f}, time {ms:.2f}ms, {mfu}{speed}", flush=True)
 
     def evaluation(self, step: int, values: dict[str, float], sample: str = "") -> None:
         """Print and log the losses and scores of the model after `step` steps.

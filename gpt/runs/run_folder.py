@@ -41,7 +41,6 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another train.py is running in {folder}; wait for it or use another --out-dir"
-            ) from None
+            problem = f"another train.py is running in {folder}"
+            raise UserError(f"{problem}; wait for it or use another --out-dir") from None
         yield

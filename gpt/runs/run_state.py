@@ -81,7 +81,10 @@ class Saver:
         }
         if not distributed.is_main():
             return
-        copies = {kind: _to_host(group) for kind, group in tensors.items()}
+        copies = {  # in host memory, which training does not change
+            kind: {name: tensor.detach().to("cpu", copy=True) for name, tensor in group.items()}
+            for kind, group in tensors.items()
+        }
         # best before last: a run resumed from the previous `last` would improve on its best again
         names: dict[str, tuple[str, ...]] = {"best": ("weights",)} if improved else {}
         forget: list[str] = []
@@ -110,11 +113,9 @@ class Saver:
 
 def _save_if_finite(folder: Path, names, tensors, record, forget) -> None:
     if not all(weight.isfinite().all() for weight in tensors["weights"].values()):
-        raise UserError(
-            f"the weights of step {record['step']} are not finite and were not saved; the last "
-            f"checkpoint in {folder} is intact: continue from it with --resume and a lower "
-            "--learning-rate"
-        )
+        problem = f"the weights of step {record['step']} are not finite and were not saved"
+        advice = "continue from it with --resume and a lower --learning-rate"
+        raise UserError(f"{problem}; the last checkpoint in {folder} is intact: {advice}")
     checkpoint.save(folder, names, tensors, record, forget)
 
 
@@ -151,11 +152,6 @@ def check_finite(weights: Tensors, source: Path) -> None:
     for name, weight in weights.items():
         if weight.dtype != torch.float32 or not weight.isfinite().all():
             raise UserError(f"{source}: the weight {name} is not finite fp32")
-
-
-def _to_host(tensors: Tensors) -> Tensors:
-    """Copies in host memory, which training does not change."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _generator_states(device: torch.device) -> Tensors:
@@ -205,7 +201,5 @@ def _load_optimizer_tensors(optimizers: Optimizers, model: Model, tensors: Tenso
             }
         optimizer.load_state_dict(whole)
     if left:
-        raise UserError(
-            f"the checkpoint has the optimizer state {next(iter(left))}, but this model does not; "
-            "resume with the run's --kernels and --optimizer"
-        )
+        problem = f"this model does not have the checkpoint's optimizer state {next(iter(left))}"
+        raise UserError(f"{problem}; resume with the run's --kernels and --optimizer")

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 from dataclasses import replace
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -37,15 +36,11 @@ class Comparison(NamedTuple):
         return self.error <= self.bound and difference <= self.bound * abs(self.expected)
 
     def __str__(self):
-        return (
-            f"loss {self.loss:.4f} against {self.expected:.4f}, "
-            f"relative error of the gradients {100 * self.error:.2g}%"
-        )
+        losses = f"loss {self.loss:.4f} against {self.expected:.4f}"
+        return f"{losses}, relative error of the gradients {100 * self.error:.2g}%"
 
 
-def checked(
-    ops, fallback, check: ModuleType, data: Dataset, config: TrainConfig, precision: Precision
-):
+def checked(ops, fallback, check, data: Dataset, config: TrainConfig, precision: Precision):
     """`ops`, or `fallback` if their results differ on this GPU.
 
     Compares once per GPU, software and model, and caches a good result. `check` is the module

@@ -33,7 +33,7 @@ def test_trials_are_timed_in_turn(seconds, rounds):
     fake = Mock(side_effect=lambda trial, host: (trial.call(), next(turns)))
     fake.host_seconds.side_effect = itertools.cycle([9.0] * 3 + [1.0, 3.0, 2.0])
     trials = {"a": Trial(lambda: "a"), "b": Trial(lambda: "b")}
-    samples = timer.time_interleaved(trials, fake, seconds)
+    samples = timer.time_in_turn(trials, fake, seconds)
     assert samples["a"].seconds == [("a", 2 * turn) for turn in range(rounds)]
     assert samples["b"].seconds == [("b", 2 * turn + 1) for turn in range(rounds)]
     assert samples["a"].host == 2.0  # the median of 1, 3, 2; three warm-up calls do not count

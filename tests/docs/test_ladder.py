@@ -1,6 +1,5 @@
 """Every rung in docs/ladder is correct, complete, and runs as documented."""
 
-import functools
 from unittest import mock
 
 import pytest
@@ -28,9 +27,6 @@ ODD = {  # but whole vectors for the descriptors of the feed-forward
 }
 
 
-load = functools.cache(ladder.load)
-
-
 def name(path):
     return f"{path.parent.name}/{path.stem}"
 
@@ -44,7 +40,7 @@ def inputs(operation, precision):
 @pytest.mark.parametrize("precision", TESTED)
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_values_and_gradients_match_fp64(path, precision):
-    rung = load(path)
+    rung = ladder.load(path)
     hold_against(
         rung.function,
         REFERENCES.get(rung.operation, getattr(torch_ops, rung.operation)),

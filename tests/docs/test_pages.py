@@ -33,18 +33,12 @@ TEXT = "ROMEO: what is it that you say?\n" * 40
 PLACEHOLDER = re.compile(r"^[A-Z_]+$|PATH|FILE|^my\.txt$")  # for the reader to fill in
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GENERATION = {"decode_linear", "decode_attention", "sample_token"}
-
-
-def commands() -> list[tuple[str, ...]]:
-    """The words of each distinct command, without environment variables."""
-    text = "\n".join(block for page in PAGES for block in SHELL.findall(page.read_text()))
-    parts = re.split(r"\n|&&", text.replace("\\\n", " "))
-    lines = (re.sub(r"^(\s*[A-Z_]+=\S*)+", "", part) for part in parts)
-    found = (tuple(shlex.split(line, comments=True)) for line in lines)
-    return [words for words in dict.fromkeys(found) if words]
-
-
-COMMANDS = commands()
+# the words of each distinct command, without environment variables
+BLOCKS = "\n".join(block for page in PAGES for block in SHELL.findall(page.read_text()))
+PARTS = re.split(r"\n|&&", BLOCKS.replace("\\\n", " "))
+LINES = (re.sub(r"^(\s*[A-Z_]+=\S*)+", "", part) for part in PARTS)
+WORDS = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in LINES)
+COMMANDS = [words for words in WORDS if words]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[1:2] == ("-m",)], ids=" ".join)

@@ -13,9 +13,9 @@ from tests.operands import DEVICE
 LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
-NO_BIAS = {"bias": False, "head_bias": False, "tied_head": True}
 GPT2 = {"qkv_bias": True, "head_bias": False, "tied_head": True, "activation": "gelu_tanh"}
-ROTARY = {"norm": "rms_norm", "position": "rope", "qk_norm": True}
+MODERN = {"norm": "rms_norm", "position": "rope", "qk_norm": True, "activation": "relu_squared"}
+MODERN |= {"bias": False, "head_bias": False, "tied_head": True, "projection_init": "zero"}
 
 CONFIGS = {
     "lecture": LECTURE,
@@ -36,9 +36,7 @@ CONFIGS = {
         LECTURE, n_head=4, n_kv_head=1, window=2, position="rope", qk_norm=True, bias=False
     ),
     "gpt2": replace(LECTURE, **GPT2, projection_init="scaled"),
-    "modern": replace(
-        LECTURE, **NO_BIAS, **ROTARY, activation="relu_squared", projection_init="zero"
-    ),
+    "modern": replace(LECTURE, **MODERN),
 }
 
 

@@ -36,7 +36,8 @@ def work(part: str, seconds: float) -> Outcome:
             while not found and not ended and time.monotonic() < start + seconds:
                 time.sleep(0.2)
                 ended = process.poll() is not None
-                found = first_evaluation(Path(folder, "run"))
+                lines = evaluations(Path(folder, "run"))
+                found = next((line for line in lines if line["val_loss"] <= TARGET_LOSS), None)
             process.kill()
     if found is None:
         message = f"train.py ended with {process.returncode} before it reached {TARGET_LOSS}"
@@ -44,8 +45,3 @@ def work(part: str, seconds: float) -> Outcome:
     message = f"{TARGET_LOSS} after {found['seconds']:.2f} s of training, step {found['step']}"
     figures = {**found, "wall_seconds": time.monotonic() - start}
     return passed(message, figures=figures, lines=[f"{part}: {message}"])
-
-
-def first_evaluation(run: Path) -> dict | None:
-    """The first evaluation of a run that reaches the loss, or None."""
-    return next((line for line in evaluations(run) if line["val_loss"] <= TARGET_LOSS), None)

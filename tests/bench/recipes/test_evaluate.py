@@ -11,13 +11,12 @@ import torch
 from bench.recipes import evaluate
 from gpt.data.tokenizers import CharTokenizer
 from gpt.models.packed import GPT
-from gpt.pretrained import export
 from gpt.pretrained.init_from import load_pretrained
 from gpt.runs.portable_state import portable_state
 from gpt.training.evaluation import text_metrics
 from gpt.training.precision import Precision
 from kernels.torch_ops import OPS
-from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.gpt.configs import LECTURE, randomise
 from tests.runs import save_weights
 
 LETTERS = CharTokenizer(" abcdeé世")
@@ -29,21 +28,9 @@ TEXT = "a bé世d cab 世édé babe"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run, as far as it is needed to load its model."""
-    path = tmp_path_factory.mktemp("evaluate") / "run"
-    save_run(path, replace(LECTURE, vocab_size=LETTERS.vocab_size), LETTERS)
+    path, config = tmp_path_factory.mktemp("run"), replace(LECTURE, vocab_size=LETTERS.vocab_size)
+    save_weights(path, config, LETTERS, portable_state(randomise(GPT(config, OPS))))
     return path
-
-
-def save_run(path, config, tokenizer):
-    path.mkdir()
-    save_weights(path, config, tokenizer, portable_state(randomise(GPT(config, OPS))))
-
-
-def log_probability(model, tokens, place):
-    """Of the token at `place`, given those before it, in fp64."""
-    with torch.no_grad():
-        logits = model.double()(torch.tensor(tokens[:place])[None])[0][0, -1]
-    return logits.log_softmax(0)[tokens[place]].item()
 
 
 @pytest.mark.parametrize("implementation", ["torch", "reference"])
@@ -54,12 +41,12 @@ def test_the_loss_of_a_text_is_the_mean_over_its_tokens(folder, tmp_path, capsys
     assert evaluate.main([*options, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     model, tokenizer, _ = load_pretrained(str(folder), OPS, CPU)
-    tokens, block, count = tokenizer.encode(TEXT).tolist(), model.config.block_size, len(TEXT)
-    total = 0.0
+    tokens, block, count = tokenizer.encode(TEXT), model.double().config.block_size, len(TEXT)
+    loss = 0.0
     for place in range(1, count):
         start = (place - 1) // block * block  # of its window
-        total -= log_probability(model, tokens[start:], place - start)
-    loss = total / (count - 1)
+        logits = model(torch.from_numpy(tokens[None, start:place]))[0][0, -1]
+        loss -= logits.log_softmax(0)[tokens[place]].item() / (count - 1)
     assert scores["tokens"] == count == 20
     assert scores["bytes"] == count + 3 + 2 * 2 == len(TEXT.encode())  # three é, two 世
     assert scores["loss"] == pytest.approx(loss, rel=1e-5)
@@ -76,14 +63,3 @@ def test_a_perplexity_too_large_for_a_float_is_infinite(folder):
     model.lm_head.weight.data *= 1e6
     scores = text_metrics(model, tokenizer, TEXT, model.config.block_size, FP32)
     assert math.log(sys.float_info.max) < scores["loss"] < scores["perplexity"] == math.inf
-
-
-def test_pretrained_weights_can_be_evaluated(tmp_path, capsys):
-    save_run(tmp_path / "run", CONFIGS["gpt2"], CharTokenizer("abcdefghijk"))
-    assert export.main([str(tmp_path / "run"), str(tmp_path / "gpt2")]) == 0
-    models = [load_pretrained(str(tmp_path / name), OPS, CPU) for name in ("run", "gpt2")]
-    assert models[0][1].to_json() == models[1][1].to_json()
-    tokens = draw_tokens(2, 8)
-    with torch.no_grad():
-        expected, actual = (model(tokens)[0] for model, *_ in models)
-    assert torch.equal(expected, actual)

@@ -36,8 +36,7 @@ def splits(folder):
 
 SIZES = np.random.default_rng(0).pareto(1, 200).astype(int)
 LONG_TAIL = [f"document {i} " + "long" * min(size, 50_000) for i, size in enumerate(SIZES)]
-
-
+LIMITS = [(3, 30, [25, 25]), (3, 50, [25, 25]), (3, 99, [74, 25]), (3, 10, [8, 2]), (1, 0, [20, 5])]
 FORMS = [("a.jsonl", "byte", 256), ("a.txt", "byte", 65_537), ("a.txt", "gpt2", 256)]
 
 
@@ -75,9 +74,6 @@ def test_empty_documents_are_skipped_and_counted(tmp_path, capsys):
     assert "validation tokens, 4 empty documents skipped; use" in capsys.readouterr().out
 
 
-LIMITS = [(3, 30, [25, 25]), (3, 50, [25, 25]), (3, 99, [74, 25]), (3, 10, [8, 2]), (1, 0, [20, 5])]
-
-
 @pytest.mark.parametrize(("count", "limit", "sizes"), LIMITS)
 def test_a_document_is_divided_if_it_is_alone_or_too_long(tmp_path, count, limit, sizes):
     texts = [*DOCUMENTS[:2], "long" * 99_999][:count]
@@ -100,6 +96,9 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path, monkeypatch, source, subset
         assert ((path, name), split, streaming) == (expected, "train", True)
         return ({"text": text, "url": "x"} for text in DOCUMENTS)
 
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        prepare.prepare(config(tmp_path, source))
     monkeypatch.setattr(prepare, "load_dataset", load_dataset)
     prepare.prepare(config(tmp_path, source, subset=subset))
     assert DOCUMENTS[1] in splits(tmp_path)[0]
@@ -116,9 +115,3 @@ def test_parquet_is_read_by_hugging_face_datasets(tmp_path, monkeypatch):
     (tmp_path / "mine.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError):
         prepare.prepare(config(tmp_path, str(path), out_dir=str(tmp_path / "other")))
-
-
-def test_a_missing_datasets_library_raises_user_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
-        prepare.prepare(config(tmp_path, "openwebtext"))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from gpt import UserError
 from gpt.data.corpus import open_data
 from gpt.data.token_files import LARGEST_META, read_plain_pickle
-from gpt.data.tokenizers import GPT2Tokenizer
 
 
 def meta_of(characters):
@@ -24,6 +23,7 @@ def meta_of(characters):
     return {"vocab_size": len(numbers), "itos": dict(enumerate(characters)), "stoi": numbers}
 
 
+DTYPES = {"<u2": torch.uint16, "<u4": torch.int32, "<i8": torch.int64}
 META = meta_of("\n abc")
 TOKENS = [2, 3, 4, 1, 0] * 4
 
@@ -41,9 +41,6 @@ def llm_c(tokens, magic=20240520, version=1, dtype="<u2", count=None):
     count = len(tokens) if count is None else count
     header = struct.pack("<iii", magic, version, count).ljust(1024, b"\0") if magic else b""
     return header + np.array(tokens, dtype).tobytes()
-
-
-DTYPES = {"<u2": torch.uint16, "<u4": torch.int32, "<i8": torch.int64}
 
 
 @pytest.mark.parametrize(
@@ -79,15 +76,6 @@ def test_what_may_have_two_types_is_refused(tmp_path, kind, tokens, reason):
     write(tmp_path, llm_c(TOKENS), llm_c(TOKENS, 20240801, 7, "<u4"))
     with pytest.raises(UserError, match=r"torch.uint16 and torch.int32 tokens; write both alike"):
         open_data(folder, "data", "char")
-
-
-def test_meta_json_precedes_meta_pkl_and_gpt2_is_the_default(tmp_path):
-    write(tmp_path)
-    (tmp_path / "meta.json").write_text(json.dumps({"kind": "byte"}))
-    assert open_data(str(tmp_path), "data", "char").tokenizer.vocab_size == 256
-    (tmp_path / "meta.json").unlink()
-    (tmp_path / "meta.pkl").unlink()
-    assert isinstance(open_data(str(tmp_path), "data", "char").tokenizer, GPT2Tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from gpt import UserError, files
 from gpt.runs.checkpoint import load, save
-from tests.gpt.runs.saving import KINDS, save_step, step_of, tensors_of
+from tests.gpt.runs.saving import KINDS, save_step, step_of
 from tests.runs import record, sign, sign_tensors
 
 
@@ -39,19 +39,12 @@ def test_checkpoints_share_files_and_unused_files_are_removed(tmp_path):
     assert names_in(tmp_path) == ["best", "last", "optimizer", "random", "weights"]
 
 
-def test_a_step_can_be_saved_again_with_other_content(tmp_path):
+def test_a_step_can_be_saved_again_with_other_tensors(tmp_path):
     save_step(tmp_path, 1)
-    tensors = tensors_of(1)
-    tensors["weights"]["b"] += 1
-    save(tmp_path, {"last": KINDS}, tensors, {"step": 1})
+    others = {"weights": {"strided": torch.rand(2, 3).mT, "empty": torch.empty(0, 4)}}
+    save(tmp_path, {"last": ("weights",)}, others, {"step": 1})
     assert step_of(tmp_path, "best", ("weights",)) == 1
-    assert load(tmp_path, "last")[1]["weights"]["b"].equal(tensors["weights"]["b"])
-
-
-def test_strided_and_empty_tensors_are_saved(tmp_path):
-    tensors = {"weights": {"t": torch.arange(6.0).view(2, 3).mT, "empty": torch.empty(0, 4)}}
-    save(tmp_path, {"last": ("weights",)}, tensors, {"step": 0})
-    torch.testing.assert_close(load(tmp_path, "last")[1], tensors)
+    torch.testing.assert_close(load(tmp_path, "last")[1], others)
 
 
 def test_other_files_and_those_of_damaged_checkpoints_are_kept(tmp_path):
@@ -105,13 +98,8 @@ def test_a_path_that_is_missing_or_not_a_file_is_rejected(tmp_path):
             load(tmp_path, name)
 
 
-TOO_SHORT = b'{"a":{"dtype":"F32","shape":[4294967295],"data_offsets":[0,4]}}'
-TOO_SHORT = len(TOO_SHORT).to_bytes(8, "little") + TOO_SHORT + b"\0" * 4
-
-
-def replaced(path, content):
-    path.write_bytes(content)
-    sign_tensors(path)
+SHORT = b'{"a":{"dtype":"F32","shape":[4294967295],"data_offsets":[0,4]}}'
+SHORT = len(SHORT).to_bytes(8, "little") + SHORT + b"\0" * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,8 +109,8 @@ def replaced(path, content):
         (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xaa"), "is damaged: its sha256"),
         (lambda path: path.unlink(), "is missing"),
         (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
-        (lambda path: replaced(path, b"not safetensors"), "is not a safetensors file"),
-        (lambda path: replaced(path, TOO_SHORT), "is not a safetensors file"),
+        (lambda path: (path.write_bytes(b"not"), sign_tensors(path)), "is not a safetensors file"),
+        (lambda path: (path.write_bytes(SHORT), sign_tensors(path)), "is not a safetensors file"),
     ],
 )
 def test_a_damaged_tensor_file_is_rejected(tmp_path, kind, damage, message):

@@ -12,23 +12,19 @@ from hypothesis import strategies as st
 from gpt import UserError
 from gpt.config.train import TrainConfig
 from gpt.runs.metrics import MetricsLog, plot_losses, read_metrics
-from tests.runs import full_disk
+from tests.runs import full_disk, losses, metrics
 
 CONFIG = asdict(TrainConfig())
 
 
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_each_log_call_appends_a_line_with_null_for_what_is_not_finite(tmp_path):
     sent, expected = [], [{"step": 0, "val_loss": 2.5, "sample": "To be"}]
-    expected.append({"step": 1, "loss": None, "milliseconds": None})
+    expected.append({"step": 1, "loss": None, "accuracy": None})
     with MetricsLog(tmp_path, CONFIG) as log:
         log._track = lambda values, step: sent.append((values, step))
         log.log(step=0, val_loss=2.5, sample="To be")
-        log.log(step=1, loss=math.nan, milliseconds=math.inf)
-        assert lines_of(tmp_path) == expected
+        log.log(step=1, loss=math.nan, accuracy=math.inf)
+        assert metrics(tmp_path) == expected
     assert sent[0] == ({"val_loss": 2.5}, 0)  # samples are not sent to the tracker
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
     plot_losses(expected[1:], tmp_path / "loss.png")  # without a point of either loss
@@ -43,9 +39,9 @@ def test_resume_keeps_the_lines_up_to_its_step(tmp_path):
         file.write('{"step": 5, "lo')  # killed while writing
     with MetricsLog(tmp_path, CONFIG, resume_at=2) as log:
         log.log(step=3, loss=9.0)
-    assert [line["loss"] for line in lines_of(tmp_path)] == [0, 1, 2, 9]
+    assert losses(tmp_path) == [0, 1, 2, 9]
     with MetricsLog(tmp_path, CONFIG):
-        assert lines_of(tmp_path) == []
+        assert metrics(tmp_path) == []
 
 
 @given(st.binary() | st.sampled_from((b"7", b"{}", b'{"step": "1"}', b"[" * 100_000)))

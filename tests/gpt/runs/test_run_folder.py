@@ -30,17 +30,12 @@ def test_resuming_keeps_the_folder_and_removes_partial_files(tmp_path):
     assert names == ["config.json", "last.json", "lock"]
 
 
-def enter(folder, resume):
-    with run_folder(folder, resume):
-        pass
-
-
 def test_unusable_paths_are_rejected(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match=r"--out-dir .* is not usable: "):
-            enter(folder, resume=False)
+            run_folder(folder, resume=False).__enter__()
     # a read-only file system, because permissions do not stop root, who may run the tests
     monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
     with pytest.raises(UserError, match="is not usable: Read-only"):
-        enter(tmp_path, resume=True)
+        run_folder(tmp_path, resume=True).__enter__()

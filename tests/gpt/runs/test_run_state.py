@@ -3,6 +3,7 @@
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -117,18 +118,14 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 def test_best_is_the_last_improvement_and_holds_only_weights(tmp_path, monkeypatch):
-    order, save = [], checkpoint.save
-
-    def listed(folder, names, *more):
-        order.append([*names.items()])
-        save(folder, names, *more)
-
-    monkeypatch.setattr(checkpoint, "save", listed)
+    save = Mock(wraps=checkpoint.save)
+    monkeypatch.setattr(checkpoint, "save", save)
     run = Run(tmp_path)
     for step, improved in enumerate((True, True, False, False)):
         run.save(step, improved)
     # best first: a run killed in between would improve on its best again and not notice
     best, last = ("best", ("weights",)), ("last", ALL_KINDS)
+    order = [[*call.args[1].items()] for call in save.call_args_list]
     assert order == [[best, last]] * 2 + [[last]] * 2
     assert checkpoint.load(tmp_path, "best")[0]["step"] == 1
     assert checkpoint.load(tmp_path, "last", ALL_KINDS)[0]["step"] == 3

@@ -73,12 +73,15 @@ def test_a_good_result_is_printed_once_cached_and_draws_no_number(capsys, monkey
         assert "kernels checked" in capsys.readouterr().out
 
 
-def test_auto_uses_pytorch_instead_of_broken_kernels(capsys):
+def test_broken_kernels_are_replaced_or_raise_if_selected_by_name(capsys):
+    message = r"--kernels triton on .*: kernels differ from PyTorch: loss .*use --kernels torch"
     for _ in range(2):  # a bad result is not cached
         assert checked(BROKEN) is PEER
         printed = capsys.readouterr().out
         assert "kernels differ from PyTorch: loss" in printed
         assert "using PyTorch's operations instead; please report" in printed
+        with pytest.raises(UserError, match=message):
+            checked(BROKEN, replace(CONFIG, kernels="triton"))
 
 
 def test_kernels_that_do_not_compile_are_replaced_and_out_of_memory_is_raised():
@@ -87,10 +90,3 @@ def test_kernels_that_do_not_compile_are_replaced_and_out_of_memory_is_raised():
     attention.side_effect = torch.OutOfMemoryError("CUDA")
     with pytest.raises(torch.OutOfMemoryError):
         checked(OPS._replace(attention_qkv=attention))
-
-
-def test_kernels_that_were_selected_by_name_raise_if_broken():
-    message = r"--kernels triton on .*: kernels differ from PyTorch: loss .*use --kernels torch"
-    for _ in range(2):  # a bad result is not cached
-        with pytest.raises(UserError, match=message):
-            checked(BROKEN, replace(CONFIG, kernels="triton"))
