@@ -13,7 +13,7 @@ from .scores import BOTTOM_RIGHT
 OPTIONS = "str causal, int window, float softcap, float dropout_p, float? scale"
 LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
-FEW = 512  # keys
+FEW = 512  # keys that at most eight programs read
 TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
 
 
