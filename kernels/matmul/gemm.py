@@ -7,7 +7,7 @@ Decisions:
 - An epilogue saves a pass over memory, but no product runs meanwhile. Per tile of 128 x 256 on an
   H200, the pass of "activate" takes 7,000 cycles at the rate of a copy, the epilogue about 6,000
   for a GELU and 1,500 for a ReLU (instructions counted, not measured), and the product 980 for
-  every 64 of K. `launch.ROUTES` lists the shapes for which the epilogue is faster.
+  every 64 of K. `launch.ROUTES` lists the shapes for which the epilogue is used.
 - From sm_90 on, one program per SM visits several tiles, which are loaded and stored through
   descriptors (TMA). `flatten` merges the loops over tiles and over K, so that the first operands of
   a tile are loaded during the epilogue of the previous one. Older GPUs, and tensors without a valid
