@@ -1,8 +1,9 @@
-"""Corrections to Triton's interpreter: bf16 is computed as on a GPU, and calls are faster.
+"""Corrections to Triton's interpreter: bf16 and products are as on a GPU, and calls are faster.
 
 The interpreter stores bf16 as uint16: its casts truncate, and its dot multiplies the bits as
 integers. `kernels.common.launch` installs the corrections where kernels are interpreted. Arithmetic
-directly on bf16 stays wrong, so kernels compute in their ACC, as they should anyway.
+directly on bf16 stays wrong, so kernels compute in their ACC, as they should anyway. A dot of fp32
+is rounded from fp64: the order of NumPy's sums depends on the CPU and on the shape of a tile.
 
 For every call of a function the interpreter searches all of `triton.language` for builtins to
 replace, and for every operation it builds a table of NumPy's dtypes: a quarter of its time. Both
@@ -47,8 +48,12 @@ def _cast(builder, source, to):
     return TensorHandle(np.where(is_nan, quiet_nan, nearest_even).astype(np.uint16), bfloat16)
 
 
-def _dot(builder, a, b, *arguments):
-    return _create_dot(builder, _widen(a), _widen(b), *arguments)
+def _dot(builder, a, b, d, *arguments):
+    if a.dtype.scalar != float32 or d.dtype.scalar != float32:
+        return _create_dot(builder, _widen(a), _widen(b), d, *arguments)
+    with np.errstate(over="ignore"):  # infinite, as in fp32
+        product = np.matmul(a.data, b.data, dtype=np.float64).astype(np.float32)
+        return TensorHandle(product + d.data, float32)
 
 
 def _patch_builtin(package, builder, scope):
