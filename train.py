@@ -22,7 +22,7 @@ from gpt.data.corpus import open_data
 from gpt.data.dataset import Dataset
 from gpt.generation.preview import print_sample, sample_text
 from gpt.models.build import build
-from gpt.pretrained import init_from, nanogpt
+from gpt.pretrained import init_from
 from gpt.runs import self_check
 from gpt.runs.header import print_header
 from gpt.runs.loop import Run, split_losses, train_loop
@@ -39,7 +39,7 @@ from sample import load_ops
 def main(arguments: list[str]) -> int:
     try:
         preset = DEFAULT_PRESETS["cuda" if torch.cuda.is_available() else "cpu"]
-        config = parse_run(arguments, preset, init_from.defaults_of, nanogpt.continue_run)
+        config = parse_run(arguments, preset, init_from.defaults_of)
         device = hardware.choose_device(distributed.init_process_group(config.device))
         with distributed.print_on_main_only():
             train(config, device)

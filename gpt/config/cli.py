@@ -39,18 +39,15 @@ def parse_run(
     arguments: list[str],
     default_preset: str,
     defaults_of: Callable[[str, str], dict[str, Any]] | None = None,
-    prepare_resume: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> TrainConfig:
     """The options of a run over its preset's, or over those of the run that --resume continues.
 
     `defaults_of` returns the fields of the preset that --init-from replaces: the model. It receives
-    --data-dir too. `prepare_resume` may turn the content of --out-dir into a run.
+    --data-dir too.
     """
     given = parse_given(PRESETS[default_preset], arguments, "Train a GPT.")
     source = given.get("init_from", "scratch")
     if given.get("resume") or source == "resume":
-        if prepare_resume is not None:
-            prepare_resume(Path(given.get("out_dir", TrainConfig.out_dir)), given)
         return _resumed(given)
     preset = given.get("preset", "lecture-small" if given.get("lecture") else default_preset)
     if preset not in PRESETS:
