@@ -87,12 +87,14 @@ def load_matrices(machine, one) -> None:
 
 
 def store_matrices(machine, one) -> None:
-    """stmatrix.sync.aligned.m8n8.x4.shared.b16, the reverse of ldmatrix."""
+    """stmatrix.sync.aligned.m8n8.x4(.trans).shared.b16, the reverse of ldmatrix."""
     at, sources = one.operands
     lanes, address = rows(machine, at, len(sources))
     machine.count_access("shared", "store", address, 16, lanes)
     pairs = [machine.bits(name)[machine.active].reshape(-1, WARP) for name in sources]
-    columns = np.stack(pairs, 1).view(np.uint16).reshape(-1, 8).T
+    matrices = np.stack(pairs, 1).view(np.uint16).reshape(-1, 8, 8)
+    matrices = matrices.swapaxes(1, 2) if "trans" in one.opcode else matrices
+    columns = matrices.reshape(-1, 8).T
     machine.shared.store(address, list(np.ascontiguousarray(columns)), lanes)
 
 

@@ -183,6 +183,31 @@ def test_ldmatrix_gives_thread_4_row_plus_pair_two_neighbours(trans):
             assert (low[matrix, lane], high[matrix, lane]) == (first, second)
 
 
+@pytest.mark.parametrize("trans", ["", ".trans"])
+def test_stmatrix_writes_the_rows_or_columns_that_threads_hold(trans):
+    """Each warp holds 0, 1, 2, ... in 16 bits, and writes its matrix after those before it."""
+    result = torch.zeros(THREADS, dtype=torch.int32)
+    execute(
+        f"""
+        and.b32 %r3, %r1, 31;
+        mul.lo.s32 %r4, %r3, 131074;
+        add.s32 %r4, %r4, 65536;
+        and.b32 %r5, %r1, 7;
+        shl.b32 %r5, %r5, 4;
+        shr.u32 %r6, %r1, 5;
+        shl.b32 %r6, %r6, 7;
+        add.s32 %r5, %r5, %r6;
+        stmatrix.sync.aligned.m8n8.x1{trans}.shared.b16 [%r5], {{%r4}};
+        bar.sync 0;
+        ld.shared.b32 %r7, [%r2];
+        st.global.b32 [%rd3+0], {{%r7}};""",
+        result,
+    )
+    matrix = torch.arange(64).view(8, 8)
+    expected = matrix.T if trans else matrix
+    assert result.view(torch.int16).view(2, 8, 8).tolist() == 2 * [expected.tolist()]
+
+
 # --- faults ---------------------------------------------------------------------------------------
 
 
