@@ -28,7 +28,7 @@ from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
 from ..common.softcap import LOG2_E, tanh
 from ..common.sums import sum_of_products
-from .options import batch_stride, tiled, together
+from .options import batch_stride, grouped, tiled
 from .scores import (
     BOTTOM_RIGHT,
     is_seen,
@@ -42,7 +42,7 @@ from .scores import (
 )
 
 
-@triton.jit(do_not_specialize=["H", "together"])
+@triton.jit(do_not_specialize=["H"])
 def attention_backward_q_kernel(
     dq_ptr,  # (B, H, Tq, D)
     delta_ptr,  # (B, H, Tq), (1 - p) delta for the "kv" kernel
@@ -60,7 +60,7 @@ def attention_backward_q_kernel(
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    H, Tq, Tk, together, stride_rangesb,
+    H, Tq, Tk, stride_rangesb,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -69,10 +69,8 @@ def attention_backward_q_kernel(
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
-    tiles = tl.cdiv(Tq, M)
-    pairs = tl.num_programs(0) // tiles  # of batch and head
-    order, head, batch = scheduled(tiles, H, together)
-    first_row = (tiles - 1 - order) * M  # the longest rows first
+    pairs, order, head, batch = scheduled(H)
+    first_row = (tl.num_programs(1) - 1 - order) * M  # the longest rows first
     row, d, e = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     is_d, is_e, is_row = (d < D)[None, :], (e < DV)[None, :], None if EVEN else row < Tq
     inside = None if EVEN else (row < Tq)[:, None] & is_d
@@ -145,7 +143,7 @@ def attention_backward_q_kernel(
     tl.store(dq_ptr + long_row * stride_dqt + d[None, :], dq, inside)
 
 
-@triton.jit(do_not_specialize=["Hkv", "together"])
+@triton.jit(do_not_specialize=["Hkv"])
 def attention_backward_kv_kernel(
     dk_ptr,  # (B, Hkv, Tk, D)
     dv_ptr,  # (B, Hkv, Tk, Dv)
@@ -164,7 +162,7 @@ def attention_backward_kv_kernel(
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    Hkv, Tq, Tk, together, stride_rangesb, stride_row_rangesb,
+    Hkv, Tq, Tk, stride_rangesb, stride_row_rangesb,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -173,9 +171,7 @@ def attention_backward_kv_kernel(
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
     offset = Tk - Tq if CAUSAL == BOTTOM_RIGHT else 0  # of the diagonal
-    tiles = tl.cdiv(Tk, N)
-    pairs = tl.num_programs(0) // tiles * GROUP  # of batch and query head
-    order, kv_head, batch = scheduled(tiles, Hkv, together)
+    pairs, order, kv_head, batch = scheduled(Hkv)
     first_key = order * N  # keys that most rows see first
     key, d, e = first_key + tl.arange(0, N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     is_d, is_e = (d < D)[None, :], (e < DV)[None, :]
@@ -220,7 +216,10 @@ def attention_backward_kv_kernel(
             m = read(statistics_ptr + first + row, is_row)  # (M,)
             rz = None
             if WIDE:
-                rz = 1.0 / read(statistics_ptr + pairs * Tq + first + row, is_row, 1.0)[None, :]
+                rz = (
+                    1.0
+                    / read(statistics_ptr + pairs * GROUP * Tq + first + row, is_row, 1.0)[None, :]
+                )
             s = products(k, q, ACC, WIDE)  # (N, M)
             if SOFTCAP > 0:
                 t = tanh(s * (SCALE / SOFTCAP))
@@ -275,13 +274,13 @@ def attention_backward(gradients, dout, q, k, v, out, statistics, seed, of_rows,
 
     by_rows = tiled("attention_q", *given)
     tensors = dq, delta, dout, out, statistics, q, k, v, seed, of_rows
-    numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, together(k), batch_stride(of_rows)
-    grid = (cdiv(Tq, by_rows["M"]) * H * B,)
+    numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, batch_stride(of_rows)
+    grid = grouped(k, B * H, cdiv(Tq, by_rows["M"]))
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
     by_keys = tiled("attention_kv", *given)
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
     tensors = dk, dv, delta, dout, statistics, q, k, v, seed, of_rows, of_keys
     of_ranges = batch_stride(of_rows), batch_stride(of_keys)
-    numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, together(q), *of_ranges
-    grid = (cdiv(Tk, by_keys["N"]) * Hkv * B,)
+    numbers = *strides(dk, dv, dout, q, k, v), Hkv, Tq, Tk, *of_ranges
+    grid = grouped(q, B * Hkv, cdiv(Tk, by_keys["N"]))
     launch(attention_backward_kv_kernel, grid, *tensors, *numbers, **by_keys)

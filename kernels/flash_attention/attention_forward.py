@@ -31,7 +31,7 @@ import triton.language as tl
 from ..common.launch import cdiv, launch
 from ..common.philox import keep_in_tile
 from ..common.softcap import LOG2_E, tanh
-from .options import batch_stride, tiled, together
+from .options import batch_stride, grouped, tiled
 from .scores import (
     BOTTOM_RIGHT,
     is_seen,
@@ -44,7 +44,7 @@ from .scores import (
 )
 
 
-@triton.jit(do_not_specialize=["H", "together"])
+@triton.jit(do_not_specialize=["H"])
 def attention_forward_kernel(
     out_ptr,  # (B, H, Tq, Dv)
     statistics_ptr,  # (1 or 2, B, H, Tq)
@@ -57,7 +57,7 @@ def attention_forward_kernel(
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    H, Tq, Tk, together, stride_rangesb,
+    H, Tq, Tk, stride_rangesb,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -65,9 +65,8 @@ def attention_forward_kernel(
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
-    tiles = tl.cdiv(Tq, M)
-    order, head, batch = scheduled(tiles, H, together)
-    first_row = (tiles - 1 - order) * M  # rows that see the most keys first
+    pairs, order, head, batch = scheduled(H)
+    first_row = (tl.num_programs(1) - 1 - order) * M  # rows that see the most keys first
     row, d, e = first_row + tl.arange(0, M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     is_d, is_e = (d < D)[None, :], (e < DV)[None, :]
     inside = None if EVEN else (row < Tq)[:, None] & is_d
@@ -134,15 +133,15 @@ def attention_forward_kernel(
     at = (batch * H + head) * Tq + row
     tl.store(statistics_ptr + at, m if WIDE else m + tl.log2(z), row < Tq)
     if WIDE:
-        tl.store(statistics_ptr + tl.num_programs(0) // tiles * Tq + at, z, row < Tq)
+        tl.store(statistics_ptr + pairs * Tq + at, z, row < Tq)
 
 
 def attention_forward(out, statistics, q, k, v, seed, of_rows, options):
     """Fill `out` and the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
     tile = tiled("attention", q, k, v, of_rows, options)
-    grid = (cdiv(Tq, tile["M"]) * H * B,)
+    grid = grouped(k, B * H, cdiv(Tq, tile["M"]))
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     tensors = out, statistics, q, k, v, seed, of_rows
-    sizes = H, Tq, k.shape[2], together(k), batch_stride(of_rows)
+    sizes = H, Tq, k.shape[2], batch_stride(of_rows)
     launch(attention_forward_kernel, grid, *tensors, *strides, *sizes, **tile)

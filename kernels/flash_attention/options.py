@@ -15,6 +15,7 @@ LARGEST_HEAD = 256  # rows of Q, K, V and the accumulator must fit on chip
 SHORT = 1024  # keys up to which dQ uses narrow tiles, because most tiles are on the diagonal
 FEW = 512  # keys that at most eight programs read
 TOGETHER = 2**24  # bytes that concurrent programs read repeatedly: a third of an L2 cache
+LARGEST_GRID = 65_535  # programs in the second and third direction
 
 
 def checked_ranges(operation, ranges, B, Tq, Tk):
@@ -30,17 +31,24 @@ def checked_ranges(operation, ranges, B, Tq, Tk):
     return (x.contiguous().expand(B, x.shape[1], 2) for x in ranges)
 
 
-def together(x):
-    """The number of heads of x (B, H, T, D) to process together, so that L2 can hold them.
+def grouped(x, pairs, tiles):
+    """The grid for `pairs` of batch and head, in groups, of which each program reads tiles of x.
 
-    The more heads, the longer the SMs are all busy. All groups are of one size, since a last small
-    one would leave SMs idle; those of few keys, which few programs read, are twice as large.
+    The larger a group, the longer the SMs are all busy; L2 can hold what a group reads repeatedly.
+    Groups of few keys, which few programs read, are twice as large.
     """
-    B, H, T, D = x.shape
+    _, _, T, D = x.shape
     bytes_of_a_head = 2 * T * D * x.element_size()  # keys and values, or queries and dout
     limit = TOGETHER if T > FEW else 2 * TOGETHER
-    most = max(1, limit // max(bytes_of_a_head, 1))
-    return cdiv(B * H, cdiv(B * H, most)) if B * H else 1
+    groups = _groups(pairs, cdiv(pairs, max(1, limit // max(bytes_of_a_head, 1))))
+    return (pairs // groups, tiles, groups)
+
+
+@functools.lru_cache(maxsize=4096)
+def _groups(pairs, fewest):
+    """The smallest number of groups, at least `fewest`, that all have the same number of pairs."""
+    counts = range(max(fewest, 1), min(pairs, LARGEST_GRID) + 1)
+    return next((count for count in counts if pairs % count == 0), 1)
 
 
 def check_options(causal, window, softcap, dropout_p, scale, D, Dv):

@@ -14,17 +14,14 @@ BOTTOM_RIGHT = tl.constexpr(2)  # a value of CAUSAL; 1 is top-left, and 0 not ca
 
 
 @triton.jit
-def scheduled(tiles, H, together):
-    """The index of this program's tile, its head, and its batch.
+def scheduled(H):
+    """The number of pairs of batch and head; of this program the index of its tile, head and batch.
 
-    Programs process `together` heads at a time: first the first tile of each, then the second, ...
+    The grid is (pairs of a group, tiles, groups): a group's first tiles run first, of each pair.
     """
-    pairs = tl.num_programs(0) // tiles  # of batch and head
-    first = tl.program_id(0) // (together * tiles) * together
-    here = tl.minimum(together, pairs - first)
-    place = tl.program_id(0) - first * tiles
-    pair = (first + place % here).to(tl.int64)
-    return place // here, pair % H, pair // H
+    pairs = tl.num_programs(0).to(tl.int64) * tl.num_programs(2)
+    pair = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    return pairs, tl.program_id(1), (pair % H).to(tl.int64), (pair // H).to(tl.int64)
 
 
 @triton.jit

@@ -259,6 +259,11 @@ def test_every_tile_of_32_bits(D):
     hold(operands(1, 1, 1, 65, 33, D), 0.5)
 
 
+def test_groups_of_heads(monkeypatch):
+    monkeypatch.setattr("kernels.flash_attention.options.TOGETHER", 2 * 20 * 16 * 4)
+    hold(operands(2, 6, 3, 20, 20, 16))  # two heads in a group
+
+
 def test_rows_that_begin_within_a_tile(monkeypatch):
     """dK and dV of keys 32 to 63 begin at row 32, from where a tile of 64 rows passes the end."""
     tiles = launch.TILES["attention_kv_fp32"][80] | {64: (64, 32, 4, 1, None)}

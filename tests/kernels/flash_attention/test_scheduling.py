@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from kernels.common.launch import cdiv
-from kernels.flash_attention.options import together
+from kernels.flash_attention.options import grouped
 from kernels.flash_attention.scores import scheduled
 from tests.operands import DEVICE
 
@@ -18,9 +18,10 @@ START = 1.0  # of a program, in visits of a tile of keys
 
 
 @triton.jit
-def schedule_kernel(out_ptr, tiles, H, together):
-    order, head, batch = scheduled(tiles, H, together)
-    at = out_ptr + tl.program_id(0) * 3
+def schedule_kernel(out_ptr, H):
+    _, order, head, batch = scheduled(H)
+    program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    at = out_ptr + (program * tl.num_programs(0) + tl.program_id(0)) * 3
     tl.store(at, order)
     tl.store(at + 1, head.to(tl.int32))
     tl.store(at + 2, batch.to(tl.int32))
@@ -28,10 +29,10 @@ def schedule_kernel(out_ptr, tiles, H, together):
 
 def schedule(B, H, T):
     """(tile, head, batch) of each program; the first tile visits the most keys."""
+    heads = torch.empty((B, H, T, 64), dtype=torch.bfloat16, device="meta")
     tiles = cdiv(T, TILE)
     out = torch.empty(B * H * tiles, 3, dtype=torch.int32, device=DEVICE)
-    heads = torch.empty((B, H, T, 64), dtype=torch.bfloat16, device="meta")
-    schedule_kernel[(len(out),)](out, tiles, H, together(heads))
+    schedule_kernel[grouped(heads, B * H, tiles)](out, H)
     return [tuple(row) for row in out.tolist()], tiles
 
 
@@ -55,7 +56,16 @@ def test_slots_are_busy_until_the_end(B, H, T, least, by_heads):
     assert use([START + tiles - tile for _ in range(B * H) for tile in range(tiles)]) < by_heads
 
 
-@pytest.mark.parametrize(("B", "H", "T", "expected"), [(64, 6, 256, 384), (1, 12, 8192, 6)])
-def test_heads_that_run_together_fit_in_the_cache(B, H, T, expected):
-    """In groups of one size: 12 heads of 2 MiB as 6 and 6, not 8 and 4."""
-    assert together(torch.empty((B, H, T, 64), dtype=torch.bfloat16, device="meta")) == expected
+@pytest.mark.parametrize(
+    ("pairs", "T", "expected"),
+    [
+        (384, 256, (384, 4, 1)),
+        (12, 8192, (6, 128, 2)),
+        (65_537, 8192, (65_537, 128, 1)),
+        (0, 9, (0, 1, 1)),
+    ],
+)
+def test_heads_of_a_group_fit_in_the_cache(pairs, T, expected):
+    """Unless there would be too many groups: a grid has at most 65,535 in one direction."""
+    heads = torch.empty((1, pairs, T, 64), dtype=torch.bfloat16, device="meta")
+    assert grouped(heads, pairs, cdiv(T, TILE)) == expected
