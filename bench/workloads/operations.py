@@ -42,6 +42,7 @@ class Sizes(NamedTuple):
 
 LECTURE = Sizes("lecture", B=64, T=256, C=384, H=6, V=65)
 GPT2 = Sizes("gpt2", B=16, T=1024, C=768, H=12, V=50304)
+GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
 GPT2_XL = Sizes("gpt2-xl", B=4, T=1024, C=1600, H=25, V=50304)
 WIDE_HEADS = Sizes("wide-heads", B=4, T=2048, C=2048, H=16, V=50304)
 
@@ -228,6 +229,7 @@ CASES = (
     Case("attention", GPT2, "bf16", {"window": 256} | _DROPOUT),
     Case("attention", GPT2, "bf16", {"softcap": 30.0, "wide_values": True}),
     Case("attention_qkv", GPT2, "bf16", {"documents": 256}),
+    Case("attention_qkv", GPT2_4K),
     Case("attention_qkv", LECTURE, "bf16", _DROPOUT),
     Case("attention_qkv", GPT2),
     Case("attention_qkv", LECTURE, "bf16", {"qk_norm": True, "angles": True} | _DROPOUT),

@@ -8,7 +8,7 @@ operations; causal attention counts half of its square, whatever a kernel comput
 from typing import NamedTuple
 
 from bench.workloads import operations
-from bench.workloads.operations import GPT2, LECTURE, PRECISIONS, Case, Update
+from bench.workloads.operations import GPT2, GPT2_4K, LECTURE, PRECISIONS, Case, Update
 
 PASSES = ("forward", "backward", "both")
 STEP = "step"  # the only pass of an optimizer
@@ -21,7 +21,6 @@ class Work(NamedTuple):
 
 GPT2_32K = GPT2._replace(name="gpt2-32k", B=32)
 GPT2_64K = GPT2._replace(name="gpt2-64k", B=64)
-GPT2_4K = GPT2._replace(name="gpt2-4k", B=4, T=4096)
 GPT2_16K = GPT2._replace(name="gpt2-16k", B=1, T=16384)
 GPT2_XL_16K = operations.GPT2_XL._replace(name="gpt2-xl-16k", B=16)
 NANO = operations.Sizes("nano", B=12, T=64, C=128, H=4, V=65)  # nanoGPT's CPU recipe

@@ -36,8 +36,9 @@ from .scores import (
     products,
     read,
     read_ranges,
+    read_tile,
     scheduled,
-    tile_pointers,
+    tiles_of,
     weights,
 )
 
@@ -64,7 +65,8 @@ def attention_backward_q_kernel(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
@@ -91,8 +93,10 @@ def attention_backward_q_kernel(
         delta = sum_of_products(dout.to(ACC), out.to(ACC), 1) / KEEP_SCALE
 
     # --- every tile of keys; for wide operands twice, and at first for delta ---
-    k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
-    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, e)
+    k_ptr += batch * stride_kb + head // GROUP * stride_kh
+    v_ptr += batch * stride_vb + head // GROUP * stride_vh
+    k_tiles = tiles_of(k_ptr, Tk, stride_kt, d, N, D, DESCRIBED)
+    v_tiles = tiles_of(v_ptr, Tk, stride_vt, e, N, DV, DESCRIBED)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     dq = tl.zeros((M, BLOCK_D), ACC)
     row_begin, row_end = None, None
@@ -109,8 +113,8 @@ def attention_backward_q_kernel(
             key = first_key + tl.arange(0, N)
             inside_k = None if EVEN else (key < Tk)[:, None] & is_d
             inside_v = None if EVEN else (key < Tk)[:, None] & is_e
-            k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
-            v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_v)  # (N, DV)
+            k = read_tile(k_tiles, first_key, stride_kt, inside_k, DESCRIBED)  # (N, D)
+            v = read_tile(v_tiles, first_key, stride_vt, inside_v, DESCRIBED)  # (N, DV)
             s = products(q, k, ACC)  # (M, N)
             if SOFTCAP > 0:
                 t = tanh(s * (SCALE / SOFTCAP))
@@ -166,7 +170,8 @@ def attention_backward_kv_kernel(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
@@ -202,17 +207,18 @@ def attention_backward_kv_kernel(
     # --- every tile of rows, of every query head of the group ---
     for member in tl.range(0, GROUP):
         head = kv_head * GROUP + member
-        q_tile = tile_pointers(q_ptr + batch * stride_qb + head * stride_qh, stride_qt, M, d)
+        q_head_ptr = q_ptr + batch * stride_qb + head * stride_qh
+        q_tiles = tiles_of(q_head_ptr, Tq, stride_qt, d, M, D, DESCRIBED)
         dout_head_ptr = dout_ptr + batch * stride_doutb + head * stride_douth
-        dout_tile = tile_pointers(dout_head_ptr, stride_doutt, M, e)
+        dout_tiles = tiles_of(dout_head_ptr, Tq, stride_doutt, e, M, DV, DESCRIBED)
         first = (batch * Hkv * GROUP + head) * Tq
         for first_row in tl.range(begin, end, M):
             row = first_row + tl.arange(0, M)
             is_row = None if EVEN else row < Tq
             inside_q = None if EVEN else (row < Tq)[:, None] & is_d
             inside_dout = None if EVEN else (row < Tq)[:, None] & is_e
-            q = read(q_tile + tl.cast(first_row, tl.int64) * stride_qt, inside_q)  # (M, D)
-            dout = read(dout_tile + tl.cast(first_row, tl.int64) * stride_doutt, inside_dout)
+            q = read_tile(q_tiles, first_row, stride_qt, inside_q, DESCRIBED)  # (M, D)
+            dout = read_tile(dout_tiles, first_row, stride_doutt, inside_dout, DESCRIBED)
             m = read(statistics_ptr + first + row, is_row)  # (M,)
             rz = None
             if WIDE:
@@ -272,12 +278,12 @@ def attention_backward(gradients, dout, q, k, v, out, statistics, seed, of_rows,
     def strides(*tensors):
         return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
-    by_rows = tiled("attention_q", *given)
+    by_rows = tiled("attention_q", *given, (k, v))
     tensors = dq, delta, dout, out, statistics, q, k, v, seed, of_rows
     numbers = *strides(dq, dout, out, q, k, v), H, Tq, Tk, batch_stride(of_rows)
     grid = grouped(k, B * H, cdiv(Tq, by_rows["M"]))
     launch(attention_backward_q_kernel, grid, *tensors, *numbers, **by_rows)
-    by_keys = tiled("attention_kv", *given)
+    by_keys = tiled("attention_kv", *given, (q, dout))
     by_keys["EVEN"] &= by_keys["N"] % by_keys["M"] == 0  # its rows begin where a tile of keys does
     tensors = dk, dv, delta, dout, statistics, q, k, v, seed, of_rows, of_keys
     of_ranges = batch_stride(of_rows), batch_stride(of_keys)

@@ -17,6 +17,8 @@ a running maximum m and a running sum z per row (FlashAttention-2, Dao 2023):
   the last key enter the branch that masks. With two loops ptxas would wait for every product of the
   tensor cores.
 - With a window the loop starts at its first tile, so time grows with T W and not with T^2.
+- From sm_90 on, a program that visits many tiles reads them through descriptors (TMA): one thread
+  copies a tile, without addresses and masks. It makes the descriptors itself, which takes time.
 - Saved for backward: out, and m + log2 z in fp32, or for fp32 and fp64 operands m and z, so memory
   grows with T and not with T^2. `scores.py` says why these two are kept apart.
 
@@ -39,8 +41,9 @@ from .scores import (
     products,
     read,
     read_ranges,
+    read_tile,
     scheduled,
-    tile_pointers,
+    tiles_of,
 )
 
 
@@ -61,7 +64,8 @@ def attention_forward_kernel(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UNSEEING: tl.constexpr, THRESHOLD: tl.constexpr, KEEP_SCALE: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, ACC: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth >= 32
     FACTOR: tl.constexpr = (1.0 if SOFTCAP > 0 else SCALE) * LOG2_E  # of S, for logits in base 2
@@ -76,8 +80,10 @@ def attention_forward_kernel(
     # --- the tile of rows ---
     q_ptr += batch * stride_qb + head * stride_qh
     q = read(q_ptr + long_row * stride_qt + d[None, :], inside)  # (M, D)
-    k_tile = tile_pointers(k_ptr + batch * stride_kb + head // GROUP * stride_kh, stride_kt, N, d)
-    v_tile = tile_pointers(v_ptr + batch * stride_vb + head // GROUP * stride_vh, stride_vt, N, e)
+    k_ptr += batch * stride_kb + head // GROUP * stride_kh
+    v_ptr += batch * stride_vb + head // GROUP * stride_vh
+    k_tiles = tiles_of(k_ptr, Tk, stride_kt, d, N, D, DESCRIBED)
+    v_tiles = tiles_of(v_ptr, Tk, stride_vt, e, N, DV, DESCRIBED)
     seed = tl.load(seed_ptr) if THRESHOLD > 0 else 0
     m = tl.full((M,), float("-inf"), ACC)
     z = tl.zeros((M,), ACC)
@@ -94,8 +100,8 @@ def attention_forward_kernel(
         key = first_key + tl.arange(0, N)
         inside_k = None if EVEN else (key < Tk)[:, None] & is_d
         inside_v = None if EVEN else (key < Tk)[:, None] & is_e
-        k = read(k_tile + tl.cast(first_key, tl.int64) * stride_kt, inside_k)  # (N, D)
-        v = read(v_tile + tl.cast(first_key, tl.int64) * stride_vt, inside_v)  # (N, DV)
+        k = read_tile(k_tiles, first_key, stride_kt, inside_k, DESCRIBED)  # (N, D)
+        v = read_tile(v_tiles, first_key, stride_vt, inside_v, DESCRIBED)  # (N, DV)
         s = products(q, k, ACC)  # (M, N)
         if SOFTCAP > 0:
             s = SOFTCAP * tanh(s * (SCALE / SOFTCAP))
@@ -139,7 +145,7 @@ def attention_forward_kernel(
 def attention_forward(out, statistics, q, k, v, seed, of_rows, options):
     """Fill `out` and the statistics of its rows. All last strides are 1."""
     B, H, Tq, _ = q.shape
-    tile = tiled("attention", q, k, v, of_rows, options)
+    tile = tiled("attention", q, k, v, of_rows, options, (k, v))
     grid = grouped(k, B * H, cdiv(Tq, tile["M"]))
     strides = [stride for x in (out, q, k, v) for stride in x.stride()[:3]]
     tensors = out, statistics, q, k, v, seed, of_rows

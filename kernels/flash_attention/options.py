@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..common.dtypes import triton_accumulator
-from ..common.launch import cdiv, head_tile, next_power_of_2
+from ..common.launch import cdiv, describable, head_tile, next_power_of_2, tile
 from ..common.philox import threshold_and_scale
 from .scores import BOTTOM_RIGHT
 
@@ -111,8 +111,11 @@ def batch_stride(ranges):
     return 0 if ranges is None else ranges.stride(0)
 
 
-def tiled(kernel, q, k, v, of_rows, options):
-    """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`."""
+def tiled(kernel, q, k, v, of_rows, options, visited):
+    """The constexprs, tile and options of a launch of `kernel`, by its row of `launch.TILES`.
+
+    visited: the two tensors of which each program reads many tiles.
+    """
     H, Tq, D = q.shape[1:]
     Hkv, Tk, Dv = v.shape[1:]
     chosen = constants(q.dtype, (H, Hkv), (Tq, Tk, D, Dv), *options, of_rows is not None)
@@ -129,4 +132,6 @@ def tiled(kernel, q, k, v, of_rows, options):
     whole = all(chosen[d] == chosen[f"BLOCK_{d}"] for d in ("D", "DV"))
     even = whole and Tq % M == Tk % N == 0
     resources = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
-    return chosen | {"M": M, "N": N, "EVEN": even} | resources
+    fewest = tile("attention_described", q.device).get(head_size)
+    described = fewest is not None and visited[0].shape[2] >= 2**fewest and describable(*visited)
+    return chosen | {"M": M, "N": N, "EVEN": even, "DESCRIBED": described} | resources

@@ -25,9 +25,23 @@ def scheduled(H):
 
 
 @triton.jit
-def tile_pointers(ptr, stride, ROWS: tl.constexpr, d):
-    """Pointers (ROWS, D) to the first rows at `ptr`, `stride` elements apart."""
-    return ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + d[None, :]
+def tiles_of(ptr, T, stride, d, ROWS: tl.constexpr, D: tl.constexpr, DESCRIBED: tl.constexpr):
+    """Tiles of T rows of D channels at `ptr`: their descriptor, or pointers to the first one."""
+    return (
+        tl.make_tensor_descriptor(ptr, [T, D], [stride, 1], [ROWS, d.shape[0]])
+        if DESCRIBED
+        else ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + d[None, :]
+    )
+
+
+@triton.jit
+def read_tile(tiles, first, stride, inside, DESCRIBED: tl.constexpr):
+    """The tile of `tiles_of` from row `first` on; 0 outside, which a descriptor knows itself."""
+    if DESCRIBED:
+        value = tiles.load([first, 0])
+    else:
+        value = read(tiles + tl.cast(first, tl.int64) * stride, inside)
+    return value
 
 
 @triton.jit

@@ -18,18 +18,14 @@ Decisions:
 - A sum of columns covers one tile, so their number depends only on the shape.
 """
 
-import contextvars
-
 import torch
 import triton
 import triton.language as tl
 
 from ..common.dtypes import triton_accumulator
-from ..common.launch import architecture, cdiv, launch, multiprocessors, tile
+from ..common.launch import cdiv, describable, launch, multiprocessors, tile
 from .activation import FROM_HIDDEN, activate, derivative, empty_partial
 
-DESCRIBED_FROM = 90  # the first architecture with descriptors in hardware
-DESCRIBED_BYTES = 16  # alignment of the rows and of the first element of a described tensor
 INTERPRETED_PROGRAMS = 2  # without a GPU: few, so that each visits several tiles
 
 
@@ -160,7 +156,7 @@ def gradient_of_argument(
 def _launch(epilogue, activation, a, b, out, *, bias=None, kept=None, x=None):
     """Fill `out` and `x`; return the sums of columns of "derivative", else None."""
     (M, K), N = a.shape, out.shape[1]
-    described = _are_described(a, b, out)
+    described = describable(a, b, out)
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
     kernel = "gemm_described" if described else "gemm" if a.element_size() == 2 else "gemm_fp32"
     constants = dict(zip(names, tile(kernel, a.device), strict=True))
@@ -173,26 +169,9 @@ def _launch(epilogue, activation, a, b, out, *, bias=None, kept=None, x=None):
     constants["ACTIVATION"] = activation
     constants |= {"DESCRIBED": described, "ACC": triton_accumulator(a.dtype)}
     operands = a, b, bias, kept, out, x, partial, M, N, K
-    context = contextvars.copy_context()  # the allocator is set for this launch only
-    context.run(triton.set_allocator, _allocate)
-    context.run(launch, gemm_kernel, (programs,), *operands, **constants)
+    launch(gemm_kernel, (programs,), *operands, **constants)
     return partial
-
-
-def _are_described(*matrices):
-    """Whether all matrices can have descriptors: sm_90 or newer, 16-bit dtypes, aligned rows."""
-    return architecture(matrices[0].device) >= DESCRIBED_FROM and all(
-        x.element_size() == 2
-        and x.shape[1] * 2 % DESCRIBED_BYTES == 0
-        and x.storage_offset() * 2 % DESCRIBED_BYTES == 0
-        for x in matrices
-    )
 
 
 def _persistent_programs(device):
     return multiprocessors(device) if device.type == "cuda" else INTERPRETED_PROGRAMS
-
-
-def _allocate(size, alignment, stream):
-    """Allocate the memory of the descriptors that the programs of a launch make."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -7,6 +7,7 @@ small sizes with a table of operations whose functions compare each distinct cal
 
 import inspect
 import json
+import math
 import re
 from functools import partial
 from unittest import mock
@@ -22,6 +23,7 @@ from bench.workloads.steps import STEPS, DecodingStep, Evaluation, TrainingStep
 from kernels import Ops, torch_ops, triton_ops
 from kernels.common import launch
 from kernels.common.philox import attention_kept, rows_kept, threshold_and_scale
+from kernels.flash_attention import options as attention_options
 from kernels.norms import add_layer_norm
 from tests.kernels.decoding.test_sample_token import sample_by_sorting
 from tests.kernels.flash_attention.plain import SEED, hold, operands
@@ -140,7 +142,7 @@ def assert_all_executed(case, executed, is_optimizer=False) -> None:
 
 
 @pytest.mark.parametrize("case", [*CASES, *TOKENS], ids=str)
-def test_operations(case, ptx):
+def test_operations(case, ptx, monkeypatch):
     sizes = case.sizes._replace(**{"B": 1, "T": 16} | SMALL.get(case.operation, {}))
     sizes = sizes._replace(V=min(sizes.V, case.sizes.V))  # an embedding of few tokens is another
     if case.operation.startswith("attention"):
@@ -148,6 +150,11 @@ def test_operations(case, ptx):
         whole = 256 if case.sizes == WIDE_HEADS or "wide_values" in case.options else 192  # tiles
         sizes = sizes._replace(T=320 if "window" in case.options else whole)
         sizes = sizes._replace(H=heads, C=heads * case.sizes.C // case.sizes.H)
+        shorter = case.sizes.T / sizes.T  # with the kernels for sequences of the case's length
+        monkeypatch.setattr(attention_options, "SHORT", attention_options.SHORT / shorter)
+        logs = launch.tile("attention_described", CPU)
+        logs = {head_size: log - math.log2(shorter) for head_size, log in logs.items()}
+        monkeypatch.setitem(launch.TILES, "attention_described", {80: logs})
     elif case.operation == "feed_forward" and case.sizes != LECTURE:  # which has a route
         sizes = sizes._replace(C=128)
     compared.clear()  # the route of a product is not an argument

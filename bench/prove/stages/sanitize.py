@@ -28,6 +28,7 @@ FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 # with caching, a write past the end of one tensor would land in another tensor and go unnoticed
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 RAGGED = Sizes("ragged", B=1, T=77, C=60, H=3, V=101)
+LONG = Sizes("long", B=1, T=520, C=128, H=1, V=101)  # keys read through descriptors
 STEP_SIZES = {"rows": 1, "block_size": 77, "n_embd": 60, "n_head": 3, "vocab_size": 101}
 DONE = "every operation and step has run"
 
@@ -81,7 +82,7 @@ def cases() -> list[Case | Update]:
         found.append(Case(operation, RAGGED))
         if "dropout_p" in inspect.signature(getattr(torch_ops.OPS, operation)).parameters:
             found.append(Case(operation, RAGGED, options={"dropout_p": 0.2}))
-    return [*found, Case("feed_forward", RAGGED, route=launch.GEMM)]
+    return [*found, Case("feed_forward", RAGGED, route=launch.GEMM), Case("attention", LONG)]
 
 
 if __name__ == "__main__":

@@ -259,6 +259,20 @@ def test_every_tile_of_32_bits(D):
     hold(operands(1, 1, 1, 65, 33, D), 0.5)
 
 
+@pytest.mark.parametrize(
+    ("D", "options"), [(64, {}), (72, {"p": 0.5}), (128, {"window": 40}), (20, {})], ids=str
+)
+def test_tiles_read_through_descriptors(monkeypatch, D, options):
+    """Rows and channels past the last ones are zeros. Rows of 40 bytes cannot be described."""
+    monkeypatch.setitem(launch.TILES, "attention_described", {80: {64: 0, 128: 0}})
+    tensors, described = operands(1, 2, 1, 70, 150, D, torch.bfloat16), D != 20
+    with launch.record(90) as launches:
+        attention(*tensors)
+    assert launches[0].options["DESCRIBED"] == described
+    with launch.target(90):
+        hold(tensors, **options)
+
+
 def test_groups_of_heads(monkeypatch):
     monkeypatch.setattr("kernels.flash_attention.options.TOGETHER", 2 * 20 * 16 * 4)
     hold(operands(2, 6, 3, 20, 20, 16))  # two heads in a group
