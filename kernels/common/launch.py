@@ -241,8 +241,10 @@ def tile(kernel: str, device: torch.device) -> Any:
 
 def head_tile(kernel: str, variant: str, head_size: int, device: torch.device) -> Any:
     """The tile of an attention kernel: that of its variant if there is one, else its own."""
-    of_variant = TILES.get(f"{kernel}_{variant}", {}).get(_family(FAMILIES, device), {})
-    return of_variant.get(head_size) or tile(kernel, device)[head_size]
+    row, family = f"{kernel}_{variant}", _family(FAMILIES, device)
+    if head_size in TILES.get(row, {}).get(family, {}):
+        return TILES[row][family][head_size]
+    return tile(kernel, device)[head_size]
 
 
 def _family(families: Iterable[int], device: torch.device) -> int:

@@ -14,11 +14,13 @@ from bench.baselines import Baseline
 from bench.prove import __main__ as prove
 from bench.prove import compile
 from bench.prove.stage import beside, failed, no_time, passed, run_stage, work_through
-from bench.prove.stages import loss, parity, profile, repeat, sanitize, speed, step
+from bench.prove.stages import loss, parity, profile, repeat, sanitize, speed, step, tune
 from bench.workloads import timed
+from bench.workloads.operations import GPT2, GPT2_4K, Case
 from bench.workloads.steps import TrainingStep
 from gpt.config.model import ModelConfig
 from kernels import torch_ops
+from kernels.common import launch
 from tests.bench.peers import NANOGPT
 from tests.bench.prove import stage
 from tests.bench.prove.stage import CEILINGS, GPU, PASSED
@@ -26,6 +28,7 @@ from tests.runs import CPU, SIZES, write_text
 
 ROW = dict.fromkeys(results.KEY, "x")
 DEVICE = torch.device("cpu")
+ATTENTION, ATTENTION_4K = Case("attention", GPT2), Case("attention", GPT2_4K)
 CHOSEN = ("parity", "sanitize", "repeat", "tune", "bench")
 
 
@@ -93,6 +96,17 @@ def test_every_kernel_of_the_plan_is_compiled_ahead(monkeypatch):
     monkeypatch.setattr(compile, "STEPS", compile.STEPS[-1:])
     found = {one.kernel.fn.__name__ for one in compile.distinct(compile.launches(90))}
     assert found >= {"decode_linear_kernel", "cross_entropy_backward_kernel", "gemm_kernel"}
+
+
+def test_every_tile_that_a_case_uses_is_tuned():
+    """Also rows of variants; descriptors where there are none, and pointers where there are."""
+    with launch.target(90):
+        used = [tune.tiles_used_by(case, DEVICE) for case in (ATTENTION, ATTENTION_4K)]
+        tried = [tune.variants(case, used[0][1], DEVICE) for case in (ATTENTION, ATTENTION_4K)]
+    rows = ["attention_causal", "attention_described", "attention_q_short", "attention_kv"]
+    assert used == [rows, [row.removesuffix("_short") for row in rows]]
+    described = [one.options["DESCRIBED"] for ((_, launches),) in tried for one in launches]
+    assert described == [True] * 3 + [False] * 3
 
 
 def test_parts_share_the_time_by_weight(monkeypatch, tmp_path):
