@@ -47,9 +47,6 @@ TILES: dict[str, dict[int, Any]] = {
         100: {64: (128, 64, 8, 2, 160), 128: (128, 64, 8, 2, None), 256: (128, 32, 8, 2, None)},
         120: {64: (64, 32, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
     },
-    # head size -> log2 of the fewest keys (for dK and dV, rows) that are read through descriptors:
-    # these save 3 to 14% of a visit's instructions, but have to be made (counted, not measured)
-    "attention_described": {80: {}, 90: {64: 11, 128: 9}, 100: {}},
     "attention_q_short": {90: {64: (64, 32, 4, 4, None)}},
     "attention_kv": {
         80: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, None)},
@@ -57,6 +54,9 @@ TILES: dict[str, dict[int, Any]] = {
         100: {64: (64, 64, 4, 2, None), 128: (32, 64, 4, 2, None), 256: (32, 64, 4, 2, None)},
         120: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, 168)},
     },
+    # head size -> log2 of the fewest keys (for dK and dV, rows) that are read through descriptors:
+    # these save 3 to 13% of a visit's instructions, but have to be made (counted, not measured)
+    "attention_described": {80: {}, 90: {64: 11, 128: 9}, 100: {}},
     # fp32 and fp64 use IEEE products without tensor cores, for parity rather than speed
     "attention_fp32": {
         80: {64: (32, 32, 4, 2, None), 128: (32, 32, 4, 2, None), 256: (16, 32, 8, 1, None)}

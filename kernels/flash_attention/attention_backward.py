@@ -222,10 +222,8 @@ def attention_backward_kv_kernel(
             m = read(statistics_ptr + first + row, is_row)  # (M,)
             rz = None
             if WIDE:
-                rz = (
-                    1.0
-                    / read(statistics_ptr + pairs * GROUP * Tq + first + row, is_row, 1.0)[None, :]
-                )
+                z_ptr = statistics_ptr + pairs * GROUP * Tq + first
+                rz = 1.0 / read(z_ptr + row, is_row, 1.0)[None, :]
             s = products(k, q, ACC, WIDE)  # (N, M)
             if SOFTCAP > 0:
                 t = tanh(s * (SCALE / SOFTCAP))
