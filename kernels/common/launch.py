@@ -55,7 +55,7 @@ TILES: dict[str, dict[int, Any]] = {
         120: {64: (32, 64, 4, 2, None), 128: (64, 64, 8, 2, None), 256: (32, 32, 8, 2, 168)},
     },
     # head size -> log2 of the fewest keys (for dK and dV, rows) that are read through descriptors:
-    # these save 3 to 13% of a visit's instructions, but have to be made (counted, not measured)
+    # by the ledger they save 3 to 10% of a program's instructions; not measured
     "attention_described": {80: {}, 90: {64: 11, 128: 9}, 100: {}},
     # fp32 and fp64 use IEEE products without tensor cores, for parity rather than speed
     "attention_fp32": {
