@@ -29,6 +29,7 @@ from gpt.generation.sampling import Sampling
 from gpt.generation.text_stream import TextStream, in_order
 from gpt.models.build import Model
 from gpt.pretrained.init_from import load_pretrained
+from gpt.process import discard_stdout, protect_streams
 
 SEPARATOR = "---------------"
 
@@ -81,8 +82,14 @@ def main(arguments: list[str]) -> int:
     except (UserError, kernels.Unavailable) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return 130
+    except OSError as error:  # of stdout; those of files are UserErrors
+        discard_stdout()
+        if isinstance(error, BrokenPipeError):  # the reader has what it wanted
+            return 0
+        print(f"sample.py: the sample cannot be printed: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -175,4 +182,5 @@ def log(text: str) -> None:
 
 
 if __name__ == "__main__":
+    protect_streams(keep_stdout=True)
     sys.exit(main(sys.argv[1:]))

@@ -23,9 +23,12 @@ from gpt.data.dataset import Dataset
 from gpt.generation.preview import print_sample, sample_text
 from gpt.models.build import build
 from gpt.pretrained import init_from
+from gpt.process import protect_streams
 from gpt.runs import self_check
-from gpt.runs.header import print_header
+from gpt.runs.checkpoint import last_record
+from gpt.runs.header import changed_options, print_header
 from gpt.runs.loop import Run, split_losses, train_loop
+from gpt.runs.metrics import Tracker
 from gpt.runs.progress import in_words
 from gpt.runs.run_folder import run_folder
 from gpt.runs.run_state import RunState, restore_run
@@ -39,7 +42,7 @@ from sample import load_ops
 def main(arguments: list[str]) -> int:
     try:
         preset = DEFAULT_PRESETS["cuda" if torch.cuda.is_available() else "cpu"]
-        config = parse_run(arguments, preset, init_from.defaults_of)
+        config = parse_run(arguments, preset, init_from.defaults_of, last_record)
         device = hardware.choose_device(distributed.init_process_group(config.device))
         with distributed.print_on_main_only():
             train(config, device)
@@ -66,19 +69,23 @@ def main(arguments: list[str]) -> int:
 def train(config: TrainConfig, device: torch.device) -> None:
     """Train as `config` describes, or evaluate with --eval-only."""
     run = set_up(config, device)
-    folder = Path(config.out_dir)
+    path = Path(config.out_dir)
     owns_folder = distributed.is_main() and not config.eval_only
-    with run_folder(folder, config.resume) if owns_folder else contextlib.nullcontext() as earlier:
-        if earlier:
-            print(f"{folder} held an earlier run, which is now in {earlier}")
+    tracker = Tracker(config.log if owns_folder else "none", config.to_dict())
+    with run_folder(path, config.resume) if owns_folder else contextlib.nullcontext() as folder:
+        if folder and folder.earlier:
+            print(f"{path} held an earlier run, which is now in {folder.earlier}")
         state = RunState()
         if config.resume:
-            state = restore_run(folder, run.model, run.optimizers, run.precision, run.data)
-            print(f"resuming the run in {folder} from step {state.step}")
+            parts = run.model, run.optimizers, run.precision, run.data
+            state, saved = restore_run(path, *parts)
+            print(f"resuming the run in {path} from step {state.step}")
+            if changes := changed_options(saved, config.to_dict()):
+                print(changes)
         if config.eval_only:
             print(f"step {state.step}: {in_words(split_losses(run))}")
             return
-        finished = train_loop(run, state, folder)
+        finished = train_loop(run, state, folder, tracker)
         if finished and distributed.is_main() and config.parallel == "ddp":
             print_sample(run.model, run.data.tokenizer, config.sample, config.seed, device)
 
@@ -161,4 +168,5 @@ def with_vocabulary(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 
 if __name__ == "__main__":
+    protect_streams()  # a run goes on without its terminal
     sys.exit(main(sys.argv[1:]))

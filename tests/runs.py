@@ -10,6 +10,7 @@ from pathlib import Path
 
 import train
 from gpt.config.train import TrainConfig
+from gpt.files import Folder
 from gpt.runs import checkpoint
 
 SIZES = ["--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=4"]
@@ -49,7 +50,8 @@ def save_weights(folder, config, tokenizer, weights):
     """Write a run as far as it is needed to load its model."""
     record = {"step": 0, "train": TrainConfig(model=config).to_dict()}
     record["tokenizer"] = tokenizer.to_json()
-    checkpoint.save(folder, {"best": ("weights",)}, {"weights": weights}, record)
+    with Folder(folder) as held:
+        checkpoint.save(held, {"best": ("weights",)}, {"weights": weights}, record)
 
 
 def metrics(folder):

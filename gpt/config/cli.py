@@ -27,7 +27,8 @@ HINTS = {  # nanoGPT's options that have another form here
 }
 PREFIXES = {"True": "--", "true": "--", "False": "--no-", "false": "--no-"}  # of switches
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
-FIXED = ("preset", "data", "tokenizer", "lecture", "optimizer", "seed")  # for the life of a run
+# for the life of a run, besides the model; --data may name another place of the same data
+FIXED = ("preset", "tokenizer", "lecture", "optimizer", "seed")
 
 
 def parse(default: SomeConfig, arguments: list[str], description: str) -> SomeConfig:
@@ -39,16 +40,17 @@ def parse_run(
     arguments: list[str],
     default_preset: str,
     defaults_of: Callable[[str, str], dict[str, Any]] | None = None,
+    last_record: Callable[[Path], dict] = lambda folder: read_json(folder / "last.json"),
 ) -> TrainConfig:
     """The options of a run over its preset's, or over those of the run that --resume continues.
 
     `defaults_of` returns the fields of the preset that --init-from replaces: the model. It receives
-    --data-dir too.
+    --data-dir too. `last_record` returns the record of a folder's last checkpoint.
     """
     given = parse_given(PRESETS[default_preset], arguments, "Train a GPT.")
     source = given.get("init_from", "scratch")
     if given.get("resume") or source == "resume":
-        return _resumed(given)
+        return _resumed(given, last_record)
     preset = given.get("preset", "lecture-small" if given.get("lecture") else default_preset)
     if preset not in PRESETS:
         near = difflib.get_close_matches(preset, PRESETS)
@@ -60,10 +62,13 @@ def parse_run(
     return _replaced(base, given)
 
 
-def _resumed(given: dict[str, Any]) -> TrainConfig:
+def _resumed(given: dict[str, Any], last_record: Callable[[Path], dict]) -> TrainConfig:
     folder = given.get("out_dir", TrainConfig.out_dir)
-    path = Path(folder) / "last.json"
-    saved = TrainConfig.from_dict(read_json(path).get("train"), path)
+    record, path = last_record(Path(folder)), Path(folder) / "last.json"
+    saved = TrainConfig.from_dict(record.get("train"), path)
+    saved = replace(saved, log="none")  # a folder from elsewhere must not send anything anywhere
+    if "data" not in record and "data" not in given:
+        raise UserError(f"{path} has no checksum of its data; name the data with --data")
     if given.get("max_iters", saved.max_iters) != saved.max_iters and not saved.lr_decay_iters:
         saved = replace(saved, lr_decay_iters=saved.max_iters)  # the schedule stays as it began
     config = _replaced(saved, {**given, "resume": True, "init_from": "resume", "out_dir": folder})

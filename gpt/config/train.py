@@ -94,6 +94,9 @@ class TrainConfig(Config):
     )
     resume: bool = option(False, "continue from the last checkpoint in out_dir")
     keep: int = option(0, "number of older checkpoints to keep, besides the last and the best")
+    save_minutes: float = option(
+        10.0, "minutes of training without an evaluation after which the run is saved; 0: off"
+    )
     nan: Literal["stop", "skip"] = option("stop", "what to do if loss or gradients are not finite")
     log: Literal["none", "tensorboard", "wandb"] = option("none", "an additional logger")
     sample: int = option(0, "number of tokens to generate after training")

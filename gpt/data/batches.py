@@ -1,5 +1,7 @@
 """Random batches of a token sequence, as a function of (seed, step) alone."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +10,10 @@ from torch.nn import functional as F
 from .. import UserError
 from ..config.model import IGNORE_INDEX, ModelConfig
 from .dataset import Batch, Dataset, Device, Row
+from .token_files import MappedFile
 from .tokenizers import Tokenizer
+
+BLOCK, HASHED = 1 << 20, 64  # tokens in a block, and blocks of a split: 64 Mi tokens are hashed
 
 
 @dataclass
@@ -20,6 +25,7 @@ class TokenDataset(Dataset):
     val: torch.Tensor
     tokenizer: Tokenizer
     device: Device = "cpu"  # of the batches
+    files: Sequence[MappedFile] = ()  # behind the tokens
 
     def batch(
         self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
@@ -27,7 +33,7 @@ class TokenDataset(Dataset):
         tokens = self.train if split == "train" else self.val
         starts = random_integers(seed, first, rows, len(tokens) - block_size, tokens.device)
         window = torch.arange(block_size + 1, device=tokens.device)
-        chunk = widen(tokens[starts[:, None] + window])  # (rows, block_size + 1)
+        chunk = self._read(tokens, starts[:, None] + window)  # (rows, block_size + 1)
         if chunk.device.type != torch.device(self.device).type:  # the copy overlaps computation
             chunk = chunk.pin_memory().to(self.device, non_blocking=True)
         return chunk[:, :-1], chunk[:, 1:]
@@ -35,7 +41,12 @@ class TokenDataset(Dataset):
     def to(self, device: Device) -> "TokenDataset":
         """The same data with batches on `device`, and the tokens of a split too if they fit."""
         train, val = (_moved(tokens, device) for tokens in (self.train, self.val))
-        return replace(self, train=train, val=val, device=device)
+        files = self.files if train.device.type == "cpu" or val.device.type == "cpu" else ()
+        return replace(self, train=train, val=val, device=device, files=files)
+
+    def fingerprint(self) -> dict:
+        splits = {"train": self.train, "val": self.val}
+        return {name: {"tokens": len(of), "sha256": _sha256(of)} for name, of in splits.items()}
 
     @property
     def source(self) -> torch.device:
@@ -46,10 +57,19 @@ class TokenDataset(Dataset):
 
     def validation(self, block_size: int, first: int = 0, rows: int | None = None) -> Batch:
         last = None if rows is None else (first + rows) * block_size + 1
-        tokens = widen(self.val[first * block_size : last]).to(self.device)
+        tokens = self._read(self.val, slice(first * block_size, last)).to(self.device)
         padding = (0, (1 - len(tokens)) % block_size)  # of the last row
         x, y = F.pad(tokens[:-1], padding), F.pad(tokens[1:], padding, value=IGNORE_INDEX)
         return x.view(-1, block_size), y.view(-1, block_size)
+
+    def _read(self, tokens: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor:
+        """tokens[index] as int64. Raises UserError if the file behind them has changed."""
+        for file in self.files:
+            file.check()  # reading past the end of a shorter file would kill the process
+        chunk = widen(tokens[index])
+        for file in self.files:
+            file.check()  # what was read may be no tokens
+        return chunk
 
     def check_model(self, config: ModelConfig) -> None:
         block_size = config.block_size
@@ -58,6 +78,16 @@ class TokenDataset(Dataset):
                 needed = f"a block of {block_size} needs at least {block_size + 1}"
                 problem = f"the {split} split of {self.name} has {len(tokens)} tokens, and {needed}"
                 raise UserError(f"{problem}; give more text or a smaller --block-size")
+
+
+def _sha256(tokens: torch.Tensor) -> str:
+    """Of all tokens, or of HASHED blocks that are spread evenly over a larger split."""
+    blocks = -(-len(tokens) // BLOCK)
+    count, digest = min(blocks, HASHED), hashlib.sha256()
+    for number in range(count):
+        index = number * (blocks - 1) // max(1, count - 1)
+        digest.update(tokens[index * BLOCK : (index + 1) * BLOCK].cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _moved(tokens: torch.Tensor, device: Device) -> torch.Tensor:

@@ -54,7 +54,8 @@ def open_data(
     try:
         for folder in (path, path.parent if path.suffix == ".bin" else prepared):
             if name not in BUILT_IN and (folder / "train.bin").is_file():
-                return TokenDataset(name, *read_token_files(folder))
+                train, val, tokens, mapped = read_token_files(folder)
+                return TokenDataset(name, train, val, tokens, files=mapped)
         if name in (*BUILT_IN, *SHAKESPEARE):
             name, text = _built_in(name, Path(data_dir), say)
             return _from_text(name, lambda: [text], tokenizer)

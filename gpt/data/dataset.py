@@ -28,6 +28,10 @@ class Dataset(Protocol):
     def to(self, device: Device) -> "Dataset":
         """The same data with batches on `device`."""
 
+    def fingerprint(self) -> dict:
+        """Plain JSON that differs for other data; {} for a task, whose name says everything."""
+        return {}
+
     def batch(
         self, seed: int, first: Row, rows: int, block_size: int, split: str = "train"
     ) -> Batch:

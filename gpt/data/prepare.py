@@ -16,13 +16,12 @@ collection, and they are the same every time. The folder appears when it is comp
 import json
 import mmap
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,7 +29,8 @@ from tqdm import tqdm
 from .. import UserError
 from ..config.base import Config, option
 from ..config.cli import parse
-from ..files import write_json
+from ..files import File, Folder, new_folder
+from ..process import protect_streams, raising_signals
 from .corpus import KNOWN, read_blocks
 from .tokenizers import Text, Tokenizer, for_text, whole_tokens
 
@@ -57,13 +57,14 @@ class PrepareConfig(Config):
 
 def main(arguments: list[str]) -> int:
     try:
-        prepare(parse(PrepareConfig(), arguments, "Prepare token files."))
+        with raising_signals():
+            prepare(parse(PrepareConfig(), arguments, "Prepare token files."))
     except UserError as refusal:
         print(f"gpt.data.prepare: {refusal}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\ngpt.data.prepare: stopped; nothing was written", file=sys.stderr)
-        return 130
+        return getattr(stop, "exit_code", 130)
     return 0
 
 
@@ -91,24 +92,16 @@ def prepare(config: PrepareConfig) -> None:
     tokenizer = for_text(config.tokenizer, ())
     tokenizer.encode("")  # download its table now
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} already exists; remove it or choose another --out-dir")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
-        ) as temporary:
-            unfinished = Path(temporary, "tokens")
-            unfinished.mkdir()
+        with new_folder(folder) as unfinished:
             train, val, empty = write(config, tokenizer, unfinished)
-            write_json(unfinished / "meta.json", tokenizer.to_json())
-            unfinished.rename(folder)
+            unfinished.write_json("meta.json", tokenizer.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     skipped = f", {empty:,} empty documents skipped" if empty else ""
     print(f"{train:,} training tokens and {val:,} validation tokens{skipped}; use --data {folder}")
 
 
-def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Path) -> tuple[int, int, int]:
+def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Folder) -> tuple[int, int, int]:
     """Tokenise into train.bin and val.bin; returns their tokens and the number of empty documents.
 
     A document streams into train.bin, and is moved if it belongs to val.bin. The document that
@@ -118,8 +111,8 @@ def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Path) -> tuple[in
     limit, start, empty = config.max_tokens * dtype.itemsize, 0, 0  # limit and start in bytes
     shortest = (sys.maxsize, 0)  # length and start of a document in train.bin
     with (
-        (folder / "train.bin").open("w+b") as train,
-        (folder / "val.bin").open("wb") as val,
+        folder.create("train.bin") as train,
+        folder.create("val.bin") as val,
         tqdm(total=config.max_tokens or None, unit="tok", unit_scale=True, disable=None) as bar,
     ):
         for tokens, ends in tokenise(whole_tokens(tokenizer, read(config)), tokenizer, dtype):
@@ -146,14 +139,15 @@ def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Path) -> tuple[in
                 first = start - length
             _move(train, first, length, val)
         sizes = [file.tell() // dtype.itemsize for file in (train, val)]
+        for file in (train, val):
+            file.sync()
     if min(sizes) < 2:
         raise UserError(f"the sources have {sum(sizes)} tokens, too few for two splits")
     return sizes[0], sizes[1], empty
 
 
-def _move(source: BinaryIO, start: int, length: int, target: BinaryIO) -> None:
+def _move(source: File, start: int, length: int, target: File) -> None:
     """Move bytes of a file to the end of another; what is behind them moves up."""
-    source.flush()
     with mmap.mmap(source.fileno(), 0) as content:
         target.write(content[start : start + length])
         end = len(content) - length
@@ -229,4 +223,5 @@ def _json_lines(path: Path, column: str) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
+    protect_streams()
     sys.exit(main(sys.argv[1:]))

@@ -4,8 +4,10 @@ A folder from a stranger may be damaged or hostile: sizes, token numbers and the
 are checked before anything is computed or unpickled.
 """
 
+import os
 import pickle
 import pickletools
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from .. import UserError
-from ..files import read_json
+from ..files import open_file, read_json
 from .tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
 
 HEADER_BYTES = 256 * 4  # of llm.c and modded-nanogpt: 256 int32, (magic, version, tokens, ...)
@@ -27,8 +29,29 @@ PLAIN |= {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BININT", "BININT1",
 PLAIN |= {"SHORT_BINUNICODE", "BINUNICODE"}
 
 
-def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenizer]:
-    """Training and validation tokens over memory-mapped files, and their tokenizer; or UserError.
+class MappedFile:
+    """A file whose tokens are mapped to memory, held open to notice when it is written to."""
+
+    def __init__(self, path: Path, descriptor: int):
+        self.path, self._descriptor = path, os.dup(descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._status = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise UserError if the file was written to since it was opened."""
+        if self._now() != self._status:
+            problem = f"{self.path} was changed while it was in use"
+            raise UserError(f"{problem}; restore it, and continue a run with --resume")
+
+
+def read_token_files(
+    folder: Path,
+) -> tuple[torch.Tensor, torch.Tensor, Tokenizer, list[MappedFile]]:
+    """Training and validation tokens over mapped files, their tokenizer, the files; or UserError.
 
     The tokens are (N,) uint16, int32 or int64. llm.c's header names their type. Files without it
     have the widest of int64, uint32 and uint16 in which all are tokens of the vocabulary, or of a
@@ -36,7 +59,7 @@ def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenize
     a line, so is every line break: wide files of characters without a token 0 are refused.
     """
     tokenizer = read_meta(folder)
-    (train, named), (val, also_named) = (
+    (train, named, *mapped), (val, also_named, *also_mapped) = (
         _tokens(folder / f"{split}.bin", tokenizer.vocab_size) for split in ("train", "val")
     )
     if train.dtype != val.dtype:
@@ -44,26 +67,29 @@ def read_token_files(folder: Path) -> tuple[torch.Tensor, torch.Tensor, Tokenize
     sure = named or also_named or train.dtype == torch.uint16
     if not sure and isinstance(tokenizer, CharTokenizer) and min(train.min(), val.min()) > 0:
         raise UserError(f"{folder} may have uint16 or wider tokens; begin both with llm.c's header")
-    return train, val, tokenizer
+    return train, val, tokenizer, [*mapped, *also_mapped]
 
 
-def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
-    """The tokens of a file, and whether a header names their dtype."""
+def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool, MappedFile]:
+    """The tokens of a file, whether a header names their dtype, and the file."""
     if not path.is_file():
         shards = sorted(path.parent.glob(f"*{path.stem}*.bin"))
         hint = f"; make it a link to {shards[0].name}, for one" if shards else ""
         raise UserError(f"{path} is missing; a data folder holds train.bin and val.bin{hint}")
     try:
-        size = path.stat().st_size
-        magic, version, count = [*np.fromfile(path, "<i4", 3).tolist(), 0, 0, 0][:3]
-        expected, *dtypes = HEADERS.get(magic, (None, "<u8", "<u4", "<u2"))
-        skip = HEADER_BYTES if expected else 0
-        limit = vocab_size if vocab_size < 256 else max(vocab_size, 1 << 18)  # Gemma's has 2^18
-        for dtype in dtypes[: 3 if vocab_size <= 1 << 16 else 2]:
-            number = max(0, size - skip) // np.dtype(dtype).itemsize
-            tokens = np.memmap(path, dtype, "c", skip, (number,)) if number else np.empty(0, dtype)
-            if number > 1 and 0 < tokens[:SAMPLE].max() < limit:
-                break
+        with open_file(path) as file:
+            mapped, size = MappedFile(path, file.fileno()), os.fstat(file.fileno()).st_size
+            start = np.frombuffer(file.read(12)[: size // 4 * 4], "<i4").tolist()
+            magic, version, count = [*start, 0, 0, 0][:3]
+            expected, *dtypes = HEADERS.get(magic, (None, "<u8", "<u4", "<u2"))
+            skip = HEADER_BYTES if expected else 0
+            limit = vocab_size if vocab_size < 256 else max(vocab_size, 1 << 18)  # Gemma's has 2^18
+            for dtype in dtypes[: 3 if vocab_size <= 1 << 16 else 2]:
+                number = max(0, size - skip) // np.dtype(dtype).itemsize
+                shape = (number,)
+                tokens = np.memmap(file, dtype, "c", skip, shape) if number else np.empty(0, dtype)
+                if number > 1 and 0 < tokens[:SAMPLE].max() < limit:
+                    break
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if expected not in (None, version):
@@ -75,7 +101,7 @@ def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool]:
         known = f"its tokenizer knows 0 to {vocab_size - 1}"
         problem = f"{path} has the token {largest} as {tokens.dtype}, and {known}"
         raise UserError(f"{problem}; it belongs to another meta.json or meta.pkl")
-    return torch.from_numpy(tokens.view(SIGNED.get(dtype, dtype))), expected is not None
+    return torch.from_numpy(tokens.view(SIGNED.get(dtype, dtype))), expected is not None, mapped
 
 
 def read_meta(folder: Path) -> Tokenizer:

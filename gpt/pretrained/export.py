@@ -8,16 +8,18 @@ The weights keep their bits.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from .. import UserError, files
+from .. import UserError
 from ..config.base import Config, option
 from ..config.cli import parse
 from ..config.model import ModelConfig
 from ..data.tokenizers import equal_of, from_json
+from ..files import new_folder
 from ..models.layouts import State, check_layout, rename
+from ..process import protect_streams, raising_signals
 from ..runs import checkpoint
 from .gpt2 import ACTIVATIONS, NAMES, SIZES, TRANSPOSED, packed_layout
 
@@ -33,34 +35,36 @@ class ExportConfig(Config):
 def export(run: Path, out: Path) -> list[str]:
     """Write a folder for `transformers`; returns the sentences to print.
 
-    Raises UserError if GPT-2 lacks a feature that the run uses, and OSError.
+    Raises UserError if GPT-2 lacks a feature that the run uses, or if `out` exists already.
     """
     record, tensors = checkpoint.load(run, "best")
     config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
     tokenizer = from_json(record["tokenizer"])
     weights = _rename(config, tensors["weights"], run)
-    notes = []
-    out.mkdir(parents=True, exist_ok=True)
-    _write_config(out, config, tokenizer.end_of_text)
     for name, tensor in weights.items():
         weights[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # of an earlier run
-        (out / name).unlink(missing_ok=True)
+    files: dict[str, Any] = {"config.json": _described(config, tokenizer.end_of_text)}
+    notes = []
     try:
         equal = equal_of(tokenizer)
     except UserError as error:
         notes.append(f"without a tokenizer: {error}")
     else:
-        files.write_whole(out / "tokenizer.json", equal.text.encode())
         end = [token for token, number in equal.numbers().items() if number == equal.end_of_text]
-        about = {
+        files["tokenizer.json"] = equal.record()
+        files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
             "clean_up_tokenization_spaces": False,
             **{f"{kind}_token": token for token in end for kind in ("bos", "eos")},
         }
-        files.write_json(out / "tokenizer_config.json", about)
+    try:
+        with new_folder(out) as folder:
+            for name, record in files.items():
+                folder.write_json(name, record)
+            folder.write("model.safetensors", checkpoint.serialised(weights, format="pt"))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     return [f"written to {out}: transformers.pipeline('text-generation', {str(out)!r})", *notes]
 
 
@@ -84,9 +88,10 @@ def _rename(config: ModelConfig, ours: State, run: Path) -> State:
     return theirs
 
 
-def _write_config(folder: Path, config: ModelConfig, end_of_text: int | None) -> None:
+def _described(config: ModelConfig, end_of_text: int | None) -> dict:
+    """The config.json."""
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    described = {
+    return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": activations[config.activation],
@@ -102,7 +107,6 @@ def _write_config(folder: Path, config: ModelConfig, end_of_text: int | None) ->
         "eos_token_id": end_of_text,
         "dtype": "float32",
     }
-    files.write_json(folder / "config.json", described)
 
 
 def main(arguments: list[str]) -> int:
@@ -110,12 +114,17 @@ def main(arguments: list[str]) -> int:
         options = parse(ExportConfig(), arguments, "Export the best model of a run.")
         if not options.out:
             raise UserError("give the folder of a run, and the folder to write")
-        print(*export(Path(options.run), Path(options.out)), sep="\n")
-    except (UserError, OSError) as error:
+        with raising_signals():
+            print(*export(Path(options.run), Path(options.out)), sep="\n")
+    except UserError as error:
         print(f"gpt.pretrained.export: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print("\ngpt.pretrained.export: stopped; nothing was written", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     return 0
 
 
 if __name__ == "__main__":
+    protect_streams()
     sys.exit(main(sys.argv[1:]))

@@ -3,11 +3,14 @@
 import torch
 
 from .. import hardware
+from ..config.base import flag
 from ..config.presets import DEFAULT_PRESETS
 from ..config.train import TrainConfig
 from ..training import distributed
 from ..training.make_step import batch_plan
 from .loop import Run
+
+UNTOLD = ("resume", "init_from", "out_dir", "eval_only")  # changes that resuming implies
 
 
 def print_header(run: Run, kernels_reason: str, step: str) -> None:
@@ -37,6 +40,15 @@ def print_header(run: Run, kernels_reason: str, step: str) -> None:
     dtype += ", fp32 products in TF32" if tf32 else ", no TF32"
     name = hardware.device_name(run.precision.device)
     print(f"{name}, {dtype}, kernels: {table}{reason}", flush=True)
+
+
+def changed_options(before: dict, after: dict) -> str:
+    """A line about the options that differ from those of the run that is resumed, or ""."""
+    names = [name for name in after if before.get(name) != after[name] and name not in UNTOLD]
+    changes = ", ".join(f"{flag(name)} {after[name]} (was {before.get(name)})" for name in names)
+    rows = {"batch_size", "gradient_accumulation_steps"}.intersection(names)
+    note = "; the steps to come take other rows of the data" if rows else ""
+    return f"changed options: {changes}{note}" if changes else ""
 
 
 def describe_learning_rate(config: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """The metrics of a run: metrics.jsonl, summary.json, loss.png, and TensorBoard or W&B."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -8,29 +9,83 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import UserError
-from ..files import write_json, write_whole
+from ..files import Folder
 
-Write = Callable[[dict, int], None]  # values, step
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """TensorBoard or Weights & Biases, as `--log` names it; if it fails later, it is disabled.
+
+    Make it before anything is written: UserError if its package is missing or it does not start.
+    """
+
+    def __init__(self, name: str, config: dict):
+        self.name = name
+        self.log: Callable[[dict, int], object] | None = None  # values, step
+        try:
+            if name == "wandb":
+                import wandb
+
+                project = os.environ.get("WANDB_PROJECT", "gpt-kernels")
+                self.log = wandb.init(project=project, config=config).log
+            elif name == "tensorboard":
+                import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            raise UserError(f"--log {name} needs its package: pip install {name}") from None
+        except Exception as error:  # W&B's own, and those of what it uses
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            advice = "run wandb login, set WANDB_MODE=offline, or remove --log"
+            raise UserError(f"--log {name} does not start ({reason}); {advice}") from None
+
+    def attach(self, folder: Path) -> None:
+        """TensorBoard writes to the folder of the run."""
+        if self.name == "tensorboard":
+            with self._disabled_on_failure():
+                from torch.utils.tensorboard import SummaryWriter
+
+                writer = SummaryWriter(str(folder))
+
+                def log(values: dict, step: int) -> None:
+                    for key, value in values.items():
+                        writer.add_scalar(key, value, step)
+                    writer.flush()
+
+                self.log = log
+
+    def __call__(self, values: dict, step: int) -> None:
+        if self.log is not None:
+            with self._disabled_on_failure():
+                self.log(values, step)
+
+    @contextlib.contextmanager
+    def _disabled_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a logger must not stop a run
+            self.log = None
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            print(f"--log {self.name} is disabled from here on ({reason}); see {METRICS}")
 
 
 class MetricsLog:
-    """Appends a run's metrics to metrics.jsonl, and to the tracker that `--log` names."""
+    """Appends a run's metrics to metrics.jsonl, and sends them to a tracker."""
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         config: dict,  # of the run, as plain JSON; written to config.json
-        tracker: str = "none",  # tensorboard, wandb
+        tracker: Tracker | None = None,
         resume_at: int | None = None,  # keep the lines of the resumed run up to this step
     ):
-        self.folder, path = folder, folder / "metrics.jsonl"
-        self._track = _tracker(tracker, folder, config)
-        earlier = [] if resume_at is None else read_metrics(folder)
-        with _as_user_error(folder):
+        self.folder, self._tracker = folder, tracker or Tracker("none", {})
+        with _as_user_error(folder.path):
+            earlier = [] if resume_at is None else _read(folder)
             lines = [_line(metric) for metric in earlier if metric["step"] <= (resume_at or 0)]
-            write_whole(path, b"".join(lines))
-            write_json(folder / "config.json", config)
-            self._file = path.open("ab", buffering=0)
+            folder.write(METRICS, lines)
+            self._file = folder.append(METRICS)
+            folder.write_json("config.json", config)
+        self._tracker.attach(folder.path)
 
     def __enter__(self):
         return self
@@ -43,27 +98,35 @@ class MetricsLog:
 
         A `sample` of text is written to the file only, not to the tracker.
         """
-        line = _line(values)
-        with _as_user_error(self.folder):
-            if self._file.write(line) < len(line):  # a full disk; the next write raises
-                self._file.write(b"\n")
-        step = values["step"]
-        self._track({n: value for n, value in values.items() if n not in ("step", "sample")}, step)
+        with _as_user_error(self.folder.path):
+            self._file.write(_line(values))
+        sent = {name: value for name, value in values.items() if name not in ("step", "sample")}
+        self._tracker(sent, values["step"])
+
+    def sync(self) -> None:
+        """Force the lines to the disk, before a checkpoint that follows them."""
+        with _as_user_error(self.folder.path):
+            self._file.sync()
 
     def finish(self, summary: dict) -> None:
         """Write summary.json and loss.png."""
-        with _as_user_error(self.folder):
-            write_json(self.folder / "summary.json", summary)
-            plot_losses(read_metrics(self.folder), self.folder / "loss.png")
+        with _as_user_error(self.folder.path):
+            self.folder.write_json("summary.json", summary)
+            self.folder.write("loss.png", [plot_losses(_read(self.folder))])
 
 
-def read_metrics(folder: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl; lines that a crash has cut off are skipped."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
+    with _as_user_error(path), Folder(path) as folder:
+        return _read(folder)
+
+
+def _read(folder: Folder) -> list[dict]:
+    try:
+        with folder.open(METRICS) as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
         return []
-    with _as_user_error(folder):
-        lines = path.read_bytes().splitlines()
     metrics = []
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
@@ -81,17 +144,17 @@ def _line(values: dict) -> bytes:
 
 
 @contextlib.contextmanager
-def _as_user_error(folder: Path) -> Iterator[None]:
+def _as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"the metrics of the run in {folder} cannot be written"
+        problem = f"the metrics of the run in {path} cannot be read or written"
         advice = "its last checkpoint is intact: solve this and continue with --resume"
         raise UserError(f"{problem} ({error.strerror or error}); {advice}") from None
 
 
-def plot_losses(metrics: list[dict], path: Path) -> None:
-    """Plot training loss, validation loss and a task's accuracy over the steps."""
+def plot_losses(metrics: list[dict]) -> bytes:
+    """A PNG of training loss, validation loss and a task's accuracy over the steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -109,27 +172,6 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
         right.set(ylabel="accuracy (green)", ylim=(0, 1.02))
     if axes.lines:
         axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def _tracker(name: str, folder: Path, config: dict) -> Write:
-    try:
-        if name == "wandb":
-            import wandb
-
-            project = os.environ.get("WANDB_PROJECT", "gpt-kernels")
-            return wandb.init(project=project, dir=str(folder), config=config).log
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(folder))
-
-            def write(values: dict, step: int) -> None:
-                for key, value in values.items():
-                    writer.add_scalar(key, value, step)
-                writer.flush()
-
-            return write
-    except ImportError:
-        raise UserError(f"--log {name} needs its package: pip install {name}") from None
-    return lambda values, step: None
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    return content.getvalue()

@@ -33,7 +33,8 @@ class Progress:
     def __post_init__(self) -> None:
         self.peak_flops = hardware.peak_flops(self.device)
         self.seconds = self.first.seconds  # earlier parts of the run included
-        self._unlogged = 0  # steps since the last line
+        self.seconds_per_step = 0.0  # at the last line
+        self._unlogged = 0  # steps since then
         self._since = time.perf_counter()
         hidden = not (sys.stderr.isatty() and distributed.is_main())
         self.bar = tqdm(total=self.max_iters, initial=self.first.step, unit="step", disable=hidden)
@@ -45,7 +46,7 @@ class Progress:
         if (step + 1) % self.log_interval:
             return
         value = distributed.all_reduce_mean(loss).item()  # waits for the device
-        seconds = self._lap() / self._unlogged
+        self.seconds_per_step = seconds = self._lap() / self._unlogged
         self._unlogged, ms = 0, 1e3 * seconds
         if self.log:
             self.log.log(step=step + 1, loss=value, milliseconds=ms, seconds=self.seconds)

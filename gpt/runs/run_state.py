@@ -1,6 +1,7 @@
 """What a checkpoint holds of a run: saved in the background, restored bit for bit."""
 
 import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ import torch
 from .. import UserError
 from ..data.dataset import Dataset
 from ..data.tokenizers import from_json
+from ..files import Folder
 from ..models.build import Model
 from ..training import distributed
 from ..training.muon import Muon
@@ -19,6 +21,7 @@ from ..training.precision import Precision
 from . import checkpoint
 from .checkpoint import Tensors
 from .portable_state import load_portable_state, portable_state
+from .run_folder import RunFolder
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -58,7 +61,7 @@ class Saver:
     on leaving.
     """
 
-    folder: Path
+    folder: RunFolder | None  # None on all ranks but the main one
     model: Model
     optimizers: Optimizers
     precision: Precision
@@ -68,10 +71,15 @@ class Saver:
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future | None = None
+        self.saved_at = time.monotonic()
 
-    def save(self, state: RunState, improved: bool) -> None:
-        """Save the run as `last`, as `best` if it has improved, and under its step with --keep."""
+    def save(self, state: RunState, improved: bool, between: bool = False) -> None:
+        """Save the run as `last`, as `best` if it has improved, and under its step with --keep.
+
+        between: evaluations; such a checkpoint is not among those that --keep counts.
+        """
         self.wait()  # one write at a time, or copies would pile up
+        self.saved_at = time.monotonic()
         record = asdict(state) | self.description
         record["scaler"] = self.precision.scaler.state_dict()
         tensors = {
@@ -79,7 +87,7 @@ class Saver:
             "optimizer": _optimizer_tensors(self.optimizers, self.model),
             "random": _generator_states(self.precision.device),
         }
-        if not distributed.is_main():
+        if self.folder is None:
             return
         copies = {  # in host memory, which training does not change
             kind: {name: tensor.detach().to("cpu", copy=True) for name, tensor in group.items()}
@@ -87,15 +95,15 @@ class Saver:
         }
         # best before last: a run resumed from the previous `last` would improve on its best again
         names: dict[str, tuple[str, ...]] = {"best": ("weights",)} if improved else {}
-        forget: list[str] = []
-        if self.keep:
-            older = sorted(self.folder.glob("step-*.json"), key=lambda path: path.stat().st_mtime)
-            this = f"step-{state.step:07d}"
-            forget = [path.stem for path in older if path.stem != this][: -self.keep]
-            names[this] = ALL_KINDS
+        if self.keep and not between:
+            names[f"step-{state.step:07d}"] = ALL_KINDS
         names["last"] = ALL_KINDS
-        arguments = (self.folder, names, copies, record, forget)
+        arguments = (self.folder, names, copies, record, self.keep or None)
         self._writing = self._thread.submit(_save_if_finite, *arguments)
+        if (place := self.folder.place) != self.folder.path:
+            self.wait()
+            problem = f"{self.folder.path} was moved during training; step {state.step} is saved in"
+            raise UserError(f"{problem} {place}: continue with --resume --out-dir {place}")
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is on disk."""
@@ -111,25 +119,32 @@ class Saver:
         self.wait()
 
 
-def _save_if_finite(folder: Path, names, tensors, record, forget) -> None:
+def _save_if_finite(folder: Folder, names, tensors, record, keep) -> None:
     if not all(weight.isfinite().all() for weight in tensors["weights"].values()):
         problem = f"the weights of step {record['step']} are not finite and were not saved"
         advice = "continue from it with --resume and a lower --learning-rate"
-        raise UserError(f"{problem}; the last checkpoint in {folder} is intact: {advice}")
-    checkpoint.save(folder, names, tensors, record, forget)
+        raise UserError(f"{problem}; the last checkpoint in {folder.path} is intact: {advice}")
+    checkpoint.save(folder, names, tensors, record, keep)
 
 
 def restore_run(
     folder: Path, model: Model, optimizers: Optimizers, precision: Precision, data: Dataset
-) -> RunState:
-    """Restore model, optimizers, loss scaler and generators from `last`; return the run's state.
+) -> tuple[RunState, dict]:
+    """Restore model, optimizers, loss scaler and generators from `last`.
 
-    Raises UserError if the checkpoint is damaged or belongs to another model or text.
+    Returns the run's state, and the options with which it was saved. If `last` is damaged, the
+    newest whole checkpoint takes its place, which is printed. Raises UserError if there is none, or
+    if it belongs to another model or other data.
     """
-    record, tensors = checkpoint.load(folder, "last", ALL_KINDS)
-    source = folder / "last.json"
+    name, record, tensors, note = checkpoint.newest(folder, ALL_KINDS)
+    source = folder / f"{name}.json"
+    if note:
+        print(note)
     if from_json(record.get("tokenizer")).to_json() != data.tokenizer.to_json():
         raise UserError(f"{data.name} is not the text that the run in {folder} was trained on")
+    if "data" in record and record["data"] != data.fingerprint():
+        problem = f"the data {data.name} has changed since the run in {folder} was saved"
+        raise UserError(f"{problem}; name the data it was trained on with --data")
     state = RunState.from_dict(record, source)
     check_finite(tensors["weights"], source)
     load_portable_state(model, tensors["weights"])
@@ -144,7 +159,7 @@ def restore_run(
             torch.cuda.set_rng_state(random[f"cuda.{rank}"], precision.device)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{source} holds no valid generator or scaler state: {error}") from None
-    return state
+    return state, record["train"]
 
 
 def check_finite(weights: Tensors, source: Path) -> None:

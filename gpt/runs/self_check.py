@@ -13,6 +13,7 @@ from ..config.model import ModelConfig
 from ..config.train import TrainConfig
 from ..data.corpus import cache_dir
 from ..data.dataset import Dataset
+from ..files import write_whole
 from ..models.build import build
 from ..training.precision import Precision
 
@@ -59,7 +60,7 @@ def checked(ops, fallback, check, data: Dataset, config: TrainConfig, precision:
     if isinstance(found, Comparison):
         with contextlib.suppress(OSError):  # then the next run compares again
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(cached | {key: str(found)}, indent=1) + "\n")
+            write_whole(path, json.dumps(cached | {key: str(found)}, indent=1).encode())
         return ops
     where = f"--kernels {config.kernels} on {hardware.device_name(precision.device)}"
     must_stop = config.kernels != "auto"

@@ -76,9 +76,9 @@ def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
     return all_reduce_sum(value) / world_size()
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any rank."""
-    return all_reduce_sum(torch.tensor(float(flag))).item() > 0
+def any_rank(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is true on any rank."""
+    return [count > 0 for count in all_reduce_sum(torch.tensor(flags).float()).tolist()]
 
 
 def all_gather(value: torch.Tensor) -> list[torch.Tensor]:

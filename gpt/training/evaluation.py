@@ -16,6 +16,7 @@ from ..data.dataset import Batch, Dataset
 from ..data.tokenizers import Tokenizer
 from . import distributed
 from .cuda_graph import GraphedFunction
+from .gradients import stop_if
 from .precision import Precision
 
 EVALUATION_TOKENS = 16_384  # in one forward pass
@@ -51,16 +52,21 @@ def evaluate(
     batches: Iterable[Batch],
     precision: Precision,
     batch_loss: BatchLoss | None = None,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> float:
     """The mean loss over all targets of `batches`, without dropout, on all ranks together.
 
-    `batch_loss` is that of the model and the precision; by default it runs eagerly.
+    `batch_loss` is that of the model and the precision; by default it runs eagerly. Raises Stopped
+    as soon as `must_stop`, on any rank, which all have the same number of batches.
     """
     model.eval()
     batch_loss = batch_loss or BatchLoss(model, precision)
     pairs = ((batch_loss(x, y), (y != IGNORE_INDEX).sum()) for x, y in batches)
     total = torch.zeros(2, dtype=torch.float64)
-    while some := list(islice(pairs, 64)):  # read together; a batch without targets has no loss
+    # losses are read together from a GPU, which computes meanwhile
+    at_once = 1 if precision.device.type == "cpu" else 64
+    while some := list(islice(pairs, at_once)):  # a batch without targets has no loss
+        stop_if(must_stop)
         loss, count = (torch.stack(each).cpu().double() for each in zip(*some, strict=True))
         total += torch.stack([(loss * count)[count > 0].sum(), count.sum()])
     model.train()
@@ -113,12 +119,16 @@ def shared(batch: Callable[[int], Batch], count: int, rows: int) -> Iterator[Bat
 
 @torch.no_grad()
 def task_accuracy(
-    model: nn.Module, data: Dataset, block_size: int, precision: Precision
+    model: nn.Module,
+    data: Dataset,
+    block_size: int,
+    precision: Precision,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The accuracy of greedy decoding on the held-out problems of a task; {} for a plain text.
 
     Greedy decoding produces an answer if every target is the most likely token given the targets
-    before it.
+    before it. Raises Stopped as soon as `must_stop`, on any rank.
     """
     if not isinstance(data, ArithmeticTask):
         return {}
@@ -129,6 +139,7 @@ def task_accuracy(
         x, targets = data.validation(block_size, first, rows)
         with precision.autocast():
             logits = model(x)[0][..., : data.tokenizer.vocab_size]  # (rows, T, V)
+        stop_if(must_stop)
         matches.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
     model.train()
     return data.accuracy(torch.cat(matches))

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,16 @@ from ..config.model import IGNORE_INDEX
 from ..data.dataset import Dataset
 from . import distributed
 from .precision import Precision
+
+
+class Stopped(Exception):
+    """A step or an evaluation has ended early, on all ranks."""
+
+
+def stop_if(must_stop: Callable[[], bool]) -> None:
+    """Raise Stopped if it must on any rank; all ranks call this together."""
+    if any(distributed.any_rank(must_stop())):
+        raise Stopped
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class Gradients:
     plan: BatchPlan
     precision: Precision
     grad_clip: float = 0.0  # largest norm of all gradients together; 0 disables it
+    must_stop: Callable[[], bool] | None = None  # asked between the passes, which raises Stopped
 
     def __post_init__(self) -> None:
         self.parameters = list(self.model.parameters())  # the walk through all modules, once
@@ -77,6 +88,8 @@ class Gradients:
             counts = [(y != IGNORE_INDEX).sum() for _, y in batches]
             total = distributed.all_reduce_sum(torch.stack(counts).sum())
         for index, (x, y) in enumerate(batches):
+            if index and self.must_stop is not None:
+                stop_if(self.must_stop)
             is_last = index == plan.passes - 1
             with contextlib.nullcontext() if is_last else distributed.no_sync(self.model):
                 with self.precision.autocast():

@@ -39,7 +39,7 @@ class EagerStep:
 
     def _is_finite(self, step: int, loss: float, norm: float) -> bool:
         bad = not math.isfinite(norm)
-        if not distributed.any_rank(bad or not math.isfinite(loss)):
+        if not any(distributed.any_rank(bad or not math.isfinite(loss))):
             return True
         if self.gradients.precision.scaler.is_enabled() and math.isfinite(loss):
             return False  # the loss scale was too large; the scaler will lower it

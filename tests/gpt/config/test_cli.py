@@ -1,5 +1,6 @@
 """The command line: spellings of options, mistakes, and where a run's defaults come from."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,10 +11,9 @@ from gpt.config.cli import parse, parse_run
 from gpt.config.model import ModelConfig
 from gpt.config.presets import PRESETS
 from gpt.config.train import TrainConfig
-from gpt.files import write_json
 from gpt.models.lecture import STAGES
 
-CHANGES = ("--n-layer=7", "--preset=lecture", "--data=x", "--optimizer=adamw", "--seed=1", "--bias")
+CHANGES = ("--n-layer=7", "--preset=lecture", "--optimizer=adamw", "--seed=1", "--bias")
 
 
 def options(*arguments):
@@ -108,7 +108,9 @@ def config(tmp_path, monkeypatch):
     """The config of a run that was moved to the folder `out`."""
     config = replace(PRESETS["quickstart"], data="python-docs", max_iters=9, out_dir="elsewhere")
     (tmp_path / "out").mkdir()
-    write_json(tmp_path / "out" / "last.json", {"train": config.to_dict()})
+    config = replace(config, log="wandb")
+    record = {"train": config.to_dict(), "data": {}}
+    (tmp_path / "out" / "last.json").write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path)
     return config
 
@@ -143,8 +145,10 @@ def test_a_mistake_is_reported_in_one_sentence(config, arguments, sentence):
 
 @pytest.mark.parametrize("how", [["--resume"], ["--resume=True"], ["--init-from", "resume"]])
 def test_resume_takes_the_options_of_the_run(config, how):
-    expected = replace(config, keep=2, out_dir="out", resume=True, init_from="resume")
-    assert options(*how, "--keep", "2") == expected
+    """But for --log, which would send the metrics of anyone's folder to W&B."""
+    changes = {"keep": 2, "out_dir": "out", "resume": True, "init_from": "resume"}
+    assert options(*how, "--keep", "2") == replace(config, **changes, log="none")
+    assert options(*how, "--log=wandb", "--keep=2") == replace(config, **changes)
 
 
 def test_resume_keeps_the_schedule_of_the_learning_rate(config):

@@ -2,6 +2,7 @@
 
 import torch
 
+from gpt.files import Folder
 from gpt.runs.checkpoint import load, save
 
 KINDS = ("weights", "optimizer", "random")
@@ -17,7 +18,8 @@ def tensors_of(step, size=5):
 
 def save_step(folder, step, names=None, **record):
     names = names or {"best": ("weights",), "last": KINDS}
-    save(folder, names, tensors_of(step), {"step": step, **record})
+    with Folder(folder) as held:
+        save(held, names, tensors_of(step), {"step": step, **record})
 
 
 def step_of(folder, name, kinds=KINDS):

@@ -42,7 +42,8 @@ def test_checkpoints_share_files_and_unused_files_are_removed(tmp_path):
 def test_a_step_can_be_saved_again_with_other_tensors(tmp_path):
     save_step(tmp_path, 1)
     others = {"weights": {"strided": torch.rand(2, 3).mT, "empty": torch.empty(0, 4)}}
-    save(tmp_path, {"last": ("weights",)}, others, {"step": 1})
+    with files.Folder(tmp_path) as folder:
+        save(folder, {"last": ("weights",)}, others, {"step": 1})
     assert step_of(tmp_path, "best", ("weights",)) == 1
     torch.testing.assert_close(load(tmp_path, "last")[1], others)
 
@@ -87,14 +88,19 @@ def test_a_json_file_that_is_not_a_checkpoint_is_rejected(tmp_path, content, mes
 
 
 def test_a_path_that_is_missing_or_not_a_file_is_rejected(tmp_path):
-    with pytest.raises(UserError, match="does not exist; is there a run in"):
+    with pytest.raises(UserError, match="nowhere does not exist; name the folder of a run"):
         load(tmp_path / "nowhere", "last")
+    with pytest.raises(UserError, match=r"last\.json does not exist; is there a run in"):
+        load(tmp_path, "last")
     os.mkfifo(tmp_path / "last.json")  # reading it would block
     (tmp_path / "best.json").mkdir()
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(files.LARGEST_JSON + 1)  # a sparse file
-    for name in ("last", "best", "large"):
-        with pytest.raises(UserError, match="is not a file"):
+    (tmp_path / "link.json").symlink_to(tmp_path / "large.json")
+    causes = {"last": "is not a regular file", "best": "is not a regular file"}
+    causes |= {"large": "is larger than 64 MiB", "link": "is a link, which is not followed"}
+    for name, cause in causes.items():
+        with pytest.raises(UserError, match=cause):
             load(tmp_path, name)
 
 
@@ -109,6 +115,7 @@ SHORT = len(SHORT).to_bytes(8, "little") + SHORT + b"\0" * 4
         (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xaa"), "is damaged: its sha256"),
         (lambda path: path.unlink(), "is missing"),
         (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
+        (lambda path: path.symlink_to(path.rename(path.with_name("x"))), "is a link, which is"),
         (lambda path: (path.write_bytes(b"not"), sign_tensors(path)), "is not a safetensors file"),
         (lambda path: (path.write_bytes(SHORT), sign_tensors(path)), "is not a safetensors file"),
     ],

@@ -1,5 +1,6 @@
 """Saving in the background, resuming, and what is rejected."""
 
+import contextlib
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,16 +11,18 @@ import torch
 
 from gpt import UserError
 from gpt.config.train import TrainConfig
+from gpt.files import Folder
 from gpt.generation.load import load_model
 from gpt.models.build import build
 from gpt.runs import checkpoint
+from gpt.runs.run_folder import RunFolder
 from gpt.runs.run_state import ALL_KINDS, RunState, Saver, restore_run
 from gpt.training.precision import Precision
 from gpt.training.step import EagerStep
 from kernels.torch_ops import OPS
 from tests.gpt.configs import CONFIGS, draw_tokens
 from tests.gpt.training.steps import all_equal, small_step, weights_of
-from tests.runs import record, sign
+from tests.runs import full_disk, record, sign
 
 CPU = torch.device("cpu")
 STATE = RunState(3, 1.5, 0, 2.0)
@@ -36,17 +39,21 @@ class Run:
         self.optimizers, self.data = self.step.gradients.optimizers, self.step.gradients.data
         self.precision = self.step.gradients.precision
 
+    @contextlib.contextmanager
     def saver(self):
         description = {"train": asdict(self.config), "tokenizer": self.data.tokenizer.to_json()}
-        parts = (self.folder, self.model, self.optimizers, self.precision)
-        return Saver(*parts, description, self.config.keep)
+        description["data"] = self.data.fingerprint()
+        parts = (self.model, self.optimizers, self.precision, description, self.config.keep)
+        with RunFolder(self.folder) as folder, Saver(folder, *parts) as saver:
+            yield saver
 
-    def save(self, step=3, improved=False):
+    def save(self, step=3, improved=False, **options):
         with self.saver() as saver:
-            saver.save(replace(STATE, step=step), improved)
+            saver.save(replace(STATE, step=step), improved, **options)
 
     def restore(self):
-        return restore_run(self.folder, self.model, self.optimizers, self.precision, self.data)
+        parts = (self.model, self.optimizers, self.precision, self.data)
+        return restore_run(self.folder, *parts)[0]
 
 
 def names_in(folder):
@@ -74,13 +81,13 @@ def test_reference_and_packed_model_fp32_and_fp16_resume_each_other(tmp_path):
 
 def test_training_continues_during_a_slow_write(tmp_path, monkeypatch):
     run, disk = Run(tmp_path), threading.Event()
-    save_file = checkpoint.save_file
+    serialised = checkpoint.serialised
 
     def slowly(*arguments):
         assert disk.wait(10)
-        save_file(*arguments)
+        return serialised(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save_file", slowly)
+    monkeypatch.setattr(checkpoint, "serialised", slowly)
     before = weights_of(run.step)
     with run.saver() as saver:
         saver.save(STATE, True)
@@ -95,13 +102,15 @@ def test_training_continues_during_a_slow_write(tmp_path, monkeypatch):
 
 
 def test_errors_of_the_write_are_raised_by_the_next_save_and_on_leaving(tmp_path):
-    run = Run(tmp_path / "nowhere")
-    with run.saver() as saver:
-        saver.save(STATE, False)
-        with pytest.raises(UserError, match="of step 3 could not be saved"):
+    run = Run(tmp_path)
+    with full_disk(100):
+        with run.saver() as saver:
             saver.save(STATE, False)
-    with pytest.raises(UserError, match="of step 3 could not be saved"):
-        run.save()
+            message = r"of step 3 could not be saved .*\(File too large\); no earlier one is left"
+            with pytest.raises(UserError, match=message):
+                saver.save(STATE, False)
+        with pytest.raises(UserError, match="of step 3 could not be saved"):
+            run.save()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -197,7 +206,8 @@ def test_tensors_of_another_run_are_rejected(tmp_path, kind, name, tensor):
     if tensor is None:
         del tensors[kind][name]
     del saved["version"], saved["files"]
-    checkpoint.save(tmp_path, {"last": ALL_KINDS}, tensors, saved)
+    with Folder(tmp_path) as folder:
+        checkpoint.save(folder, {"last": ALL_KINDS}, tensors, saved)
     with pytest.raises(UserError, match=message):
         run.restore()
 
