@@ -42,6 +42,7 @@ class SampleConfig(Config):
     init_from: str = option(
         "resume", "resume: the run in out_dir; otherwise what train.py's --init-from takes, as gpt2"
     )
+    offline: bool = option(False, "download nothing: use what is here or cached, or stop")
     checkpoint: Literal["best", "last"] = option(
         "best", "best: of the lowest validation loss; last: the latest"
     )

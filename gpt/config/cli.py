@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from .. import UserError
+from ..downloads import go_offline
 from ..files import read_json
 from .base import SomeConfig, flag
 from .presets import PRESETS
@@ -106,6 +107,8 @@ def parse_given(default: Any, arguments: list[str], description: str) -> dict[st
     if unknown:
         raise UserError(_unknown(unknown[0].partition("=")[0], types))
     given = {name: value for name, value in vars(namespace).items() if value not in (None, [])}
+    if given.get("offline"):
+        go_offline()  # at once: --init-from downloads while options are read
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
 

@@ -28,6 +28,7 @@ class TrainConfig(Config):
         section="data",
     )
     data_dir: str = option("data", "folder that is searched for downloaded and prepared data")
+    offline: bool = option(False, "download nothing: use what is here or cached, or stop")
     tokenizer: str = option(
         "char",
         "how a text becomes tokens: char, byte, gpt2, or a tokenizer.json of Hugging Face; token "

@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import io
 import os
-import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import UserError
+from .. import UserError, downloads
 from ..files import write_whole
 from .arithmetic import is_task, open_task
 from .batches import TokenDataset
@@ -29,13 +28,13 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_BYTES = 1_115_394
 SHAKESPEARE_NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
-DOWNLOAD_LIMIT = 60.0  # seconds in all, for a server that answers byte by byte
+NO_CACHE = "nothing is cached without a home folder: set HOME or XDG_CACHE_HOME"
 BLOCK = 1 << 16  # characters of a text file that are read at once
 BUILT_IN = ("auto", "python-docs")  # never the name of a folder
 SHAKESPEARE = ("shakespeare", "shakespeare_char")  # the same text unless nanoGPT's folder is there
-KNOWN = {  # what gpt.data.prepare knows by name -> data set on the hub, subset
-    "openwebtext": ("Skylion007/openwebtext", None),
-    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
+KNOWN = {  # what gpt.data.prepare knows by name -> data set on the hub and its commit, subset
+    "openwebtext": ("Skylion007/openwebtext@79d93d786212f7344586290adb811d4ae6a1762c", None),
+    "fineweb": ("HuggingFaceFW/fineweb@9bb295ddab0e05d785b879661af7260fed5140fc", "sample-10BT"),
 }
 TRAIN_FRACTION = 0.9  # the lecture's split: the first 90% for training, the rest for validation
 
@@ -79,7 +78,7 @@ def _built_in(name: str, data_dir: Path, say: Callable[[str], object]) -> tuple[
             return "shakespeare", _shakespeare(data_dir, say)
         except UserError as refusal:
             if name != "auto":
-                raise
+                raise UserError(f"{refusal}; give --data python-docs or a text file") from None
             say(f"data: {refusal}; using python-docs, the text of Python's help pages, instead")
     from pydoc_data.topics import topics
 
@@ -119,14 +118,18 @@ def _from_text(name: str, blocks: Callable[[], Iterable[str]], kind: str) -> Tok
     return TokenDataset(name, tokens[:split], tokens[split:], tokenizer)
 
 
-def cache_dir() -> Path:
-    """The folder for downloads and for what is measured once per machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-kernels"
+def cache_dir() -> Path | None:
+    """The folder for downloads and for what is measured once per machine, if there is a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-kernels"
+    except RuntimeError:  # no HOME, and a user without a name, as in a container
+        return None
 
 
 def _shakespeare(data_dir: Path, say: Callable[[str], object]) -> str:
     """The text from data_dir or the cache, or downloaded into the cache."""
-    folders = (data_dir, data_dir / "shakespeare", data_dir / "shakespeare_char", cache_dir())
+    cache = cache_dir()
+    folders = (data_dir, data_dir / "shakespeare", data_dir / "shakespeare_char", cache or data_dir)
     for path in (folder / name for folder in folders for name in SHAKESPEARE_NAMES):
         with contextlib.suppress(OSError):  # an unreadable file counts as missing
             if path.stat().st_size == SHAKESPEARE_BYTES:
@@ -134,7 +137,10 @@ def _shakespeare(data_dir: Path, say: Callable[[str], object]) -> str:
                 if hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256:
                     return content.decode("utf-8")
     content = _download()
-    path = cache_dir() / SHAKESPEARE_NAMES[0]
+    if cache is None:
+        say(f"data: downloaded tiny shakespeare; {NO_CACHE}")
+        return content.decode("utf-8")
+    path = cache / SHAKESPEARE_NAMES[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
@@ -146,19 +152,18 @@ def _shakespeare(data_dir: Path, say: Callable[[str], object]) -> str:
 
 def _download() -> bytes:
     """Tiny shakespeare from its repository; raises UserError."""
-    content, end = b"", time.monotonic() + DOWNLOAD_LIMIT
+    if downloads.is_offline():
+        raise UserError("tiny shakespeare is not cached, and nothing is downloaded offline")
     try:
-        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
-            # one byte too many changes the sha256 of a longer file
-            while missing := SHAKESPEARE_BYTES + 1 - len(content):
-                if not (block := response.read1(missing)):
-                    break
-                content += block
-                if time.monotonic() > end:
-                    raise TimeoutError(f"it took longer than {DOWNLOAD_LIMIT:.0f} s")
+        content = downloads.within(downloads.LIMIT, _receive)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"tiny shakespeare could not be downloaded ({reason})") from None
     if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
         raise UserError("tiny shakespeare was downloaded, but its sha256 is wrong")
     return content
+
+
+def _receive() -> bytes:
+    with urllib.request.urlopen(SHAKESPEARE_URL, timeout=DOWNLOAD_TIMEOUT) as response:
+        return response.read(SHAKESPEARE_BYTES + 1)  # which changes the sha256 of a longer file

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import UserError
+from .. import UserError, downloads
 from ..config.base import Config, option
 from ..config.cli import parse
 from ..files import File, Folder, new_folder
@@ -36,6 +37,7 @@ from .tokenizers import Text, Tokenizer, for_text, whole_tokens
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document of a text file
 AT_ONCE = 512  # pieces per batch of the thread pool
+STALLED = 300.0  # seconds for the next rows of a data set: its library retries for 100
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class PrepareConfig(Config):
 
     sources: tuple[str, ...] = option(
         (),
-        "openwebtext, fineweb, a data set of the Hugging Face hub, or .txt, .jsonl, .parquet files",
+        "openwebtext, fineweb, a data set of the Hugging Face hub, NAME or NAME@REVISION, or .txt, "
+        ".jsonl, .parquet files",
         positional=True,
     )
     out_dir: str = option("", "a new folder; empty: data/ and the name of the source")
+    offline: bool = option(False, "download nothing: use what is here or cached, or stop")
     subset: str = option("", "subset of a data set on the hub")
     column: str = option("text", "column of the text in a data set, .jsonl or .parquet file")
     tokenizer: str = option("gpt2", "gpt2 or byte")
@@ -68,18 +72,35 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load_dataset(path: str, **options: Any) -> Iterable[dict]:
-    """`datasets.load_dataset`; UserError if the library or the data set is not available."""
+def load_dataset(path: str, **options: Any) -> Iterator[dict]:
+    """Yield the rows of `datasets.load_dataset`; UserError if it or the data set fails.
+
+    path: may be NAME@REVISION. The commit of a data set on the hub is printed.
+    """
     try:
         import datasets
     except ImportError:
         problem = f"{path} needs Hugging Face's datasets library"
         raise UserError(f"{problem}: pip install datasets, or give .txt or .jsonl files") from None
+
+    def rows() -> Iterator[dict]:
+        name, _, revision = path.partition("@")
+        if Path(path).exists() or "data_files" in options:  # not on the hub
+            name, revision = path, ""
+        elif not downloads.is_offline():
+            from huggingface_hub import HfApi
+
+            describe = partial(HfApi().dataset_info, name, revision=revision or None)
+            revision = downloads.within(downloads.LIMIT, describe).sha or ""
+            tqdm.write(f"reading {name}@{revision}")
+        yield from datasets.load_dataset(name, revision=revision or None, **options)
+
     try:
-        return datasets.load_dataset(path, **options)
-    except (OSError, ValueError, RuntimeError) as error:  # no network, no such subset, a script
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the data set {path} is not available: {reason}") from None
+        yield from downloads.in_time(STALLED, rows)
+    except Exception as error:  # the library's own, and those of its HTTP and parquet libraries
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        place = " offline" if downloads.is_offline() else ""
+        raise UserError(f"the data set {path} is not available{place}: {reason}") from None
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -88,7 +109,7 @@ def prepare(config: PrepareConfig) -> None:
         raise UserError("there is nothing to prepare; name openwebtext, a data set, or files")
     if config.tokenizer == "char":
         raise UserError("--tokenizer char needs a text in one file; use train.py --data FILE")
-    folder = Path(config.out_dir or Path("data") / Path(config.sources[0]).stem)
+    folder = Path(config.out_dir or Path("data") / Path(config.sources[0]).stem.partition("@")[0])
     tokenizer = for_text(config.tokenizer, ())
     tokenizer.encode("")  # download its table now
     try:
@@ -224,4 +245,4 @@ def _json_lines(path: Path, column: str) -> Iterator[dict]:
 
 if __name__ == "__main__":
     protect_streams()
-    sys.exit(main(sys.argv[1:]))
+    downloads.leave(main(sys.argv[1:]))

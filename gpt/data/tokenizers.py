@@ -6,7 +6,10 @@ time, and `to_json()` for `from_json`.
 """
 
 import codecs
+import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import UserError
+from .. import UserError, downloads
 from .huggingface_tokenizer import HuggingFaceTokenizer, of_characters, of_ranks, read_record
+
+TABLE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+TABLES = {  # of GPT-2 -> the sha256 that tiktoken expects
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 Text = tuple[str, bool]  # some text, and whether its document ends with it
 
@@ -95,10 +104,12 @@ class GPT2Tokenizer:
         try:
             import tiktoken
 
-            return tiktoken.get_encoding("gpt2")
+            if not downloads.is_offline() or is_cached():
+                return downloads.within(downloads.LIMIT, lambda: tiktoken.get_encoding("gpt2"))
+            reason = "its table is not cached, and nothing is downloaded offline"
         except ImportError:
             reason = "tiktoken is not installed"
-        except OSError as error:  # the exceptions of requests are OSErrors
+        except (OSError, ValueError) as error:  # of requests, and for a wrong hash
             reason = f"its table could not be downloaded: {type(error).__name__}"
         raise UserError(
             f"GPT-2's tokenizer is not available ({reason}); pip install tiktoken and connect to a "
@@ -122,6 +133,17 @@ class GPT2Tokenizer:
 
     def to_json(self) -> dict:
         return {"kind": "gpt2"}
+
+
+def is_cached() -> bool:
+    """Whether tiktoken, which has no offline mode, finds GPT-2's tables in its cache."""
+    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+    for table, sha256 in TABLES.items():
+        path = Path(folder, hashlib.sha1((TABLE_URL + table).encode()).hexdigest())
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            return False  # it would be downloaded again
+    return bool(folder)  # an empty name disables the cache
 
 
 Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | HuggingFaceTokenizer

@@ -6,6 +6,7 @@ both vocabularies have keep their weights, and the others start with fresh ones.
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,10 @@ from ..models.lecture import LanguageModel
 from ..runs import checkpoint
 from ..runs.portable_state import load_portable_state, portable_state
 from ..runs.run_state import check_finite
-from . import nanogpt
+from . import hub, nanogpt
 from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2
 from .state_files import find_weights, read_content, read_shards, state_of
 
-ORIGINAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of the lecture
 POSITIONS = "position_embedding_table.weight"
 
@@ -42,6 +41,7 @@ class Source(NamedTuple):
     tokenizer: Tokenizer | None  # None: the file has none
     weights: Callable[[], State]  # under the names of the packed model
     options: dict[str, Any]  # of its run, that the model needs
+    name: str = ""  # with the commit of a model of the hub
 
 
 def open_source(name: str, data_dir: str = "data") -> Source:
@@ -49,7 +49,7 @@ def open_source(name: str, data_dir: str = "data") -> Source:
 
     data_dir: searched for the tokenizer of nanoGPT's data.
     """
-    path = Path(name) if os.path.exists(name) else _download(name)
+    path, name = (Path(name), name) if os.path.exists(name) else hub.download(name)
     weights = find_weights(path)
     if (path / "best.json").is_file():
         source = _from_run(path)
@@ -67,7 +67,7 @@ def open_source(name: str, data_dir: str = "data") -> Source:
         size, tokens = source.config.vocab_size, source.tokenizer.vocab_size
         if size < tokens:
             raise UserError(f"{name}: the model has {size} tokens, and its tokenizer has {tokens}")
-    return source
+    return source._replace(name=name)
 
 
 def _from_run(path: Path) -> Source:
@@ -138,6 +138,8 @@ def load_pretrained(
     if Path(name, "best.json").is_file():
         return load_model(Path(name), "best", ops, device)
     source = open_source(name)
+    if source.name != name:
+        print(f"loading {source.name}", file=sys.stderr)
     config, tokenizer = source.config, source.tokenizer
     if config is None or tokenizer is None:
         part = "config" if config is None else "tokenizer"
@@ -177,7 +179,9 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str
     load_portable_state(model, given)
     known = int((kept < tokenizer.vocab_size).sum())  # without padding
     fresh = tokenizer.vocab_size - known
-    return f"initialised from {name}: {known} tokens kept their weights, {fresh} are new{note}"
+    return (
+        f"initialised from {source.name}: {known} tokens kept their weights, {fresh} are new{note}"
+    )
 
 
 def _shared_tokens(
@@ -198,31 +202,6 @@ def _shared_tokens(
         )
     tokens = torch.arange(min(size, model.config.vocab_size))
     return tokens, tokens
-
-
-def _download(name: str) -> Path:
-    """The folder of a model of the Hugging Face hub."""
-    missing = f"--init-from {name}: no such run or file"
-    if not HUB_NAME.fullmatch(name):
-        raise UserError(f"{missing}; give a path, or a model of the Hugging Face hub such as gpt2")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UserError(
-            f"{missing}, and a model of the hub needs a library: pip install huggingface_hub"
-        ) from None
-    repository = f"openai-community/{name}" if name in ORIGINAL else name
-    try:
-        for patterns in (["*.json", "*.txt", "model*.safetensors"], ["pytorch_model*.bin"]):
-            folder = Path(snapshot_download(repository, allow_patterns=patterns))
-            if find_weights(folder):
-                break
-    except Exception as error:  # its own, and those of its HTTP library
-        raise UserError(
-            f"{missing}, and no model of the Hugging Face hub that can be downloaded "
-            f"({type(error).__name__}); check the name and the connection"
-        ) from None
-    return folder
 
 
 def defaults_of(name: str, data_dir: str = "data") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from .. import UserError, hardware
 from ..config.model import ModelConfig
 from ..config.train import TrainConfig
-from ..data.corpus import cache_dir
+from ..data.corpus import NO_CACHE, cache_dir
 from ..data.dataset import Dataset
 from ..files import write_whole
 from ..models.build import build
@@ -49,18 +49,22 @@ def checked(ops, fallback, check, data: Dataset, config: TrainConfig, precision:
     """
     model = {"model": config.model.to_dict(), "rows": config.batch_size, "dtype": config.dtype}
     facts = json.dumps(check.facts(ops, precision.device) | model, sort_keys=True)
-    key, path = hashlib.sha256(facts.encode()).hexdigest()[:32], cache_dir() / CACHE
+    key, folder = hashlib.sha256(facts.encode()).hexdigest()[:32], cache_dir()
     try:
-        cached = json.loads(path.read_text())
+        cached = json.loads((folder / CACHE).read_text()) if folder else {}
     except (OSError, ValueError):
         cached = {}
     if key in cached:
         return ops
     found = _good_or_reason(ops, fallback, check, data, config, precision)
     if isinstance(found, Comparison):
+        if folder is None:
+            print(NO_CACHE)
+            return ops
         with contextlib.suppress(OSError):  # then the next run compares again
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(cached | {key: str(found)}, indent=1).encode())
+            folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(cached | {key: str(found)}, indent=1)
+            write_whole(folder / CACHE, content.encode())
         return ops
     where = f"--kernels {config.kernels} on {hardware.device_name(precision.device)}"
     must_stop = config.kernels != "auto"

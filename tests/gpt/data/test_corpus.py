@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import time
+import os
 import tracemalloc
 import urllib.error
 import urllib.request
@@ -94,12 +94,12 @@ def test_a_download_is_saved_in_the_cache_if_it_can_be_written(tmp_path, monkeyp
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(PLAY))
     assert open_data("shakespeare", "data", "char", said.append).train.equal(data.train)
     assert [line for line in said if "could not save it" in line] == said[1:2]
-
-
-class ByteByByte(io.BytesIO):
-    def read1(self, size=-1):
-        time.sleep(0.02)
-        return self.read(1)
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)  # who is not in passwd
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(PLAY))
+    assert open_data("shakespeare", "data", "char", said.append).train.equal(data.train)
+    assert [line for line in said if "nothing is cached without a home" in line] == said[2:]
 
 
 BAD = {
@@ -107,13 +107,11 @@ BAD = {
     "too long": [io.BytesIO(PLAY + bytes(100))],
     "absent": urllib.error.HTTPError("url", 404, "Not Found", {}, None),
     "silent": TimeoutError("timed out"),
-    "byte by byte": [ByteByByte(PLAY)],
 }
 
 
 @pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
 def test_a_bad_download_is_refused_and_not_saved(tmp_path, monkeypatch, answer):
-    monkeypatch.setattr(corpus, "DOWNLOAD_LIMIT", 0.1)
     server = Mock(side_effect=answer)
     monkeypatch.setattr(urllib.request, "urlopen", server)
     with pytest.raises(UserError, match="tiny shakespeare"):

@@ -93,7 +93,9 @@ def test_a_document_is_divided_if_it_is_alone_or_too_long(tmp_path, count, limit
 )
 def test_a_data_set_of_the_hub_is_streamed(tmp_path, monkeypatch, source, subset, expected):
     def load_dataset(path, name, split, streaming):
+        path, _, commit = path.partition("@")
         assert ((path, name), split, streaming) == (expected, "train", True)
+        assert len(commit) == (0 if subset else 40)
         return ({"text": text, "url": "x"} for text in DOCUMENTS)
 
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -10,7 +10,7 @@ from safetensors.torch import save_model
 from torch.nn import functional as F
 
 import kernels
-from gpt import UserError
+from gpt import UserError, downloads
 from gpt.config.model import ModelConfig
 from gpt.data.corpus import open_data
 from gpt.data.huggingface_tokenizer import of_characters
@@ -18,10 +18,12 @@ from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from gpt.models.lecture import STAGES
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
+from gpt.pretrained import hub
 from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
 from gpt.runs import checkpoint
 from gpt.runs.portable_state import load_portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
+from tests.gpt.hub import COMMIT, connect, serve
 from tests.runs import metrics, record, run
 
 OPS = kernels.load("torch")
@@ -104,26 +106,32 @@ def test_a_folder_has_the_logits_of_transformers(tmp_path, form, options):
     assert (actual - expected).abs().max() < 1e-5
 
 
-def test_a_model_of_the_hub(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    calls = []
-
-    def download(name, allow_patterns):
-        calls.append((name, *allow_patterns))
-        if name == "typo":
-            raise hub.errors.LocalEntryNotFoundError("offline")
-        if "pytorch_model*.bin" in allow_patterns:  # the hub has no other weights of this model
-            write(tmp_path, {BIN: {}})
-        return str(tmp_path)
-
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    refused = {"typo": "and no model of the Hugging Face hub", "no/such/path": "give a path"}
-    for name, message in {**refused, str(tmp_path): "has no weights"}.items():
+def test_a_model_of_the_hub_is_known_by_its_commit_and_compared_with_its_hashes(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    for name, value in (("no_proxy", "*"), (downloads.OFFLINE, "")):
+        monkeypatch.setenv(name, value)
+    for name, message in {"no/such/path": "give a path", str(tmp_path): "has no weights"}.items():
         with pytest.raises(UserError, match=message):
             defaults_of(name)
-    write(tmp_path, folder_of())
-    assert open_source("someone/small").tokenizer.to_json() == TOKENIZER.to_json()
-    assert [name for name, *_ in calls] == ["typo", "someone/small", "someone/small"]
+    write(tmp_path, {**folder_of(), BIN: {}})
+    with serve({path.name: path.read_bytes() for path in tmp_path.iterdir()}) as url:
+        connect(monkeypatch, url, tmp_path / "hub")
+        source = open_source("someone/small@v1")
+    assert source.tokenizer.to_json() == TOKENIZER.to_json()
+    assert source.name == f"someone/small@{COMMIT}"
+    monkeypatch.setenv(downloads.OFFLINE, "1")
+    for name in ("someone/small@v1", source.name):
+        hub.download.cache_clear()
+        assert open_source(name).name == source.name
+    for name in (BIN, "config.json"):
+        path = next((tmp_path / "hub").rglob(name))
+        path.write_bytes(content := path.read_bytes() + b" ")
+        hub.download.cache_clear()
+        with pytest.raises(UserError, match=f"{name} has a wrong hash; remove {path.resolve()}"):
+            open_source(source.name)
+        path.write_bytes(content[:-1])
 
 
 # --- runs, and the lecture's file -----------------------------------------------------------------

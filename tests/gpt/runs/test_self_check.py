@@ -68,9 +68,12 @@ def test_a_good_result_is_printed_once_cached_and_draws_no_number(capsys, monkey
     assert "loss" in capsys.readouterr().out  # another model is not cached
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # cannot be written
-    for _ in range(2):
-        assert checked(OPS) is OPS
-        assert "kernels checked" in capsys.readouterr().out
+    assert checked(OPS) is OPS
+    assert "kernels checked" in capsys.readouterr().out
+    monkeypatch.setattr(self_check, "cache_dir", lambda: None)
+    assert checked(OPS) is OPS
+    assert "kernels checked" in (printed := capsys.readouterr().out)
+    assert "nothing is cached without a home" in printed
 
 
 def test_broken_kernels_are_replaced_or_raise_if_selected_by_name(capsys):
