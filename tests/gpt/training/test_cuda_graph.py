@@ -16,9 +16,11 @@ from gpt.training.evaluation import BatchLoss
 from gpt.training.muon import Muon
 from gpt.training.precision import Precision
 from gpt.training.step import DeviceStep, EagerStep, GraphStep
+from kernels.common import launch
 from tests import graphs
 from tests.gpt.configs import draw_tokens
 from tests.gpt.training.steps import DEVICE, SMALL, all_equal, step_over, weights_of
+from tests.kernels.flash_attention.test_attention_qkv import Count
 
 HAS_GPU = torch.cuda.is_available()
 needs_stand_in = pytest.mark.skipif(HAS_GPU, reason="tests the stand-in for CUDA graphs")
@@ -62,6 +64,17 @@ def test_graph_steps_equal_eager_steps(implementation, optimizer, passes):
     assert len(set(eager)) == STEPS
     assert all_equal(weights_of(step), weights_of(other))
     assert len(other.gradients.copies) == (5 if passes == 1 else 0)  # four weights and a bias
+
+
+def test_a_captured_step_zeroes_no_gradient_and_casts_no_weight():
+    with launch.record(90):
+        step = step_over(GraphStep, "triton")
+        step.run(step.number)  # makes the state of the optimizer
+        with Count() as count:
+            step.run(step.number)
+    assert "zero_" not in count.names
+    assert count.names.count("add_") == 1  # to the number of steps that were not finite
+    assert count.names.count("_to_copy") <= 4  # five weights have a copy in 16 bits
 
 
 @pytest.mark.parametrize("implementation", TABLES)

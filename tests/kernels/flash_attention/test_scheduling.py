@@ -1,6 +1,6 @@
-"""The order of the programs of causal attention, by an event simulation of a quarter of an H200."""
+"""The order of the programs of causal attention, in which the first tiles visit the most keys."""
 
-import heapq
+import itertools
 
 import pytest
 import torch
@@ -12,9 +12,12 @@ from kernels.flash_attention.options import grouped
 from kernels.flash_attention.scores import scheduled
 from tests.operands import DEVICE
 
-SLOTS = 33 * 4  # SMs, and programs that each runs at a time
 TILE = 64  # rows and keys
-START = 1.0  # of a program, in visits of a tile of keys
+
+
+def grid(pairs, T):
+    heads = torch.empty((1, pairs, T, 64), dtype=torch.bfloat16, device="meta")
+    return grouped(heads, pairs, cdiv(T, TILE))
 
 
 @triton.jit
@@ -27,33 +30,15 @@ def schedule_kernel(out_ptr, H):
     tl.store(at + 2, batch.to(tl.int32))
 
 
-def schedule(B, H, T):
-    """(tile, head, batch) of each program; the first tile visits the most keys."""
-    heads = torch.empty((B, H, T, 64), dtype=torch.bfloat16, device="meta")
-    tiles = cdiv(T, TILE)
+@pytest.mark.parametrize(("B", "H", "T"), [(16, 6, 256), (1, 12, 8192)])
+def test_the_longest_programs_of_a_group_run_first(B, H, T):
+    """So that the SMs are busy until the end; every tile of each head and batch runs once."""
+    pairs, tiles, groups = grid(B * H, T)
     out = torch.empty(B * H * tiles, 3, dtype=torch.int32, device=DEVICE)
-    schedule_kernel[grouped(heads, B * H, tiles)](out, H)
-    return [tuple(row) for row in out.tolist()], tiles
-
-
-def use(durations):
-    """The fraction of the slots' time in which they run programs that start in this order."""
-    free = [0.0] * SLOTS
-    for duration in durations:
-        heapq.heapreplace(free, free[0] + duration)
-    return sum(durations) / (SLOTS * max(free))
-
-
-@pytest.mark.parametrize(
-    ("B", "H", "T", "least", "by_heads"),
-    [(16, 6, 256, 0.92, 0.79), (4, 12, 1024, 0.96, 0.86), (1, 12, 4096, 0.99, 0.88)],
-)
-def test_slots_are_busy_until_the_end(B, H, T, least, by_heads):
-    """Longest first over many heads; longest first within each head in turn is worse."""
-    programs, tiles = schedule(B, H, T)
-    assert sorted(programs) == [(t, h, b) for t in range(tiles) for h in range(H) for b in range(B)]
-    assert use([START + tiles - tile for tile, _, _ in programs]) >= least
-    assert use([START + tiles - tile for _ in range(B * H) for tile in range(tiles)]) < by_heads
+    schedule_kernel[pairs, tiles, groups](out, H)
+    every = itertools.product(range(tiles), range(H), range(B))
+    assert sorted(out.tolist()) == list(map(list, every))
+    assert out[:, 0].tolist() == groups * [tile for tile in range(tiles) for _ in range(pairs)]
 
 
 @pytest.mark.parametrize(
@@ -67,5 +52,4 @@ def test_slots_are_busy_until_the_end(B, H, T, least, by_heads):
 )
 def test_heads_of_a_group_fit_in_the_cache(pairs, T, expected):
     """Unless there would be too many groups: a grid has at most 65,535 in one direction."""
-    heads = torch.empty((1, pairs, T, 64), dtype=torch.bfloat16, device="meta")
-    assert grouped(heads, pairs, cdiv(T, TILE)) == expected
+    assert grid(pairs, T) == expected

@@ -176,12 +176,6 @@ def test_an_exact_shift_of_all_logits_changes_no_bit(dtype, V, shift):
     assert torch.equal(gradient(ours, logits, targets), gradient(ours, shifted, targets))
 
 
-@given(sizes(), strategies.floats(0.01, 50))
-def test_a_row_of_the_gradient_sums_to_zero(V, scale):
-    dlogits = gradient(ours, randn(3, V, scale=scale), targets_below(V, 3))
-    assert dlogits.sum(-1).abs().max() <= 4 * V * torch.finfo(torch.float32).eps
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dloss", [0.0, 1 / 7, 2.0**16])
 def test_the_gradient_is_scaled_before_it_is_rounded(dtype, dloss):
