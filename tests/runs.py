@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import json
+import os
 import random
 import resource
 import string
+import sys
 from pathlib import Path
 
 import train
@@ -33,6 +35,31 @@ def run(folder, *options, preset="shakespeare-char"):
         data = write_text(Path(folder).parent)
         options = [f"--preset={preset}", f"--data={data}", *SIZES, *CPU, *SHORT, *options]
     return train.main([*options, f"--out-dir={folder}"])
+
+
+def in_child(program, *streams):
+    """The exit code of `program()` in a fork of this process with its streams protected.
+
+    streams: the descriptors that replace stdin, stdout and stderr; None closes one.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 99  # an exception, which pytest must not see in the child
+    try:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        for number, stream in enumerate(streams):
+            if stream is None:
+                os.close(number)
+            else:
+                os.dup2(stream, number)
+        sys.exit(program())
+    except SystemExit as end:
+        code = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """sample.py: streamed samples on stdout, speed on stderr, stop texts, int8."""
 
+import os
 import re
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 import sample
+from gpt.process import protect_streams
+from tests.runs import in_child
 
 
 @pytest.fixture
@@ -69,3 +72,31 @@ def test_an_end_of_text_in_the_prompt_is_its_token():
     assert sample.encode_prompt(start, tokenizer).tolist() == [7, 97, 7, 98, 99]
     tokenizer.end_of_text = None
     assert sample.encode_prompt(start, tokenizer).tolist() == [*map(ord, start)]
+
+
+def test_streams_that_break_or_cannot_encode(trained, tmp_path, monkeypatch):
+    """A sample that cannot be printed is an error; its speed is not missed."""
+    for name in ("sys.__stdout__", "sys.__stderr__"):
+        monkeypatch.setattr(name, SimpleNamespace(encoding="ascii"))
+    arguments = [f"--out-dir={trained / 'run'}", "--device=cpu", "--max-new-tokens=300"]
+
+    def program(start="ab"):
+        protect_streams(keep_stdout=True)
+        return sample.main([*arguments, f"--start={start}"])
+
+    def printed(name):
+        return (tmp_path / name).read_text()
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, (tmp_path / "err").open("wb") as err:
+        assert in_child(program, full.fileno(), full.fileno(), err.fileno()) == 2
+        problem = "the sample cannot be printed: No space left on device"
+        assert printed("err") == f"sample.py: {problem}\n"
+        assert in_child(program, full.fileno(), writer, full.fileno()) == 0  # as with | head
+    with (tmp_path / "out").open("wb") as out:
+        assert in_child(program, out.fileno(), out.fileno(), None) == 0
+        assert len(printed("out")) == 303
+        assert in_child(lambda: program("é"), out.fileno(), out.fileno(), out.fileno()) == 2
+    os.close(writer)
+    assert "the character '?' is not in" in printed("out")

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pkgutil
 import re
 import signal
 from dataclasses import asdict
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from gpt.config.presets import PRESETS
+from gpt.process import protect_streams
+from gpt.runs import checkpoint
 from tests.operands import DEVICE
-from tests.runs import losses, metrics, record, run, tensor_files
+from tests.runs import in_child, losses, metrics, record, run, sign, tensor_files
 
 STEPS = [0, 1, 2, 2, 3, 4, 4]  # of the metrics: evaluations at 0, 2 and 4, losses at 1 to 4
 
@@ -154,34 +157,41 @@ def test_eval_only_and_resuming_a_finished_run_change_no_file(tmp_path, capsys):
     assert summary(folder)["final_val_loss"] == record(folder)["val_loss"]
 
 
+STEP = "torch.Tensor.backward"
+EVALUATION = "gpt.training.evaluation.BatchLoss.eager"
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "function", "call", "reached"),  # which call of a function receives a signal
     [
-        *("", "--kernels=reference --gradient-accumulation-steps=3", "--lecture=residual"),
-        *("--dtype=float16", "--dtype=bfloat16 --optimizer=muon --grad-clip=0"),
+        *((options, STEP, 5, 5) for options in ("", "--lecture=residual", "--dtype=float16")),
+        ("--dtype=bfloat16 --optimizer=muon --grad-clip=0", STEP, 5, 5),
+        # between the passes of a step, which is then taken again
+        ("--kernels=reference --gradient-accumulation-steps=3", STEP, 13, 4),
+        ("", EVALUATION, 4, 3),  # between the batches of the second evaluation
     ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, capsys, options):
-    passes = 3 if "accumulation" in options else 1
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path, monkeypatch, capsys, options, function, call, reached
+):
     options = [*options.split(), "--dropout=0.2", "--eval-interval=3", "--lr-decay-iters=8"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(whole, *options, "--max-iters=8") == 0
-    backward, calls = torch.Tensor.backward, []
+    original, calls = pkgutil.resolve_name(function), []
 
     def signalled(*arguments):
         calls.append(arguments)
-        if len(calls) == 4 * passes + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        backward(*arguments)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "backward", signalled)
+        patch.setattr(function, signalled)
         assert run(parts, *options, "--max-iters=8") == 0
     assert not (parts / "summary.json").exists()
-    # after the step, or between its passes, which are then taken again
-    reached = 5 if passes == 1 else 4
-    assert f"stopped by SIGTERM after step {reached}" in capsys.readouterr().out
+    assert f"stopped by SIGUSR1 after step {reached}" in capsys.readouterr().out
     assert record(parts)["step"] == reached
+    assert len(calls) == call  # it stopped at once
     for length in (6, 8):  # of a run that was stopped, and of one that has ended
         assert run(parts, "--resume", f"--max-iters={length}") == 0
     assert tensor_files(parts) == tensor_files(whole)
@@ -190,3 +200,54 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, capsys
     for name in ("scaler", "skipped", "best_val_loss", "val_loss"):
         assert record(parts)[name] == record(whole)[name]
     assert (parts / "summary.json").exists()
+
+
+def test_a_run_is_saved_by_time_too(tmp_path, monkeypatch):
+    save = Mock(wraps=checkpoint.save)
+    monkeypatch.setattr(checkpoint, "save", save)
+    options = ("--eval-interval=4", "--keep=9")
+    assert run(tmp_path / "often", *options, "--save-minutes=1e-9") == 0
+    written = [(call.args[3]["step"], *call.args[1]) for call in save.call_args_list]
+    ends = [(0, "best", "step-0000000", "last"), (4, "best", "step-0000004", "last")]
+    assert written == [ends[0], (1, "last"), (2, "last"), (3, "last"), ends[1]]
+    assert run(tmp_path / "out", *options) == 0
+    assert tensor_files(tmp_path / "often") == tensor_files(tmp_path / "out")
+    assert metrics(tmp_path / "often") == metrics(tmp_path / "out")
+
+
+def test_resuming_needs_the_same_data_and_prints_what_has_changed(tmp_path, capsys):
+    folder, text = tmp_path / "out", tmp_path / "text"
+    assert run(folder) == 0
+    saved = record(folder)
+    whole = text.read_text()
+    capsys.readouterr()
+    for changed in (whole[:-1], whole[:7] + whole[8] + whole[7] + whole[9:]):
+        text.write_text(changed)
+        assert run(folder, "--resume", "--max-iters=5") == 2
+        message = f"train.py: the data {text} has changed since the run in {folder} was saved"
+        assert capsys.readouterr().err.startswith(message)
+    (tmp_path / "moved").write_text(whole)
+    options = ("--resume", f"--data={tmp_path / 'moved'}", "--batch-size=3", "--max-iters=5")
+    sign(folder / "last.json", {name: saved[name] for name in saved if name != "data"})
+    assert run(folder, "--resume") == 2  # of an older version, or from a stranger
+    assert "has no checksum of its data; name the data with --data" in capsys.readouterr().err
+    sign(folder / "last.json", saved)
+    assert run(folder, *options) == 0
+    printed = capsys.readouterr().out
+    assert f"changed options: --data {tmp_path / 'moved'} (was {text}), " in printed
+    assert "--batch-size 3 (was 4)" in printed
+    assert "the steps to come take other rows of the data" in printed
+
+
+def test_a_run_goes_on_without_its_terminal(tmp_path):
+    """stderr is closed, stdout is full, the terminal hangs up, and messages are not in a file."""
+
+    def program():
+        protect_streams()
+        return run(tmp_path / "out", "--sample=20")
+
+    with open("/dev/full", "wb") as full:
+        assert in_child(program, full.fileno(), full.fileno(), None) == 0
+    assert summary(tmp_path / "out")["steps"] == 4
+    assert (tmp_path / "out" / "lock").read_bytes() == b""
+    assert len(metrics(tmp_path / "out")) == 7

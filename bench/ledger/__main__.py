@@ -20,6 +20,7 @@ import triton
 
 from bench.ledger.compiled import TARGETS, collect, in_order, is_selected
 from bench.ledger.rules import changes, findings
+from gpt.files import write_whole
 from kernels.common.launch import SHARED_MEMORY
 
 COMMITTED = Path(__file__).with_name("ledger.json")
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         kept = [row for row in committed or () if not covered(row)]
         ledger[version] = in_order([*kept, *rows])  # `python -m tests.ptx --write` adds "executed"
-        COMMITTED.write_text(as_text(ledger))
+        write_whole(COMMITTED, as_text(ledger).encode())
         print(f"bench/ledger/ledger.json: wrote {len(rows)} kernels by triton {version}")
         if others := ", ".join(sorted(ledger.keys() - {version})):
             print(f"rows by triton {others} are unchanged: update them with that version")

@@ -3,10 +3,11 @@
     python -m bench.recipes.soak --minutes 10 --json bench/results/reliability-DATE.json
 
 1. A run trains for a sixth of the time and is stopped; its memory and open files must not grow.
-2. The same run is started again, and killed (kill -9) or stopped (SIGTERM, SIGINT) and resumed at
+2. The same run is started again, and killed (kill -9) or stopped by a signal and resumed at
    random moments until it has taken as many steps. After each interruption every checkpoint must
    be whole and no saved step may be missing; meanwhile its model is loaded by another process. At
-   the end weights, optimizer and random state must equal those of the first run, bit for bit.
+   the end weights, optimizer and random state must equal those of the first run, bit for bit, and
+   no file may be left that no checkpoint needs.
 
 It ends at the first loss with exit code 1. Runs are forks of this process, which has imported
 everything, so that several can be interrupted in a second.
@@ -46,9 +47,9 @@ OPTIONS = [
 FORK = multiprocessing.get_context("fork")
 ENDLESS = 10**9  # steps
 LONGEST = 3  # times until an interruption, at most, relative to the time to the first checkpoint
-SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGTERM, signal.SIGINT)
-# exit codes of an interrupted run; the last three if it is stopped before training starts
-INTERRUPTED = (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# exit codes of an interrupted run; all but the first two if it is stopped before training starts
+INTERRUPTED = (0, *(-number for number in SIGNALS), 130)
 
 
 class Lost(Exception):
@@ -89,7 +90,7 @@ def soak(folder: Path, seconds: float, draw: random.Random) -> list[dict]:
         ("its open files halfway and at the end", f"{files}, {last_files}", ""),
         ("kill -9 at a random moment", f"{count['kills']:,}", 0),
         ("of these, while a file was being written", f"{count['in a file']:,}", 0),
-        ("SIGTERM or SIGINT at a random moment", f"{count['signals']:,}", 0),
+        ("SIGTERM, SIGINT, SIGHUP or SIGUSR1 at a random moment", f"{count['signals']:,}", 0),
         ("checkpoints loaded by another process during training", f"{count['loads']:,}", 0),
         ("interrupted runs bitwise equal to the uninterrupted run", f"{count['equal']:,}", 0),
     ]
@@ -169,7 +170,7 @@ def interrupt(process: BaseProcess, folder: Path, longest: float, draw, count) -
         if draw.random() < 0.02 and (folder / "best.json").exists():
             load_model(folder, "best", load("torch"), torch.device("cpu"))
             count["loads"] += 1
-    sent = draw.choice(SIGNALS)
+    sent = draw.choices(SIGNALS, (4, 1, 1, 1, 1))[0]
     os.kill(process.pid, sent)
     process.join()
     count["kills" if sent == signal.SIGKILL else "signals"] += 1
@@ -194,12 +195,18 @@ def check(folder: Path, before: int) -> int:
 
 
 def compare(whole: Path, parts: Path) -> None:
-    """Both runs must have the same last checkpoint and the same losses."""
+    """Both must have the same last checkpoint and losses, and `parts` no needless file."""
     records = [checkpoint.load(folder, "last")[0] for folder in (whole, parts)]
     for kind in ALL_KINDS:
         digests = {record["files"][kind]["sha256"] for record in records}
         if len(digests) > 1:
             raise Lost(f"the {kind} of step {records[0]['step']} differ after interruptions")
+    needed = {"lock", "metrics.jsonl", "loss.png", *(path.name for path in parts.glob("*.json"))}
+    for path in set(parts.glob("*.json")) - {parts / "config.json", parts / "summary.json"}:
+        files = checkpoint.load(parts, path.stem)[0]["files"]
+        needed |= {file["name"] for file in files.values()}
+    if left := {path.name for path in parts.iterdir()} - needed:
+        raise Lost(f"files that nothing needs are left: {', '.join(left)}")
     lines = [read_metrics(folder) for folder in (whole, parts)]
     losses = [[(line["step"], line["loss"]) for line in of if "loss" in line] for of in lines]
     if losses[0] != losses[1]:

@@ -18,6 +18,7 @@ from bench.report import tables
 from bench.report.pictures import Bars, pictures
 from bench.results import REPOSITORY, by_gpu, by_table
 from gpt import UserError
+from gpt.files import write_whole
 
 PICTURES = Path("docs", "pictures")
 BLOCK = re.compile(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
@@ -64,7 +65,7 @@ def update(root: Path, check: bool) -> int:
         if isinstance(content, Bars):
             content.save(path)
         else:
-            path.write_text(content)
+            write_whole(path, content.encode())
     print(f"wrote {names}" if stale else "up to date")
     return 0
 

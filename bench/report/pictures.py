@@ -6,6 +6,7 @@ of date: the SVG text itself differs between versions of matplotlib.
 
 import hashlib
 import inspect
+import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from bench.report.tables import HEADLINES, peer_speedup, rows_of
 from bench.results import stem
 from bench.workloads import timed
+from gpt.files import write_whole
 
 
 class Bars(NamedTuple):
@@ -44,7 +46,10 @@ class Bars(NamedTuple):
             axes.spines[["top", "right"]].set_visible(False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context({"svg.hashsalt": "gpt-kernels"}):  # reproducible ids
-            figure.savefig(path, metadata={"Date": None, "Source": self.digest})
+            content = io.BytesIO()
+            about = {"Date": None, "Source": self.digest}
+            figure.savefig(content, format="svg", metadata=about)
+        write_whole(path, content.getvalue())
 
 
 def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Bars]:

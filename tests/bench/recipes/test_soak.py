@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from bench.recipes import soak
+from gpt.files import Folder
 from gpt.runs.checkpoint import save
 from tests.gpt.runs.saving import KINDS, save_step, tensors_of
 
@@ -34,6 +35,16 @@ def test_a_changed_bit_or_loss_is_found(tmp_path):
         soak.compare(whole, parts)
     tensors = tensors_of(4)
     tensors["optimizer"]["0/a.weight/exp_avg"][0, 0] *= 1 + 2**-23
-    save(parts, {"last": KINDS}, tensors, {"step": 4})
+    with Folder(parts) as folder:
+        save(folder, {"last": KINDS}, tensors, {"step": 4})
     with pytest.raises(soak.Lost, match="the optimizer of step 4"):
         soak.compare(whole, parts)
+
+
+def test_a_file_that_nothing_needs_is_found(tmp_path):
+    save_step(tmp_path, 4)
+    (tmp_path / "metrics.jsonl").write_text("")
+    soak.compare(tmp_path, tmp_path)
+    (tmp_path / ".tmpAb3x9Q").write_text("")
+    with pytest.raises(soak.Lost, match=r"nothing needs are left: \.tmpAb3x9Q"):
+        soak.compare(tmp_path, tmp_path)

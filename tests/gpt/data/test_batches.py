@@ -1,5 +1,7 @@
 """Batches depend on (seed, row) alone; windows predict every position of a split once."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpt import UserError
 from gpt.config.model import IGNORE_INDEX, ModelConfig
+from gpt.data import batches
 from gpt.data.arithmetic import open_task
 from gpt.data.batches import TokenDataset, random_integers
 from gpt.data.tokenizers import ByteTokenizer
@@ -88,3 +91,19 @@ def test_check_model_refuses_a_block_longer_than_a_split(train, val):
     with pytest.raises(UserError, match="at least 9; give more text or a smaller --block-size"):
         make_data(torch.arange(train), torch.arange(val)).check_model(ModelConfig(block_size=8))
     make_data(torch.arange(9), torch.arange(9)).check_model(ModelConfig(block_size=8))
+
+
+def test_the_fingerprint_depends_on_all_tokens_or_on_blocks_of_a_large_split(monkeypatch):
+    def seen():
+        """The tokens on which the fingerprint depends."""
+        tokens = torch.arange(40)
+        whole = make_data(tokens).fingerprint()
+        changed = [make_data(tokens + (tokens == index)).fingerprint() for index in range(40)]
+        return [index for index in range(40) if changed[index] != whole]
+
+    sha256 = hashlib.sha256(np.arange(40).tobytes()).hexdigest()
+    assert make_data(torch.arange(40)).fingerprint()["val"] == {"tokens": 40, "sha256": sha256}
+    assert seen() == list(range(40))
+    monkeypatch.setattr(batches, "BLOCK", 4)
+    monkeypatch.setattr(batches, "HASHED", 3)
+    assert seen() == [0, 1, 2, 3, 16, 17, 18, 19, 36, 37, 38, 39]

@@ -1,6 +1,8 @@
 """Token files from text, jsonl and parquet files and from data sets on the hub."""
 
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -117,3 +119,13 @@ def test_parquet_is_read_by_hugging_face_datasets(tmp_path, monkeypatch):
     (tmp_path / "mine.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError):
         prepare.prepare(config(tmp_path, str(path), out_dir=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_nothing_behind(tmp_path, monkeypatch, capsys, name):
+    source, number = write_source(tmp_path / "a.txt"), signal.Signals[name]
+    monkeypatch.setattr(prepare, "tokenise", lambda *_: os.kill(os.getpid(), number))
+    options = [source, "--tokenizer=byte", f"--out-dir={tmp_path / 'tokens'}"]
+    assert prepare.main(options) == 128 + number
+    assert capsys.readouterr().err == "\ngpt.data.prepare: stopped; nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

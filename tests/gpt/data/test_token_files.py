@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import re
 import struct
@@ -59,6 +60,22 @@ def test_tokens_of_every_form_are_read(tmp_path, form):
     assert data.tokenizer.encode(" a\nbc").tolist() == TOKENS[:5]
     data.train.zero_()
     assert (tmp_path / "mine" / "train.bin").read_bytes() == files[0]  # never written
+
+
+@pytest.mark.parametrize("content", [llm_c(TOKENS[:5], 0), llm_c([9] * 4096, 0)])
+def test_a_file_that_changes_in_use_is_noticed_before_its_tokens_are(tmp_path, content):
+    """Reading behind the end of a file that was cut off would be SIGBUS."""
+    data = open_data(write(tmp_path, TOKENS * 1000), "data", "char")
+    data.batch(1, 0, 4, 8)
+    os.utime(tmp_path / "val.bin", ns=(0, 0))  # an older file is another one
+    for read in (lambda: data.validation(4), lambda: data.batch(1, 0, 4, 8)):
+        with pytest.raises(UserError, match=r"val\.bin was changed while it was in use"):
+            read()
+    data = open_data(write(tmp_path, TOKENS * 1000), "data", "char")
+    with (tmp_path / "train.bin").open("r+b") as file:
+        file.truncate(file.write(content))
+    with pytest.raises(UserError, match=r"train\.bin was changed while it was in use"):
+        data.batch(1, 0, 4, 8)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Checkpoints: saving and loading, and the damage that is rejected."""
 
+import json
 import os
 import threading
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
 from gpt import UserError, files
-from gpt.runs.checkpoint import load, save
+from gpt.runs.checkpoint import load, save, serialised
 from tests.gpt.runs.saving import KINDS, save_step, step_of
 from tests.runs import record, sign, sign_tensors
 
@@ -46,6 +48,16 @@ def test_a_step_can_be_saved_again_with_other_tensors(tmp_path):
         save(folder, {"last": ("weights",)}, others, {"step": 1})
     assert step_of(tmp_path, "best", ("weights",)) == 1
     torch.testing.assert_close(load(tmp_path, "last")[1], others)
+
+
+def test_every_tensor_is_aligned_in_its_file(tmp_path):
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(5), "c": torch.tensor(7)}
+    content = b"".join(serialised(tensors))
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert start % 8 == 0
+    for name, place in json.loads(content[8:start]).items():
+        assert place["data_offsets"][0] % tensors[name].element_size() == 0
+    torch.testing.assert_close(safetensors.torch.load(content), tensors)
 
 
 def test_other_files_and_those_of_damaged_checkpoints_are_kept(tmp_path):

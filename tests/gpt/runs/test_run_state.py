@@ -1,6 +1,7 @@
 """Saving in the background, resuming, and what is rejected."""
 
 import contextlib
+import shutil
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from gpt.config.train import TrainConfig
 from gpt.files import Folder
 from gpt.generation.load import load_model
 from gpt.models.build import build
-from gpt.runs import checkpoint
+from gpt.runs import checkpoint, verify
 from gpt.runs.run_folder import RunFolder
 from gpt.runs.run_state import ALL_KINDS, RunState, Saver, restore_run
 from gpt.training.precision import Precision
@@ -121,6 +122,79 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(UserError, match="the weights of step 4 are not finite"):
         run.save(step=4)
     assert record(tmp_path)["step"] == 3
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def save_and_wait(saver):
+    saver.save(replace(STATE, step=4), True)
+    saver.wait()
+
+
+@pytest.mark.parametrize("what", ["folder moved", "folder removed", "lock removed"])
+def test_a_run_leaves_the_next_run_in_its_place_alone(tmp_path, what):
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    out.mkdir()
+    message = r"of step 4 could not be saved .*No such file.*; no earlier one is left there"
+    with Run(out).saver() as saver:
+        saver.save(STATE, True)
+        saver.wait()
+        if what == "lock removed":
+            message = "the lock in it was removed or replaced during training"
+            (out / "lock").unlink()
+        else:
+            out.rename(moved)
+            out.mkdir()
+        if what == "folder removed":
+            shutil.rmtree(moved)
+        Run(out).save(step=9, improved=True)
+        before = snapshot(out)
+        if what == "folder moved":
+            message = r"was moved during training; step 4 is saved in .*/moved: continue with"
+        with pytest.raises(UserError, match=message):
+            save_and_wait(saver)
+    assert snapshot(out) == before
+    if what == "folder moved":
+        assert checkpoint.load(moved, "last", ALL_KINDS)[0]["step"] == 4
+
+
+def test_the_newest_whole_checkpoint_takes_the_place_of_a_damaged_last(tmp_path, capsys):
+    run = Run(tmp_path, keep=2)
+    for step in (9_999_998, 10_000_000, 9_999_999):  # --keep goes by the step
+        run.save(step)
+    assert names_in(tmp_path) == ["last", "step-10000000", "step-9999998", "step-9999999"]
+    run.save(10_000_002)
+    assert names_in(tmp_path) == ["last", "step-10000000", "step-10000002", "step-9999999"]
+    (tmp_path / "step-10000002.json").unlink()
+    run.save(10_000_001, between=True)  # evaluations
+    (tmp_path / "last.json").write_bytes((tmp_path / "last.json").read_bytes()[:-9])
+    assert run.restore().step == 10_000_000
+    assert "last.json is not JSON" in (note := capsys.readouterr().out)
+    assert "using step-10000000.json instead, the newest whole checkpoint\n" in note
+    for path in tmp_path.glob("*.random.*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"last\.json is not JSON"):
+        run.restore()
+
+
+def test_verify_names_each_damaged_checkpoint(tmp_path, capsys):
+    run = Run(tmp_path, keep=2)
+    run.step(0)
+    run.save(3, improved=True)
+    run.step(1)
+    run.save(4)
+    assert verify.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("match their checksums\n") == 4
+    damaged = record(tmp_path, "best")["files"]["weights"]["name"]
+    (tmp_path / damaged).write_bytes(b"")
+    assert verify.main([str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines()] == ["last", "step-0000004"]
+    assert err.count(f"{damaged} is damaged") == 2
+    assert verify.main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 # --- which checkpoints are kept -------------------------------------------------------------------
