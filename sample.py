@@ -19,7 +19,7 @@ import kernels
 from gpt import UserError, hardware
 from gpt.config.base import Config, option
 from gpt.config.cli import parse
-from gpt.data.arithmetic import is_task, open_task
+from gpt.data.arithmetic import ArithmeticTask, is_task, open_task
 from gpt.data.corpus import read_text
 from gpt.data.tokenizers import Tokenizer
 from gpt.generation.generate import generate
@@ -47,8 +47,10 @@ class SampleConfig(Config):
         "best", "best: of the lowest validation loss; last: the latest"
     )
     start: str = option("\n", "the prompt, or FILE:path for the text of a file", section="samples")
-    num_samples: int = option(1, "number of samples, generated as one batch", at_least=1)
-    max_new_tokens: int = option(500, "length of a sample in tokens", at_least=1)
+    num_samples: int = option(
+        1, "number of samples, generated as one batch", at_least=1, below=2**16
+    )
+    max_new_tokens: int = option(500, "length of a sample in tokens", at_least=1, below=2**24)
     temperature: float = option(0.8, "1: the model's distribution; 0: always the most likely token")
     top_k: int = option(200, "sample only from the k most likely tokens; 0: from all")
     top_p: float = option(
@@ -61,7 +63,7 @@ class SampleConfig(Config):
         "in the lecture",
         at_least=1,
     )
-    seed: int = option(1337, "seed of the samples")
+    seed: int = option(1337, "seed of the samples", below=2**63)
     show_work: bool = option(False, "print the scratchpad of a calculator too")
     kernels: str = option(
         "auto", "auto, triton, torch, reference, or triton,attention=torch", section="computation"
@@ -79,7 +81,8 @@ class SampleConfig(Config):
 
 def main(arguments: list[str]) -> int:
     try:
-        sample(parse(SampleConfig(), arguments, "Sample from a trained GPT."))
+        with hardware.enough_memory("use fewer --num-samples or --max-new-tokens, or a GPU"):
+            sample(parse(SampleConfig(), arguments, "Sample from a trained GPT."))
     except (UserError, kernels.Unavailable) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
@@ -111,7 +114,10 @@ def sample(config: SampleConfig) -> None:
     if config.slide > (block_size := model.config.block_size):
         raise UserError(f"--slide is {config.slide}; give at most the block size, {block_size}")
     if record and is_task(data := str(record["train"].get("data"))):
-        print(answer(config, model, data, device))
+        task = open_task(data)
+        if tokenizer.to_json() != task.tokenizer.to_json():
+            raise UserError(f"the run's tokenizer is not that of {data}; the run is damaged")
+        print(answer(config, model, task, device))
         return
 
     # the prompt
@@ -166,9 +172,8 @@ def load_ops(choice: str, device: torch.device) -> kernels.Ops | None:
         raise UserError(f"--{error}") from None
 
 
-def answer(config: SampleConfig, model: Model, data: str, device: torch.device) -> str:
+def answer(config: SampleConfig, model: Model, task: ArithmeticTask, device: torch.device) -> str:
     """The problem given with --start, and the model's greedy answer."""
-    task = open_task(data)
     problem = task.prompt(config.start)
     prompt = torch.from_numpy(task.tokenizer.encode(problem)).to(device)  # (T,)
     stream = TextStream(task.tokenizer.stream(), stop="\n")

@@ -38,25 +38,22 @@ from gpt.training.optimizers import make_optimizers
 from gpt.training.precision import Precision
 from sample import load_ops
 
+SMALLER = (
+    "use half the --batch-size and twice the --gradient-accumulation-steps, by default one per "
+    "rank, which trains the same model"
+)
+
 
 def main(arguments: list[str]) -> int:
     try:
-        preset = DEFAULT_PRESETS["cuda" if torch.cuda.is_available() else "cpu"]
-        config = parse_run(arguments, preset, init_from.defaults_of, last_record)
-        device = hardware.choose_device(distributed.init_process_group(config.device))
-        with distributed.print_on_main_only():
-            train(config, device)
+        with hardware.enough_memory(SMALLER):
+            preset = DEFAULT_PRESETS["cuda" if torch.cuda.is_available() else "cpu"]
+            config = parse_run(arguments, preset, init_from.defaults_of, last_record)
+            device = hardware.choose_device(distributed.init_process_group(config.device))
+            with distributed.print_on_main_only():
+                train(config, device)
     except (UserError, kernels.Unavailable) as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not hardware.out_of_memory(error):
-            raise
-        print(
-            "train.py: out of memory; use half the --batch-size and twice the "
-            "--gradient-accumulation-steps, by default one per rank, which trains the same model",
-            file=sys.stderr,
-        )
         return 2
     except KeyboardInterrupt:
         print("\ntrain.py: stopped; --resume continues from the last checkpoint", file=sys.stderr)

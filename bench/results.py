@@ -6,17 +6,20 @@
 "machine": ..., "commit": ..., "rows": [{...}]}.
 """
 
+import contextlib
 import functools
 import json
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import torch
 
-from gpt.files import write_whole
+from gpt import UserError
+from gpt.files import read_json, write_whole
 
 SCHEMA = 2
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -60,11 +63,22 @@ def stem(gpu: dict) -> str:
 
 
 def read(path: Path) -> dict:
-    result = json.loads(path.read_text())
-    schema = result.get("schema")
-    if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema} instead of {SCHEMA}: measure again")
+    result = read_json(path)
+    if result.get("schema") != SCHEMA or not isinstance(result.get("date"), str):
+        raise UserError(f"{path} has no date, or not schema {SCHEMA}; measure again")
     return result
+
+
+@contextlib.contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """A context in which what the file `path` lacks is a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{path} is damaged ({type(error).__name__}: {error})"
+        raise UserError(f"{problem}; measure again, or remove it") from None
 
 
 def write(path: Path, result: dict) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -186,22 +187,24 @@ def new_folder(path: Path) -> Iterator[Folder]:
         raise
 
 
-def open_file(path: Path | str, folder: Folder | None = None) -> BinaryIO:
-    """Open a regular file to be read: by its path, or by its name in a folder without links.
+def open_file(path: Path | str, folder: Folder | None = None, limit: int = sys.maxsize) -> BinaryIO:
+    """Open a file to be read: by its path, or by its name in a folder without following a link.
 
-    Raises OSError, and UserError for anything else than a file: a pipe would block.
+    Raises OSError, also for a file of more than `limit` bytes, a pipe, which would block, or a
+    device, which may be endless.
     """
     within, links = (None, 0) if folder is None else (folder.descriptor, os.O_NOFOLLOW)
-    shown = path if folder is None else folder.path / path
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | links, dir_fd=within)
     except OSError as error:
-        if links and error.errno in (errno.ELOOP, errno.EMLINK):
-            raise UserError(f"{shown} is a link, which is not followed; copy the file") from None
+        if links and error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, which is not followed") from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(descriptor)
-        raise UserError(f"{shown} is not a regular file")
+        size = f" of at most {limit >> 20:,} MiB" if limit < sys.maxsize else ""
+        raise OSError(errno.EINVAL, f"it is not a regular file{size}")
     return os.fdopen(descriptor, "rb")
 
 
@@ -211,16 +214,13 @@ def read_json(path: Path, folder: Folder | None = None) -> dict:
     folder: holds the file, which is then not read through a link.
     """
     try:
-        with open_file(path if folder is None else path.name, folder) as file:
-            content = file.read(LARGEST_JSON + 1)
+        name = path if folder is None else path.name
+        with open_file(name, folder, LARGEST_JSON) as file:
+            record = json.loads(file.read())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is there a run in {path.parent}?") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if len(content) > LARGEST_JSON:
-        raise UserError(f"{path} is larger than {LARGEST_JSON >> 20} MiB")
-    try:
-        record = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(record, dict):

@@ -1,8 +1,10 @@
 """The machine: its devices, their dtypes, FLOP/s and memory."""
 
+import contextlib
 import re
 import resource
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -31,7 +33,7 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"(cpu|cuda|mps)(:(\d|[1-9]\d))?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:(\d|[1-9]\d))?", name):
         raise UserError(f"--device {name} is not supported; use cuda, cuda:N, cpu or mps")
     device = torch.device(name)
     if device.type == "cuda":
@@ -77,9 +79,22 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     return 6 * (parameters - positions) + 12 * config.n_layer * config.n_embd * seen
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch raised `error` because GPU or main memory was exhausted."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` was raised because GPU or main memory was exhausted, or would have been."""
+    reasons = ("DefaultCPUAllocator", "Storage size calculation overflowed")
+    classes = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, classes) or any(reason in str(error) for reason in reasons)
+
+
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """A context in which exhausted memory is a UserError that ends with `advice`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; {advice}") from None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -4,6 +4,7 @@ One case or a few for each border between modules; the tests of each module have
 contains a finished run in `run`. A case may damage it before the program starts.
 """
 
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ import sample
 import train
 from bench.recipes import evaluate
 from gpt.data import prepare
+from gpt.pretrained import export
 from tests.runs import CPU, SHORT, SIZES, record, sign, sign_tensors
 
 RUN, NEW = "--out-dir=FOLDER/run", "--out-dir=FOLDER/new"
@@ -37,6 +39,18 @@ def write(folder, **files):
 def remove(folder, pattern):
     for path in (folder / "run").glob(pattern):
         path.unlink()
+
+
+def pipe(folder):
+    """A pipe that nobody writes to."""
+    os.mkfifo(folder / "pipe")
+
+
+@preparation
+def fill(folder, name, size):
+    """Write a file of so many zero bytes."""
+    (folder / name).touch()
+    os.truncate(folder / name, size)
 
 
 def spoil(folder):
@@ -64,6 +78,9 @@ TRAIN = named("""
     --batch-size=0 --activation=swish --out-dir= --n-kv-head=3 --vocab-size=5
     --lecture=bigramm --kernels=cuda --device=tpu --device=meta
     --device=cuda:99 --data=missing/text --data=FOLDER/text/below --data=a\0b
+    --preset= --data= --data-dir= --tokenizer= --kernels= --device= --init-from= --device=cpu:5
+    --seed=18446744073709551616 --max-iters=1e30 --max-iters=2147483648 --batch-size=1048576
+    --sample=99999999 --window=1000000000000000000000 --learning-rate=1e300 --grad-clip=inf
 """)
 TRAIN += [  # options, what the message contains, preparation of FOLDER
     ("--kernels=torch,attention", "attention", None),
@@ -71,6 +88,12 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     ("--n-embd=2000000000", "GB", None),
     ("--kernels=reference --block-size=99999999", "100000000", None),
     ("--block-size=50", "validation split", None),
+    ("--device=a\x1b[2J", "--device a\\x1b[2J is not supported", None),  # clears a terminal
+    # pretrained weights
+    ("--init-from=FOLDER/run", "ln_f.weight is not finite", spoil),
+    ("--init-from=FOLDER/run --n-head=1", "--n-head is 1, but the model of --init-from has", None),
+    ("--init-from=FOLDER/run --activation=relu", "--activation is relu", None),
+    ("--init-from=FOLDER/run --block-size=9", "has shape (8, 16)", None),
     # texts and token files
     (f"--data={'a' * 300}", "--data", None),
     (f"--data=openwebtext {NEW}", "run python -m gpt.data.prepare openwebtext", None),
@@ -88,9 +111,14 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     (RESUME, "optimizer", remove("*.optimizer.*")),
     (RESUME, "/other", other_text),
 ]
-SAMPLE = named("--strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0 --slide=0")
+SAMPLE = named("""
+    --strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0 --slide=0 --start= --out-dir=
+    --num-samples=65536 --max-new-tokens=99999999 --top-k=1e30 --top-k=9999999999 --seed=-1
+    --seed=9223372036854775808 --temperature=1e300 --temperature=nan --top-p=inf
+""")
 SAMPLE += [
-    ("--start=", "prompt", None),
+    ("--start=FILE:FOLDER/pipe", "not a regular file of at most", pipe),
+    ("--start=FILE:/dev/zero", "/dev/zero cannot be read: it is not a regular file", None),
     ("--start=aé", "é", None),
     ("--start=a\udcff", "\\udcff", None),
     ("--start=FILE:FOLDER/nothing", "No such file", None),
@@ -109,7 +137,9 @@ EVALUATE = [
     ("--text=FOLDER/missing", "missing", None),
     ("--text=FOLDER/text", "'Z'", write(text=b"aZ")),
     ("--text=FOLDER/text", "1 tokens", write(text=b"a")),
+    ("", "model is empty", None),
 ]
+EXPORT = [("", "the folder to write", None), ("FOLDER/new", "ln_f.weight is not finite", spoil)]
 PREPARE = [
     ("", "there is nothing to prepare", None),
     ("FOLDER/missing.txt", "missing.txt is not a file", None),
@@ -117,6 +147,7 @@ PREPARE = [
     ("FOLDER/a.txt --tokenizer=char", "--tokenizer", None),
     ("FOLDER/text --out-dir=FOLDER/run", "exists; remove it or choose another --out-dir", None),
     ("FOLDER/a.txt", "is not UTF-8", write(**{"a.txt": b"\xff\xfe"})),
+    ("FOLDER/a.jsonl", "line 1 has 67,108,864 characters or more", fill("a.jsonl", 1 << 26)),
 ]
 for content, words in (
     (b'{"text": "x"}\n{"text', "line 2 is not JSON"),
@@ -125,7 +156,7 @@ for content, words in (
     (b'{"text": ""}', "the sources have 0 tokens"),
 ):
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))
-TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, prepare: PREPARE}
+TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, export: EXPORT, prepare: PREPARE}
 CASES = [(program, *case) for program, cases in TABLES.items() for case in cases]
 
 
@@ -146,7 +177,9 @@ def test_one_line_exit_code_2_and_no_changes(
     if program is prepare:
         options = ["--tokenizer=byte", f"--out-dir={folder / 'new'}", *options]
     elif program is evaluate:
-        options = [str(folder / "run"), "--device=cpu", *options]
+        options = [str(folder / "run") * (words != "model is empty"), "--device=cpu", *options]
+    elif program is export:
+        options = [str(folder / "run"), *options]
     elif program is sample:
         options = ["--device=cpu", f"--out-dir={folder / 'run'}", *options]
     elif "--resume" not in options:

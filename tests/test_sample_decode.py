@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sample
+from gpt.pretrained.state_files import little_memory
 from gpt.process import protect_streams
 from tests.runs import in_child
 
@@ -100,3 +101,11 @@ def test_streams_that_break_or_cannot_encode(trained, tmp_path, monkeypatch):
         assert in_child(lambda: program("é"), out.fileno(), out.fileno(), out.fileno()) == 2
     os.close(writer)
     assert "the character '?' is not in" in printed("out")
+
+
+def test_out_of_memory_is_one_sentence(trained, capsys):
+    options = ["--num-samples=65535", "--max-new-tokens=9999"]
+    with little_memory(1 << 28):
+        assert sample.main([f"--out-dir={trained / 'run'}", "--device=cpu", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "sample.py: out of memory; use fewer --num-samples or --max-new-tokens, or a GPU"

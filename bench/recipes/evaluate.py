@@ -36,7 +36,8 @@ class Options(Config):
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        evaluate(parse(Options(), given, __doc__.partition("\n")[0]))
+        with hardware.enough_memory("give a smaller --text or use another --device"):
+            evaluate(parse(Options(), given, __doc__.partition("\n")[0]))
     except (UserError, kernels.Unavailable) as error:
         print(f"bench.recipes.evaluate: {error}", file=sys.stderr)
         return 2
@@ -53,7 +54,7 @@ def evaluate(options: Options) -> None:
     model, tokenizer, _ = load_pretrained(options.model, ops, device)
     found = text_metrics(model, tokenizer, text, model.config.block_size, precision)
     if options.json:
-        finite = {name: None if value == math.inf else value for name, value in found.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
         print(json.dumps({"model": options.model, **finite}))
     else:
         rates = "loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, "

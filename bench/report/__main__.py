@@ -9,16 +9,15 @@ measurement counts) and bench/ledger/ledger.json. A table stands in README.md or
 """
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 
 from bench.report import tables
 from bench.report.pictures import Bars, pictures
-from bench.results import REPOSITORY, by_gpu, by_table
+from bench.results import REPOSITORY, by_gpu, by_table, intact, merge, read
 from gpt import UserError
-from gpt.files import write_whole
+from gpt.files import read_json, write_whole
 
 PICTURES = Path("docs", "pictures")
 BLOCK = re.compile(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
@@ -39,12 +38,19 @@ def main(arguments: list[str] | None = None, root: Path = REPOSITORY) -> int:
 def update(root: Path, check: bool) -> int:
     """Write what is out of date, or with `check` only list it. Returns the exit code."""
     folder = root / "bench" / "results"
+    for path in folder.glob("*.json"):
+        _check(path)
     gpus, recipes = by_gpu(folder), by_table(folder)
     path = root / "bench" / "ledger" / "ledger.json"
-    versions = json.loads(path.read_text()) if path.exists() else {}
+    versions = read_json(path) if path.exists() else {}
     newest = max(versions, key=lambda one: [*map(int, re.findall(r"\d+", one))], default=None)
     ledger = newest and (newest, versions[newest])
-    drawn = {root / PICTURES / name: one for name, one in pictures(gpus, recipes).items()}
+    with intact(path):
+        for name in tables.LEDGER_TABLES:
+            tables.render(name, [], {}, ledger)
+    with intact(folder / "decode-*.json or quickstart-*.json"):  # which share a picture
+        shown = pictures(gpus, recipes)
+    drawn = {root / PICTURES / name: one for name, one in shown.items()}
     stale = {path: picture for path, picture in drawn.items() if not picture.is_current(path)}
 
     def table(block: re.Match) -> str:
@@ -68,6 +74,17 @@ def update(root: Path, check: bool) -> int:
             write_whole(path, content.encode())
     print(f"wrote {names}" if stale else "up to date")
     return 0
+
+
+def _check(path: Path) -> None:
+    """Render all tables of one result file; a UserError that names it if it lacks something."""
+    result = read(path)
+    with intact(path):
+        gpus = [merge(result, result)] if "gpu" in result else []
+        recipes = {result["table"]: result} if "table" in result else {}
+        pictures(gpus, recipes)
+        for name in (*tables.NAMES, *recipes):
+            tables.render(name, gpus, recipes, None)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What the configs share: options with help and limits, validation, and conversion to JSON."""
 
 import dataclasses
-import math
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from .. import UserError
+
+LARGEST = {int: 2**31, float: 10**15}  # products of two fit in int64 and in fp32
 
 SomeConfig = TypeVar("SomeConfig", bound="Config")
 
@@ -14,7 +15,7 @@ def option(
     help: str,
     *,
     at_least: float = 0,  # of a number; `Config` checks it
-    below: float = math.inf,
+    below: float | None = None,  # None: LARGEST of its type
     section: str = "",  # title of the group in --help that starts with this option
     positional: bool = False,
 ) -> Any:
@@ -37,16 +38,17 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type not in (int, float):
-                continue
-            at_least, below = field.metadata["limits"]
-            if not at_least <= value < below:
-                limits = f"at least {at_least}"
-                if below < math.inf:
-                    limits += f" and less than {below}"
-                elif isinstance(value, float):
-                    limits = f"finite and {limits}"
-                raise UserError(f"{flag(field.name)} is {value}; it must be {limits}")
+            name = field.name if field.metadata.get("positional") else flag(field.name)
+            if field.type is str and field.default and not value:
+                raise UserError(f"{name} is empty; without it, {field.default!r} is used")
+            if field.type is str and "\0" in value:
+                raise UserError(f"{name} has a null character; remove it")
+            if field.type in (int, float):
+                at_least, below = field.metadata["limits"]
+                below = LARGEST[field.type] if below is None else below
+                if not at_least <= value < below:
+                    limits = f"at least {at_least} and less than {below}"
+                    raise UserError(f"{name} is {value}; it must be {limits}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -81,7 +83,7 @@ def _checked(type_: Any, name: str, value: Any, source: object) -> Any:
     if issubclass(type_, Config):
         return type_.from_dict(value, source)
     if type_ is float and type(value) is int:
-        return float(value)
+        return float(str(value))  # inf above 1e308, where float(value) is an error
     if type(value) is not type_:
         raise UserError(f"{source}: {name} is {value!r}; it must be of type {type_.__name__}")
     return value

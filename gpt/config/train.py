@@ -73,7 +73,9 @@ class TrainConfig(Config):
     lr_decay_iters: int = option(0, "step at which the decay ends; 0: max_iters")
     min_lr: float = option(0.0, "learning rate from the end of the decay on")
 
-    batch_size: int = option(64, "sequences in a forward pass", at_least=1, section="loop")
+    batch_size: int = option(
+        64, "sequences in a forward pass", at_least=1, below=2**20, section="loop"
+    )
     gradient_accumulation_steps: int = option(
         0, "forward passes of a step, over all ranks; 0: one on every rank"
     )
@@ -100,14 +102,12 @@ class TrainConfig(Config):
     )
     nan: Literal["stop", "skip"] = option("stop", "what to do if loss or gradients are not finite")
     log: Literal["none", "tensorboard", "wandb"] = option("none", "an additional logger")
-    sample: int = option(0, "number of tokens to generate after training")
+    sample: int = option(0, "number of tokens to generate after training", below=2**24)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decay_lr and self.learning_rate == 0:
             raise UserError("--learning-rate is 0; it must be above 0 with --decay-lr")
-        if not self.out_dir:
-            raise UserError("--out-dir is empty; name a folder for the run")
         for other, is_given in (
             ("--optimizer muon", self.optimizer == "muon"),
             ("--compile", self.compiles_model),

@@ -111,6 +111,7 @@ def random_integers(seed: int, first: Row, count: int, limit: int, device: Devic
     The integers are in [0, limit). splitmix64 (Steele, Lea and Flood 2014) hashes the index, so
     no state is kept and all devices generate the same integers.
     """
+    first = _signed(first) if isinstance(first, int) else first
     places = torch.arange(count, dtype=torch.int64, device=device) + first
     return scramble(places, seed) % limit
 

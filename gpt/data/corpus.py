@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import io
 import os
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from .. import UserError, downloads
-from ..files import write_whole
+from ..files import open_file, write_whole
 from .arithmetic import is_task, open_task
 from .batches import TokenDataset
 from .dataset import Dataset
@@ -30,6 +31,8 @@ SHAKESPEARE_NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 NO_CACHE = "nothing is cached without a home folder: set HOME or XDG_CACHE_HOME"
 BLOCK = 1 << 16  # characters of a text file that are read at once
+LARGEST_TEXT = 1 << 32  # bytes that are held in memory; gpt.data.prepare streams larger files
+LONGEST_LINE = 1 << 26  # characters; a longer one is divided
 BUILT_IN = ("auto", "python-docs")  # never the name of a folder
 SHAKESPEARE = ("shakespeare", "shakespeare_char")  # the same text unless nanoGPT's folder is there
 KNOWN = {  # what gpt.data.prepare knows by name -> data set on the hub and its commit, subset
@@ -61,7 +64,7 @@ def open_data(
         if path.is_dir():
             read_token_files(path)  # raises UserError for lack of train.bin
         if path.is_file():
-            return _from_text(name, lambda: read_blocks(path), tokenizer)
+            return _from_text(name, lambda: read_blocks(path, LARGEST_TEXT), tokenizer)
     except OSError as error:  # the name is too long, or a folder is not accessible
         raise UserError(f"--data {name}: {error.strerror}") from None
     advice = f"run python -m gpt.data.prepare {name} --out-dir {prepared}"
@@ -87,15 +90,19 @@ def _built_in(name: str, data_dir: Path, say: Callable[[str], object]) -> tuple[
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file; UserError if it cannot be read."""
-    return "".join(read_blocks(path))
+    return "".join(read_blocks(path, LARGEST_TEXT))
 
 
-def read_blocks(path: Path, lines: bool = False) -> Iterator[str]:
-    """Yield a UTF-8 file in blocks or lines, without its byte order mark; or UserError."""
+def read_blocks(path: Path, limit: int = sys.maxsize, lines: bool = False) -> Iterator[str]:
+    """Yield a UTF-8 file of `limit` bytes in blocks or lines, without its byte order mark."""
     try:
-        with path.open("rb") as content, io.TextIOWrapper(content, "utf-8-sig") as file:
+        with (
+            open_file(path, limit=limit) as content,
+            io.TextIOWrapper(content, "utf-8-sig") as file,
+        ):
+            read = partial(file.readline, LONGEST_LINE) if lines else partial(file.read, BLOCK)
             try:
-                yield from file if lines else iter(partial(file.read, BLOCK), "")
+                yield from iter(read, "")
             except UnicodeDecodeError as error:
                 place = content.tell() - len(error.object) + error.start
                 raise UserError(f"{path} is not UTF-8 at byte {place}; convert it first") from None

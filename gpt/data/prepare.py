@@ -32,7 +32,7 @@ from ..config.base import Config, option
 from ..config.cli import parse
 from ..files import File, Folder, new_folder
 from ..process import protect_streams, raising_signals
-from .corpus import KNOWN, read_blocks
+from .corpus import KNOWN, LONGEST_LINE, read_blocks
 from .tokenizers import Text, Tokenizer, for_text, whole_tokens
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document of a text file
@@ -56,7 +56,7 @@ class PrepareConfig(Config):
     column: str = option("text", "column of the text in a data set, .jsonl or .parquet file")
     tokenizer: str = option("gpt2", "gpt2 or byte")
     val_fraction: float = option(0.0005, "share of tokens in val.bin", at_least=1e-9, below=1)
-    max_tokens: int = option(0, "stop after the document with this token; 0: take all")
+    max_tokens: int = option(0, "stop after the document with this token; 0: take all", below=2**63)
 
 
 def main(arguments: list[str]) -> int:
@@ -234,6 +234,8 @@ def documents(blocks: Iterable[str]) -> Iterator[Text]:
 def _json_lines(path: Path, column: str) -> Iterator[dict]:
     """Yield the objects of a file, for an empty line one without a text."""
     for number, line in enumerate(read_blocks(path, lines=True), start=1):
+        if len(line) == LONGEST_LINE:
+            raise UserError(f"{path}: line {number} has {LONGEST_LINE:,} characters or more")
         try:
             row = json.loads(line) if line.strip() else {column: None}
         except (ValueError, RecursionError) as error:

@@ -22,7 +22,7 @@ HEADER_BYTES = 256 * 4  # of llm.c and modded-nanogpt: 256 int32, (magic, versio
 HEADERS: dict[int, tuple] = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic -> version, dtype
 SIGNED = {"<u4": "<i4", "<u8": "<i8"}  # PyTorch does not index with unsigned integers
 SAMPLE = 1 << 20  # tokens of a file by which their type is recognised
-LARGEST_META = 1 << 24  # bytes; nanoGPT's meta.pkl has a few KiB
+LARGEST_META = 1 << 22  # bytes; nanoGPT's meta.pkl has a few KiB
 # opcodes that build dicts of texts and integers, and nothing that is called or hashed recursively
 PLAIN = {"PROTO", "FRAME", "EMPTY_DICT", "MARK", "SETITEM", "SETITEMS", "STOP", "MEMOIZE"}
 PLAIN |= {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BININT", "BININT1", "BININT2", "LONG1"}
@@ -112,9 +112,8 @@ def read_meta(folder: Path) -> Tokenizer:
     if not path.exists():
         return GPT2Tokenizer()
     try:
-        if path.stat().st_size > LARGEST_META:
-            raise ValueError(f"it is larger than {LARGEST_META >> 20} MiB")
-        meta = read_plain_pickle(path.read_bytes())
+        with open_file(path, limit=LARGEST_META) as file:
+            meta = read_plain_pickle(file.read())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     table = meta.get("itos") if isinstance(meta, dict) else None  # {0: "\n", 1: " ", ...}

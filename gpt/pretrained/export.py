@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import UserError
+from .. import UserError, hardware
 from ..config.base import Config, option
 from ..config.cli import parse
 from ..config.model import ModelConfig
@@ -21,6 +21,7 @@ from ..files import new_folder
 from ..models.layouts import State, check_layout, rename
 from ..process import protect_streams, raising_signals
 from ..runs import checkpoint
+from ..runs.run_state import check_finite
 from .gpt2 import ACTIVATIONS, NAMES, SIZES, TRANSPOSED, packed_layout
 
 
@@ -40,6 +41,7 @@ def export(run: Path, out: Path) -> list[str]:
     record, tensors = checkpoint.load(run, "best")
     config = ModelConfig.from_dict(record["train"]["model"], run / "best.json")
     tokenizer = from_json(record["tokenizer"])
+    check_finite(tensors["weights"], run / "best.json")
     weights = _rename(config, tensors["weights"], run)
     for name, tensor in weights.items():
         weights[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
@@ -114,7 +116,7 @@ def main(arguments: list[str]) -> int:
         options = parse(ExportConfig(), arguments, "Export the best model of a run.")
         if not options.out:
             raise UserError("give the folder of a run, and the folder to write")
-        with raising_signals():
+        with raising_signals(), hardware.enough_memory("export it on a machine with more"):
             print(*export(Path(options.run), Path(options.out)), sep="\n")
     except UserError as error:
         print(f"gpt.pretrained.export: {error}", file=sys.stderr)

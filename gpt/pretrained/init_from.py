@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import UserError
+from ..config.base import flag
 from ..config.model import ModelConfig
 from ..config.train import TrainConfig
 from ..data.tokenizers import CharTokenizer, Tokenizer, from_json, read_tokenizer
@@ -31,6 +32,9 @@ from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2
 from .state_files import find_weights, read_content, read_shards, state_of
 
 HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of the lecture
+# options of a model that may be others than those of its pretrained weights
+TUNABLE = {"vocab_size", "block_size", "dropout", "embedding_dropout", "window", "document_mask"}
+TUNABLE |= {"end_of_text", "projection_init"}
 POSITIONS = "position_embedding_table.weight"
 
 
@@ -159,6 +163,8 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str
     source = open_source(name, data_dir)
     own, given, note = portable_state(model), source.weights(), ""
     if not isinstance(model, LanguageModel):
+        if source.config is not None:
+            _check_architecture(model.config, source.config)
         positions = given.get(POSITIONS, range(model.config.block_size))
         theirs = replace(model.config, vocab_size=_vocabulary(given), block_size=len(positions))
         given = fitted(given, theirs)
@@ -182,6 +188,14 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str
     return (
         f"initialised from {source.name}: {known} tokens kept their weights, {fresh} are new{note}"
     )
+
+
+def _check_architecture(config: ModelConfig, theirs: ModelConfig) -> None:
+    """Raise UserError if an option changes the function that pretrained weights compute."""
+    for name, value in vars(config).items():
+        if name not in TUNABLE and value != (own := getattr(theirs, name)):
+            problem = f"{flag(name)} is {value}, but the model of --init-from has {own}"
+            raise UserError(f"{problem}; leave the option out")
 
 
 def _shared_tokens(

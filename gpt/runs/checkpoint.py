@@ -23,6 +23,7 @@ from ..files import Folder
 
 VERSION = 1
 TENSOR_FILE = re.compile(r"\d{7,}\.[0-9a-f]{16}\.\w+\.safetensors")  # step, sha256, kind
+LARGEST_HEADER = 1 << 23  # bytes; of a model of the most layers that ModelConfig allows
 
 KEPT = re.compile(r"(step-\d{7,})\.json")  # checkpoints that --keep has kept
 DTYPES = {  # as safetensors names them
@@ -212,13 +213,21 @@ def _read_tensors(folder: Folder, checkpoint: str, record: dict, kind: str) -> T
         with folder.open(name) as file:
             if _sha256_of_file(file) != expected:
                 raise UserError(f"{tensor_path} is damaged: its sha256 does not match {json_name}")
-            return load_file(f"/dev/fd/{file.fileno()}")  # the file that was hashed
+            return load_tensors(f"/dev/fd/{file.fileno()}")  # the file that was hashed
     except FileNotFoundError:
         raise FileNotFoundError(str(tensor_path)) from None
     except OSError as error:
         raise UserError(f"{tensor_path} cannot be read: {error.strerror}") from None
     except SafetensorError as error:
         raise UserError(f"{tensor_path} is not a safetensors file: {error}") from None
+
+
+def load_tensors(path: Path | str) -> Tensors:
+    """The tensors of a safetensors file; SafetensorError, or OSError."""
+    with open(path, "rb") as file:
+        if int.from_bytes(file.read(8), "little") > LARGEST_HEADER:  # it takes 30 times the memory
+            raise SafetensorError(f"its header is larger than {LARGEST_HEADER >> 20} MiB")
+    return load_file(path)
 
 
 def _sha256_of_record(record: dict) -> str:

@@ -6,12 +6,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from .. import UserError
 from ..files import Folder
 
 METRICS = "metrics.jsonl"
+LONGEST_LINE = 1 << 20  # bytes
+LARGEST = 1e39  # above the largest fp32, and far below where matplotlib overflows
 
 
 class Tracker:
@@ -116,22 +119,25 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; lines that a crash has cut off are skipped."""
+    """The lines of a run's metrics.jsonl; those that are cut off or damaged are skipped."""
     with _as_user_error(path), Folder(path) as folder:
         return _read(folder)
 
 
 def _read(folder: Folder) -> list[dict]:
-    try:
-        with folder.open(METRICS) as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return []
     metrics = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            metrics.append(json.loads(line))
-    return [line for line in metrics if isinstance(line, dict) and type(line.get("step")) is int]
+    with contextlib.suppress(FileNotFoundError), folder.open(METRICS) as file:
+        for line in iter(partial(file.readline, LONGEST_LINE), b""):
+            with contextlib.suppress(ValueError, RecursionError):
+                metrics.append(json.loads(line))
+    return [line for line in metrics if isinstance(line, dict) and _is_metric(line)]
+
+
+def _is_metric(line: dict) -> bool:
+    """Whether `MetricsLog.log` may have written the line: a step, numbers, null and a sample."""
+    numbers = [value for name, value in line.items() if name != "sample" and value is not None]
+    known = all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers)
+    return known and type(line.get("step")) is int
 
 
 def _line(values: dict) -> bytes:

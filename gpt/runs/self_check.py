@@ -13,7 +13,7 @@ from ..config.model import ModelConfig
 from ..config.train import TrainConfig
 from ..data.corpus import NO_CACHE, cache_dir
 from ..data.dataset import Dataset
-from ..files import write_whole
+from ..files import read_json, write_whole
 from ..models.build import build
 from ..training.precision import Precision
 
@@ -51,8 +51,8 @@ def checked(ops, fallback, check, data: Dataset, config: TrainConfig, precision:
     facts = json.dumps(check.facts(ops, precision.device) | model, sort_keys=True)
     key, folder = hashlib.sha256(facts.encode()).hexdigest()[:32], cache_dir()
     try:
-        cached = json.loads((folder / CACHE).read_text()) if folder else {}
-    except (OSError, ValueError):
+        cached = read_json(folder / CACHE) if folder else {}
+    except UserError:  # missing or damaged
         cached = {}
     if key in cached:
         return ops
@@ -83,7 +83,7 @@ def _good_or_reason(ops, fallback, check, data, config, precision) -> Comparison
     try:
         found = compare(ops, fallback, data, config, precision)
     except check.RAISED as error:
-        if isinstance(error, RuntimeError) and hardware.out_of_memory(error):
+        if hardware.out_of_memory(error):
             raise  # the kernels are not to blame
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not found.is_good:

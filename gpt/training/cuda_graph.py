@@ -92,7 +92,7 @@ def capture(function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Resul
         generator.graphsafe_set_state(generator.clone_state())
         torch.cuda.set_rng_state(state)
         cause = error.__context__ or error  # ending a failed capture raises a second error
-        if isinstance(cause, RuntimeError) and hardware.out_of_memory(cause):
+        if hardware.out_of_memory(cause):
             raise cause from None
         reason = str(cause).strip().partition("\n")[0]
         raise CaptureError(f"{type(cause).__name__}: {reason}") from error

@@ -8,6 +8,7 @@ import gc
 import inspect
 import io
 import os
+import re
 from typing import Any, cast
 
 import torch
@@ -24,10 +25,11 @@ def init_process_group(device_name: str) -> str:
 
     torchrun sets RANK, LOCAL_RANK and WORLD_SIZE. GPUs communicate by NCCL, CPUs by Gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return device_name
+    size, _ = _variable("WORLD_SIZE", 2, 1 << 16), _variable("MASTER_PORT", 1, 1 << 16)
+    _, local_rank = _variable("RANK", 0, size), _variable("LOCAL_RANK", 0, size)
     on_gpu = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
-    local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
@@ -35,8 +37,22 @@ def init_process_group(device_name: str) -> str:
                 f"{torch.cuda.device_count()} GPUs; set --nproc_per_node to the number of GPUs"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the ranks cannot communicate: {reason}; check MASTER_ADDR") from None
     return f"cuda:{local_rank}" if on_gpu else "cpu"
+
+
+def _variable(name: str, first: int, end: int) -> int:
+    """An environment variable of torchrun; UserError unless it is a number in [first, end)."""
+    value = os.environ.get(name, "")
+    number = int(value) if re.fullmatch("[0-9]{1,9}", value) else -1
+    if not first <= number < end:
+        problem = f"the environment variable {name} is {value!r}, which no rank of several has"
+        raise UserError(f"{problem}; start them by torchrun, or unset WORLD_SIZE")
+    return number
 
 
 def destroy_process_group() -> None:

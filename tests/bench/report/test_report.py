@@ -1,5 +1,6 @@
 """Tables and pictures come from the result files, and --check finds one that is out of date."""
 
+import json
 import re
 
 import pytest
@@ -108,6 +109,30 @@ def test_unknown_or_unmatched_markers_are_an_error(root, capsys, text, message):
     assert report.main([], root) == 2
     assert message in capsys.readouterr().err
     assert (root / "docs" / "other.md").read_text() == text
+
+
+DAMAGED = {
+    "rows": lambda result: result.pop("rows"),
+    "row": lambda result: result["rows"][0].pop("median_us"),
+    "text": lambda result: result["rows"][0].update(gb_s="fast"),
+    "gpu": lambda result: result.update(gpu=["GPU"]),
+    "date": lambda result: result.pop("date"),
+    "schema": lambda result: result.update(schema=1),
+}
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, "not JSON"])
+def test_a_damaged_result_is_an_error_that_names_its_file(root, capsys, name):
+    write_gpu(root, *(make_row(NORM, "both", *one) for one in (("triton", 60.0), ("torch", 90.0))))
+    (path,) = (root / "bench" / "results").iterdir()
+    result = results.read(path)
+    DAMAGED.get(name, lambda result: None)(result)
+    path.write_text(json.dumps(result)[name == "not JSON" :])
+    before = (root / "README.md").read_text()
+    assert report.main([], root) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bench.report: {path} ")
+    assert (root / "README.md").read_text() == before
 
 
 def test_a_table_or_picture_is_stale_when_its_results_change(root, capsys):

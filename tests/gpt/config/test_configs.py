@@ -1,7 +1,7 @@
 """Presets have the published numbers; configs refuse bad values and survive JSON."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -41,7 +41,9 @@ def test_swiglu_has_about_as_many_weights_as_the_other_activations():
     [
         (ModelConfig, {"vocab_size": -1}, "--vocab-size is -1; it must be at least 0"),
         (ModelConfig, {"n_layer": 4097}, "it must be at least 1 and less than 4097"),
-        (ModelConfig, {"logit_softcap": float("nan")}, "is nan; it must be finite and at least 0"),
+        (ModelConfig, {"logit_softcap": float("nan")}, "is nan; it must be at least 0 and less"),
+        (TrainConfig, {"data": ""}, "--data is empty; without it, 'auto' is used"),
+        (TrainConfig, {"out_dir": "a\0b"}, "--out-dir has a null character; remove it"),
         (ModelConfig, {"n_head": 5}, "--n-embd 384 is not divisible by --n-head 5"),
         (ModelConfig, {"n_kv_head": 4}, "--n-kv-head 4 does not divide --n-head 6"),
         (ModelConfig, {"n_embd": 18, "position": "rope"}, "rope needs an even head size"),
@@ -68,6 +70,11 @@ def test_every_number_has_limits():
     train = {"max_iters": -1, "eval_interval": 0, "log_interval": 0, "batch_size": -4, "keep": -1}
     train |= {"learning_rate": nan, "weight_decay": -1.0, "grad_clip": float("inf"), "beta2": 1.0}
     train |= {"seed": 2**64}
+    for config_class in (ModelConfig, TrainConfig):
+        numbers = [field for field in fields(config_class) if field.type in (int, float)]
+        for name, value in ((field.name, field.type(10**30)) for field in numbers):
+            with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is 1.*; it must"):
+                config_class(**{name: value})
     for config_class, values in ((ModelConfig, model), (TrainConfig, train)):
         for name, value in values.items():
             with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} is {value}; it must"):
@@ -75,8 +82,8 @@ def test_every_number_has_limits():
 
 
 BAD_FIELDS = [{"n_layer": value} for value in ("6", 6.0, True, None, 0)]
-BAD_FIELDS += [{"bias": 1}, {"dropout": "0"}, {"dropout": True}, {"activation": "swish"}]
-BAD_FIELDS += [{"activation": ["relu"]}, {"more": 1}]
+BAD_FIELDS += [{"bias": 1}, *({"dropout": value} for value in ("0", True, 10**400))]
+BAD_FIELDS += [{"activation": "swish"}, {"activation": ["relu"]}, {"more": 1}]
 RECORDS = [(ModelConfig().to_dict() | change, "^x") for change in BAD_FIELDS]
 RECORDS += [(record, "^x has no ModelConfig; it is damaged or") for record in (None, [], "", 0, {})]
 RECORDS += [({"speed": 2}, "^x is of another version, with unknown options: speed$")]

@@ -14,8 +14,10 @@ import torch
 
 from gpt import UserError
 from gpt.data import corpus
-from gpt.data.corpus import open_data
+from gpt.data.corpus import LARGEST_TEXT, open_data, read_text
+from gpt.data.token_files import read_meta
 from gpt.data.tokenizers import GPT2Tokenizer
+from gpt.files import read_json
 from tests.gpt.data.test_tokenizers import small_gpt2
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 9
@@ -132,3 +134,18 @@ def test_auto_uses_python_docs_without_a_network():
     assert open_data("python-docs", "data", "char", pytest.fail).train.equal(data.train)
     with pytest.raises(UserError, match="could not be downloaded"):
         open_data("shakespeare", "data", "char", pytest.fail)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "too large"])
+def test_only_regular_files_of_limited_size_are_read(tmp_path, kind):
+    path = tmp_path / "meta.pkl"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.touch()
+        os.truncate(path, LARGEST_TEXT + 1)
+    for read, name in ((read_text, path), (read_json, path), (read_meta, tmp_path)):
+        with pytest.raises(UserError, match=r"meta.pkl cannot be read: .*not a regular file of"):
+            read(name)

@@ -1,8 +1,13 @@
 """Pretrained weights: GPT-2's in the layout of transformers, a run's, the lecture's."""
 
 import json
+import math
+import pickle
 import re
+import resource
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,6 +225,8 @@ INDEX = "model.safetensors.index.json"
         ({BIN: {}}, "is not a state dict"),
         ({BIN: {TABLE: torch.ones(2, 2).int()}}, f"it has '{TABLE}'"),
         ({BIN: {TABLE: torch.ones(1, 1).expand(10**8, 10**8)}}, "claims more values than it holds"),
+        ({BIN: {TABLE: torch.zeros(1, 1).to(torch.float8_e8m0fnu)}}, f"it has '{TABLE}'"),
+        ({BIN: {"a\n\x1b": 1}}, "it has 'a\\n\\x1b'"),
         ({BIN: {TABLE: torch.ones(2, 3)}}, f"it begins with '{TABLE}'"),
         ({BIN: {"blocks.0.sa.heads.7.key.weight": torch.ones(2, 2)}}, "of the lecture's model"),
         ({BIN: {**WEIGHTS, "x": torch.ones(1)}}, "the model has no 'x'"),
@@ -228,7 +235,10 @@ INDEX = "model.safetensors.index.json"
         (folder_of(activation_function=["silu"]), "activation_function is ['silu'], not"),
         (folder_of(scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx is True"),
         (folder_of(n_embd="32"), "n_embd is '32'; it must be of type int"),
-        (folder_of(n_embd=2**40), "a matrix of the model has"),
+        (folder_of(n_embd=2**40), "--n-embd is 1099511627776; it must be"),
+        (folder_of(n_embd=2**30, n_positions=2**30), "a matrix of the model has"),
+        (folder_of(layer_norm_epsilon=10**400), "--norm-eps is inf; it must be"),
+        (folder_of(n_layer=math.inf), "n_layer is inf; it must be of type int"),
         (folder_of(vocab_size=7), "the model has 7 tokens, and its tokenizer has 11"),
         ({INDEX: {"weight_map": {"x": f"./{BIN}"}}, **folder_of()}, f"names './{BIN}', which"),
         ({INDEX: {"weight_map": {"x": "no.bin"}}, **folder_of()}, "names 'no.bin', which is not"),
@@ -240,3 +250,44 @@ def test_damaged_files_are_refused(tmp_path, files, message):
     write(tmp_path, {BIN: {"x": torch.ones(1)}, **files})
     with pytest.raises(UserError, match=re.escape(message)):
         initialise_from(str(tmp_path), packed_model(LECTURE), TOKENIZER)
+
+
+class Large:
+    """Its pickle asks for a gigabyte."""
+
+    def __reduce__(self):
+        return bytearray, (1 << 30,)
+
+
+def compressed(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("model/data.pkl", bytes(1 << 26))
+
+
+LARGE = {
+    "pickle.bin": lambda path: path.write_bytes(pickle.dumps(Large(), 2)),
+    "archive.bin": lambda path: torch.save(Large(), path),
+    "compressed.bin": compressed,
+    "header.safetensors": lambda path: path.write_bytes(
+        (1 << 25).to_bytes(8, "little") + b'{"x": {"dtype": "F32", "shape": [0' + b",0" * (1 << 24)
+    ),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", LARGE)
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path, name):
+    LARGE[name](tmp_path / name)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = peak_memory()
+    with pytest.raises(UserError, match=f"{name} is damaged, or holds more than tensors"):
+        open_source(str(tmp_path / name))
+    assert peak_memory() - before < 50_000
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+def peak_memory():
+    """In KiB, since the last write to clear_refs."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

@@ -109,9 +109,8 @@ def test_a_path_that_is_missing_or_not_a_file_is_rejected(tmp_path):
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(files.LARGEST_JSON + 1)  # a sparse file
     (tmp_path / "link.json").symlink_to(tmp_path / "large.json")
-    causes = {"last": "is not a regular file", "best": "is not a regular file"}
-    causes |= {"large": "is larger than 64 MiB", "link": "is a link, which is not followed"}
-    for name, cause in causes.items():
+    causes = dict.fromkeys(("last", "best", "large"), "it is not a regular file of at most 64 MiB")
+    for name, cause in {**causes, "link": "it is a link, which is not followed"}.items():
         with pytest.raises(UserError, match=cause):
             load(tmp_path, name)
 

@@ -19,6 +19,8 @@ from gpt.runs.metrics import MetricsLog, Tracker, plot_losses, read_metrics
 from tests.runs import full_disk, losses, metrics, run
 
 CONFIG = asdict(TrainConfig())
+VALUES = ("true", '"2"', "[2]", "{}", "1e999", "NaN", "1" + "0" * 400)
+BAD = "".join(f'\n{{"step": {value}}}\n{{"step": 1, "loss": {value}}}' for value in VALUES).encode()
 
 
 @pytest.fixture
@@ -39,6 +41,9 @@ def test_each_log_call_appends_a_line_with_null_for_what_is_not_finite(tmp_path,
     assert sent[0] == ({"val_loss": 2.5}, 0)  # samples are not sent to the tracker
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
     assert plot_losses(expected[1:]).startswith(b"\x89PNG")  # without a point of either loss
+    line = b'{"step": 1%s, "loss": 9e38, "val_loss": -9e38, "accuracy": 9e38}\n' % (b"0" * 38)
+    (tmp_path / "metrics.jsonl").write_bytes(line + line)
+    assert plot_losses(read_metrics(tmp_path)).startswith(b"\x89PNG")
 
 
 def test_resume_keeps_the_lines_up_to_its_step(tmp_path, folder):
@@ -57,7 +62,7 @@ def test_resume_keeps_the_lines_up_to_its_step(tmp_path, folder):
 @given(st.binary() | st.sampled_from((b"7", b"{}", b'{"step": "1"}', b"[" * 100_000)))
 def test_damaged_lines_are_skipped(tmp_path_factory, line):
     folder = tmp_path_factory.getbasetemp()
-    (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + BAD + b'\n{"step": 2}\n')
     assert read_metrics(folder) == [{"step": 1}, {"step": 2}]
 
 

@@ -63,6 +63,20 @@ def test_every_target_counts_alike_however_passes_and_ranks_share_the_rows(train
     assert max(trained[1][2]) < 1e-6
 
 
+WRONG = [("WORLD_SIZE", value) for value in ("", "x", "0", "-1", "1" * 5000)]
+WRONG += [("RANK", "2"), ("LOCAL_RANK", ""), ("MASTER_PORT", "65536"), ("MASTER_ADDR", "")]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_incomplete_variables_of_torchrun_are_one_sentence(monkeypatch, capsys, name, value):
+    right = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "::1", "MASTER_PORT": 9}
+    for variable, each in (right | {name: value}).items():
+        monkeypatch.setenv(variable, str(each))
+    assert main(["--device=cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"environment variable {name} " in line
+
+
 def test_data_parallel_gradients_are_views_of_the_memory_that_is_exchanged(tmp_path):
     """Their addresses are constant, and none is copied."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)

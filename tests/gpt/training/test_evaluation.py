@@ -55,6 +55,7 @@ def test_every_position_counts_once_in_batches_of_one_shape(world, length, limit
     gpt, data = make(length, ops)
     totals, one = [], torch.ones(2)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(distributed, "any_rank", lambda *flags: flags)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda total: totals.append(total) or one)
     shapes = []
     for rank in range(world):
@@ -87,6 +88,7 @@ def test_losses_of_both_splits_are_those_of_the_same_weights(eval_iters, world, 
     run = SimpleNamespace(config=replace(CONFIG, eval_iters=eval_iters), data=data)
     run.parallel_model, run.precision, sums = gpt, FP32, []
     monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(distributed, "any_rank", lambda *flags: flags)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda one: sums.append(one) or one)
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)

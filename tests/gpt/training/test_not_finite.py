@@ -109,7 +109,7 @@ def test_a_device_step_checks_once_per_log_interval(monkeypatch):
 @pytest.mark.parametrize("kind", [EagerStep, DeviceStep])
 def test_a_step_that_is_not_finite_on_another_rank_is_skipped(kind, monkeypatch):
     step = make_step(kind)
-    monkeypatch.setattr(distributed, "any_rank", lambda flag: True)
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: [True])
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda value: value + 1)
     before = state_of(step)
     take(step, 0)
@@ -121,7 +121,8 @@ def test_a_step_that_is_not_finite_on_another_rank_is_skipped(kind, monkeypatch)
 def test_train_py_checks_the_device_before_each_checkpoint(tmp_path, monkeypatch):
     events, save = [], Saver.save
     monkeypatch.setattr(EagerStep, "check", lambda self: events.append("check"))
-    monkeypatch.setattr(Saver, "save", lambda *given: (events.append("save"), save(*given)))
+    saved = lambda *given, **options: (events.append("save"), save(*given, **options))  # noqa: E731
+    monkeypatch.setattr(Saver, "save", saved)
     assert run(tmp_path / "out") == 0
     assert events == ["check", "save"] * 3
 
@@ -131,7 +132,7 @@ def test_train_py_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tm
     assert run(folder) == 0
     before = tensor_files(folder)
     capsys.readouterr()
-    diverging = ["--learning-rate=1e30", "--decay-lr=False", "--warmup-iters=0"]
+    diverging = ["--learning-rate=1e14", "--decay-lr=False", "--warmup-iters=0"]
     assert run(folder, "--resume", "--max-iters=20", "--eval-interval=9", *diverging) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "train.py: step " in line
