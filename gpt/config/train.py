@@ -29,10 +29,8 @@ class TrainConfig(Config):
     )
     data_dir: str = option("data", "folder that is searched for downloaded and prepared data")
     offline: bool = option(False, "download nothing: use what is here or cached, or stop")
-    tokenizer: str = option(
-        "char",
-        "how a text becomes tokens: char, byte, gpt2, or a tokenizer.json of Hugging Face; token "
-        "files bring their own",
+    tokenizer: Literal["char", "byte", "gpt2"] = option(
+        "char", "how a text becomes tokens; token files bring their own"
     )
 
     kernels: str = option(

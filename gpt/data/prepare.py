@@ -4,13 +4,13 @@
     python -m gpt.data.prepare HuggingFaceFW/fineweb-edu --subset sample-10BT --out-dir data/fineweb
     python -m gpt.data.prepare notes.txt more/*.jsonl --tokenizer byte --out-dir data/mine
 
-The files have nanoGPT's format: uint16 without a header, or uint32 for a vocabulary above 65,536;
-meta.json describes the tokenizer. A text file is one document, or several between <|endoftext|>;
-each ends with the tokenizer's end of text, or an empty line if it has none. Documents are streamed,
-tokenised by all cores and written at once, so that memory does not grow with the collection. A
-document goes to val.bin whenever that stays within its share of the tokens so far; if none ever
-fits, the shortest does, and a single one is divided at its end. So both splits cover the
-collection, and they are the same every time. The folder appears when it is complete.
+The files have nanoGPT's format, uint16 without a header; meta.json describes the tokenizer. A text
+file is one document, or several between <|endoftext|>; each ends with the tokenizer's end of text,
+or an empty line if it has none. Documents are streamed, tokenised by all cores and written at once,
+so that memory does not grow with the collection. A document goes to val.bin whenever that stays
+within its share of the tokens so far; if none ever fits, the shortest does, and a single one is
+divided at its end. So both splits cover the collection, and they are the same every time. The
+folder appears when it is complete.
 """
 
 import json
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -36,6 +36,7 @@ from .corpus import KNOWN, LONGEST_LINE, read_blocks
 from .tokenizers import Text, Tokenizer, for_text, whole_tokens
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document of a text file
+DTYPE = np.dtype("<u2")  # of token files
 AT_ONCE = 512  # pieces per batch of the thread pool
 STALLED = 300.0  # seconds for the next rows of a data set: its library retries for 100
 
@@ -54,7 +55,9 @@ class PrepareConfig(Config):
     offline: bool = option(False, "download nothing: use what is here or cached, or stop")
     subset: str = option("", "subset of a data set on the hub")
     column: str = option("text", "column of the text in a data set, .jsonl or .parquet file")
-    tokenizer: str = option("gpt2", "gpt2 or byte")
+    tokenizer: Literal["gpt2", "byte"] = option(
+        "gpt2", "how text becomes tokens; for characters, give train.py --data FILE"
+    )
     val_fraction: float = option(0.0005, "share of tokens in val.bin", at_least=1e-9, below=1)
     max_tokens: int = option(0, "stop after the document with this token; 0: take all", below=2**63)
 
@@ -107,8 +110,6 @@ def prepare(config: PrepareConfig) -> None:
     """Write the folder of token files that `config` describes."""
     if not config.sources:
         raise UserError("there is nothing to prepare; name openwebtext, a data set, or files")
-    if config.tokenizer == "char":
-        raise UserError("--tokenizer char needs a text in one file; use train.py --data FILE")
     folder = Path(config.out_dir or Path("data") / Path(config.sources[0]).stem.partition("@")[0])
     tokenizer = for_text(config.tokenizer, ())
     tokenizer.encode("")  # download its table now
@@ -128,15 +129,14 @@ def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Folder) -> tuple[
     A document streams into train.bin, and is moved if it belongs to val.bin. The document that
     reaches max_tokens is the last; if it alone is longer than that, it is cut there.
     """
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    limit, start, empty = config.max_tokens * dtype.itemsize, 0, 0  # limit and start in bytes
+    limit, start, empty = config.max_tokens * DTYPE.itemsize, 0, 0  # limit and start in bytes
     shortest = (sys.maxsize, 0)  # length and start of a document in train.bin
     with (
         folder.create("train.bin") as train,
         folder.create("val.bin") as val,
         tqdm(total=config.max_tokens or None, unit="tok", unit_scale=True, disable=None) as bar,
     ):
-        for tokens, ends in tokenise(whole_tokens(tokenizer, read(config)), tokenizer, dtype):
+        for tokens, ends in tokenise(whole_tokens(tokenizer, read(config)), tokenizer):
             train.write(tokens.data)
             bar.update(len(tokens))
             if too_long := 0 < limit < train.tell() - start:
@@ -156,10 +156,10 @@ def write(config: PrepareConfig, tokenizer: Tokenizer, folder: Folder) -> tuple[
         if start and not val.tell():
             length, first = shortest
             if length == start:  # it is the only document
-                length = max(2, int(config.val_fraction * start / dtype.itemsize)) * dtype.itemsize
+                length = max(2, int(config.val_fraction * start / DTYPE.itemsize)) * DTYPE.itemsize
                 first = start - length
             _move(train, first, length, val)
-        sizes = [file.tell() // dtype.itemsize for file in (train, val)]
+        sizes = [file.tell() // DTYPE.itemsize for file in (train, val)]
         for file in (train, val):
             file.sync()
     if min(sizes) < 2:
@@ -176,15 +176,13 @@ def _move(source: File, start: int, length: int, target: File) -> None:
     source.truncate(source.seek(end))
 
 
-def tokenise(
-    pieces: Iterator[Text], tokenizer: Tokenizer, dtype: np.dtype
-) -> Iterator[tuple[np.ndarray, bool]]:
+def tokenise(pieces: Iterator[Text], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield the tokens of each piece, (N,), with an end of text where a document ends."""
     last = tokenizer.encode("\n\n") if (end := tokenizer.end_of_text) is None else np.array([end])
 
     def tokens_of(piece: Text) -> tuple[np.ndarray, bool]:
         text, ends = piece
-        return np.append(tokenizer.encode(text), last if ends and text else []).astype(dtype), ends
+        return np.append(tokenizer.encode(text), last if ends and text else []).astype(DTYPE), ends
 
     with ThreadPoolExecutor() as pool:  # tiktoken releases the GIL
         while batch := list(islice(pieces, AT_ONCE)):

@@ -1,4 +1,4 @@
-"""Text to tokens and back: the lecture's characters, bytes, GPT-2's and Hugging Face's tokenizers.
+"""Text to tokens and back: the lecture's characters, bytes, and GPT-2's byte-pair encoding.
 
 Every tokenizer has `vocab_size`, `end_of_text` (the token after a document, or None), `encode(text)
 -> (N,) int64`, `decode(tokens) -> text`, `stream()` for a decoder of tokens that arrive one at a
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from .. import UserError, downloads
-from .huggingface_tokenizer import HuggingFaceTokenizer, of_characters, of_ranks, read_record
 
 TABLE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 TABLES = {  # of GPT-2 -> the sha256 that tiktoken expects
@@ -29,10 +28,9 @@ TABLES = {  # of GPT-2 -> the sha256 that tiktoken expects
 Text = tuple[str, bool]  # some text, and whether its document ends with it
 
 UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete character
-# the last place, if any, where a token ends by the patterns of GPT-2 and its successors: before a
-# space between words, before a Chinese comma or full stop, after a single line break
+# the last place, if any, where a token ends by GPT-2's pattern: before a space between words,
+# before a Chinese comma or full stop, after a single line break
 CUT = re.compile(r".*(?:\S(?= \w)|[^\W_](?=[\u3001\u3002\uff0c])|\S\n(?=\w))", re.DOTALL)
-PROBES = (("a", " b"), ("1.", " 世"), ("a\n", "b"), (".\n", "1"), ("世", "\uff0ca"))  # with a `CUT`
 
 
 class CharTokenizer:
@@ -146,25 +144,12 @@ def is_cached() -> bool:
     return bool(folder)  # an empty name disables the cache
 
 
-Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
+Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer
 
 
-def for_text(kind: object, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that --tokenizer names, char, byte, gpt2 or a folder or file, for a text."""
-    if kind in ("byte", "gpt2"):
-        return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
-    tokenizer = CharTokenizer.of(texts) if kind == "char" else read_tokenizer(Path(str(kind)))
-    if tokenizer is None:
-        raise UserError(
-            f"--tokenizer {kind} is not char, byte or gpt2, nor a tokenizer.json or its folder"
-        )
-    return tokenizer
-
-
-def read_tokenizer(path: Path) -> Tokenizer | None:
-    """The tokenizer of a folder of `transformers`, or of a tokenizer.json; None without one."""
-    record = read_record(path)
-    return None if record is None else from_json(record)
+def for_text(kind: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that --tokenizer names, char, byte or gpt2, for a text."""
+    return CharTokenizer.of(texts) if kind == "char" else from_json({"kind": kind})
 
 
 def from_json(record: object) -> Tokenizer:
@@ -177,40 +162,22 @@ def from_json(record: object) -> Tokenizer:
         if not distinct or any("\ud800" <= c <= "\udfff" for c in characters):
             raise UserError("the tokenizer's characters must be distinct, and no surrogates")
         return CharTokenizer(characters)
-    if kind == "huggingface":
-        text, end_of_text = record.get("tokenizer"), record.get("end_of_text")
-        if not isinstance(text, str) or type(end_of_text) not in (int, type(None)):
-            raise UserError("the tokenizer's JSON or its end-of-text token is missing")
-        return HuggingFaceTokenizer(text, end_of_text)
     if kind not in ("byte", "gpt2"):
         raise UserError(f"the tokenizer {kind!r} is unknown; it must be char, byte or gpt2")
-    return for_text(kind, ())
-
-
-def equal_of(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
-    """The tokenizer of Hugging Face that gives the same tokens for every text."""
-    if isinstance(tokenizer, CharTokenizer):
-        return of_characters(tokenizer.characters)
-    if isinstance(tokenizer, ByteTokenizer):
-        return of_ranks({bytes([byte]): byte for byte in range(256)})
-    if isinstance(tokenizer, GPT2Tokenizer):
-        return of_ranks(tokenizer.ranks, tokenizer.end_of_text)
-    return tokenizer
+    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()
 
 
 def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:
     """The same documents in pieces whose tokens, joined, are those of the whole document.
 
-    A text stays whole if it has no `CUT`, or the tokenizer has tokens that reach over one. The time
-    is linear in the text.
+    A text stays whole if it has no `CUT`. The time is linear in the text.
     """
-    if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
+    if not isinstance(tokenizer, GPT2Tokenizer):
         yield from texts
         return
-    can_cut = isinstance(tokenizer, GPT2Tokenizer) or _can_cut(tokenizer)
     held: list[str] = []
     for text, ends in texts:
-        found = CUT.match(text) if can_cut and not ends else None
+        found = None if ends else CUT.match(text)
         end = len(text) if ends else found.end() if found else 0
         if end or ends:
             yield "".join([*held, text[:end]]), ends
@@ -218,15 +185,6 @@ def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:
         held.append(text[end:])
     if any(held):
         yield "".join(held), True
-
-
-def _can_cut(tokenizer: HuggingFaceTokenizer) -> bool:
-    """Whether no token reaches over a `CUT`; of white space, an added one may."""
-    added = tokenizer.record()["added_tokens"]
-    if any(token["rstrip"] or CUT.match(f"a{token['content']}b") for token in added):
-        return False
-    split = tokenizer.split
-    return all(split(left) + split(right) == split(left + right) for left, right in PROBES)
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -5,6 +5,7 @@
 The weights keep their bits.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from .. import UserError, hardware
 from ..config.base import Config, option
 from ..config.cli import parse
 from ..config.model import ModelConfig
-from ..data.tokenizers import equal_of, from_json
+from ..data.tokenizers import from_json
 from ..files import new_folder
 from ..models.layouts import State, check_layout, rename
 from ..process import protect_streams, raising_signals
 from ..runs import checkpoint
 from ..runs.run_state import check_finite
 from .gpt2 import ACTIVATIONS, NAMES, SIZES, TRANSPOSED, packed_layout
+from .tokenizer_json import END_OF_TEXT, equal_of
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,16 @@ def export(run: Path, out: Path) -> list[str]:
     files: dict[str, Any] = {"config.json": _described(config, tokenizer.end_of_text)}
     notes = []
     try:
-        equal = equal_of(tokenizer)
+        files["tokenizer.json"] = json.loads(equal_of(tokenizer).to_str())
     except UserError as error:
         notes.append(f"without a tokenizer: {error}")
     else:
-        end = [token for token, number in equal.numbers().items() if number == equal.end_of_text]
-        files["tokenizer.json"] = equal.record()
+        end = [] if tokenizer.end_of_text is None else ["bos_token", "eos_token"]
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
             "clean_up_tokenization_spaces": False,
-            **{f"{kind}_token": token for token in end for kind in ("bos", "eos")},
+            **dict.fromkeys(end, END_OF_TEXT),
         }
     try:
         with new_folder(out) as folder:

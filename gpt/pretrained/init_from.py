@@ -18,7 +18,7 @@ from .. import UserError
 from ..config.base import flag
 from ..config.model import ModelConfig
 from ..config.train import TrainConfig
-from ..data.tokenizers import CharTokenizer, Tokenizer, from_json, read_tokenizer
+from ..data.tokenizers import CharTokenizer, Tokenizer, from_json
 from ..files import read_json
 from ..generation.load import load_model
 from ..models.build import Model, build
@@ -30,6 +30,7 @@ from ..runs.run_state import check_finite
 from . import hub, nanogpt
 from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2
 from .state_files import find_weights, read_content, read_shards, state_of
+from .tokenizer_json import read_tokenizer
 
 HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of the lecture
 # options of a model that may be others than those of its pretrained weights
@@ -77,20 +78,18 @@ def open_source(name: str, data_dir: str = "data") -> Source:
 def _from_run(path: Path) -> Source:
     record, tensors = checkpoint.load(path, "best")
     train = TrainConfig.from_dict(record.get("train"), path / "best.json")
-    options = {"tokenizer": train.tokenizer, "lecture": train.lecture}
     tokenizer = from_json(record.get("tokenizer"))
-    return Source(train.model, tokenizer, lambda: tensors["weights"], options)
+    return Source(train.model, tokenizer, lambda: tensors["weights"], {"lecture": train.lecture})
 
 
 def _from_transformers(weights: Path, record: dict) -> Source:
     folder = weights.parent
     config = config_from_gpt2(record, folder)
-    tokenizer = read_tokenizer(folder)
 
     def read() -> State:
         return fitted(packed_from_gpt2(read_shards(weights)), config)
 
-    return Source(config, tokenizer, read, {"tokenizer": str(folder)})
+    return Source(config, read_tokenizer(folder), read, {})
 
 
 def _from_file(path: Path, data_dir: str) -> Source:
@@ -223,8 +222,6 @@ def defaults_of(name: str, data_dir: str = "data") -> dict[str, Any]:
     source = open_source(name, data_dir)
     kind = source.tokenizer.to_json()["kind"] if source.tokenizer else "char"
     options = {"tokenizer": kind, **source.options}
-    if kind != "huggingface":  # which the options name by its folder
-        options["tokenizer"] = kind
     if source.config is not None:
         padded = source.tokenizer is not None and kind != "char"
         options["model"] = source.config if padded else replace(source.config, vocab_size=0)

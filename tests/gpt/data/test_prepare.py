@@ -12,7 +12,7 @@ from gpt import UserError
 from gpt.data import prepare
 from gpt.data.corpus import open_data
 from gpt.data.prepare import PrepareConfig
-from gpt.data.tokenizers import ByteTokenizer, GPT2Tokenizer, for_text
+from gpt.data.tokenizers import GPT2Tokenizer, for_text
 from tests.gpt.data.test_tokenizers import small_gpt2
 
 DOCUMENTS = [f"document {number}\nof two lines" for number in range(40)]
@@ -39,17 +39,16 @@ def splits(folder):
 SIZES = np.random.default_rng(0).pareto(1, 200).astype(int)
 LONG_TAIL = [f"document {i} " + "long" * min(size, 50_000) for i, size in enumerate(SIZES)]
 LIMITS = [(3, 30, [25, 25]), (3, 50, [25, 25]), (3, 99, [74, 25]), (3, 10, [8, 2]), (1, 0, [20, 5])]
-FORMS = [("a.jsonl", "byte", 256), ("a.txt", "byte", 65_537), ("a.txt", "gpt2", 256)]
+FORMS = [("a.jsonl", "byte"), ("a.txt", "byte"), ("a.txt", "gpt2")]
 
 
-@pytest.mark.parametrize(("name", "kind", "size"), FORMS)  # size: of the bytes' vocabulary
+@pytest.mark.parametrize(("name", "kind"), FORMS)
 @pytest.mark.parametrize("fraction", [0.0005, 0.1, 0.6])
 @pytest.mark.parametrize("texts", [DOCUMENTS, LONG_TAIL], ids=["equal", "long tail"])
 def test_every_document_is_whole_in_one_split_in_order(
-    tmp_path, monkeypatch, capsys, name, kind, size, fraction, texts
+    tmp_path, monkeypatch, capsys, name, kind, fraction, texts
 ):
     monkeypatch.setattr(GPT2Tokenizer, "_encoding", small_gpt2()._encoding)
-    monkeypatch.setattr(ByteTokenizer, "vocab_size", size)  # uint32 files for the larger
     end, after = ("\n\n", 2) if kind == "byte" else ("<|endoftext|>", 1)
     source = write_source(tmp_path / name, texts)
     prepare.prepare(config(tmp_path, source, val_fraction=fraction, tokenizer=kind))

@@ -18,13 +18,13 @@ import kernels
 from gpt import UserError, downloads
 from gpt.config.model import ModelConfig
 from gpt.data.corpus import open_data
-from gpt.data.huggingface_tokenizer import of_characters
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from gpt.models.lecture import STAGES
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
 from gpt.pretrained import hub
 from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
+from gpt.pretrained.tokenizer_json import equal_of
 from gpt.runs import checkpoint
 from gpt.runs.portable_state import load_portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
@@ -39,7 +39,7 @@ BIN, TABLE = "pytorch_model.bin", "token_embedding_table.weight"
 
 def folder_of(**config):
     """The files of a GPT-2 but for its weights."""
-    tokenizer = json.loads(of_characters(TOKENIZER.characters).text)
+    tokenizer = json.loads(equal_of(TOKENIZER).to_str())
     return {"config.json": {"model_type": "gpt2", **SIZES, **config}, "tokenizer.json": tokenizer}
 
 
