@@ -16,12 +16,11 @@ import torch
 
 from .. import UserError
 from ..files import open_file, read_json
-from .tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, from_json
+from .tokenizers import GPT2Tokenizer, Tokenizer, from_json
 
 HEADER_BYTES = 256 * 4  # of llm.c and modded-nanogpt: 256 int32, (magic, version, tokens, ...)
-HEADERS: dict[int, tuple] = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic -> version, dtype
-SIGNED = {"<u4": "<i4", "<u8": "<i8"}  # PyTorch does not index with unsigned integers
-SAMPLE = 1 << 20  # tokens of a file by which their type is recognised
+MAGIC, VERSION = 20240520, 1
+SAMPLE = 1 << 20  # tokens of a file by which a wider type is recognised
 LARGEST_META = 1 << 22  # bytes; nanoGPT's meta.pkl has a few KiB
 # opcodes that build dicts of texts and integers, and nothing that is called or hashed recursively
 PLAIN = {"PROTO", "FRAME", "EMPTY_DICT", "MARK", "SETITEM", "SETITEMS", "STOP", "MEMOIZE"}
@@ -51,27 +50,20 @@ class MappedFile:
 def read_token_files(
     folder: Path,
 ) -> tuple[torch.Tensor, torch.Tensor, Tokenizer, list[MappedFile]]:
-    """Training and validation tokens over mapped files, their tokenizer, the files; or UserError.
+    """Training and validation tokens (N,) uint16 over mapped files, their tokenizer, the files.
 
-    The tokens are (N,) uint16, int32 or int64. llm.c's header names their type. Files without it
-    have the widest of int64, uint32 and uint16 in which all are tokens of the vocabulary, or of a
-    larger one: as uint16, every second token of a wider file would be 0. In a text of one character
-    a line, so is every line break: wide files of characters without a token 0 are refused.
+    A file may have llm.c's header. Raises UserError for a damaged file, and for one of wider
+    tokens, of which every second would be read as 0.
     """
     tokenizer = read_meta(folder)
-    (train, named, *mapped), (val, also_named, *also_mapped) = (
+    (train, *mapped), (val, *also_mapped) = (
         _tokens(folder / f"{split}.bin", tokenizer.vocab_size) for split in ("train", "val")
     )
-    if train.dtype != val.dtype:
-        raise UserError(f"{folder} has {train.dtype} and {val.dtype} tokens; write both alike")
-    sure = named or also_named or train.dtype == torch.uint16
-    if not sure and isinstance(tokenizer, CharTokenizer) and min(train.min(), val.min()) > 0:
-        raise UserError(f"{folder} may have uint16 or wider tokens; begin both with llm.c's header")
     return train, val, tokenizer, [*mapped, *also_mapped]
 
 
-def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool, MappedFile]:
-    """The tokens of a file, whether a header names their dtype, and the file."""
+def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, MappedFile]:
+    """The tokens of a file, and the file."""
     if not path.is_file():
         shards = sorted(path.parent.glob(f"*{path.stem}*.bin"))
         hint = f"; make it a link to {shards[0].name}, for one" if shards else ""
@@ -81,27 +73,23 @@ def _tokens(path: Path, vocab_size: int) -> tuple[torch.Tensor, bool, MappedFile
             mapped, size = MappedFile(path, file.fileno()), os.fstat(file.fileno()).st_size
             start = np.frombuffer(file.read(12)[: size // 4 * 4], "<i4").tolist()
             magic, version, count = [*start, 0, 0, 0][:3]
-            expected, *dtypes = HEADERS.get(magic, (None, "<u8", "<u4", "<u2"))
-            skip = HEADER_BYTES if expected else 0
-            limit = vocab_size if vocab_size < 256 else max(vocab_size, 1 << 18)  # Gemma's has 2^18
-            for dtype in dtypes[: 3 if vocab_size <= 1 << 16 else 2]:
-                number = max(0, size - skip) // np.dtype(dtype).itemsize
-                shape = (number,)
-                tokens = np.memmap(file, dtype, "c", skip, shape) if number else np.empty(0, dtype)
-                if number > 1 and 0 < tokens[:SAMPLE].max() < limit:
-                    break
+            skip = HEADER_BYTES if magic == MAGIC else 0
+            number = max(0, size - skip) // 2
+            tokens = np.memmap(file, "<u2", "c", skip, (number,)) if number else np.empty(0, "<u2")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if expected not in (None, version):
-        raise UserError(f"{path} has llm.c's magic {magic} with version {version}, not {expected}")
-    if size != skip + tokens.nbytes or number < 2 or (expected and number != count):
-        wanted = f"a header and {count}" if expected else "at least 2 and a whole number of"
-        raise UserError(f"{path} has {size} bytes, which is not {wanted} {tokens.dtype} tokens")
+    if skip and version != VERSION:
+        raise UserError(f"{path} has llm.c's magic {MAGIC} with version {version}, not {VERSION}")
+    if size != skip + tokens.nbytes or number < 2 or (skip and number != count):
+        wanted = f"a header and {count}" if skip else "at least 2 and a whole number of"
+        raise UserError(f"{path} has {size} bytes, which is not {wanted} uint16 tokens")
+    if not skip and not tokens[1:SAMPLE:2].any():
+        problem = f"{path} seems to have wider tokens than uint16, since every second one is 0"
+        raise UserError(f"{problem}; write uint16, or begin it with llm.c's header")
     if (largest := tokens.max()) >= vocab_size:
-        known = f"its tokenizer knows 0 to {vocab_size - 1}"
-        problem = f"{path} has the token {largest} as {tokens.dtype}, and {known}"
+        problem = f"{path} has the token {largest}, and its tokenizer knows 0 to {vocab_size - 1}"
         raise UserError(f"{problem}; it belongs to another meta.json or meta.pkl")
-    return torch.from_numpy(tokens.view(SIGNED.get(dtype, dtype))), expected is not None, mapped
+    return torch.from_numpy(tokens), mapped
 
 
 def read_meta(folder: Path) -> Tokenizer:
