@@ -40,7 +40,7 @@ class SampleConfig(Config):
 
     out_dir: str = option("out", "folder of the run", section="model")
     init_from: str = option(
-        "resume", "resume: the run in out_dir; otherwise what train.py's --init-from takes, as gpt2"
+        "resume", "resume: the run in out_dir; otherwise what train.py's --init-from takes"
     )
     offline: bool = option(False, "download nothing: use what is here or cached, or stop")
     checkpoint: Literal["best", "last"] = option(

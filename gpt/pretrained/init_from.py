@@ -1,4 +1,4 @@
-"""Pretrained weights: of a run, a model of the Hugging Face hub, nanoGPT, or a state dict.
+"""Pretrained weights: of a run, a folder of transformers, nanoGPT, or a state dict.
 
 `--init-from` names one of them. The model is theirs, but the data may be different: characters that
 both vocabularies have keep their weights, and the others start with fresh ones.
@@ -6,7 +6,6 @@ both vocabularies have keep their weights, and the others start with fresh ones.
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..models.lecture import LanguageModel
 from ..runs import checkpoint
 from ..runs.portable_state import load_portable_state, portable_state
 from ..runs.run_state import check_finite
-from . import hub, nanogpt
+from . import nanogpt
 from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2
 from .state_files import find_weights, read_content, read_shards, state_of
 from .tokenizer_json import read_tokenizer
@@ -37,6 +36,12 @@ HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of
 TUNABLE = {"vocab_size", "block_size", "dropout", "embedding_dropout", "window", "document_mask"}
 TUNABLE |= {"end_of_text", "projection_init"}
 POSITIONS = "position_embedding_table.weight"
+COMMITS = {  # of openai-community on the Hugging Face hub
+    "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+    "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
+    "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",
+}
 
 
 class Source(NamedTuple):
@@ -46,7 +51,6 @@ class Source(NamedTuple):
     tokenizer: Tokenizer | None  # None: the file has none
     weights: Callable[[], State]  # under the names of the packed model
     options: dict[str, Any]  # of its run, that the model needs
-    name: str = ""  # with the commit of a model of the hub
 
 
 def open_source(name: str, data_dir: str = "data") -> Source:
@@ -54,7 +58,14 @@ def open_source(name: str, data_dir: str = "data") -> Source:
 
     data_dir: searched for the tokenizer of nanoGPT's data.
     """
-    path, name = (Path(name), name) if os.path.exists(name) else hub.download(name)
+    if not os.path.exists(name):
+        model = name if "/" in name else f"openai-community/{name}"
+        commit = f" --revision {COMMITS[name]}" if name in COMMITS else ""
+        files = "--local-dir FOLDER --include '*.json' '*.safetensors'"
+        command = f"hf download {model}{commit} {files}"
+        problem = f"--init-from {name}: no such file or folder"
+        raise UserError(f"{problem}; a model of the Hugging Face hub is downloaded by: {command}")
+    path = Path(name)
     weights = find_weights(path)
     if (path / "best.json").is_file():
         source = _from_run(path)
@@ -72,7 +83,7 @@ def open_source(name: str, data_dir: str = "data") -> Source:
         size, tokens = source.config.vocab_size, source.tokenizer.vocab_size
         if size < tokens:
             raise UserError(f"{name}: the model has {size} tokens, and its tokenizer has {tokens}")
-    return source._replace(name=name)
+    return source
 
 
 def _from_run(path: Path) -> Source:
@@ -141,8 +152,6 @@ def load_pretrained(
     if Path(name, "best.json").is_file():
         return load_model(Path(name), "best", ops, device)
     source = open_source(name)
-    if source.name != name:
-        print(f"loading {source.name}", file=sys.stderr)
     config, tokenizer = source.config, source.tokenizer
     if config is None or tokenizer is None:
         part = "config" if config is None else "tokenizer"
@@ -184,9 +193,7 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str
     load_portable_state(model, given)
     known = int((kept < tokenizer.vocab_size).sum())  # without padding
     fresh = tokenizer.vocab_size - known
-    return (
-        f"initialised from {source.name}: {known} tokens kept their weights, {fresh} are new{note}"
-    )
+    return f"initialised from {name}: {known} tokens kept their weights, {fresh} are new{note}"
 
 
 def _check_architecture(config: ModelConfig, theirs: ModelConfig) -> None:

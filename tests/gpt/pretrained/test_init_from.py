@@ -15,20 +15,18 @@ from safetensors.torch import save_model
 from torch.nn import functional as F
 
 import kernels
-from gpt import UserError, downloads
+from gpt import UserError
 from gpt.config.model import ModelConfig
 from gpt.data.corpus import open_data
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from gpt.models.lecture import STAGES
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
-from gpt.pretrained import hub
 from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
 from gpt.pretrained.tokenizer_json import equal_of
 from gpt.runs import checkpoint
 from gpt.runs.portable_state import load_portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
-from tests.gpt.hub import COMMIT, connect, serve
 from tests.runs import metrics, record, run
 
 OPS = kernels.load("torch")
@@ -111,32 +109,15 @@ def test_a_folder_has_the_logits_of_transformers(tmp_path, form, options):
     assert (actual - expected).abs().max() < 1e-5
 
 
-def test_a_model_of_the_hub_is_known_by_its_commit_and_compared_with_its_hashes(
-    tmp_path, monkeypatch
-):
-    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    for name, value in (("no_proxy", "*"), (downloads.OFFLINE, "")):
-        monkeypatch.setenv(name, value)
-    for name, message in {"no/such/path": "give a path", str(tmp_path): "has no weights"}.items():
-        with pytest.raises(UserError, match=message):
+def test_a_name_of_the_hub_is_answered_by_the_command_that_downloads_it(tmp_path):
+    for name, command in {
+        "gpt2-xl": "hf download openai-community/gpt2-xl --revision 15ea56dee5df4983c59b25385738",
+        "someone/small": "hf download someone/small --local-dir FOLDER --include ",
+    }.items():
+        with pytest.raises(UserError, match=f"--init-from {name}: no such file .* by: {command}"):
             defaults_of(name)
-    write(tmp_path, {**folder_of(), BIN: {}})
-    with serve({path.name: path.read_bytes() for path in tmp_path.iterdir()}) as url:
-        connect(monkeypatch, url, tmp_path / "hub")
-        source = open_source("someone/small@v1")
-    assert source.tokenizer.to_json() == TOKENIZER.to_json()
-    assert source.name == f"someone/small@{COMMIT}"
-    monkeypatch.setenv(downloads.OFFLINE, "1")
-    for name in ("someone/small@v1", source.name):
-        hub.download.cache_clear()
-        assert open_source(name).name == source.name
-    for name in (BIN, "config.json"):
-        path = next((tmp_path / "hub").rglob(name))
-        path.write_bytes(content := path.read_bytes() + b" ")
-        hub.download.cache_clear()
-        with pytest.raises(UserError, match=f"{name} has a wrong hash; remove {path.resolve()}"):
-            open_source(source.name)
-        path.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="has no weights"):
+        defaults_of(str(tmp_path))
 
 
 # --- runs, and the lecture's file -----------------------------------------------------------------
