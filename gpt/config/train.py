@@ -90,8 +90,8 @@ class TrainConfig(Config):
     out_dir: str = option("out", "folder of the run; an earlier one is renamed", section="run")
     init_from: str = option(
         "scratch",
-        "scratch, resume, the folder of a run or of transformers, a model of the Hugging Face Hub "
-        "(gpt2), or a file (nanoGPT's ckpt.pt, a state dict of the lecture's model)",
+        "scratch, resume, the folder of a run or of transformers, or a file (nanoGPT's ckpt.pt, a "
+        "state dict of the lecture's model)",
     )
     resume: bool = option(False, "continue from the last checkpoint in out_dir")
     keep: int = option(0, "number of older checkpoints to keep, besides the last and the best")

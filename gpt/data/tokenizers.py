@@ -31,6 +31,7 @@ UTF8Decoder = codecs.getincrementaldecoder("utf-8")  # holds back an incomplete 
 # the last place, if any, where a token ends by GPT-2's pattern: before a space between words,
 # before a Chinese comma or full stop, after a single line break
 CUT = re.compile(r".*(?:\S(?= \w)|[^\W_](?=[\u3001\u3002\uff0c])|\S\n(?=\w))", re.DOTALL)
+MOST_HELD = 1 << 14  # pieces without a `CUT`: a gigabyte in blocks of `read_blocks`
 
 
 class CharTokenizer:
@@ -183,6 +184,8 @@ def whole_tokens(tokenizer: Tokenizer, texts: Iterable[Text]) -> Iterator[Text]:
             yield "".join([*held, text[:end]]), ends
             held = []
         held.append(text[end:])
+        if len(held) > MOST_HELD:
+            raise UserError("a text of gigabytes has no place to cut; divide it into documents")
     if any(held):
         yield "".join(held), True
 

@@ -90,6 +90,8 @@ def test_pieces_are_short_and_found_in_linear_time(monkeypatch, part, longest):
     blocks = ((text[at : at + 100], False) for at in range(0, 1000, 100))
     assert max(len(piece) for piece, _ in whole_tokens(small_gpt2(), blocks)) <= longest
     assert sum(len(call.args[0]) for call in tokenizers.CUT.match.call_args_list) == len(text)
+    with pytest.raises(UserError, match="has no place to cut; divide it into documents"):
+        list(whole_tokens(small_gpt2(), [("a", False)] * 20_000))
 
 
 def test_gpt2_without_its_table_raises_user_error(monkeypatch, tmp_path):
