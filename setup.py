@@ -27,7 +27,7 @@ setup(
             *("import-linter", "setuptools>=70.1"),  # older ones need wheel to build one
             *("kernels", "transformers"),  # Hugging Face's, with which an environment is shared
         ],
-        "weights": ["huggingface_hub", "tokenizers", "tiktoken"],
+        "weights": ["huggingface_hub", "tiktoken"],
         "log": ["tensorboard", "wandb"],
         "bpe": ["tiktoken"],
         "data": ["datasets", "tiktoken"],

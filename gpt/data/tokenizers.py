@@ -125,11 +125,6 @@ class GPT2Tokenizer:
         decoder = UTF8Decoder("replace")
         return lambda token: decoder.decode(self._encoding.decode_single_token_bytes(token))
 
-    @property
-    def ranks(self) -> dict[bytes, int]:
-        """The tokens, but for end_of_text, in the order in which pairs are merged."""
-        return self._encoding._mergeable_ranks
-
     def to_json(self) -> dict:
         return {"kind": "gpt2"}
 

@@ -1,15 +1,14 @@
-"""Export the best model of a run, with its tokenizer, to `transformers`.
+"""Export the best model of a run to `transformers`.
 
     python -m gpt.pretrained.export RUN FOLDER
 
-The weights keep their bits.
+The weights keep their bits. A run on GPT-2's tokens is used with the tokenizer "openai-community/
+gpt2"; `transformers` has none for the lecture's characters.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,6 @@ from ..process import protect_streams, raising_signals
 from ..runs import checkpoint
 from ..runs.run_state import check_finite
 from .gpt2 import ACTIVATIONS, NAMES, SIZES, TRANSPOSED, packed_layout
-from .tokenizer_json import END_OF_TEXT, equal_of
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class ExportConfig(Config):
     out: str = option("", "the folder to write, for transformers", positional=True)
 
 
-def export(run: Path, out: Path) -> list[str]:
-    """Write a folder for `transformers`; returns the sentences to print.
+def export(run: Path, out: Path) -> str:
+    """Write a folder for `transformers`; returns the line to print.
 
     Raises UserError if GPT-2 lacks a feature that the run uses, or if `out` exists already.
     """
@@ -47,28 +45,14 @@ def export(run: Path, out: Path) -> list[str]:
     weights = _rename(config, tensors["weights"], run)
     for name, tensor in weights.items():
         weights[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
-    files: dict[str, Any] = {"config.json": _described(config, tokenizer.end_of_text)}
-    notes = []
-    try:
-        files["tokenizer.json"] = json.loads(equal_of(tokenizer).to_str())
-    except UserError as error:
-        notes.append(f"without a tokenizer: {error}")
-    else:
-        end = [] if tokenizer.end_of_text is None else ["bos_token", "eos_token"]
-        files["tokenizer_config.json"] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": config.block_size,
-            "clean_up_tokenization_spaces": False,
-            **dict.fromkeys(end, END_OF_TEXT),
-        }
+    described = _described(config, tokenizer.end_of_text)
     try:
         with new_folder(out) as folder:
-            for name, record in files.items():
-                folder.write_json(name, record)
+            folder.write_json("config.json", described)
             folder.write("model.safetensors", checkpoint.serialised(weights, format="pt"))
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
-    return [f"written to {out}: transformers.pipeline('text-generation', {str(out)!r})", *notes]
+    return f"written to {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})"
 
 
 def _rename(config: ModelConfig, ours: State, run: Path) -> State:
@@ -118,7 +102,7 @@ def main(arguments: list[str]) -> int:
         if not options.out:
             raise UserError("give the folder of a run, and the folder to write")
         with raising_signals(), hardware.enough_memory("export it on a machine with more"):
-            print(*export(Path(options.run), Path(options.out)), sep="\n")
+            print(export(Path(options.run), Path(options.out)))
     except UserError as error:
         print(f"gpt.pretrained.export: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ The Conv1D of `transformers` has the transpose of a Linear's weight; query, key 
 matrix there too, in the same order. Everything else is a change of name.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from .. import UserError
 from ..config.model import ModelConfig
+from ..data.tokenizers import GPT2Tokenizer
+from ..files import read_json
 from ..models.layouts import State, check_layout, rename
 from ..models.packed import GPT
 
@@ -33,6 +36,8 @@ ACTIVATIONS: dict[str, Any] = {  # theirs -> ours; the first of each is exported
 }
 TABLES = ("token_embedding_table.weight", "lm_head.weight", "lm_head.bias")  # a row per token
 SIZES = ("vocab_size", "n_layer", "n_head", "n_embd")
+# of the tokens and merges in the tokenizer.json of GPT-2, one a line
+TOKENIZER_SHA256 = "9e52e2d09323136cf31fca11e3a80463fe013e9ccfa1c04ac36c8bb825af904d"
 
 
 def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
@@ -60,6 +65,27 @@ def config_from_gpt2(record: dict, source: Path) -> ModelConfig:
         "projection_init": "scaled",
     }
     return ModelConfig.from_dict(fields, source / "config.json")
+
+
+def read_tokenizer(folder: Path) -> GPT2Tokenizer | None:
+    """GPT-2's tokenizer if the folder's tokenizer.json is its; None if there is no such file.
+
+    Raises UserError for the tokenizer.json of another tokenizer, and for a damaged one.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    model = read_json(path).get("model")
+    try:
+        numbers, merges = model["vocab"], model["merges"]  # type: ignore[index]
+        lines = [*sorted(numbers, key=numbers.__getitem__)]
+        lines += [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+    except (TypeError, KeyError):
+        digest = ""
+    if digest != TOKENIZER_SHA256:
+        raise UserError(f"{path} is not of GPT-2's tokenizer, the only one that is supported")
+    return GPT2Tokenizer()
 
 
 def packed_from_gpt2(theirs: State) -> State:

@@ -27,9 +27,8 @@ from ..runs import checkpoint
 from ..runs.portable_state import load_portable_state, portable_state
 from ..runs.run_state import check_finite
 from . import nanogpt
-from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2
+from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2, read_tokenizer
 from .state_files import find_weights, read_content, read_shards, state_of
-from .tokenizer_json import read_tokenizer
 
 HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of the lecture
 # options of a model that may be others than those of its pretrained weights

@@ -1,5 +1,6 @@
 """Pretrained weights: GPT-2's in the layout of transformers, a run's, the lecture's."""
 
+import hashlib
 import json
 import math
 import pickle
@@ -22,8 +23,8 @@ from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from gpt.models.lecture import STAGES
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
+from gpt.pretrained import gpt2
 from gpt.pretrained.init_from import defaults_of, initialise_from, open_source
-from gpt.pretrained.tokenizer_json import equal_of
 from gpt.runs import checkpoint
 from gpt.runs.portable_state import load_portable_state
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, randomise
@@ -36,9 +37,8 @@ BIN, TABLE = "pytorch_model.bin", "token_embedding_table.weight"
 
 
 def folder_of(**config):
-    """The files of a GPT-2 but for its weights."""
-    tokenizer = json.loads(equal_of(TOKENIZER).to_str())
-    return {"config.json": {"model_type": "gpt2", **SIZES, **config}, "tokenizer.json": tokenizer}
+    """The files of a GPT-2 but for its weights and its tokenizer."""
+    return {"config.json": {"model_type": "gpt2", **SIZES, **config}}
 
 
 def packed_model(config, weights=None):
@@ -118,6 +118,23 @@ def test_a_name_of_the_hub_is_answered_by_the_command_that_downloads_it(tmp_path
             defaults_of(name)
     with pytest.raises(UserError, match="has no weights"):
         defaults_of(str(tmp_path))
+
+
+def test_the_tokenizer_of_a_folder_is_gpt2_s_or_refused(tmp_path, monkeypatch):
+    vocab, merges = {"b": 1, "a": 0, "ab": 2}, ["a b"]
+    digest = hashlib.sha256(b"a\nb\nab\na b").hexdigest()
+    monkeypatch.setattr(gpt2, "TOKENIZER_SHA256", digest)
+    write(tmp_path, folder_of(vocab_size=50257) | {BIN: {}})
+    assert open_source(str(tmp_path)).tokenizer is None
+    for form in (merges, [["a", "b"]]):  # of older and newer versions
+        write(tmp_path, {"tokenizer.json": {"model": {"vocab": vocab, "merges": form}}})
+        assert isinstance(open_source(str(tmp_path)).tokenizer, GPT2Tokenizer)
+    write(tmp_path, folder_of(vocab_size=7))
+    with pytest.raises(UserError, match="the model has 7 tokens, and its tokenizer has 50257"):
+        open_source(str(tmp_path))
+    write(tmp_path, {"tokenizer.json": {"model": {"vocab": vocab, "merges": []}}})
+    with pytest.raises(UserError, match="is not of GPT-2's tokenizer"):
+        open_source(str(tmp_path))
 
 
 # --- runs, and the lecture's file -----------------------------------------------------------------
@@ -220,7 +237,10 @@ INDEX = "model.safetensors.index.json"
         (folder_of(n_embd=2**30, n_positions=2**30), "a matrix of the model has"),
         (folder_of(layer_norm_epsilon=10**400), "--norm-eps is inf; it must be"),
         (folder_of(n_layer=math.inf), "n_layer is inf; it must be of type int"),
-        (folder_of(vocab_size=7), "the model has 7 tokens, and its tokenizer has 11"),
+        (
+            folder_of() | {"tokenizer.json": {"model": {"vocab": ["a"], "merges": 7}}},
+            "not of GPT-2's",
+        ),
         ({INDEX: {"weight_map": {"x": f"./{BIN}"}}, **folder_of()}, f"names './{BIN}', which"),
         ({INDEX: {"weight_map": {"x": "no.bin"}}, **folder_of()}, "names 'no.bin', which is not"),
         ({INDEX: {"weight_map": ["x"]}, **folder_of()}, "has no weight_map"),
