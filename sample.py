@@ -19,7 +19,7 @@ import kernels
 from gpt import UserError, hardware
 from gpt.config.base import Config, option
 from gpt.config.cli import parse
-from gpt.data.arithmetic import ArithmeticTask, is_task, open_task
+from gpt.data.arithmetic import Addition, is_task
 from gpt.data.corpus import read_text
 from gpt.data.tokenizers import Tokenizer
 from gpt.generation.generate import generate
@@ -64,7 +64,6 @@ class SampleConfig(Config):
         at_least=1,
     )
     seed: int = option(1337, "seed of the samples", below=2**63)
-    show_work: bool = option(False, "print the scratchpad of a calculator too")
     kernels: str = option(
         "auto", "auto, triton, torch, reference, or triton,attention=torch", section="computation"
     )
@@ -114,7 +113,7 @@ def sample(config: SampleConfig) -> None:
     if config.slide > (block_size := model.config.block_size):
         raise UserError(f"--slide is {config.slide}; give at most the block size, {block_size}")
     if record and is_task(data := str(record["train"].get("data"))):
-        task = open_task(data)
+        task = Addition(data)
         if tokenizer.to_json() != task.tokenizer.to_json():
             raise UserError(f"the run's tokenizer is not that of {data}; the run is damaged")
         print(answer(config, model, task, device))
@@ -172,7 +171,7 @@ def load_ops(choice: str, device: torch.device) -> kernels.Ops | None:
         raise UserError(f"--{error}") from None
 
 
-def answer(config: SampleConfig, model: Model, task: ArithmeticTask, device: torch.device) -> str:
+def answer(config: SampleConfig, model: Model, task: Addition, device: torch.device) -> str:
     """The problem given with --start, and the model's greedy answer."""
     problem = task.prompt(config.start)
     prompt = torch.from_numpy(task.tokenizer.encode(problem)).to(device)  # (T,)
@@ -180,7 +179,7 @@ def answer(config: SampleConfig, model: Model, task: ArithmeticTask, device: tor
     greedy = Sampling(temperature=0.0, vocab_size=task.tokenizer.vocab_size)
     tokens = generate(model, prompt[None], model.config.block_size + 1 - len(prompt), greedy)
     written = "".join(text for _, text in in_order(tokens, [stream]))
-    return problem.replace("\n", "") + (written if config.show_work else task.answer(written))
+    return problem + task.answer(written)
 
 
 def log(text: str) -> None:

@@ -120,20 +120,11 @@ _ADDITION = replace(  # the lecture's exercise 2: three digits in a minute on tw
     sample=0,
 )
 
-_CALCULATOR = replace(  # + - * and / with a scratchpad
-    _ADDITION,
-    preset="calculator",
-    model=replace(_ADDITION.model, block_size=35, n_layer=3, n_head=4),
-    data="calculator",
-    max_iters=3000,
-    eval_interval=500,
-)
-
 PRESETS = {
     config.preset: config
     for config in (
         *(_QUICKSTART, _LECTURE_FAST, _LECTURE, _LECTURE_SMALL, _SHAKESPEARE_CHAR, _SPEEDRUN),
-        *(_ADDITION, _CALCULATOR, _GPT2),
+        *(_ADDITION, _GPT2),
         _larger_gpt2("gpt2-medium", 24, 16, 1024),
         _larger_gpt2("gpt2-large", 36, 20, 1280),
         _larger_gpt2("gpt2-xl", 48, 25, 1600),

@@ -17,14 +17,14 @@ class TrainConfig(Config):
     preset: str = option(
         "lecture",
         "the defaults of all other options: quickstart, lecture-fast, lecture, lecture-small, "
-        "shakespeare-char, speedrun, addition, calculator, or gpt2[-medium|-large|-xl]",
+        "shakespeare-char, speedrun, addition, or gpt2[-medium|-large|-xl]",
     )
     model: ModelConfig = field(default_factory=ModelConfig)
 
     data: str = option(
         "auto",
-        "shakespeare, python-docs, a text file, a folder with train.bin and val.bin, addition-3 "
-        "or calculator; auto: shakespeare, or python-docs without a network",
+        "shakespeare, python-docs, a text file, a folder with train.bin and val.bin, or "
+        "addition-1 to addition-8; auto: shakespeare, or python-docs without a network",
         section="data",
     )
     data_dir: str = option("data", "folder that is searched for downloaded and prepared data")

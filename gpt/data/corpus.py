@@ -16,7 +16,7 @@ import torch
 
 from .. import UserError, downloads
 from ..files import open_file, write_whole
-from .arithmetic import is_task, open_task
+from .arithmetic import Addition, is_task
 from .batches import TokenDataset
 from .dataset import Dataset
 from .token_files import read_token_files
@@ -51,7 +51,7 @@ def open_data(
     line if the text is downloaded or replaced by python-docs.
     """
     if is_task(name):
-        return open_task(name)
+        return Addition(name)
     path, prepared = Path(name), Path(data_dir) / name
     try:
         for folder in (path, path.parent if path.suffix == ".bin" else prepared):
@@ -69,7 +69,7 @@ def open_data(
         raise UserError(f"--data {name}: {error.strerror}") from None
     advice = f"run python -m gpt.data.prepare {name} --out-dir {prepared}"
     if name not in KNOWN:
-        names = "shakespeare, python-docs, addition-3 or calculator"
+        names = "shakespeare, python-docs or addition-3"
         advice = f"give a text file, a folder with train.bin and val.bin, {names}"
     raise UserError(f"--data {name}: no such file or folder; {advice}")
 

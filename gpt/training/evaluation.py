@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .. import UserError
 from ..config.model import IGNORE_INDEX
-from ..data.arithmetic import ArithmeticTask
+from ..data.arithmetic import Addition
 from ..data.batches import TokenDataset
 from ..data.dataset import Batch, Dataset
 from ..data.tokenizers import Tokenizer
@@ -130,7 +130,7 @@ def task_accuracy(
     Greedy decoding produces an answer if every target is the most likely token given the targets
     before it. Raises Stopped as soon as `must_stop`, on any rank.
     """
-    if not isinstance(data, ArithmeticTask):
+    if not isinstance(data, Addition):
         return {}
     model.eval()
     matches = []
@@ -142,7 +142,7 @@ def task_accuracy(
         stop_if(must_stop)
         matches.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
     model.train()
-    return data.accuracy(torch.cat(matches))
+    return {"accuracy": torch.cat(matches).double().mean().item()}
 
 
 def text_metrics(
