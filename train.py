@@ -7,7 +7,6 @@ PyTorch's own operations, or the lecture's modules.
 import contextlib
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -83,7 +82,7 @@ def train(config: TrainConfig, device: torch.device) -> None:
             print(f"step {state.step}: {in_words(split_losses(run))}")
             return
         finished = train_loop(run, state, folder, tracker)
-        if finished and distributed.is_main() and config.parallel == "ddp":
+        if finished and distributed.is_main():
             print_sample(run.model, run.data.tokenizer, config.sample, config.seed, device)
 
 
@@ -94,8 +93,7 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     # allow TF32 for the fp32 products of a run in 16 bits, not of one in fp32
     torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
     is_reference = config.lecture or config.kernels == "reference"
-    choice = config.kernels + ",adamw=torch" * (config.parallel == "fsdp")
-    ops = None if is_reference else load_ops(choice, device)
+    ops = None if is_reference else load_ops(config.kernels, device)
     data = open_data(config.data, config.data_dir, config.tokenizer).to(device)
     config = with_vocabulary(config, data)
     if ops is not None and device.type == "cuda" and "triton" in kernels.serving(ops).values():
@@ -111,22 +109,15 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     if config.init_from not in ("scratch", "resume"):
         options = (model, data.tokenizer, config.data_dir)
         print(init_from.initialise_from(config.init_from, *options))
-    adamw = (ops or kernels.load("torch")).adamw
-    if config.parallel == "fsdp":
-        if precision.scaler.is_enabled():
-            raise UserError(
-                "--parallel fsdp is not available with --dtype float16; use bfloat16 or float32"
-            )
-        distributed.shard(model, device, dtype)
-        adamw = partial(torch.optim.AdamW, fused=True)  # which supports DTensors
     model.to(device)
     if distributed.rank():
         torch.manual_seed(config.seed + distributed.rank())  # for dropout
+    adamw = (ops or kernels.load("torch")).adamw
     optimizers = make_optimizers(model, config, adamw, dtype)
     trained: torch.nn.Module = model
     if config.compiles_model:
         trained = cast(torch.nn.Module, torch.compile(model, dynamic=False))
-    samples = config.sample if distributed.is_main() and config.parallel == "ddp" else 0
+    samples = config.sample if distributed.is_main() else 0
     implementation = f"lecture stage {config.lecture}" if config.lecture else "reference"
     run = Run(
         config=config,

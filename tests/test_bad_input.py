@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from bench.recipes import evaluate
 from gpt.data import prepare
 from gpt.pretrained import export
 from tests.runs import CPU, SHORT, SIZES, record, sign, sign_tensors
@@ -131,21 +130,13 @@ SAMPLE += [
     ("--slide=9", "block size", None),
     ("--quantize=int8 --kernels=reference", "--quantize", None),
 ]
-EVALUATE = [
-    ("", "there is nothing to evaluate", None),
-    ("--text=FOLDER/text --kernels=other", "kernels", None),
-    ("--text=FOLDER/missing", "missing", None),
-    ("--text=FOLDER/text", "'Z'", write(text=b"aZ")),
-    ("--text=FOLDER/text", "1 tokens", write(text=b"a")),
-    ("", "model is empty", None),
-]
 EXPORT = [("", "the folder to write", None), ("FOLDER/new", "ln_f.weight is not finite", spoil)]
 PREPARE = [
     ("", "there is nothing to prepare", None),
     ("FOLDER/missing.txt", "missing.txt is not a file", None),
     ("FOLDER/a.txt --val-fraction=1", "--val-fraction is 1.0", None),
     ("FOLDER/a.txt --tokenizer=char", "--tokenizer", None),
-    ("FOLDER/text --out-dir=FOLDER/run", "exists; remove it or choose another --out-dir", None),
+    ("FOLDER/text --out-dir=FOLDER/run", "exists; remove it or choose another folder", None),
     ("FOLDER/a.txt", "is not UTF-8", write(**{"a.txt": b"\xff\xfe"})),
     ("FOLDER/a.jsonl", "line 1 has 67,108,864 characters or more", fill("a.jsonl", 1 << 26)),
 ]
@@ -156,7 +147,7 @@ for content, words in (
     (b'{"text": ""}', "the sources have 0 tokens"),
 ):
     PREPARE.append(("FOLDER/a.jsonl", words, write(**{"a.jsonl": content})))
-TABLES = {train: TRAIN, sample: SAMPLE, evaluate: EVALUATE, export: EXPORT, prepare: PREPARE}
+TABLES = {train: TRAIN, sample: SAMPLE, export: EXPORT, prepare: PREPARE}
 CASES = [(program, *case) for program, cases in TABLES.items() for case in cases]
 
 
@@ -176,8 +167,6 @@ def test_one_line_exit_code_2_and_no_changes(
     options = options.replace("FOLDER", str(folder)).split()
     if program is prepare:
         options = ["--tokenizer=byte", f"--out-dir={folder / 'new'}", *options]
-    elif program is evaluate:
-        options = [str(folder / "run") * (words != "model is empty"), "--device=cpu", *options]
     elif program is export:
         options = [str(folder / "run"), *options]
     elif program is sample:

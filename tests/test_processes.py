@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sample
-from tests.gpt.training.sharded import on_two_ranks
+from tests.gpt.training.ranks import on_two_ranks
 from tests.runs import CPU, SIZES, full_disk, metrics, record, run, tensor_files, write_text
 
 ROOT = Path(__file__).parent.parent

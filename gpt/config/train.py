@@ -12,7 +12,12 @@ from .model import ModelConfig
 class TrainConfig(Config):
     """A training run. The names are nanoGPT's where nanoGPT has one."""
 
-    removed: ClassVar = {"tokens_per_step": 0, "profile": False, "activation_checkpointing": False}
+    removed: ClassVar = {
+        "tokens_per_step": 0,
+        "profile": False,
+        "activation_checkpointing": False,
+        "parallel": "ddp",
+    }
 
     preset: str = option(
         "lecture",
@@ -51,7 +56,6 @@ class TrainConfig(Config):
     step: Literal["auto", "eager", "compile", "graph"] = option(
         "auto", "graph: the step as one CUDA graph; compile: eager steps of the compiled model"
     )
-    parallel: Literal["ddp", "fsdp"] = option("ddp", "fsdp: shard the model over the ranks")
     seed: int = option(1337, "seed of weights, batches and dropout", below=2**63)  # PyTorch's limit
 
     optimizer: Literal["adamw", "muon"] = option(
@@ -106,13 +110,6 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.decay_lr and self.learning_rate == 0:
             raise UserError("--learning-rate is 0; it must be above 0 with --decay-lr")
-        for other, is_given in (
-            ("--optimizer muon", self.optimizer == "muon"),
-            ("--compile", self.compiles_model),
-            ("--lecture", self.lecture),
-        ):
-            if self.parallel == "fsdp" and is_given:
-                raise UserError(f"--parallel fsdp does not support {other}; remove one of them")
 
     @property
     def compiles_model(self) -> bool:

@@ -184,13 +184,12 @@ def _generator_states(device: torch.device) -> Tensors:
 def _optimizer_tensors(optimizers: Optimizers, model: Model) -> Tensors:
     """The optimizers' state as "NUMBER/PARAMETER/KEY" -> tensor."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = {
+    return {
         f"{number}/{names[id(parameter)]}/{key}": value
         for number, optimizer in enumerate(optimizers)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
-    return distributed.full_on_main(tensors)
 
 
 def _load_optimizer_tensors(optimizers: Optimizers, model: Model, tensors: Tensors) -> None:
@@ -210,10 +209,7 @@ def _load_optimizer_tensors(optimizers: Optimizers, model: Model, tensors: Tenso
             shapes = {key: () if key == "step" else parameter.shape for key in keys}
             if {key: value.shape for key, value in state.items()} != shapes:
                 raise UserError(f"the optimizer state {prefix} does not fit this model's parameter")
-            whole["state"][index] = {
-                key: value if key == "step" else distributed.shard_like(value, parameter)
-                for key, value in state.items()
-            }
+            whole["state"][index] = state
         optimizer.load_state_dict(whole)
     if left:
         problem = f"this model does not have the checkpoint's optimizer state {next(iter(left))}"

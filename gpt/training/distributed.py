@@ -1,4 +1,4 @@
-"""Several processes, one GPU each, as `torchrun` starts them: process group, collectives, sharding.
+"""Several processes, one GPU each, as `torchrun` starts them: process group and collectives.
 
 Without torchrun there is one rank, and every function here is the identity or a constant.
 """
@@ -17,7 +17,6 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import UserError
-from ..models import residual
 
 
 def init_process_group(device_name: str) -> str:
@@ -57,7 +56,7 @@ def _variable(name: str, first: int, end: int) -> int:
 
 def destroy_process_group() -> None:
     if dist.is_initialized():
-        gc.collect()  # shards refer to the group and must not outlive it
+        gc.collect()  # a dead model of DDP refers to the group, and must not outlive it
         dist.destroy_process_group()
 
 
@@ -107,8 +106,8 @@ def all_gather(value: torch.Tensor) -> list[torch.Tensor]:
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """The model with gradients averaged over all ranks (DDP). A sharded model is returned as is."""
-    if not dist.is_initialized() or _is_sharded(model):
+    """The model with gradients averaged over all ranks (DDP)."""
+    if not dist.is_initialized():
         return model
     # buffers are constants, and a rank that evaluates must not wait for the others to send them
     known = inspect.signature(DistributedDataParallel).parameters
@@ -118,67 +117,6 @@ def data_parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 
 
-def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Shard every weight over all ranks by FSDP2; a block is gathered while it computes.
-
-    Make the optimizers afterwards: weights, gradients and optimizer state are then DTensors in
-    fp32. Weights are gathered in `dtype`, that of matrix products; gradients are reduced in fp32.
-    """
-    if not dist.is_initialized():
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh(device.type, (world_size(),))
-    policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in cast(nn.Sequential, model.blocks):
-        # a bias that is added in the next block would already have been freed there
-        block.register_forward_hook(lambda block, inputs, stream: residual.total(stream))
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return hasattr(model, "set_requires_gradient_sync")  # is an FSDPModule
-
-
-@contextlib.contextmanager
-def no_sync(model: Any):  # a DistributedDataParallel or an FSDPModule
+def no_sync(model: nn.Module) -> contextlib.AbstractContextManager:
     """A context for all passes of a step but the last: gradients are not exchanged."""
-    if not dist.is_initialized():
-        yield
-    elif _is_sharded(model):
-        model.set_requires_gradient_sync(False)
-        yield
-        model.set_requires_gradient_sync(True)
-    else:
-        with model.no_sync():
-            yield
-
-
-def is_shard(tensor: torch.Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")  # is a DTensor, whose import takes a second
-
-
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor, on every rank."""
-    return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
-
-
-def full_on_main(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gather sharded tensors one after the other into rank 0's host memory; on meta elsewhere."""
-    place = "cpu" if is_main() else "meta"
-    return {
-        name: full_tensor(tensor).to(place) if is_shard(tensor) else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def shard_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
-    """Shard a tensor that every rank has in the way `pattern` is sharded, if it is."""
-    if not is_shard(pattern):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = cast(Any, pattern).device_mesh, cast(Any, pattern).placements
-    return distribute_tensor(tensor.to(pattern.device), mesh, placements)
+    return cast(Any, model).no_sync() if dist.is_initialized() else contextlib.nullcontext()

@@ -1,6 +1,5 @@
-"""The loss over the validation split or over any text, and the accuracy on a task."""
+"""The losses over both splits, and the accuracy on a task."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
@@ -8,12 +7,9 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from .. import UserError
 from ..config.model import IGNORE_INDEX
 from ..data.arithmetic import Addition
-from ..data.batches import TokenDataset
 from ..data.dataset import Batch, Dataset
-from ..data.tokenizers import Tokenizer
 from . import distributed
 from .cuda_graph import GraphedFunction
 from .gradients import stop_if
@@ -106,8 +102,8 @@ def batches_of_splits(
 def shared(batch: Callable[[int], Batch], count: int, rows: int) -> Iterator[Batch]:
     """This rank's share of `batch(0)` to `batch(count - 1)`, made one after the other.
 
-    Each is padded to `rows` rows, whose targets are ignored. Ranks that share a model compute each
-    batch together: every rank has the same number, and a batch without targets if need be.
+    Each is padded to `rows` rows, whose targets are ignored. Every rank has the same number, since
+    `evaluate` asks all of them whether to stop: one of them without targets if need be.
     """
     world = distributed.world_size()
     for index in range(distributed.rank(), -(-count // world) * world, world):
@@ -143,26 +139,3 @@ def task_accuracy(
         matches.append(((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1))
     model.train()
     return {"accuracy": torch.cat(matches).double().mean().item()}
-
-
-def text_metrics(
-    model: nn.Module, tokenizer: Tokenizer, text: str, block_size: int, precision: Precision
-) -> dict[str, float]:
-    """`loss` in nats per token, `perplexity` and `bits_per_byte` of a text.
-
-    Every token but the first is predicted once: the text is cut into windows of block_size tokens,
-    and a token is predicted from the tokens before it in its window. Sliding the window would give
-    each token a longer context, and a lower loss.
-
-    Perplexities are comparable only between models with the same tokenizer; bits per byte, loss /
-    ln 2 * tokens / bytes of UTF-8 (Gao et al. 2020), between all models.
-    """
-    tokens, size = torch.from_numpy(tokenizer.encode(text)), len(text.encode("utf-8"))
-    if len(tokens) < 2:
-        raise UserError(f"the text has {len(tokens)} tokens; at least two are needed")
-    data = TokenDataset("text", tokens, tokens, tokenizer, precision.device)
-    loss = evaluate(model, validation_batches(data, block_size), precision)
-    bits = loss / math.log(2) * len(tokens) / size
-    perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()  # inf above 709
-    scores = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
-    return scores | {"tokens": len(tokens), "bytes": size}

@@ -113,7 +113,7 @@ class Gradients:
         if self.clipping_optimizer is not None:  # the update scales the gradients as it reads them
             return self.clipping_optimizer.clip_grad_norm(self.grad_clip or math.inf)
         gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
-        norm = distributed.full_tensor(nn.utils.get_total_norm(gradients))
+        norm = nn.utils.get_total_norm(gradients)
         if self.grad_clip:
             nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
         return norm

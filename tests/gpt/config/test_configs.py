@@ -48,9 +48,6 @@ def test_swiglu_has_about_as_many_weights_as_the_other_activations():
         (ModelConfig, {"n_kv_head": 4}, "--n-kv-head 4 does not divide --n-head 6"),
         (ModelConfig, {"n_embd": 18, "position": "rope"}, "rope needs an even head size"),
         (TrainConfig, {"learning_rate": 0.0, "decay_lr": True}, "it must be above 0 with"),
-        (TrainConfig, {"parallel": "fsdp", "optimizer": "muon"}, "not support --optimizer muon"),
-        (TrainConfig, {"parallel": "fsdp", "step": "compile"}, "not support --compile; remove"),
-        (TrainConfig, {"parallel": "fsdp", "lecture": "bigram"}, "fsdp does not support --lecture"),
         (Sampling, {"temperature": -1.0}, "--temperature is -1.0"),
         (Sampling, {"temperature": float("nan")}, "--temperature is nan"),
         (Sampling, {"top_k": -1}, "--top-k is -1"),
@@ -100,5 +97,5 @@ def test_from_dict_names_the_source_of_a_damaged_record(record, message):
 def test_from_dict_gives_fields_of_a_newer_version_their_defaults():
     old = replace(PRESETS["gpt2"], seed=7).to_dict()
     del old["model"]["n_kv_head"], old["model"]["window"], old["nan"]
-    old["model"]["source_size"] = 0  # an option of older versions
+    old["model"]["source_size"], old["parallel"] = 0, "ddp"  # options of older versions
     assert TrainConfig.from_dict(old, "x") == replace(PRESETS["gpt2"], seed=7)

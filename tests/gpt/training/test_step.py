@@ -16,7 +16,7 @@ from gpt.training.precision import Precision
 from gpt.training.step import DeviceStep, EagerStep, GraphStep
 from kernels.torch_ops import OPS
 from tests.gpt.configs import LECTURE, randomise
-from tests.gpt.training import sharded
+from tests.gpt.training.ranks import error_of_step
 from tests.gpt.training.steps import small_step, weights_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -39,7 +39,7 @@ def make_step(**changes):
 @pytest.mark.parametrize(("batch_size", "passes"), [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_every_target_counts_alike_however_passes_share_the_rows(batch_size, passes):
     """tests/gpt/training/test_distributed.py has the same for ranks."""
-    assert sharded.error_of_step(batch_size, passes) < 1e-13
+    assert error_of_step(batch_size, passes) < 1e-13
 
 
 def test_rows_depend_on_the_step_number_and_the_loss_is_their_mean_before_the_update():
@@ -98,8 +98,7 @@ def test_passes_of_a_step_on_every_rank(ranks, steps, passes, monkeypatch):
         (CPU, 1, {"step": "eager"}, EagerStep, "eager"),
         (CPU, 1, {"step": "compile"}, EagerStep, "eager, with the model compiled by torch.compile"),
         (GPU, 1, {}, GraphStep, "one CUDA graph"),
-        (GPU, 2, {"parallel": "ddp"}, DeviceStep, "eager because ranks exchange gradients"),
-        (GPU, 2, {"parallel": "fsdp"}, DeviceStep, "eager because ranks exchange gradients"),
+        (GPU, 2, {}, DeviceStep, "eager because ranks exchange gradients"),
     ],
 )
 def test_the_step_that_is_chosen(device, ranks, changes, kind, reason, monkeypatch):
