@@ -52,10 +52,10 @@ COMPILE_SHARE = 25 / 540  # of the time, at most
 MAX_LINES = 12  # printed per part; the file has all
 
 
-def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
+def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     limit, in_plan = 60 * options.minutes, options.stages == list(PLAN)
-    deadline = clock() + limit
+    deadline = time.monotonic() + limit
     if not torch.cuda.is_available():
         advice = "without one, `make test` interprets the kernels and `make ledger` compiles them"
         print(f"make prove needs a CUDA GPU and PyTorch finds none; {advice}")
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
     path = options.out / f"{results.stem(gpu['gpu'])}-{made['date']}.json"
     earlier = results.read(path) if path.exists() else result
     for index, name in enumerate(options.stages):
-        shares, start = [STAGES[later].share for later in options.stages[index:]], clock()
+        shares, start = [STAGES[later].share for later in options.stages[index:]], time.monotonic()
         seconds = (deadline - start) * shares[0] / sum(shares)
         print(f"{name}: at most {max(seconds, 0):.0f} s", flush=True)
         parts = {name: no_time()}
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None, clock=time.monotonic) -> int:
         for part in parts.values():
             result["rows"] += [row | made for row in part.pop("rows", [])]
         outcome = {"state": worst_state(parts.values()), "message": message(parts), "parts": parts}
-        result["stages"][name] = outcome | {"seconds": round(clock() - start, 1)} | made
+        result["stages"][name] = outcome | {"seconds": round(time.monotonic() - start, 1)} | made
         results.write(path, results.merge(earlier, result))
     print(f"\n{summary(result['stages'])}\n\n{path}")
     return 1 if worst_state(result["stages"].values()) == "failed" else 0

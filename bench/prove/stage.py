@@ -65,19 +65,20 @@ def run_stage(module: str, seconds: float, log: Path, only: Iterable[str] = ()) 
     return {part: outcome or no_time() for part, outcome in (outcomes or {name: None}).items()}
 
 
-def work_through(module: str, seconds: float, only, skip, file: str, clock=time.monotonic) -> None:
+def work_through(module: str, seconds: float, only, skip, file: str) -> None:
     """Work on each part of a stage, by default all, within its share of the remaining time.
 
     Writes JSON lines to `file`: the parts in order, each with None, then the outcome of each part.
     """
-    deadline = clock() + seconds
+    deadline = time.monotonic() + seconds
     stage = importlib.import_module(module)
     weights = stage.PARTS if isinstance(stage.PARTS, dict) else dict.fromkeys(stage.PARTS, 1)
     chosen = [part for part in weights if part not in skip and (part in only or not only)]
     with open(file, "w", buffering=1) as lines:
         print(json.dumps(dict.fromkeys(chosen)), file=lines)
         for index, part in enumerate(chosen):
-            left, total = deadline - clock(), sum(weights[later] for later in chosen[index:])
+            left = deadline - time.monotonic()
+            total = sum(weights[later] for later in chosen[index:])
             outcome = stage.work(part, left * weights[part] / total) if left > 0 else no_time()
             print(json.dumps({part: outcome}), file=lines)
             print(f"{part}: {outcome['state']}, {outcome['message']}", flush=True)

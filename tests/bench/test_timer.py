@@ -1,11 +1,7 @@
 """Timing with a fake clock, the minimal work against PyTorch's count, and `pytest bench` itself."""
 
-import itertools
 import json
-import re
-from collections import Counter
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,29 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import baselines, timer
 from bench.baselines import Baseline
 from bench.compare import Comparison, Failed, row
-from bench.ledger import compiled
 from bench.report.tables import HEADLINES
 from bench.timer import Ceilings, HostTimer, Samples, Trial
 from bench.workloads import timed
 from bench.workloads.operations import Case, Sizes
-from bench.workloads.steps import TrainingStep
 from kernels import torch_ops
 
 TINY = Sizes("tiny", B=2, T=6, C=8, H=2, V=11)
 CPU = torch.device("cpu")
 NORM = Case("layer_norm", TINY, "fp32")
-
-
-@pytest.mark.parametrize(("seconds", "rounds"), [(0, timer.MIN_ROUNDS), (1e9, timer.MAX_ROUNDS)])
-def test_trials_are_timed_in_turn(seconds, rounds):
-    turns = itertools.count()
-    fake = Mock(side_effect=lambda trial, host: (trial.call(), next(turns)))
-    fake.host_seconds.side_effect = itertools.cycle([9.0] * 3 + [1.0, 3.0, 2.0])
-    trials = {"a": Trial(lambda: "a"), "b": Trial(lambda: "b")}
-    samples = timer.time_in_turn(trials, fake, seconds)
-    assert samples["a"].seconds == [("a", 2 * turn) for turn in range(rounds)]
-    assert samples["b"].seconds == [("b", 2 * turn + 1) for turn in range(rounds)]
-    assert samples["a"].host == 2.0  # the median of 1, 3, 2; three warm-up calls do not count
 
 
 @pytest.mark.parametrize(
@@ -120,24 +102,6 @@ def test_every_timed_case_has_work_implementations_and_a_distinct_shape():
     lines = [(case.operation, timed.shape(case), case.precision) for case in timed.GPU]
     assert len(set(lines)) == len(lines)
     assert all(case in timed.GPU for _, case in HEADLINES)
-
-
-def test_operations_of_a_training_step_are_timed_on_the_same_operands():
-    """At the shapes and dtypes of the recorded step, and with its dropout and activation."""
-
-    def launches(cases):
-        for one in (one for case in cases for one in compiled.record(case, 90)):
-            tensors = [value for value in one.arguments if isinstance(value, torch.Tensor)]
-            operands = Counter((tensor.shape, tensor.dtype) for tensor in tensors)
-            # the partial sums of gradients have a row for each of a norm's parameters
-            if not re.search("adamw|norm_backward|sum_shares", name := compiled.name(one)):
-                yield (name, repr(sorted(one.options.items()))), operands
-
-    measured = list(launches(timed.TRAINING))
-    steps = list(launches([TrainingStep("lecture"), TrainingStep("gpt2")]))
-    assert len(steps) > 40
-    for kernel, operands in steps:  # a case may have a bias more
-        assert any(kernel == other and operands <= more for other, more in measured), kernel
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")

@@ -14,32 +14,19 @@ import triton
 import triton.language as tl
 
 from bench.ledger import compiled
-from bench.recipes import ladder
 from bench.workloads.operations import CASES
 from kernels.common.launch import launch, record
 
 # architecture -> the samples compiled for it; (): all
-SAMPLES = {"80": ("product", "deep product"), "90": (), "100": ("product",)}
+SAMPLES = {"80": ("product",), "90": (), "100": ("product",)}
 ROWS, LENGTH = 64, 1024  # a row of bf16 is 2 KiB: 16 bytes for each of 128 threads
 M, N, K, DEPTH = 128, 64, 64, 512
 
 
 @triton.jit
-def _load(x_ptr, at):
-    return tl.load(x_ptr + at)
-
-
-@triton.jit
 def _copy(x_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * row_stride + tl.arange(0, BLOCK)
-    tl.store(y_ptr + at, _load(x_ptr, at))
-
-
-@triton.jit
-def _add(x_ptr, w_ptr, y_ptr, row_stride, BLOCK: tl.constexpr):
-    columns = tl.arange(0, BLOCK)
-    at = tl.program_id(0).to(tl.int64) * row_stride + columns
-    tl.store(y_ptr + at, _load(x_ptr, at) + _load(w_ptr, columns))
+    tl.store(y_ptr + at, tl.load(x_ptr + at))
 
 
 @triton.jit
@@ -54,34 +41,24 @@ def _product(x_ptr, y_ptr, z_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl
     tl.store(z_ptr + m * N + n, total)
 
 
-def _forgetful(kernel, argument: str):
-    """The kernel without the divisibility of an argument."""
-    return triton.jit(kernel.fn, do_not_specialize=[argument])
-
-
 def _meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _calls() -> dict:
     x, y = _meta(ROWS, LENGTH), _meta(ROWS, LENGTH)
-    ragged, odd = _meta(ROWS, LENGTH + 1), _meta(LENGTH + 1)[1:]
+    # without the divisibility of an argument
+    forgetful = triton.jit(_copy.fn, do_not_specialize=["row_stride"])
 
-    def product(kernel=_product, dtype=torch.bfloat16, **options):
+    def product(dtype=torch.bfloat16, **options):
         a, b, c = _meta(M, DEPTH, dtype=dtype), _meta(DEPTH, N, dtype=dtype), _meta(M, N)
-        return kernel, (a, b, c, DEPTH), dict(M=M, N=N, K=K, num_warps=4) | options
+        return _product, (a, b, c, DEPTH), dict(M=M, N=N, K=K, num_warps=4) | options
 
     return {
         "wide": (_copy, (x, y, LENGTH), dict(BLOCK=LENGTH)),
-        "ragged": (_copy, (ragged, y, LENGTH + 1), dict(BLOCK=LENGTH)),
-        "small tile": (_copy, (x, y, LENGTH), dict(BLOCK=256)),
-        "forgetful": (_forgetful(_copy, "row_stride"), (x, y, LENGTH), dict(BLOCK=LENGTH)),
-        "helper": (_add, (x, odd, y, LENGTH), dict(BLOCK=LENGTH)),
-        "forgetful helper": (_forgetful(_add, "row_stride"), (x, x, y, LENGTH), dict(BLOCK=LENGTH)),
+        "forgetful": (forgetful, (x, y, LENGTH), dict(BLOCK=LENGTH)),
         "product": product(num_stages=2),
-        "deep product": product(num_stages=6),
         "fp32 product": product(dtype=torch.float32, M=16, N=16, K=16),
-        "forgetful product": product(_forgetful(_product, "depth"), torch.float32, M=64),
         "spilling": product(N=512, num_stages=2),  # 512 sums per thread
     }
 
@@ -100,8 +77,6 @@ def main(file: str) -> None:
     few = {"CASES": cases, "UPDATES": (), "TOKENS": (), "STEPS": (), "PROCESSES": 1}
     with mock.patch.multiple(compiled, **few):
         found["shipped"] = compiled.collect(["90"], ["backward"])
-    (path,) = [path for path in ladder.paths() if path.stem == "2_tensor_cores"]
-    found["rung"] = ladder.compiled_rows([ladder.load(path)])
     Path(file).write_text(json.dumps(found))
 
 

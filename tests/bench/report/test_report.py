@@ -96,21 +96,6 @@ def test_tables_have_the_newest_measurements_of_each_gpu(root):
     assert page.count("| backward | triton | 100.0 |") == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("<!-- begin peers -->\n", "not a begin and an end in turn"),
-        ("<!-- begin peers -->\n<!-- end speed -->\n", "not a begin and an end in turn"),
-        ("<!-- begin nothing -->\n<!-- end nothing -->\n", "there is no table 'nothing'"),
-    ],
-)
-def test_unknown_or_unmatched_markers_are_an_error(root, capsys, text, message):
-    (root / "docs" / "other.md").write_text(text)
-    assert report.main([], root) == 2
-    assert message in capsys.readouterr().err
-    assert (root / "docs" / "other.md").read_text() == text
-
-
 DAMAGED = {
     "rows": lambda result: result.pop("rows"),
     "row": lambda result: result["rows"][0].pop("median_us"),
