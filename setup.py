@@ -28,7 +28,7 @@ setup(
             *("kernels", "transformers"),  # Hugging Face's, with which an environment is shared
         ],
         "weights": ["huggingface_hub", "tiktoken"],
-        "log": ["tensorboard", "wandb"],
+        "log": ["wandb"],
         "bpe": ["tiktoken"],
         "data": ["datasets", "tiktoken"],
     },

@@ -103,7 +103,7 @@ class TrainConfig(Config):
         10.0, "minutes of training without an evaluation after which the run is saved; 0: off"
     )
     nan: Literal["stop", "skip"] = option("stop", "what to do if loss or gradients are not finite")
-    log: Literal["none", "tensorboard", "wandb"] = option("none", "an additional logger")
+    log: Literal["none", "wandb"] = option("none", "an additional logger: Weights & Biases")
     sample: int = option(0, "number of tokens to generate after training", below=2**24)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The metrics of a run: metrics.jsonl, summary.json, loss.png, and TensorBoard or W&B."""
+"""The metrics of a run: metrics.jsonl, summary.json, loss.png, and W&B."""
 
 import contextlib
 import io
@@ -18,57 +18,38 @@ LARGEST = 1e39  # above the largest fp32, and far below where matplotlib overflo
 
 
 class Tracker:
-    """TensorBoard or Weights & Biases, as `--log` names it; if it fails later, it is disabled.
+    """Weights & Biases if `--log` names it; if it fails during the run, it is disabled.
 
     Make it before anything is written: UserError if its package is missing or it does not start.
     """
 
     def __init__(self, name: str, config: dict):
-        self.name = name
         self.log: Callable[[dict, int], object] | None = None  # values, step
+        if name != "wandb":
+            return
         try:
-            if name == "wandb":
-                import wandb
+            import wandb
 
-                project = os.environ.get("WANDB_PROJECT", "gpt-kernels")
-                self.log = wandb.init(project=project, config=config).log
-            elif name == "tensorboard":
-                import torch.utils.tensorboard  # noqa: F401
+            project = os.environ.get("WANDB_PROJECT", "gpt-kernels")
+            self.log = wandb.init(project=project, config=config).log
         except ImportError:
-            raise UserError(f"--log {name} needs its package: pip install {name}") from None
-        except Exception as error:  # W&B's own, and those of what it uses
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError("--log wandb needs its package: pip install wandb") from None
+        except Exception as error:  # its own, and those of what it uses
             advice = "run wandb login, set WANDB_MODE=offline, or remove --log"
-            raise UserError(f"--log {name} does not start ({reason}); {advice}") from None
-
-    def attach(self, folder: Path) -> None:
-        """TensorBoard writes to the folder of the run."""
-        if self.name == "tensorboard":
-            with self._disabled_on_failure():
-                from torch.utils.tensorboard import SummaryWriter
-
-                writer = SummaryWriter(str(folder))
-
-                def log(values: dict, step: int) -> None:
-                    for key, value in values.items():
-                        writer.add_scalar(key, value, step)
-                    writer.flush()
-
-                self.log = log
+            raise UserError(f"--log wandb does not start ({_line_of(error)}); {advice}") from None
 
     def __call__(self, values: dict, step: int) -> None:
-        if self.log is not None:
-            with self._disabled_on_failure():
-                self.log(values, step)
-
-    @contextlib.contextmanager
-    def _disabled_on_failure(self) -> Iterator[None]:
+        if self.log is None:
+            return
         try:
-            yield
+            self.log(values, step)
         except Exception as error:  # a logger must not stop a run
             self.log = None
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            print(f"--log {self.name} is disabled from here on ({reason}); see {METRICS}")
+            print(f"--log wandb is disabled from here on ({_line_of(error)}); see {METRICS}")
+
+
+def _line_of(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class MetricsLog:
@@ -88,7 +69,6 @@ class MetricsLog:
             folder.write(METRICS, lines)
             self._file = folder.append(METRICS)
             folder.write_json("config.json", config)
-        self._tracker.attach(folder.path)
 
     def __enter__(self):
         return self

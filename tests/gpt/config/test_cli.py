@@ -42,7 +42,7 @@ def speech(*arguments):
         ("--learning_rate=6e-4 --min-lr 0", {"learning_rate": 6e-4, "min_lr": 0.0}),
         ("--max_steps=7 --max-steps 8 --lr=1", {"max_iters": 8, "learning_rate": 1.0}),
         ("--wandb_log=True", {"log": "wandb"}),
-        ("--log=tensorboard --wandb_log=False", {"log": "none"}),
+        ("--log=wandb --wandb_log=False", {"log": "none"}),
     ],
 )
 def test_spellings_of_nanogpt_are_accepted(arguments, expected):

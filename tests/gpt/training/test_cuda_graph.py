@@ -149,25 +149,3 @@ def test_capture_raises_out_of_memory_and_restores_the_device(device):
         capture(allocate)
     assert device.stream is device.default_stream
     assert not device.is_generator_captured
-
-
-@needs_stand_in
-def test_evaluation_and_generation_run_eagerly_if_they_cannot_be_captured(monkeypatch, capsys):
-    step = step_over(EagerStep, "torch")
-    model, precision = step.gradients.model.eval(), Precision(DEVICE, torch.float32)
-    x, y = step.gradients.data.batch(0, 0, 4, SMALL.block_size)
-    prompt = torch.zeros(1, 3, dtype=torch.int64)
-    expected = BatchLoss(model, precision)(x, y)
-    eager = list(generate(model, prompt, 9, Sampling(temperature=0.0)))
-
-    def embed(tokens):  # reads a value on the host
-        return type(model).embed(model, tokens) * float(tokens.sum() >= 0)
-
-    monkeypatch.setattr(model, "embed", embed)
-    graphed = BatchLoss(model, precision, graph=True)
-    with torch.no_grad():
-        assert [graphed(x, y) for _ in range(5)] == [expected] * 5
-    assert "evaluation cannot be captured" in capsys.readouterr().out
-    monkeypatch.setattr(generation, "captures", lambda device: True)
-    with pytest.warns(UserWarning, match="cannot be captured"):
-        assert list(generate(model, prompt, 9, Sampling(temperature=0.0))) == eager
