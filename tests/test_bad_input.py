@@ -104,7 +104,7 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     (TOKENS, "meta.pkl", write(train_bin=bytes(100), meta_pkl=b"\x80\x04garbage")),
     # folders and runs
     ("--out-dir=FOLDER/file", "FOLDER/file", write(file=b"")),
-    (f"--resume {NEW}", "new/last.json", None),
+    (f"--resume {NEW}", "new does not exist; name the folder of a run", None),
     (f"--resume --max-iters=2 {RUN}", "4 steps", None),
     (f"{RESUME} --n-layer=3", "--n-layer", None),
     (RESUME, "optimizer", remove("*.optimizer.*")),
@@ -123,7 +123,7 @@ SAMPLE += [
     ("--start=FILE:FOLDER/nothing", "No such file", None),
     ("--start=FILE:FOLDER/empty", "prompt", write(empty=b"")),
     ("--start=FILE:FOLDER/text", "UTF-8", write(text=b"\xff")),
-    (NEW, "best.json", None),
+    (NEW, "new does not exist; name the folder of a run", None),
     (RUN, "weights", remove("*.weights.*")),
     (RUN, "ln_f.weight", spoil),
     # generation

@@ -46,7 +46,7 @@ COMMITS = {  # of openai-community on the Hugging Face hub
 class Source(NamedTuple):
     """A pretrained model, with its weights not yet read."""
 
-    config: ModelConfig | None  # None: the file has weights alone, and the options say the rest
+    config: ModelConfig
     tokenizer: Tokenizer | None  # None: the file has none
     weights: Callable[[], State]  # under the names of the packed model
     options: dict[str, Any]  # of its run, that the model needs
@@ -71,14 +71,14 @@ def open_source(name: str, data_dir: str = "data") -> Source:
     elif weights is None:
         raise UserError(
             f"--init-from {name} has no weights; give the folder of a run or one of transformers, "
-            "nanoGPT's ckpt.pt, or a state dict of GPT-2 or of the lecture's model"
+            "nanoGPT's ckpt.pt, or a state dict of the lecture's model"
         )
     else:
         config = weights.parent / "config.json"
         record = read_json(config) if config.is_file() else {}
         known = "model_type" in record
         source = _from_transformers(weights, record) if known else _from_file(weights, data_dir)
-    if source.config and source.tokenizer:
+    if source.tokenizer:
         size, tokens = source.config.vocab_size, source.tokenizer.vocab_size
         if size < tokens:
             raise UserError(f"{name}: the model has {size} tokens, and its tokenizer has {tokens}")
@@ -116,14 +116,10 @@ def _from_file(path: Path, data_dir: str) -> Source:
     if state.keys() == {TABLES[0]} and state[TABLES[0]].shape == (size, size):
         state = {TABLES[0]: state[TABLES[0]].float()}
         return Source(ModelConfig(vocab_size=size), None, lambda: state, {"lecture": "bigram"})
-    if any(name.endswith("attn.c_attn.weight") for name in state):
-        state = packed_from_gpt2(state)
-    elif "blocks.0.sa.qkv.weight" not in state:
-        raise UserError(
-            f"--init-from {path} is not a state dict of the lecture's model, GPT-2's, nanoGPT's or "
-            f"a run's: it begins with {next(iter(state))!r:.80}"
-        )
-    return Source(None, nanogpt.gpt2_tokenizer(_vocabulary(state)), lambda: state, {})
+    raise UserError(
+        f"--init-from {path} is neither nanoGPT's ckpt.pt nor a state dict of the lecture's model, "
+        f"and beside it is no config.json of GPT-2: it begins with {next(iter(state))!r:.80}"
+    )
 
 
 def _from_lecture(state: State, path: Path) -> Source:
@@ -152,11 +148,10 @@ def load_pretrained(
         return load_model(Path(name), "best", ops, device)
     source = open_source(name)
     config, tokenizer = source.config, source.tokenizer
-    if config is None or tokenizer is None:
-        part = "config" if config is None else "tokenizer"
+    if tokenizer is None:
         raise UserError(
-            f"{name} has no {part}; give a run, a folder with {part}.json, or nanoGPT's ckpt.pt "
-            "and the meta.pkl of its dataset below data/"
+            f"{name} has no tokenizer; give a run, a folder with tokenizer.json, or nanoGPT's "
+            "ckpt.pt and the meta.pkl of its dataset below data/"
         )
     weights = source.weights()
     check_finite(weights, Path(name))
@@ -168,16 +163,12 @@ def load_pretrained(
 def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str = "data") -> str:
     """Load the weights that `name` has into `model`; returns a line that counts the tokens."""
     source = open_source(name, data_dir)
-    own, given, note = portable_state(model), source.weights(), ""
+    own, given = portable_state(model), source.weights()
     if not isinstance(model, LanguageModel):
-        if source.config is not None:
-            _check_architecture(model.config, source.config)
+        _check_architecture(model.config, source.config)
         positions = given.get(POSITIONS, range(model.config.block_size))
         theirs = replace(model.config, vocab_size=_vocabulary(given), block_size=len(positions))
         given = fitted(given, theirs)
-    if source.config is None:
-        parts = [f"{part} {getattr(model.config, part)}" for part in ("n_head", "activation")]
-        note = f"; the file has no config: {' and '.join(parts)} are those of the options"
     check_finite(given, Path(name))
     kept, tokens = _shared_tokens(source.tokenizer, tokenizer, _vocabulary(given), model)
     in_pairs = given.keys() == {TABLES[0]}  # the bigram model has a column for each token too
@@ -192,7 +183,7 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str
     load_portable_state(model, given)
     known = int((kept < tokenizer.vocab_size).sum())  # without padding
     fresh = tokenizer.vocab_size - known
-    return f"initialised from {name}: {known} tokens kept their weights, {fresh} are new{note}"
+    return f"initialised from {name}: {known} tokens kept their weights, {fresh} are new"
 
 
 def _check_architecture(config: ModelConfig, theirs: ModelConfig) -> None:
@@ -227,8 +218,6 @@ def defaults_of(name: str, data_dir: str = "data") -> dict[str, Any]:
     """The options that `--init-from` sets: its model, but with the vocabulary of the data."""
     source = open_source(name, data_dir)
     kind = source.tokenizer.to_json()["kind"] if source.tokenizer else "char"
-    options = {"tokenizer": kind, **source.options}
-    if source.config is not None:
-        padded = source.tokenizer is not None and kind != "char"
-        options["model"] = source.config if padded else replace(source.config, vocab_size=0)
-    return options
+    padded = source.tokenizer is not None and kind != "char"
+    config = source.config if padded else replace(source.config, vocab_size=0)
+    return {"tokenizer": kind, "model": config, **source.options}
