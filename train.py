@@ -19,7 +19,7 @@ from gpt.config.presets import DEFAULT_PRESETS
 from gpt.config.train import TrainConfig
 from gpt.data.corpus import open_data
 from gpt.data.dataset import Dataset
-from gpt.generation.preview import print_sample, sample_text
+from gpt.generation.preview import print_sample
 from gpt.models.build import build
 from gpt.pretrained import init_from
 from gpt.process import protect_streams
@@ -117,7 +117,6 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
     trained: torch.nn.Module = model
     if config.compiles_model:
         trained = cast(torch.nn.Module, torch.compile(model, dynamic=False))
-    samples = config.sample if distributed.is_main() else 0
     implementation = f"lecture stage {config.lecture}" if config.lecture else "reference"
     run = Run(
         config=config,
@@ -128,7 +127,6 @@ def set_up(config: TrainConfig, device: torch.device) -> Run:
         precision=precision,
         step_class=step_class,
         kernels={"model": implementation} if ops is None else kernels.serving(ops),
-        sample=lambda: sample_text(model, data.tokenizer, samples, config.seed, precision),
     )
     is_auto = config.kernels == "auto" and ops is not None
     why = kernels.explain_auto(device)[1] if is_auto else ""

@@ -7,17 +7,15 @@ which is left alone when its time is over.
 
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
 LIMIT = 60.0  # seconds for a small file, from the search for the address to the last byte
 OFFLINE = "HF_HUB_OFFLINE"  # the variable of the Hugging Face libraries, which read it on import
-THREAD = "download"
 AT_ONCE, AHEAD = 64, 4  # items in a batch, and batches that are read ahead
 
 
@@ -53,7 +51,7 @@ def in_time(seconds: float, items: Callable[[], Iterable[T]]) -> Iterator[T]:
         except BaseException as error:  # which is raised where the items are used
             batches.put(error)
 
-    threading.Thread(target=read, name=THREAD, daemon=True).start()
+    threading.Thread(target=read, daemon=True).start()
     try:
         while batch := batches.get(timeout=seconds):  # Ctrl-C interrupts it
             if isinstance(batch, BaseException):
@@ -65,11 +63,3 @@ def in_time(seconds: float, items: Callable[[], Iterable[T]]) -> Iterator[T]:
         is_left.set()
         while not batches.empty():  # the thread may wait for a place
             batches.get_nowait()
-
-
-def leave(status: int) -> NoReturn:
-    """Exit, even if a download hangs: Python would wait for the threads of a library's pool."""
-    sys.stdout.flush()
-    if any(thread.name == THREAD for thread in threading.enumerate()):
-        os._exit(status)
-    sys.exit(status)

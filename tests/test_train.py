@@ -113,7 +113,7 @@ def test_files_metrics_and_output_of_a_run(tmp_path, capsys):
     lines = metrics(folder)
     assert [line["step"] for line in lines] == STEPS
     evaluations = [line for line in lines if "val_loss" in line]
-    assert all(line.keys() == {"step", "train_loss", "val_loss", "sample"} for line in evaluations)
+    assert all(line.keys() == {"step", "train_loss", "val_loss"} for line in evaluations)
     result = summary(folder)
     assert result["best_val_loss"] == min(line["val_loss"] for line in evaluations)
     assert result["final_val_loss"] == evaluations[-1]["val_loss"]

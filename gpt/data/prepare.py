@@ -245,4 +245,4 @@ def _json_lines(path: Path, column: str) -> Iterator[dict]:
 
 if __name__ == "__main__":
     protect_streams()
-    downloads.leave(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -40,14 +40,12 @@ def generate(
     *,
     slide: int = 1,
     generator: torch.Generator | None = None,
-    use_cache: bool = True,
 ) -> Iterator[Tensor]:
     """Yield the next token of each row, shape (B,), int64, on the CPU, `max_new_tokens` times.
 
     tokens: the prompts (B, T), int64, with at least one token.
     sampling: how a token is chosen; by default it is sampled from the model's distribution.
     slide: how many tokens the context moves by when it is full; 1 is the lecture's crop.
-    use_cache: False computes the whole context for every token, whatever the model is.
     Raises ValueError if the prompts are empty or `slide` is not between 1 and the block size.
     """
     if not 1 <= slide <= model.config.block_size:
@@ -58,7 +56,7 @@ def generate(
         return
     model.eval()
     arguments = tokens, max_new_tokens, sampling, slide, generator
-    if use_cache and isinstance(model, GPT):
+    if isinstance(model, GPT):
         yield from _with_cache(model, *arguments)
     else:
         yield from _without_cache(model, *arguments)

@@ -28,7 +28,7 @@ from ..runs.portable_state import load_portable_state, portable_state
 from ..runs.run_state import check_finite
 from . import nanogpt
 from .gpt2 import TABLES, config_from_gpt2, fitted, packed_from_gpt2, read_tokenizer
-from .state_files import find_weights, read_content, read_shards, state_of
+from .state_files import find_weights, read_content, state_of
 
 HEAD = re.compile(r"blocks\.(\d{1,5})\.sa\.heads\.(\d{1,5})\.key\.weight")  # of the lecture
 # options of a model that may be others than those of its pretrained weights
@@ -70,7 +70,7 @@ def open_source(name: str, data_dir: str = "data") -> Source:
         source = _from_run(path)
     elif weights is None:
         raise UserError(
-            f"--init-from {name} has no weights; give the folder of a run or one of transformers, "
+            f"--init-from {name} has no weights in one file; give a run, a folder of transformers, "
             "nanoGPT's ckpt.pt, or a state dict of the lecture's model"
         )
     else:
@@ -97,7 +97,7 @@ def _from_transformers(weights: Path, record: dict) -> Source:
     config = config_from_gpt2(record, folder)
 
     def read() -> State:
-        return fitted(packed_from_gpt2(read_shards(weights)), config)
+        return fitted(packed_from_gpt2(state_of(read_content(weights), weights)), config)
 
     return Source(config, read_tokenizer(folder), read, {})
 

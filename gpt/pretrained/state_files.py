@@ -1,8 +1,7 @@
-"""State dicts in anyone's files: safetensors or `torch.save`'s, whole or in shards.
+"""State dicts in anyone's files: safetensors or `torch.save`'s.
 
 A file from a stranger may be damaged or hostile: no code in it is run, what it claims to hold is
-compared with its size, the memory that is allocated for it is limited, and an index cannot name a
-file of another folder.
+compared with its size, and the memory that is allocated for it is limited.
 """
 
 import contextlib
@@ -16,11 +15,10 @@ from zipfile import ZipFile, is_zipfile
 import torch
 
 from .. import UserError
-from ..files import read_json
 from ..models.layouts import State
 from ..runs.checkpoint import load_tensors
 
-WHOLE, SHARDED = ("model.safetensors", "pytorch_model.bin"), ".index.json"  # of transformers
+NAMES = ("model.safetensors", "pytorch_model.bin", "ckpt.pt")  # of transformers and of nanoGPT
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPARE = 1 << 29  # bytes that torch.load may take besides some copies of what is in the file
 NESTED = ("model", "state_dict", "model_state_dict")  # where a checkpoint keeps its state dict
@@ -29,29 +27,9 @@ WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module)\.
 
 
 def find_weights(path: Path) -> Path | None:
-    """The file of weights, or the index of their shards, that a path is or a folder has."""
-    names = (*(name + end for name in WHOLE for end in ("", SHARDED)), "ckpt.pt")
-    paths = (path, *(path / name for name in names))
+    """The file of weights that a path is or a folder has."""
+    paths = (path, *(path / name for name in NAMES))
     return next((each for each in paths if each.is_file()), None)
-
-
-def read_shards(path: Path) -> State:
-    """The state dict of a file, or of all files that an index names; raises UserError."""
-    if not path.name.endswith(SHARDED):
-        return state_of(read_content(path), path)
-    names = read_json(path).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{path} has no weight_map from tensors to files; it is damaged")
-    state: State = {}
-    for name in sorted(set(names.values())):
-        file = path.parent / name
-        if Path(name).name != name or not file.is_file():
-            raise UserError(f"{path} names {name!r:.80}, which is not a file in the same folder")
-        shard = state_of(read_content(file), file)
-        if twice := state.keys() & shard.keys():
-            raise UserError(f"{path} has {min(twice)!r:.80} in two files; it is damaged")
-        state |= shard
-    return state
 
 
 def read_content(path: Path) -> Any:

@@ -42,7 +42,6 @@ class Run:
     precision: Precision
     step_class: type[EagerStep]
     kernels: dict[str, str]  # operation -> the implementation that computes it
-    sample: Callable[[], str]  # text that the model generates at an evaluation
 
     @property
     def parameters(self) -> int:
@@ -164,7 +163,7 @@ def _evaluate(
     losses = split_losses(run, batch_loss, must_stop)
     block_size, val_loss = run.config.model.block_size, losses["val_loss"]
     scores = task_accuracy(run.parallel_model, run.data, block_size, run.precision, must_stop)
-    progress.evaluation(state.step, losses | scores, run.sample())
+    progress.evaluation(state.step, losses | scores)
     best = min(state.best_val_loss, val_loss)
     return replace(state, val_loss=val_loss, scores=scores, best_val_loss=best)
 

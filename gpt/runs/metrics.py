@@ -77,14 +77,10 @@ class MetricsLog:
         self._file.close()
 
     def log(self, **values) -> None:
-        """Append a line: `step`, with `loss` for a training step or `val_loss` for an evaluation.
-
-        A `sample` of text is written to the file only, not to the tracker.
-        """
+        """Append a line: `step`, and `loss` of a training step or `val_loss` of an evaluation."""
         with _as_user_error(self.folder.path):
             self._file.write(_line(values))
-        sent = {name: value for name, value in values.items() if name not in ("step", "sample")}
-        self._tracker(sent, values["step"])
+        self._tracker({n: value for n, value in values.items() if n != "step"}, values["step"])
 
     def sync(self) -> None:
         """Force the lines to the disk, before a checkpoint that follows them."""
@@ -114,7 +110,8 @@ def _read(folder: Folder) -> list[dict]:
 
 
 def _is_metric(line: dict) -> bool:
-    """Whether `MetricsLog.log` may have written the line: a step, numbers, null and a sample."""
+    """Whether `MetricsLog.log` may have written the line: a step, numbers and null."""
+    # earlier versions wrote a sample of text too
     numbers = [value for name, value in line.items() if name != "sample" and value is not None]
     known = all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers)
     return known and type(line.get("step")) is int

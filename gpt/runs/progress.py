@@ -57,14 +57,10 @@ class Progress:
             mfu = f"mfu {100 * flops / peak:.2f}%, " if peak else ""
             print(f"iter {step + 1}: loss {value:.4f}, time {ms:.2f}ms, {mfu}{speed}", flush=True)
 
-    def evaluation(self, step: int, values: dict[str, float], sample: str = "") -> None:
-        """Print and log the losses and scores of the model after `step` steps.
-
-        `sample` is text that it generated, for the log.
-        """
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Print and log the losses and scores of the model after `step` steps."""
         if self.log:
-            text = {"sample": sample} if sample else {}
-            self.log.log(step=step, **values, seconds=self.seconds, **text)
+            self.log.log(step=step, **values, seconds=self.seconds)
         self.bar.write(f"step {step}: {in_words(values)}", file=sys.stdout)
 
     @contextlib.contextmanager

@@ -42,15 +42,6 @@ def test_where_the_kernels_cannot_run_the_report_says_why(machine, words):
     ]
 
 
-def test_the_report_of_this_machine_is_printed(capsys):
-    assert doctor.main([]) == 0
-    printed = capsys.readouterr().out
-    assert f"{torch.__version__}, built for" in printed
-    assert ": ".join(kernels.explain_auto()) in printed
-    for operation, implementation in kernels.serving(kernels.load("auto")).items():
-        assert f"{operation} {implementation}" in " ".join(printed.split())
-
-
 def test_the_kernels_are_not_available_on_an_amd_gpu():
     with mock.patch.object(torch.version, "hip", "7.0"), COMPILED:
         assert kernels.explain_auto("cuda")[0] == "torch"

@@ -9,10 +9,9 @@ import torch
 
 from gpt.data.tokenizers import CharTokenizer
 from gpt.generation.generate import READ_EVERY, generate
-from gpt.generation.preview import print_sample, sample_text
+from gpt.generation.preview import print_sample
 from gpt.generation.sampling import Sampling
 from gpt.models import reference
-from gpt.training.precision import Precision
 from tests.gpt.configs import CONFIGS, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
@@ -75,8 +74,6 @@ def test_samples_of_a_run_have_no_padding_of_the_vocabulary(capsys):
     model, tokenizer = build("lecture", "torch"), CharTokenizer("abc")
     print_sample(model, tokenizer, 50, 0, torch.device(DEVICE))
     assert set(capsys.readouterr().out) <= set("abc\n")
-    precision = Precision(torch.device(DEVICE), torch.float32)
-    assert set(sample_text(model, tokenizer, 50, 0, precision)) <= set("abc")
 
 
 def test_empty_prompts_and_wrong_slides_are_rejected():

@@ -70,18 +70,10 @@ def write(folder, files):
 
 FORMS = {
     "whole": lambda model, folder: model.save_pretrained(folder),
-    "shards": lambda model, folder: model.save_pretrained(folder, max_shard_size="20kB"),
     "without head": lambda model, folder: model.transformer.save_pretrained(folder),
     "bfloat16": lambda model, folder: model.bfloat16().save_pretrained(folder),
     "float16": lambda model, folder: model.half().save_pretrained(folder),
     "pickle": lambda model, folder: write(folder, {BIN: model.state_dict()}),
-    "pickles": lambda model, folder: write(
-        folder,
-        {
-            "part.bin": model.state_dict(),
-            f"{BIN}.index.json": {"weight_map": dict.fromkeys(model.state_dict(), "part.bin")},
-        },
-    ),
     "head alone": lambda model, folder: save_model(model, str(folder / "model.safetensors")),
 }
 ACTIVATIONS = ("gelu", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "relu", "relu2")
@@ -116,7 +108,7 @@ def test_a_name_of_the_hub_is_answered_by_the_command_that_downloads_it(tmp_path
     }.items():
         with pytest.raises(UserError, match=f"--init-from {name}: no such file .* by: {command}"):
             defaults_of(name)
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="has no weights in one file"):
         defaults_of(str(tmp_path))
 
 
@@ -213,7 +205,6 @@ def test_the_rows_that_pad_a_vocabulary_are_kept(tmp_path, monkeypatch):
 
 
 WEIGHTS = Reference(LECTURE).state_dict()
-INDEX = "model.safetensors.index.json"
 
 
 @pytest.mark.parametrize(
@@ -241,9 +232,6 @@ INDEX = "model.safetensors.index.json"
             folder_of() | {"tokenizer.json": {"model": {"vocab": ["a"], "merges": 7}}},
             "not of GPT-2's",
         ),
-        ({INDEX: {"weight_map": {"x": f"./{BIN}"}}, **folder_of()}, f"names './{BIN}', which"),
-        ({INDEX: {"weight_map": {"x": "no.bin"}}, **folder_of()}, "names 'no.bin', which is not"),
-        ({INDEX: {"weight_map": ["x"]}, **folder_of()}, "has no weight_map"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, files, message):

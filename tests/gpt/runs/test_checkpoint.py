@@ -125,8 +125,11 @@ SHORT = len(SHORT).to_bytes(8, "little") + SHORT + b"\0" * 4
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xaa"), "is damaged: its sha256"),
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
-        (lambda path: path.symlink_to(path.rename(path.with_name("x"))), "is a link, which is"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read: it is not a regular file"),
+        (
+            lambda path: path.symlink_to(path.rename(path.with_name("x"))),
+            "cannot be read: it is a link",
+        ),
         (lambda path: (path.write_bytes(b"not"), sign_tensors(path)), "is not a safetensors file"),
         (lambda path: (path.write_bytes(SHORT), sign_tensors(path)), "is not a safetensors file"),
     ],

@@ -30,15 +30,15 @@ def folder(tmp_path):
 
 
 def test_each_log_call_appends_a_line_with_null_for_what_is_not_finite(tmp_path, folder):
-    sent, expected = [], [{"step": 0, "val_loss": 2.5, "sample": "To be"}]
+    sent, expected = [], [{"step": 0, "val_loss": 2.5}]
     expected.append({"step": 1, "loss": None, "accuracy": None})
     tracker = Tracker("none", CONFIG)
     tracker.log = lambda *values: sent.append(values)
     with MetricsLog(folder, CONFIG, tracker) as log:
-        log.log(step=0, val_loss=2.5, sample="To be")
+        log.log(step=0, val_loss=2.5)
         log.log(step=1, loss=math.nan, accuracy=math.inf)
         assert metrics(tmp_path) == expected
-    assert sent[0] == ({"val_loss": 2.5}, 0)  # samples are not sent to the tracker
+    assert sent[0] == ({"val_loss": 2.5}, 0)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
     assert plot_losses(expected[1:]).startswith(b"\x89PNG")  # without a point of either loss
     line = b'{"step": 1%s, "loss": 9e38, "val_loss": -9e38, "accuracy": 9e38}\n' % (b"0" * 38)
