@@ -95,9 +95,10 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl; those that are cut off or damaged are skipped."""
-    with _as_user_error(path), Folder(path) as folder:
+    """The lines of a run's metrics.jsonl, if any; those that are cut off or damaged are skipped."""
+    with _as_user_error(path), contextlib.suppress(FileNotFoundError), Folder(path) as folder:
         return _read(folder)
+    return []
 
 
 def _read(folder: Folder) -> list[dict]:

@@ -62,6 +62,7 @@ def test_resume_keeps_the_lines_up_to_its_step(tmp_path, folder):
 @given(st.binary() | st.sampled_from((b"7", b"{}", b'{"step": "1"}', b"[" * 100_000)))
 def test_damaged_lines_are_skipped(tmp_path_factory, line):
     folder = tmp_path_factory.getbasetemp()
+    assert read_metrics(folder / "nowhere") == []
     (folder / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + BAD + b'\n{"step": 2}\n')
     assert read_metrics(folder) == [{"step": 1}, {"step": 2}]
 
