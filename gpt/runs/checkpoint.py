@@ -24,7 +24,6 @@ from ..files import Folder
 VERSION = 1
 TENSOR_FILE = re.compile(r"\d{7,}\.[0-9a-f]{16}\.\w+\.safetensors")  # step, sha256, kind
 LARGEST_HEADER = 1 << 23  # bytes; of a model of the most layers that ModelConfig allows
-
 KEPT = re.compile(r"(step-\d{7,})\.json")  # checkpoints that --keep has kept
 DTYPES = {  # as safetensors names them
     **{torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"},
