@@ -60,7 +60,7 @@ def open_source(name: str, data_dir: str = "data") -> Source:
     if not os.path.exists(name):
         model = name if "/" in name else f"openai-community/{name}"
         commit = f" --revision {COMMITS[name]}" if name in COMMITS else ""
-        files = "--local-dir FOLDER --include '*.json' '*.safetensors'"
+        files = "--local-dir FOLDER --include '*.json' --include '*.safetensors'"
         command = f"hf download {model}{commit} {files}"
         problem = f"--init-from {name}: no such file or folder"
         raise UserError(f"{problem}; a model of the Hugging Face hub is downloaded by: {command}")
