@@ -6,7 +6,7 @@ VENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.gpt-kernels-installed
 
-.PHONY: train test bench prove ledger soak mutants lint
+.PHONY: train test bench prove ledger mutants lint
 
 train: $(INSTALLED)
 	$(PYTHON) train.py $(ARGS)
@@ -22,9 +22,6 @@ prove: $(INSTALLED)
 
 ledger: $(INSTALLED)
 	$(PYTHON) -m bench.ledger --check $(ARGS)
-
-soak: $(INSTALLED)
-	$(PYTHON) -m bench.recipes.soak $(ARGS)
 
 mutants: $(INSTALLED)
 	$(PYTHON) -m tests.mutants $(ARGS)
