@@ -99,7 +99,6 @@ FUNCTIONS: dict[str, dict[str, Callable]] = {  # of each peer, by operation
         "cross_entropy": lambda logits, targets: _liger(
             "cross_entropy", logits.flatten(0, 1), targets.flatten()
         ),
-        "swiglu": lambda gate_and_up: _liger("swiglu", *gate_and_up.chunk(2, dim=-1)),
         "linear_cross_entropy": lambda x, weight, bias, targets: _liger(
             "fused_linear_cross_entropy", x.flatten(0, 1), weight, targets.flatten(), bias
         ),

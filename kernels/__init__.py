@@ -29,7 +29,7 @@ __all__ = [
     "AdamW", "KeyRanges", "Ops", "Unavailable", "add_layer_norm", "attention", "attention_qkv",
     "cross_entropy", "decode_attention", "decode_linear", "embedding", "explain_auto",
     "feed_forward", "layer_norm", "linear_cross_entropy", "load", "rms_norm",
-    "sample_token", "serving", "swiglu", "unavailable_reason",
+    "sample_token", "serving", "unavailable_reason",
 ]  # fmt: skip
 
 namesake.share(sys.modules[__name__])

@@ -115,8 +115,6 @@ def operands(name: str, normal: Callable, integers: Callable, sizes: Sizes) -> t
         case "feed_forward":
             up, down = normal(F, C, scale=C**-0.5), normal(C, F, scale=F**-0.5)
             return normal(B, T, C), up, normal(F), down, normal(C)
-        case "swiglu":
-            return (normal(B, T, F),)
         case "cross_entropy":
             return normal(B, T, V), integers(V, B, T)
         case "linear_cross_entropy":

@@ -34,7 +34,6 @@ class Ops(NamedTuple):
     attention: Callable[..., Tensor]
     attention_qkv: Callable[..., Tensor]
     feed_forward: Callable[..., Tensor]
-    swiglu: Callable[..., Tensor]
     cross_entropy: Callable[..., Tensor]
     linear_cross_entropy: Callable[..., Tensor]
     adamw: Callable[..., Optimizer]

@@ -7,7 +7,6 @@ from .flash_attention.attention import attention, attention_qkv
 from .losses.cross_entropy import cross_entropy
 from .losses.linear_cross_entropy import linear_cross_entropy
 from .matmul.feed_forward import feed_forward
-from .matmul.gated_activation import swiglu
 from .norms.add_layer_norm import add_layer_norm
 from .norms.layer_norm import layer_norm, rms_norm
 from .ops import Ops
@@ -16,6 +15,6 @@ from .token_embedding import embedding
 
 OPS = Ops(
     *(embedding, layer_norm, rms_norm, add_layer_norm, attention, attention_qkv, feed_forward),
-    *(swiglu, cross_entropy, linear_cross_entropy, AdamW),
+    *(cross_entropy, linear_cross_entropy, AdamW),
     *(decode_linear, decode_attention, sample_token),
 )

@@ -92,8 +92,6 @@ class Case(NamedTuple):
                 w1, b1 = leaf((4 * C, C), narrow, C**-0.5), leaf((4 * C,), narrow)
                 w2, b2 = leaf((C, 4 * C), narrow, (4 * C) ** -0.5), leaf((C,), narrow)
                 return leaf((B, T, C), narrow), w1, b1, w2, b2
-            case "swiglu":  # gate and up as one projection computes them
-                return (leaf((B, T, 8 * C), narrow),)
             case "cross_entropy":
                 return leaf((B, T, V), narrow), tokens()
             case "linear_cross_entropy":  # the lecture's head has a bias, GPT-2's has none
@@ -250,7 +248,6 @@ CASES = (
     Case("linear_cross_entropy", GPT2),
     Case("linear_cross_entropy", GPT2, "bf16", {"reduction": "none"}),
     Case("linear_cross_entropy", GPT2, "bf16", {"softcap": 30.0}),
-    Case("swiglu", GPT2),
     Case("embedding", GPT2, "autocast"),
     Case("embedding", LECTURE, "fp32"),
 )

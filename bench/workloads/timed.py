@@ -58,7 +58,6 @@ GPU = (
     Case("linear_cross_entropy", GPT2),
     Case("feed_forward", GPT2_64K, options={"activation": "gelu"}),
     Case("embedding", GPT2_64K),
-    Case("swiglu", GPT2_32K),
     Update("adamw", GPT2, n_layer=12),  # 124 M parameters
     Case("attention", GPT2, options=GPT2_DROPOUT),
     Case("attention", operations.WIDE_HEADS),
@@ -93,7 +92,6 @@ def shape(case) -> str:
         "attention": f"({B}, {H}, {T:,}, {D})",
         "attention_qkv": f"({B}, {T:,}, 3 x {H} x {D})",
         "feed_forward": f"{rows:,} x {C:,} x {4 * C:,}",
-        "swiglu": f"{rows:,} x 2 x {4 * C:,}",
         "cross_entropy": f"{rows:,} x {V:,}",
         "linear_cross_entropy": f"{rows:,} x {C:,} x {V:,}",
         "embedding": f"({B}, {T:,}) of {V:,} x {C:,}",
@@ -126,7 +124,6 @@ def work(case) -> dict[str, Work]:
         "attention": (4 * n, 8 * n, attention, 2.5 * attention),
         "attention_qkv": (4 * n, 8 * n, attention, 2.5 * attention),
         "feed_forward": (2 * n + weights, 3 * n + 2 * weights, feed_forward, 2 * feed_forward),
-        "swiglu": (12 * n, 20 * n, 0, 0),  # gate, up; y | gate, up, dy; dgate, dup
         "cross_entropy": (rows * V, 2 * rows * V, 0, 0),
         "linear_cross_entropy": (n + table, 2 * n + 2 * table, head, 2 * head),
         "embedding": (n + ratio * min(n, table), n + ratio * (table + T * C), 0, 0),

@@ -30,7 +30,7 @@ class ModelConfig(Config):
     qkv_bias: bool = option(False, "with --bias: in query, key and value too, as in GPT-2")
     head_bias: bool = option(True, "a bias in lm_head, as in the lecture")
     tied_head: bool = option(False, "lm_head shares the weight of the token embedding")
-    activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared", "swiglu"] = option(
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu_squared"] = option(
         "relu", "non-linearity of the feed-forward"
     )
     n_inner: int = option(0, "number of channels of the feed-forward; 0: four times n_embd")
@@ -72,10 +72,5 @@ class ModelConfig(Config):
         return self.n_head, kv_heads, kv_heads
 
     @property
-    def feed_forward_widths(self) -> tuple[int, int]:
-        """The numbers of channels that enter and leave the activation."""
-        if self.activation == "swiglu":  # two thirds of the width: as many weights as the others
-            out = self.n_inner or max(8, self.n_embd * 8 // 3 // 8 * 8)
-            return 2 * out, out
-        out = self.n_inner or 4 * self.n_embd
-        return out, out
+    def feed_forward_width(self) -> int:
+        return self.n_inner or 4 * self.n_embd

@@ -16,7 +16,7 @@ def build(config: ModelConfig, ops, stage: str = "") -> Model:
         raise UserError("the model needs a vocabulary; --vocab-size must be at least 1")
     C, T, L = config.n_embd, config.block_size, config.n_layer
     numbers = (
-        (4 * C + sum(config.feed_forward_widths)) * L * C
+        (4 * C + 2 * config.feed_forward_width) * L * C
         + (config.vocab_size + T) * C
         + (ops is None) * L * config.n_head * T**2  # each head keeps one, as in the lecture
     )

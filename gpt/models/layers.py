@@ -154,14 +154,12 @@ class FeedForward(nn.Module):
         super().__init__()
         self.ops = ops
         self.activation = config.activation
-        into, out = config.feed_forward_widths
-        self.up = Linear(config.n_embd, into, bias=config.bias)
-        self.down = IntoStream(out, config.n_embd, bias=config.bias)
+        width = config.feed_forward_width
+        self.up = Linear(config.n_embd, width, bias=config.bias)
+        self.down = IntoStream(width, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         up, down, activation = self.up, self.down, self.activation
-        if activation == "swiglu":
-            return down(self.ops.swiglu(up(x)))
         if isinstance(x, Normalised):
             return down(up(x, activation))
         return self.ops.feed_forward(

@@ -31,9 +31,6 @@ class Activation(nn.Module):
             return F.gelu(x)  # x Phi(x), by erf
         if self.kind == "gelu_tanh":
             return F.gelu(x, approximate="tanh")  # GPT-2's approximation
-        if self.kind == "swiglu":  # Shazeer 2020
-            a, b = x.chunk(2, dim=-1)
-            return F.silu(a) * b
         x = F.relu(x)
         return x**2 if self.kind == "relu_squared" else x  # So et al. 2021, Primer
 
@@ -129,11 +126,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        into, out = config.feed_forward_widths
+        width = config.feed_forward_width
         self.net = nn.Sequential(
-            nn.Linear(config.n_embd, into, bias=config.bias),
+            nn.Linear(config.n_embd, width, bias=config.bias),
             Activation(config),
-            nn.Linear(out, config.n_embd, bias=config.bias),
+            nn.Linear(width, config.n_embd, bias=config.bias),
             nn.Dropout(config.dropout),
         )
 

@@ -84,7 +84,7 @@ def _described(config: ModelConfig, end_of_text: int | None) -> dict:
         "activation_function": activations[config.activation],
         **{name: getattr(config, name) for name in SIZES},
         "n_positions": config.block_size,
-        "n_inner": config.feed_forward_widths[0],
+        "n_inner": config.feed_forward_width,
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tied_head,
         "attn_pdrop": config.dropout,

@@ -118,7 +118,7 @@ def fitted(state: State, config: ModelConfig) -> State:
 
 def packed_layout(config: ModelConfig) -> State:
     """The names and shapes of the weights that a run of this model keeps."""
-    sizes = (3 * config.n_embd, config.vocab_size, config.block_size, *config.feed_forward_widths)
+    sizes = (3 * config.n_embd, config.vocab_size, config.block_size, config.feed_forward_width)
     if config.vocab_size < 1 or config.n_embd * max(sizes) >= 2**60:
         raise UserError(f"weights: a matrix of the model has the size 0 or more than {2**60}")
     with torch.device("meta"):

@@ -75,7 +75,6 @@ TILES: dict[str, dict[int, Any]] = {
     "embedding_one_hot": {80: (128, 64, 64, 8)},
     "embedding_one_hot_fp32": {80: (128, 32, 64, 8)},  # more rows would spill
     "activation": {80: (4_096, 8)},  # elements, warps
-    "gated_activation": {80: (2_048, 4)},  # elements, warps
     "rotary": {80: (1_024, 4)},  # elements of one half of the heads, warps
     "activation_backward": {80: (32, 128, 8)},  # rows, columns, warps
     # products of the feed-forward: M, N, K, warps, stages; through pointers or descriptors

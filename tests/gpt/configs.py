@@ -12,7 +12,7 @@ from tests.operands import DEVICE
 
 LECTURE = ModelConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared")
 GPT2 = {"qkv_bias": True, "head_bias": False, "tied_head": True, "activation": "gelu_tanh"}
 MODERN = {"norm": "rms_norm", "position": "rope", "qk_norm": True, "activation": "relu_squared"}
 MODERN |= {"bias": False, "head_bias": False, "tied_head": True, "projection_init": "zero"}

@@ -20,7 +20,6 @@ RIGHT = {
     "attention": {name: (1, 2, 3, 16) for name in "qkv"},
     "attention_qkv": {"qkv": (1, 5, 48), "n_head": 2},
     "feed_forward": {"x": (3, 8), "w1": (16, 8), "b1": (16,), "w2": (8, 16), "b2": (8,)},
-    "swiglu": {"x": (2, 8)},
     "cross_entropy": {"logits": (2, 3, 7), "targets": (2, 3), "weight": (7,)},
     "linear_cross_entropy": {
         **{"x": (4, 3), "weight": (7, 3), "bias": (7,), "targets": (4,), "class_weight": (7,)}
@@ -40,7 +39,6 @@ WRONG_SHAPES = """
     attention: q (2, 3, 16) (2, 2, 3, 16) (1, 2, 3, 8) (1, 3, 3, 16); k (1, 2, 4, 16) (1, 1, 3, 16)
     attention_qkv: qkv (5, 48) (1, 5, 49) (1, 5, 0)
     feed_forward: x (3, 9) (); w1 (16,) (8, 16); b1 (8,); w2 (16, 8); b2 (16,)
-    swiglu: x ()
     cross_entropy: logits () (2, 3, 0) (6, 7); targets (2, 3, 1) (6,); weight (6,) (1, 7)
     linear_cross_entropy: x (); weight (7, 3, 1) (0, 3); bias (3,); targets (5,); class_weight (3,)
     decode_linear: x (2, 9) (8,); bias (8,); residual (5,); norm_weight (5,)
@@ -64,7 +62,6 @@ WRONG = [
     ("linear_cross_entropy", {"x": torch.half}, "x torch.float16, weight torch.float32"),
     ("feed_forward", {"x": torch.bfloat16}, "x torch.bfloat16, w1 torch.float32"),
     ("feed_forward", {"activation": "swish"}, "'swish' is not supported; choose one of relu, gelu"),
-    ("swiglu", {"x": (2, 7)}, r"x \(2, 7\) has no second half"),
     ("attention", {"k": torch.half}, "q torch.float32, k torch.float16, .*; give one"),
     ("attention", dict.fromkeys("qkv", torch.int64), "q has dtype torch.int64; give fp16, bf16,"),
     ("attention", dict.fromkeys("qkv", (1, 2, 3, 257)), "D is 257; give heads of 1 to 256"),

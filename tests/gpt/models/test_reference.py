@@ -53,11 +53,7 @@ class Equations:
             side_by_side = [channel for head in heads for channel in head[t]]
             x_t = add(x_t, self.linear(f"{name}.sa.proj", side_by_side))
             hidden = self.linear(f"{name}.ffwd.net.0", self.norm(f"{name}.ln2", x_t))
-            if self.config.activation == "swiglu":
-                a, b = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
-                hidden = [u / (1 + math.exp(-u)) * w for u, w in zip(a, b, strict=True)]
-            else:
-                hidden = [ACTIVATIONS[self.config.activation](u) for u in hidden]
+            hidden = [ACTIVATIONS[self.config.activation](u) for u in hidden]
             out.append(add(x_t, self.linear(f"{name}.ffwd.net.2", hidden)))
         return out
 
