@@ -1,8 +1,7 @@
 """nanoGPT's ckpt.pt: its model and tokenizer.
 
-A file does not say which GELU it was trained with. nanoGPT changed to the exact one on 2023-05-17;
-on 2023-01-27 it had added `bias` to the arguments of a model, and on 2023-05-06 the embeddings to
-the weights that its optimizer decays: a file without either is an old one.
+A file does not say which GELU it was trained with; before 2023-05-17 it was the tanh approximation,
+which differs by less than 5e-4. Files without `bias` are older, and are refused.
 """
 
 from pathlib import Path
@@ -19,17 +18,9 @@ ARGUMENTS = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout
 def config_of(content: dict, source: Path) -> ModelConfig:
     """The model of a ckpt.pt; raises UserError if nanoGPT has no such model."""
     arguments = content["model_args"]
-    if not isinstance(arguments, dict) or {*arguments, "bias"} != ARGUMENTS:
+    if not isinstance(arguments, dict) or {*arguments} != ARGUMENTS:
         raise UserError(f"{source}: its model_args are not {', '.join(sorted(ARGUMENTS))}")
-    try:
-        decayed = content["optimizer"]["param_groups"][0]["params"]
-        is_old = len(decayed) == 4 * arguments["n_layer"]  # without embeddings
-    except (LookupError, TypeError, AttributeError):
-        is_old = False
-    is_old |= "bias" not in arguments
-    model = PRESETS["gpt2"].model.to_dict() | {"bias": True} | arguments
-    model["activation"] = "gelu_tanh" if is_old else "gelu"
-    return ModelConfig.from_dict(model, source)
+    return ModelConfig.from_dict(PRESETS["gpt2"].model.to_dict() | arguments, source)
 
 
 def tokenizer_of(content: dict, vocab_size: int, folders: list[Path]) -> Tokenizer | None:
