@@ -1,23 +1,20 @@
-"""Mutation testing: `python -m tests.mutants [--file layer_norm ...] [--check | --ptx]`.
+"""Mutation testing: `python -m tests.mutants [--file layer_norm ...] [--check]`.
 
 `tests/mutations/layer_norm.txt` lists one-line mistakes, what each would break, and the tests:
 
     file: kernels/norms/layer_norm.py
     test: tests/kernels/norms/test_layer_norm.py
-    ptx: tests/kernels/norms/test_layer_norm.py -k "wide_rows or many_tiles"
 
     y *= weight => y += weight | the weight is added
 
 The text before "=>" occurs exactly once in the file; a line break in it is written as \\n. Each
 mutation is applied to a copy of the repository, in which the tests run until one fails. A mutation
 that no test detects is printed as SURVIVED, and the exit code is 1. `--check` runs no tests: it
-only looks for every text in its file. `--ptx` runs, instead of the tests, pytest with what follows
-"ptx:", on the mutations inside of kernels, which are compiled and whose PTX is executed.
+only looks for every text in its file.
 """
 
 import argparse
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -42,16 +39,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Mutate the code; a test must fail each time.")
     parser.add_argument("--file", action="append", choices=names, help="default: all")
     parser.add_argument("--check", action="store_true", help="only look for the texts to replace")
-    parser.add_argument("--ptx", action="store_true", help="execute the compiled kernels")
     arguments = parser.parse_args()
     survivors = 0
     for name in arguments.file or names:
-        file, tests, selected, mutations = read(name)
-        if arguments.ptx:
-            if not selected:
-                continue
-            tests = ["--ptx=80", *shlex.split(selected)]
-            mutations = [one for one in mutations if in_kernel(file, one)]
+        file, tests, mutations = read(name)
         mutants = [mutate(file, mutation) for mutation in mutations]
         if not arguments.check:
             survivors += survivors_of(file, tests, dict(zip(mutations, mutants, strict=True)))
@@ -60,23 +51,16 @@ def main() -> int:
     return 1 if survivors else 0
 
 
-def read(name: str) -> tuple[str, list[str], str, list[Mutation]]:
-    """The mutated file, its tests, those of compiled kernels (or ""), and its mutations."""
+def read(name: str) -> tuple[str, list[str], list[Mutation]]:
+    """The mutated file, its tests, and its mutations."""
     head, _, body = (LISTS / f"{name}.txt").read_text(encoding="utf-8").partition("\n\n")
     fields = [line.split(": ", 1) for line in head.splitlines()]
-    file, tests = fields[0][1], [value for key, value in fields if key == "test"]
-    selected, mutations = " ".join(value for key, value in fields if key == "ptx"), []
+    file, tests, mutations = fields[0][1], [value for key, value in fields if key == "test"], []
     for line in body.splitlines():
         change, _, reason = line.rpartition(" | ")
         old, _, new = change.replace("\\n", "\n").partition(" => ")
         mutations.append(Mutation(old, new, reason))
-    return file, tests, selected, mutations
-
-
-def in_kernel(file: str, mutation: Mutation) -> bool:
-    """Whether the text is part of a kernel; two empty lines precede every function."""
-    before = (ROOT / file).read_text(encoding="utf-8").partition(mutation.old)[0]
-    return before.rpartition("\n\n\n")[2].startswith("@triton.jit")
+    return file, tests, mutations
 
 
 def mutate(file: str, mutation: Mutation) -> str:
