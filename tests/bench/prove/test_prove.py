@@ -10,7 +10,7 @@ import torch
 from bench import results, training
 from bench.prove import __main__ as prove
 from bench.prove.stage import beside, failed, no_time, passed, run_stage
-from bench.prove.stages import loss, parity, profile, repeat, sanitize
+from bench.prove.stages import loss, parity, repeat, sanitize
 from bench.workloads.steps import TrainingStep
 from gpt.config.model import ModelConfig
 from kernels import torch_ops
@@ -125,11 +125,6 @@ def test_judgement_of_what_a_tool_has_found(stage, found, code, outcome):
     assert stage.judge(found, code) == outcome
 
 
-def test_parity_records_the_outcome_of_each_test(monkeypatch):
-    monkeypatch.setattr(parity, "WORKERS", 1)
-    assert parity.work("tests/gpt/generation/test_text_stream.py", 200.0) == passed("2 passed")
-
-
 def test_a_run_ends_at_the_loss(monkeypatch, tmp_path):
     options = ["--preset=quickstart", *SIZES, *CPU, "--max-iters=1000000"]
     monkeypatch.setattr(loss, "RUNS", {"tiny": options})
@@ -159,12 +154,3 @@ def test_step_has_rates_and_spread(implementation, monkeypatch):
     assert row["tokens_per_second"] == pytest.approx(3 * 8 / row["milliseconds"] * 1e3)
     low, high = row["milliseconds_p20_p80"]
     assert 0 < low <= row["milliseconds"] <= high
-
-
-def test_kernels_of_a_replay_are_grouped_by_kind():
-    events = [("nvjet_sm90_tst", 3.0), ("a_kernel", 4.0), ("void cublasLt::splitKreduce<32>", 1.0)]
-    events += [("Memset (Unknown)", 0.4), ("void at::native::a_kernel", 0.6), ("a_kernel", 1.0)]
-    rows = [list(row.values()) for row in profile.kernel_rows("gpt2", events)]
-    assert rows[0] == ["gpt2", "a_kernel", 2, 5.0, 0.5]
-    assert rows[1] == ["gpt2", "matrix products of cuBLAS", 2, 4.0, 0.4]
-    assert [row[1] for row in rows[2:]] == ["PyTorch's other kernels", "copies and fills"]
