@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import torch_cpu
 from .common.operands import check_sampling_rule
 from .key_ranges import KeyRanges
 from .ops import Ops
@@ -60,7 +61,7 @@ def add_layer_norm(
     """The residual sum and its LayerNorm, (..., C) each; see `kernels.add_layer_norm`."""
     if x_bias is not None:
         x = x + x_bias.to(x.dtype)
-    x = F.dropout(x, dropout_p)
+    x = torch_cpu.dropout(x, dropout_p)
     total = x if residual is None else residual + x
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
@@ -125,9 +126,16 @@ def attention_qkv(
     """`attention` of a packed projection (B, T, (H + 2 Hkv) D), with QK norm and rotation."""
     counts = (n_head, *[n_head if n_kv_head is None else n_kv_head] * 2)  # heads of q, k, v
     heads = qkv.unflatten(2, (sum(counts), -1))  # (B, T, H + 2 Hkv, D)
+    T, D = qkv.shape[1], heads.shape[3]
+    is_plain = causal and not softcap and ranges is None and counts[0] == counts[1]
+    if is_plain and T <= SHORT and torch_cpu.is_faster(qkv):
+        mask, _ = attention_mask(qkv[:, None], qkv[:, None], True, window, None)  # (T, T)
+        cos, sin = (x if x is None else x[:T].to(qkv.dtype) for x in (cos, sin))
+        arguments = qkv, n_head, mask, eps if qk_norm else None, cos, sin, dropout_p
+        return torch_cpu.ShortAttention.apply(*arguments, D**-0.5 if scale is None else scale)
     if qk_norm or cos is not None:
         qk, v = heads.split((counts[0] + counts[1], counts[2]), dim=2)
-        angles = (x if x is None else x[: qkv.shape[1]] for x in (cos, sin))
+        angles = (x if x is None else x[:T] for x in (cos, sin))
         qk = _positioned(qk, qk_norm, eps, *angles)
         q, k = qk.split(counts[:2], dim=2)
     else:
@@ -167,14 +175,10 @@ def feed_forward(
     activation: str = "gelu",
 ) -> Tensor:
     """Two linear layers with an activation between them, (..., C); see `kernels.feed_forward`."""
+    if activation == "relu_squared" and b1 is b2 is None and torch_cpu.is_faster(x):
+        return torch_cpu.ReluSquared.apply(x, w1, w2)
     hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))  # (..., F)
     return F.linear(hidden, w2, b2)
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """silu(gate) * up of x (..., 2 F) = gate, up; see `kernels.swiglu`."""
-    gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 def adamw(
@@ -331,6 +335,6 @@ def _uniform(B, V, device, seed):
 
 OPS = Ops(
     *(embedding, layer_norm, rms_norm, add_layer_norm, attention, attention_qkv, feed_forward),
-    *(swiglu, cross_entropy, linear_cross_entropy, adamw),
+    *(cross_entropy, linear_cross_entropy, adamw),
     *(decode_linear, decode_attention, sample_token),
 )
