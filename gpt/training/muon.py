@@ -10,6 +10,8 @@ class Muon(torch.optim.Optimizer):
     """Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
 
     update = orthogonalise(gradient + momentum * buffer) * sqrt(max(1, rows / columns)).
+    weight -= lr * (update + weight_decay * weight)     (Liu et al. 2025, "Muon is scalable ...")
+
     Matrices of the same shape are orthogonalised as one batch.
     """
 
@@ -20,6 +22,7 @@ class Muon(torch.optim.Optimizer):
         matrices: Iterable[tuple[nn.Parameter, int]],  # a weight, and how many matrices it packs
         lr: float,
         momentum: float = 0.95,
+        weight_decay: float = 0.0,  # decoupled, as AdamW's
         dtype: torch.dtype | None = None,  # of the products in `orthogonalise`
     ):
         groups: dict[tuple[int, int], dict] = {}
@@ -28,7 +31,8 @@ class Muon(torch.optim.Optimizer):
             group = groups.setdefault(shape, {"params": [], "shape": shape})
             group["params"].append(weight)
         self.dtype = dtype
-        super().__init__(list(groups.values()), {"lr": lr, "momentum": momentum})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(list(groups.values()), defaults)
         for group in self.param_groups:
             device = group["params"][0].device
             if device.type == "cuda":  # a tensor there, so that a CUDA graph's replays read it
@@ -55,6 +59,8 @@ class Muon(torch.optim.Optimizer):
             batch = orthogonalise(batch.to(self.dtype)).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
             sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
             for weight, update in zip(weights, batch.split(sizes), strict=True):
+                if group["weight_decay"]:
+                    weight.mul_(1.0 - rate * group["weight_decay"])
                 weight.sub_(update.reshape(weight.shape) * rate)
 
     def _buffer(self, weight: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,8 @@ def make_optimizers(
     betas = (config.beta1, config.beta2)
     optimizers = [adamw(groups, lr=config.learning_rate, betas=betas, eps=1e-8, weight_decay=0.0)]
     if matrices:
-        optimizers.append(Muon(matrices, lr=config.muon_learning_rate, dtype=dtype))
+        options = {"lr": config.muon_learning_rate, "weight_decay": config.weight_decay}
+        optimizers.append(Muon(matrices, **options, dtype=dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = float(group["lr"])  # which the schedule scales

@@ -81,32 +81,34 @@ def newton_schulz(s):
     return s
 
 
-def by_hand(weight, gradients, lr, momentum=0.95):
-    """The steps of Muon on one matrix, from its description (Jordan et al. 2024)."""
+def by_hand(weight, gradients, lr, decay, momentum=0.95):
+    """The steps of Muon on one matrix (Jordan et al. 2024), with decay (Liu et al. 2025)."""
     buffer = torch.zeros_like(weight)
     for gradient in gradients:
         buffer = momentum * buffer + (1 - momentum) * gradient
         update = (1 - momentum) * gradient + momentum * buffer
         u, s, v = torch.linalg.svd(update, full_matrices=False)
         rows, columns = weight.shape
-        weight = weight - lr * max(1, rows / columns) ** 0.5 * (u * newton_schulz(s) @ v)
+        scale = max(1, rows / columns) ** 0.5
+        weight = weight - lr * (scale * (u * newton_schulz(s) @ v) + decay * weight)
     return weight
 
 
 @pytest.mark.parametrize(
-    ("packed", "rows", "columns"), [(1, 6, 4), (1, 4, 6), (3, 4, 6), (3, 5, 5)]
+    ("packed", "rows", "columns", "decay"),
+    [(1, 6, 4, 0.0), (1, 4, 6, 0.5), (3, 4, 6, 0.0), (3, 5, 5, 0.5)],
 )
-def test_muon_orthogonalises_each_packed_matrix_by_its_definition(packed, rows, columns):
+def test_muon_orthogonalises_each_packed_matrix_by_its_definition(packed, rows, columns, decay):
     generator = torch.Generator().manual_seed(3)
     shape = (4, packed, rows, columns)
     start, *gradients = torch.randn(shape, dtype=torch.float64, generator=generator)
     gradients = [g * torch.tensor([1.0, 100.0, 10.0])[:packed, None, None] for g in gradients]
     weight = torch.nn.Parameter(start.flatten(0, 1).clone())
-    muon = Muon([(weight, packed)], lr=0.1, dtype=torch.float64)
+    muon = Muon([(weight, packed)], lr=0.1, weight_decay=decay, dtype=torch.float64)
     for gradient in gradients:
         weight.grad = gradient.flatten(0, 1)
         muon.step()
-    parts = [by_hand(start[i], [g[i] for g in gradients], 0.1) for i in range(packed)]
+    parts = [by_hand(start[i], [g[i] for g in gradients], 0.1, decay) for i in range(packed)]
     assert torch.allclose(weight.detach(), torch.cat(parts), atol=1e-6)
 
 
@@ -126,8 +128,9 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest():
     counts = {id(weight): count for weight, count in block_matrices(gpt)}
     named = {n: counts[id(p)] for n, p in gpt.named_parameters() if id(p) in counts}
     assert named == MATRICES
-    adamw, muon = make_optimizers(gpt, replace(CONFIG, optimizer="muon"), ADAMW)
+    adamw, muon = make_optimizers(gpt, replace(CONFIG, optimizer="muon", weight_decay=0.2), ADAMW)
     assert names_of(gpt, *muon.param_groups) == set(MATRICES)
     rest = {name for name, _ in gpt.named_parameters()} - set(MATRICES)
     assert names_of(gpt, *adamw.param_groups) == rest
     assert all(group["lr"] == group["initial_lr"] == 0.02 for group in muon.param_groups)
+    assert all(group["weight_decay"] == 0.2 for group in muon.param_groups)
