@@ -58,10 +58,9 @@ class SampleConfig(Config):
     )
     stop: str = option("", "end a sample before this text")
     slide: int = option(
-        1,
-        "number of tokens that leave the context at once when it is full; more are faster, 1 is as "
-        "in the lecture",
-        at_least=1,
+        0,
+        "number of tokens that leave the context at once when it is full: 1 as in the lecture, "
+        "which is slow; 0: a quarter of the block",
     )
     seed: int = option(1337, "seed of the samples", below=2**63)
     kernels: str = option(

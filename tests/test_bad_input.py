@@ -111,7 +111,7 @@ TRAIN += [  # options, what the message contains, preparation of FOLDER
     (RESUME, "/other", other_text),
 ]
 SAMPLE = named("""
-    --strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0 --slide=0 --start= --out-dir=
+    --strat=x --temperature=-1 --num-samples=0 --max-new-tokens=0 --slide=-1 --start= --out-dir=
     --num-samples=65536 --max-new-tokens=99999999 --top-k=1e30 --top-k=9999999999 --seed=-1
     --seed=9223372036854775808 --temperature=1e300 --temperature=nan --top-p=inf
 """)

@@ -8,7 +8,8 @@ contexts: the whole text while it fits in the block, and then the part that star
 With `slide` = 1 that is the lecture's crop, the last block_size tokens. It moves with every token,
 so that every token needs a new prefill. With `slide` = S it moves by S tokens at a time: there is
 one prefill for S tokens, and a token sees between block_size - S + 1 and block_size earlier ones.
-Either way the result is exactly the model's output for that context.
+Either way the result is exactly the model's output for that context. By default S is a quarter of
+block_size (docs/benchmarks.md has the effect on the loss).
 """
 
 import warnings
@@ -38,18 +39,20 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),  # noqa: B008 (it is frozen)
     *,
-    slide: int = 1,
+    slide: int = 0,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of each row, shape (B,), int64, on the CPU, `max_new_tokens` times.
 
     tokens: the prompts (B, T), int64, with at least one token.
     sampling: how a token is chosen; by default it is sampled from the model's distribution.
-    slide: how many tokens the context moves by when it is full; 1 is the lecture's crop.
-    Raises ValueError if the prompts are empty or `slide` is not between 1 and the block size.
+    slide: how many tokens the context moves by when it is full; 1 is the lecture's crop, and 0
+        stands for a quarter of the block size.
+    Raises ValueError if the prompts are empty or `slide` is not between 0 and the block size.
     """
-    if not 1 <= slide <= model.config.block_size:
-        raise ValueError(f"slide is {slide}; give 1 to the block size, {model.config.block_size}")
+    if not 0 <= slide <= model.config.block_size:
+        raise ValueError(f"slide is {slide}; give 0 to the block size, {model.config.block_size}")
+    slide = slide or max(1, model.config.block_size // 4)
     if tokens.shape[1] == 0:
         raise ValueError("the prompts are empty; give at least one token")
     if max_new_tokens < 1:

@@ -57,10 +57,11 @@ def greedy(model, prompts, new, **options):
 def expected(name, slide, length):
     """Two prompts, and how the lecture's loop continues them."""
     prompts = draw_tokens(2, length, seed=length, vocab_size=VOCABULARY).to(DEVICE)
-    return prompts, lecture_loop(build(name, "reference"), prompts, 3 * BLOCK, slide).cpu()
+    made = lecture_loop(build(name, "reference"), prompts, 3 * BLOCK, slide or BLOCK // 4)
+    return prompts, made.cpu()
 
 
-@pytest.mark.parametrize("slide", [1, 5, BLOCK])
+@pytest.mark.parametrize("slide", [0, 1, 5, BLOCK])
 @pytest.mark.parametrize("name", ["qkv bias", "modern", "grouped window"])
 @pytest.mark.parametrize("table", TABLES)
 def test_prompts_continue_as_in_the_lecture(name, table, slide):
@@ -80,7 +81,7 @@ def test_empty_prompts_and_wrong_slides_are_rejected():
     model = build("lecture", "torch")
     with pytest.raises(ValueError, match="the prompts are empty"):
         next(generate(model, draw_tokens(2, 0), 1))
-    for slide in (0, BLOCK + 1):
+    for slide in (-1, BLOCK + 1):
         with pytest.raises(ValueError, match="slide is"):
             next(generate(model, draw_tokens(1, 1), 1, slide=slide))
     assert list(generate(model, draw_tokens(1, 1), 0)) == []
