@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import torch
 
 from bench import results
 from gpt.runs.metrics import read_metrics
+
+SEEDS = (1337, 1338, 1339)  # of a median
+NOT_REACHED = "not reached"
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -23,12 +28,14 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def write(table: str, rows: list[dict], path: Path | None, machine: str = "") -> None:
-    """Write the result file of a table, if a path is given."""
+def write(
+    table: str, rows: list[dict], path: Path | None, machine: str = "", more: dict | None = None
+) -> None:
+    """Write the result file of a table, if a path is given. more: what else it holds."""
     if path:
         head = {"schema": results.SCHEMA, "table": table, "date": date.today().isoformat()}
         head |= {"commit": results.commit(), "machine": machine or describe_machine()}
-        results.write(path, head | {"rows": rows})
+        results.write(path, head | (more or {}) | {"rows": rows})
 
 
 def describe_machine() -> str:
@@ -59,3 +66,27 @@ def evaluations(folder: Path) -> list[dict]:
 def show(row: dict) -> dict:
     print(json.dumps(row), flush=True)
     return row
+
+
+def median(name: str, rows: list[dict]) -> dict:
+    """The median of every column, with the smallest and the largest value if they differ."""
+
+    def cell(values: list):
+        if len(set(values)) == 1:
+            return values[0]
+        if NOT_REACHED in values:
+            return NOT_REACHED
+        return f"{statistics.median(values)} ({min(values)} to {max(values)})"
+
+    columns = {key: cell([row[key] for row in rows]) for key in rows[0] if key != "run"}
+    return {"run": name} | columns
+
+
+def matmul_gflops() -> int:
+    """The median speed of bf16 products of 1,024 x 1,024 matrices, over a second."""
+    x, seconds = torch.randn(1024, 1024).bfloat16(), []
+    while sum(seconds) < 1:
+        began = time.perf_counter()
+        x @ x
+        seconds.append(time.perf_counter() - began)
+    return round(2 * 1024**3 / statistics.median(seconds) / 1e9)

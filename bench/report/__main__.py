@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from bench.report import tables
-from bench.report.pictures import Bars, pictures
+from bench.report.pictures import Picture, pictures
 from bench.results import REPOSITORY, by_gpu, by_table, intact, merge, read
 from gpt import UserError
 from gpt.files import read_json, write_whole
@@ -48,7 +48,7 @@ def update(root: Path, check: bool) -> int:
     with intact(path):
         for name in tables.LEDGER_TABLES:
             tables.render(name, [], {}, ledger)
-    with intact(folder / "decode-*.json or quickstart-*.json"):  # which share a picture
+    with intact(folder / "decode-*, laptop-* or quickstart-*.json"):  # in pictures
         shown = pictures(gpus, recipes)
     drawn = {root / PICTURES / name: one for name, one in shown.items()}
     stale = {path: picture for path, picture in drawn.items() if not picture.is_current(path)}
@@ -68,7 +68,7 @@ def update(root: Path, check: bool) -> int:
         print(f"out of date: {names}; run python -m bench.report" if stale else "up to date")
         return 1 if stale else 0
     for path, content in stale.items():
-        if isinstance(content, Bars):
+        if isinstance(content, Picture):
             content.save(path)
         else:
             write_whole(path, content.encode())

@@ -96,11 +96,22 @@ _QUICKSTART = replace(  # under a minute on two CPU cores
     model=replace(_MODERN_MODEL, block_size=64, n_layer=3, n_head=2, n_embd=128),
     data="auto",
     learning_rate=6e-3,
+    weight_decay=0.1,
     warmup_iters=5,
     batch_size=24,
-    max_iters=650,
-    eval_interval=150,
+    max_iters=800,
+    eval_interval=400,
     sample=500,
+)
+
+_LAPTOP = replace(  # the lecture's loss in minutes on two CPU cores
+    _QUICKSTART,
+    preset="laptop",
+    model=replace(_MODERN_MODEL, n_layer=4, n_head=4, n_embd=256, embedding_dropout=0.1),
+    warmup_iters=20,
+    batch_size=16,
+    max_iters=1300,
+    eval_interval=260,
 )
 
 _ADDITION = replace(  # the lecture's exercise 2: three digits in a minute on two CPU cores
@@ -115,6 +126,7 @@ _ADDITION = replace(  # the lecture's exercise 2: three digits in a minute on tw
     ),
     data="addition-3",
     batch_size=128,
+    weight_decay=0.0,
     max_iters=800,
     eval_interval=200,
     sample=0,
@@ -123,7 +135,15 @@ _ADDITION = replace(  # the lecture's exercise 2: three digits in a minute on tw
 PRESETS = {
     config.preset: config
     for config in (
-        *(_QUICKSTART, _LECTURE_FAST, _LECTURE, _LECTURE_SMALL, _SHAKESPEARE_CHAR, _SPEEDRUN),
+        *(
+            _QUICKSTART,
+            _LAPTOP,
+            _LECTURE_FAST,
+            _LECTURE,
+            _LECTURE_SMALL,
+            _SHAKESPEARE_CHAR,
+            _SPEEDRUN,
+        ),
         *(_ADDITION, _GPT2),
         _larger_gpt2("gpt2-medium", 24, 16, 1024),
         _larger_gpt2("gpt2-large", 36, 20, 1280),

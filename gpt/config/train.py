@@ -21,8 +21,8 @@ class TrainConfig(Config):
 
     preset: str = option(
         "lecture",
-        "the defaults of all other options: quickstart, lecture-fast, lecture, lecture-small, "
-        "shakespeare-char, speedrun, addition, or gpt2[-medium|-large|-xl]",
+        "the defaults of all other options: quickstart, laptop, lecture-fast, lecture, "
+        "lecture-small, shakespeare-char, speedrun, addition, or gpt2[-medium|-large|-xl]",
     )
     model: ModelConfig = field(default_factory=ModelConfig)
 
