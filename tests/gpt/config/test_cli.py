@@ -130,7 +130,10 @@ def config(tmp_path, monkeypatch):
         (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
         (["--compile=maybe"], "a switch is True or False, not 'maybe'"),
         (["--preset", "lectur"], "--preset lectur is unknown; did you mean lecture"),
-        (["--preset", "7"], "--preset 7 is unknown; choose one of quickstart, lecture-fast"),
+        (
+            ["--preset", "7"],
+            "--preset 7 is unknown; choose one of quickstart, laptop, lecture-fast",
+        ),
         (["--resume", "--out-dir", "nowhere"], "nowhere/last.json does not exist"),
         (["--resume", "--max-iters=12"], "decays to 0 at step 9, before --max-iters 12; add --lr-"),
         *((["--resume", change], "cannot change with --resume; it was") for change in CHANGES),

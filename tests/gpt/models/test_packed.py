@@ -13,7 +13,6 @@ from torch.nn.utils.parametrizations import weight_norm
 import kernels
 from gpt.models import packed, reference
 from gpt.models.layouts import lecture_from_packed, packed_from_lecture
-from kernels import torch_cpu
 from tests.gpt.configs import CONFIGS, LECTURE, draw_tokens, packed_from, randomise
 from tests.operands import DEVICE
 
@@ -117,7 +116,6 @@ def test_dropout_is_where_the_reference_has_it(name, monkeypatch):
     model, packed_model = build_reference(config, torch.float64), build(ops, config, DTYPE)
     tokens = draw_tokens(2, 7)
     monkeypatch.setattr(torch.nn.functional, "dropout", mask)
-    monkeypatch.setattr(torch_cpu, "dropout", mask)
     dropped, whole = (model.train(training)(tokens)[0] for training in (True, False))
     assert not torch.equal(dropped, whole)
     for training, expected, p in ((True, dropped, 0.5), (False, whole, 0.0)):
