@@ -56,12 +56,13 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov momentum
             batch = torch.cat([u.reshape(-1, *shape) for u in updates])  # (N, rows, columns)
-            batch = orthogonalise(batch.to(self.dtype)).mul_(max(1.0, shape[0] / shape[1]) ** 0.5)
-            sizes = [weight.numel() // (shape[0] * shape[1]) for weight in weights]
-            for weight, update in zip(weights, batch.split(sizes), strict=True):
-                if group["weight_decay"]:
-                    weight.mul_(1.0 - rate * group["weight_decay"])
-                weight.sub_(update.reshape(weight.shape) * rate)
+            batch = orthogonalise(batch.to(self.dtype))
+            batch = batch.mul_(rate * max(1.0, shape[0] / shape[1]) ** 0.5)
+            parts = batch.split([weight.numel() // (shape[0] * shape[1]) for weight in weights])
+            if group["weight_decay"]:
+                torch._foreach_mul_(weights, 1.0 - rate * group["weight_decay"])
+            shapes = [weight.shape for weight in weights]
+            torch._foreach_sub_(weights, list(map(torch.Tensor.reshape, parts, shapes)))
 
     def _buffer(self, weight: torch.Tensor) -> torch.Tensor:
         state = self.state[weight]
