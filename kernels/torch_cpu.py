@@ -1,8 +1,7 @@
 """Attention, relu^2 and dropout for training on a CPU, where a step is mostly passes over memory.
 
-PyTorch differentiates a normalised and rotated attention, and relu^2, operation by operation. Their
-backward passes written by hand read and write memory two to three times less. They have no second
-derivative.
+PyTorch differentiates a normalised and rotated attention, and relu^2, operation by operation. These
+backward passes read and write much less memory; they have no second derivative.
 """
 
 from typing import Any

@@ -8,7 +8,6 @@ block size. Times are training times, without set-up and evaluations, but for th
 sample". The speed of a product of matrices shows what the machine does at the time.
 """
 
-import math
 import pickle
 import re
 import shutil
@@ -63,7 +62,7 @@ def race(checkout: Path, text: Path, data: TokenDataset, seed: int, folder: Path
     script += ["--eval-interval=25", "--sample=0", f"--out-dir={folder / 'run'}"]
     common.run_script(*script)
     ours = common.evaluations(folder / "run")
-    reached = next((e["seconds"] for e in ours if e["val_loss"] <= loss), math.inf)
+    reached = next((e["seconds"] for e in ours if e["val_loss"] <= loss), float("inf"))
     return {
         "run": f"seed {seed}",
         "nanoGPT final loss": round(loss, 4),
