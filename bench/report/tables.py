@@ -247,7 +247,7 @@ GPU_TABLES = {  # name -> rows of a table, and the stage of make prove that meas
 }
 LEDGER_TABLES = {"ledger": kernel_cells, "ledger-summary": summary_cells}
 RECIPE_TABLES = (
-    *("laptop", "laptop-steps", "quickstart", "decode", "decode-gpu", "ladder"),
+    *("laptop", "laptop-steps", "laptop-trials", "quickstart", "decode", "decode-gpu", "ladder"),
     *("exercises-arithmetic", "exercises-features", "exercises-finetune"),
 )
 NAMES = ("gpu", "speed", *GPU_TABLES, *LEDGER_TABLES, *RECIPE_TABLES)
