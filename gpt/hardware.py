@@ -108,7 +108,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees, for the next one: page faults were a quarter of both."""
+    """Let glibc keep freed memory for the next step, which page faults would slow by a quarter."""
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
     for parameter in (-1, -3) if mallopt else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(parameter, 2**30)  # bytes from which on freed memory is returned

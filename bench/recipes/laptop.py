@@ -27,7 +27,7 @@ LOSSES = (1.4873, 1.4697)  # at the end of the lecture's run, and nanoGPT's best
 LECTURE = ["--preset=lecture", "--kernels=reference", "--device=cpu", "--eval-interval=20"]
 LECTURE_STEPS = 40
 WITHOUT = {  # technique -> what removes it
-    "": "pass",
+    "nothing": "pass",
     "`ShortAttention` and `ReluSquared`": "kernels.torch_cpu.is_faster = lambda x: False",
     "`keep_freed_memory`": "gpt.hardware.keep_freed_memory = lambda: None",
     "bf16": "options += ['--dtype=float32']",
@@ -101,7 +101,7 @@ def step_times(text: Path) -> list[dict]:
             common.run_script("-c", program)
             lines = [one for one in read_metrics(Path(folder, "run")) if "loss" in one]
         found[name] += [one["milliseconds"] for one in lines[WARM_UP:]]
-    rows, first = [], statistics.median(found[""])
+    rows, first = [], statistics.median(found["nothing"])
     for name, times in found.items():
         (low, _, _, high), median = statistics.quantiles(times, n=5), statistics.median(times)
         row = {"without": name, "ms": round(median), "p20-p80": f"{low:.0f}-{high:.0f}"}
