@@ -62,8 +62,6 @@ def activate(x, ACTIVATION: tl.constexpr):
         hidden = relu
     elif ACTIVATION == "relu_squared":
         hidden = relu * relu
-    elif ACTIVATION == "silu":
-        hidden = x * tl.sigmoid(x)
     else:
         z = tl.abs(x)
         hidden = relu - z * _tail(z, ACTIVATION)[0]
@@ -77,9 +75,6 @@ def derivative(kept, ACTIVATION: tl.constexpr):
         slope = tl.where(kept > 0, 1.0, 0.0)
     elif ACTIVATION == "relu_squared":
         slope = 2 * tl.sqrt(kept)
-    elif ACTIVATION == "silu":
-        s = tl.sigmoid(kept)
-        slope = s * (1 + kept * (1 - s))
     else:
         z = tl.abs(kept)
         q, p = _tail(z, ACTIVATION)
