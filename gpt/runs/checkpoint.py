@@ -109,14 +109,6 @@ def _read(folder: Folder, name: str, kinds: Iterable[str]) -> tuple[dict, dict[s
             # the checkpoint was replaced in the meantime: read the new one
 
 
-def names(path: Path, kinds: Iterable[str]) -> dict[str, Iterable[str]]:
-    """The checkpoints in a folder, and the kinds of tensors that each must have."""
-    with _opened(path) as folder:
-        resumable = ["last", *sorted(kept_names(folder), key=step_of)]
-        best = {"best": ("weights",)} if "best.json" in folder.names() else {}
-        return best | dict.fromkeys(resumable, tuple(kinds))
-
-
 def last_record(path: Path) -> dict:
     """The record of the checkpoint that `newest` finds."""
     return newest(path)[1]

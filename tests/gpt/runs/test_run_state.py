@@ -15,7 +15,7 @@ from gpt.config.train import TrainConfig
 from gpt.files import Folder
 from gpt.generation.load import load_model
 from gpt.models.build import build
-from gpt.runs import checkpoint, verify
+from gpt.runs import checkpoint
 from gpt.runs.run_folder import RunFolder
 from gpt.runs.run_state import ALL_KINDS, RunState, Saver, restore_run
 from gpt.training.precision import Precision
@@ -177,24 +177,6 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_a_damaged_last(tmp_path,
         path.unlink()
     with pytest.raises(UserError, match=r"last\.json is not JSON"):
         run.restore()
-
-
-def test_verify_names_each_damaged_checkpoint(tmp_path, capsys):
-    run = Run(tmp_path, keep=2)
-    run.step(0)
-    run.save(3, improved=True)
-    run.step(1)
-    run.save(4)
-    assert verify.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("match their checksums\n") == 4
-    damaged = record(tmp_path, "best")["files"]["weights"]["name"]
-    (tmp_path / damaged).write_bytes(b"")
-    assert verify.main([str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in out.splitlines()] == ["last", "step-0000004"]
-    assert err.count(f"{damaged} is damaged") == 2
-    assert verify.main([str(tmp_path / "nowhere")]) == 2
-    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 # --- which checkpoints are kept -------------------------------------------------------------------
