@@ -112,10 +112,6 @@ def _from_file(path: Path, data_dir: str) -> Source:
         return Source(config, tokenizer, lambda: fitted(packed_from_gpt2(state), config), {})
     if any(HEAD.fullmatch(name) for name in state):
         return _from_lecture(state, path)
-    size = _vocabulary(state)
-    if state.keys() == {TABLES[0]} and state[TABLES[0]].shape == (size, size):
-        state = {TABLES[0]: state[TABLES[0]].float()}
-        return Source(ModelConfig(vocab_size=size), None, lambda: state, {"lecture": "bigram"})
     raise UserError(
         f"--init-from {path} is neither nanoGPT's ckpt.pt nor a state dict of the lecture's model, "
         f"and beside it is no config.json of GPT-2: it begins with {next(iter(state))!r:.80}"
@@ -171,12 +167,10 @@ def initialise_from(name: str, model: Model, tokenizer: Tokenizer, data_dir: str
         given = fitted(given, theirs)
     check_finite(given, Path(name))
     kept, tokens = _shared_tokens(source.tokenizer, tokenizer, _vocabulary(given), model)
-    in_pairs = given.keys() == {TABLES[0]}  # the bigram model has a column for each token too
-    into, rows = ((each[:, None], each) if in_pairs else each for each in (kept, tokens))
     for table in TABLES if own.keys() == given.keys() else ():
-        if table in own and (in_pairs or own[table].shape[1:] == given[table].shape[1:]):
+        if table in own and own[table].shape[1:] == given[table].shape[1:]:
             merged = own[table].clone()
-            merged[into] = given[table][rows]
+            merged[kept] = given[table][tokens]
             given[table] = merged
     if POSITIONS in given:
         given[POSITIONS] = given[POSITIONS][: model.config.block_size]

@@ -13,14 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_model
-from torch.nn import functional as F
 
 import kernels
 from gpt import UserError
-from gpt.config.model import ModelConfig
-from gpt.data.corpus import open_data
 from gpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
-from gpt.models.lecture import STAGES
 from gpt.models.packed import GPT
 from gpt.models.reference import GPT as Reference
 from gpt.pretrained import gpt2
@@ -172,23 +168,6 @@ def test_a_state_dict_of_the_lecture(tmp_path, wrap):
     other = packed_model(replace(LECTURE, vocab_size=3))
     with pytest.raises(UserError, match="tokenizer is not that of --init-from"):
         initialise_from(name, other, CharTokenizer("abc"))
-
-
-def test_the_bigram_model_of_the_lecture(tmp_path):
-    table = torch.randn(12, 12)
-    write(tmp_path, {"bigram.pt": {TABLE: table}})
-    start = f"--init-from={tmp_path / 'bigram.pt'}"
-    assert run(tmp_path / "out", start, "--max-iters=0") == 0
-    val = open_data(str(tmp_path / "text"), "", "char").val.long()
-    expected = F.cross_entropy(table[val[:-1]], val[1:]).item()
-    assert metrics(tmp_path / "out")[0]["val_loss"] == pytest.approx(expected, abs=1e-6)
-    # rows and columns follow the characters, which the new data numbers otherwise
-    model = STAGES["bigram"](ModelConfig(vocab_size=3))
-    fresh = model.token_embedding_table.weight.detach().clone()
-    characters = record(tmp_path / "out", "best")["tokenizer"]["characters"]
-    initialise_from(str(tmp_path / "out"), model, CharTokenizer(characters[-1] + "yz"))
-    fresh[0, 0] = table[-1, -1]
-    assert torch.equal(model.token_embedding_table.weight, fresh)
 
 
 def test_the_rows_that_pad_a_vocabulary_are_kept(tmp_path, monkeypatch):
