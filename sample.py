@@ -98,6 +98,7 @@ def main(arguments: list[str]) -> int:
 def sample(config: SampleConfig) -> None:
     # the model
     device = hardware.choose_device(config.device)
+    hardware.keep_freed_memory(device)
     ops = load_ops(config.kernels, device)
     if config.init_from == "resume":
         model, tokenizer, record = load_model(Path(config.out_dir), config.checkpoint, ops, device)

@@ -49,8 +49,7 @@ def main(arguments: list[str]) -> int:
             preset = DEFAULT_PRESETS["cuda" if torch.cuda.is_available() else "cpu"]
             config = parse_run(arguments, preset, init_from.defaults_of, last_record)
             device = hardware.choose_device(distributed.init_process_group(config.device))
-            if device.type == "cpu":
-                hardware.keep_freed_memory()
+            hardware.keep_freed_memory(device)
             with distributed.print_on_main_only():
                 train(config, device)
     except (UserError, kernels.Unavailable) as error:

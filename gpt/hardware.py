@@ -107,9 +107,9 @@ def peak_memory(device: torch.device) -> int:
     return size if sys.platform == "darwin" else size * 1024  # Linux reports KiB
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step, which page faults would slow by a quarter."""
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, let glibc keep freed memory: page faults slow a training step by a quarter."""
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if device.type == "cpu" else None
     for parameter in (-1, -3) if mallopt else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(parameter, 2**30)  # bytes from which on freed memory is returned
 

@@ -84,6 +84,11 @@ def test_any_size_with_the_tiles_of_a_gpu(data, H, T, D, dtype):
     hold(positions, H, T, D, dtype)
 
 
+@pytest.mark.parametrize("window", [0, 17])
+def test_rows_of_one_position(window):
+    hold([20, 20], 2, 40, 6, torch.float32, Hkv=1, window=window)
+
+
 def test_the_largest_number_of_parts():
     hold([1_000, 2_079], 1, 2_080, 2, torch.float32)
 

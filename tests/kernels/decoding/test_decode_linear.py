@@ -90,17 +90,22 @@ def test_more_rows_than_a_program_processes(B):
     hold(B, 5, 33, torch.float32, norm="layer_norm", activation="relu")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("K", [1, 8, 33, 40, 48, 64])
 @pytest.mark.parametrize("B", [1, 3])
-def test_pytorchs_int8_product(B, K, dtype):
-    x, weight, _, scale, *_ = operands(B, 7, K, dtype, int8=True)
-    exact = x.double() @ (weight.double() * scale.double()[:, None]).T
-    error = (torch_ops.decode_linear(x.T.contiguous().T, weight, scale=scale) - exact).abs().max()
-    # sum, scale and product are rounded to the dtype, and a sum in fp32 is rounded K times
-    products = x.double().abs() @ (weight.double().abs() * scale.double().abs()[:, None]).T
-    bound = 2 * torch.finfo(dtype).eps * exact.abs().max()
-    assert error <= bound + K / 2 * torch.finfo(torch.float32).eps * products.max()
+def test_pytorchs_products(B, K, dtype, int8):
+    x, weight, bias, scale, *_ = operands(B, 8, K, dtype, int8=int8, bias=not int8)
+    stands_for = weight.double() if scale is None else weight.double() * scale.double()[:, None]
+    product = x.double() @ stands_for.T
+    added = torch.zeros_like(product) if bias is None else bias.double()
+    exact = product + added
+    y = torch_ops.decode_linear(x.T.contiguous().T, weight, bias, scale=scale)
+    # scale, product and sum are rounded to the dtype, and a sum in fp32 is rounded K times
+    products = x.double().abs() @ stands_for.abs().T
+    bound = 2 * torch.finfo(dtype).eps * (exact.abs().max() + added.abs().max())
+    bound += K / 2 * torch.finfo(torch.float32).eps * products.max()
+    assert (y - exact).abs().max() <= bound
 
 
 def test_many_rows_and_very_wide_rows_use_pytorch():
