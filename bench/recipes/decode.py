@@ -9,7 +9,8 @@ token, whose latency has its own column.
 An implementation that has not finished after --seconds is stopped; its row has the number of
 tokens that it generated. If it recomputes the whole context for each token, its rate is then too
 high, because a short context is faster. The lecture crops its context anew for every token;
-"slide 64" crops it once in 64 tokens, like `sample.py --slide 64`.
+"slide 64" crops it once in 64 tokens, like `sample.py --slide 64`. The int8 of llama.cpp, which is
+compared at batch 1 on a CPU where llama-cpp-python is installed, is its Q8_0.
 
 The memory limit reads every weight, keys and values once per token of each row, at the rate
 (bytes read plus written) of a copy measured in the same run.
@@ -30,7 +31,7 @@ import torch
 import kernels
 from bench import checkouts, results
 from bench.compare import Failed, attempt
-from bench.recipes import common
+from bench.recipes import common, llama_cpp
 from bench.timer import copy_rate, make_timer
 from gpt import hardware
 from gpt.config.model import ModelConfig
@@ -65,15 +66,18 @@ class Decoder(NamedTuple):
         return f"{self.implementation}, {dtype}{slide}"
 
 
-def decoders(model: str, device: torch.device) -> list[Decoder]:
+def decoders(model: str, batch: int, device: torch.device) -> list[Decoder]:
     """The decoders of a model; the first is the baseline of the speedups.
 
     The lecture's model computes in fp32, like its file; GPT-2 in the dtype of nanoGPT's sample.py.
     """
     low, fast = (LOW, "triton") if device.type == "cuda" else ("float32", "torch")
     if model == "gpt2":
-        found = [Decoder("nanogpt", low), Decoder("torch", low)]
-        return [*found, Decoder(fast, LOW), Decoder(fast, LOW, int8=True)]
+        ours = [Decoder("torch", low), Decoder(fast, LOW), Decoder(fast, LOW, int8=True)]
+        if device.type == "cpu" and batch == 1:  # each beside its peer
+            pairs = [(one, one._replace(implementation="llama.cpp")) for one in ours]
+            ours = list(sum(pairs, ()))
+        return [Decoder("nanogpt", low), *ours]
     found = [Decoder("lecture"), Decoder("nanogpt", low), Decoder("reference")]
     found += [Decoder("torch", low, SLIDE), Decoder(fast, low), Decoder(fast, low, SLIDE)]
     found += [Decoder(fast, LOW, SLIDE), Decoder(fast, LOW, SLIDE, int8=True)]
@@ -96,6 +100,8 @@ def make_generate(config: ModelConfig, decoder: Decoder, device, peers: Peers) -
     if name == "nanogpt":
         model = checkouts.nanogpt(peers["nanogpt"], vars(config)).to(device).eval()
         return in_pieces(model, torch.autocast(device.type, dtype, dtype != torch.float32))
+    if name == "llama.cpp":
+        return llama_cpp.generator(config, "int8" if decoder.int8 else decoder.dtype)
     model = build(config, None if name == "reference" else kernels.load(name, device))
     if decoder.int8:
         quantize(model)
@@ -128,7 +134,7 @@ def compare(model: str, batch: int, device, seconds: float, peers: Peers) -> Ite
     """
     copy = copy_rate(make_timer(device), COPIED)
     baseline = None
-    for number, decoder in enumerate(decoders(model, device)):
+    for number, decoder in enumerate(decoders(model, batch, device)):
         row = attempt(measure, model, batch, decoder, device, seconds, peers, copy)
         if isinstance(row, Failed):
             print(f"{model}, batch {batch}, {decoder}: {row.reason}", flush=True)
@@ -151,7 +157,7 @@ def measure(model, batch, decoder, device, seconds, peers, copy: float) -> dict:
         runs.append(timed_run(generate, tokens, NEW[model], seconds))
     made = min(run["made"] for run in runs)
     limit = batch * copy / bytes_per_token(config, batch, decoder, made)
-    rate = statistics.median(batch * (run["made"] - 1) / run["seconds"] for run in runs)
+    rates = [batch * (run["made"] - 1) / run["seconds"] for run in runs]
     return {
         "model": model,
         "batch": batch,
@@ -159,7 +165,8 @@ def measure(model, batch, decoder, device, seconds, peers, copy: float) -> dict:
         "tokens per row": made,
         "runs": len(runs),
         "first token, ms": rounded(1e3 * statistics.median(run["first"] for run in runs)),
-        "tokens/s": rounded(rate),
+        "tokens/s": rounded(statistics.median(rates)),
+        "range": f"{rounded(min(rates))}-{rounded(max(rates))}",
         "memory limit, tokens/s": rounded(limit),
     }
 
@@ -203,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seconds", type=float, default=20.0, help="of timing, per implementation")
     options = parser.parse_args(arguments)
     device = hardware.choose_device(options.device)
+    hardware.keep_freed_memory(device)  # as sample.py
     torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each new length
     peers, rows = {"lecture": options.lecture, "nanogpt": options.nanogpt}, []
     table, machine = "decode", ""
