@@ -108,10 +108,10 @@ _LAPTOP = replace(  # the lecture's loss in minutes on two CPU cores
     _QUICKSTART,
     preset="laptop",
     model=replace(_MODERN_MODEL, n_layer=4, n_head=4, n_embd=256, embedding_dropout=0.1),
-    weight_decay=0.2,
+    weight_decay=0.3,
     warmup_iters=20,
     batch_size=16,
-    max_iters=1000,
+    max_iters=1200,
     eval_interval=200,
 )
 
