@@ -71,11 +71,11 @@ class Muon(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
     """Near-orthogonal matrices with the same singular vectors: (N, rows, columns) -> the same.
 
-    A quintic Newton-Schulz iteration, X <- a X + (b A + c A^2) X with A = X X^T. Jordan's
-    coefficients bring every singular value into about [0.7, 1.2] in five steps.
+    A quintic Newton-Schulz iteration, X <- a X + (b A + c A^2) X with A = X X^T. With the
+    coefficients of Jordan, four steps bring singular values above 1% of the norm into [0.68, 1.21].
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]

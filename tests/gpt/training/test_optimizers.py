@@ -74,9 +74,9 @@ def test_the_learning_rate_is_constant_without_decay_lr_whatever_the_warm_up():
 
 
 def newton_schulz(s):
-    """What the five iterations of Muon do to the singular values of a matrix."""
+    """What the four iterations of Muon do to the singular values of a matrix."""
     s = s / s.norm()  # the Frobenius norm
-    for _ in range(5):
+    for _ in range(4):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     return s
 
