@@ -90,18 +90,18 @@ _SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few step
     eval_interval=100,
 )
 
-_QUICKSTART = replace(  # a minute or two on two CPU cores
+_QUICKSTART = replace(  # half a minute on two CPU cores
     _SPEEDRUN,
     preset="quickstart",
     model=replace(_MODERN_MODEL, block_size=64, n_layer=3, n_head=2, n_embd=128),
     data="auto",
-    learning_rate=6e-3,
-    muon_learning_rate=0.01,
+    learning_rate=8e-3,
+    muon_learning_rate=0.014,
     weight_decay=0.1,
     warmup_iters=5,
-    batch_size=24,
-    max_iters=750,
-    eval_interval=375,
+    batch_size=48,
+    max_iters=420,
+    eval_interval=210,
     sample=500,
 )
 
@@ -109,6 +109,7 @@ _LAPTOP = replace(  # the lecture's loss in minutes on two CPU cores
     _QUICKSTART,
     preset="laptop",
     model=replace(_MODERN_MODEL, n_layer=4, n_head=4, n_embd=256, embedding_dropout=0.1),
+    learning_rate=6e-3,
     muon_learning_rate=0.02,
     weight_decay=0.3,
     warmup_iters=20,
@@ -129,6 +130,7 @@ _ADDITION = replace(  # the lecture's exercise 2: three digits in a minute on tw
     ),
     data="addition-3",
     batch_size=128,
+    learning_rate=6e-3,
     muon_learning_rate=0.02,
     weight_decay=0.0,
     max_iters=800,
