@@ -24,8 +24,8 @@ from gpt.generation.load import load_model
 from gpt.runs.metrics import read_metrics
 
 LOSSES = (1.4873, 1.4697, 1.44)  # at the end of the lecture's run, nanoGPT's best, our aim
-LECTURE = ["--preset=lecture", "--kernels=reference", "--device=cpu", "--eval-interval=20"]
-LECTURE_STEPS = 40
+LECTURE = ["--preset=lecture", "--kernels=reference", "--device=cpu", "--eval-interval=15"]
+LECTURE_STEPS = 30
 WITHOUT = {  # technique -> what removes it
     "nothing": "pass",
     "`ShortAttention` and `ReluSquared`": "kernels.torch_cpu.is_faster = lambda x: False",

@@ -59,7 +59,7 @@ def race(checkout: Path, text: Path, data: TokenDataset, seed: int, folder: Path
     began = time.perf_counter()
     common.run_script(*script, f"--out-dir={folder / 'as users run it'}")
     seconds = time.perf_counter() - began
-    script += ["--eval-interval=25", "--sample=0", f"--out-dir={folder / 'run'}"]
+    script += ["--eval-interval=15", "--sample=0", f"--out-dir={folder / 'run'}"]
     common.run_script(*script)
     ours = common.evaluations(folder / "run")
     reached = next((e["seconds"] for e in ours if e["val_loss"] <= loss), float("inf"))
