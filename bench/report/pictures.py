@@ -78,7 +78,7 @@ class Curves(Picture):
             axes.axhline(loss, color="#777777", linewidth=0.8, linestyle="--")
             axes.text(0, loss, label, fontsize=8, va=side)
         axes.set(xlabel="minutes of training on a CPU", ylabel="validation loss")
-        axes.set_ylim(1.4, 2.2)
+        axes.set_ylim(1.4, 3.4)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         return figure
