@@ -274,7 +274,8 @@ def decode_attention(
     q, k = qk.split((H, Hkv), dim=1)  # (B, H, D), (B, Hkv, D)
     begin, last, seen = 0, T - 1, None
     if B and qkv.device.type == "cpu":  # on a GPU this would synchronise
-        first, *_, last = sorted(position.tolist() * 2)
+        positions = position.tolist()
+        first, last = min(positions), max(positions)
         begin = max(0, first - window + 1) if window else 0
     if B and qkv.device.type == "cpu" and first == last:  # as in `generate`: no key is hidden
         cache[0, :, :, last], cache[1, :, :, last] = k, v
