@@ -48,7 +48,7 @@ def update(root: Path, check: bool) -> int:
     with intact(path):
         for name in tables.LEDGER_TABLES:
             tables.render(name, [], {}, ledger)
-    with intact(folder / "decode-*, laptop-* or quickstart-*.json"):  # in pictures
+    with intact(folder / "laptop-*.json"):  # in pictures
         shown = pictures(gpus, recipes)
     drawn = {root / PICTURES / name: one for name, one in shown.items()}
     stale = {path: picture for path, picture in drawn.items() if not picture.is_current(path)}

@@ -43,21 +43,20 @@ class Picture:
 
 @dataclass
 class Bars(Picture):
-    """A picture with one part a title, in each a bar for every label."""
+    """A bar for every label."""
 
-    parts: dict[str, dict[str, float]]  # title -> label -> value
+    title: str
+    bars: dict[str, float]  # label -> value
 
     def draw(self) -> Figure:
-        counts = [max(1, len(bars)) for bars in self.parts.values()]
-        figure = Figure(figsize=(7, 0.35 * sum(counts) + 0.8 * len(counts)), layout="constrained")
-        grid = figure.subplots(len(counts), squeeze=False, height_ratios=counts)
-        for (axes,), (title, bars) in zip(grid, self.parts.items(), strict=True):
-            drawn = axes.barh(list(bars), list(bars.values()), color="#4477aa")
-            axes.bar_label(drawn, fmt="{:g}", padding=4)
-            axes.invert_yaxis()
-            axes.margins(x=0.12)
-            axes.set_title(title, loc="left", fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
+        figure = Figure(figsize=(7, 0.35 * max(1, len(self.bars)) + 0.8), layout="constrained")
+        axes = figure.subplots()
+        drawn = axes.barh(list(self.bars), list(self.bars.values()), color="#4477aa")
+        axes.bar_label(drawn, fmt="{:g}", padding=4)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_title(self.title, loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
         return figure
 
 
@@ -93,12 +92,7 @@ def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture
             best = peer_speedup(rows_of(result["rows"], case, timed.passes(case)[-1]))
             bars |= {f"{label}, over {best[1]}": round(best[0], 2)} if best else {}
         title = f"Speedup over the fastest peer, all passes, {result['gpu']['name']}"
-        found[f"{stem(result['gpu'])}-speedup.svg"] = Bars({title: bars})
-    rows = {name: result["rows"] for name, result in recipes.items()}
-    if {"quickstart", "decode"} <= rows.keys():
-        races = [row for row in rows["quickstart"] if isinstance(row["speedup"], float)]
-        race = sorted(races, key=lambda row: row["speedup"])[len(races) // 2]
-        found["two-cores.svg"] = two_cores(race, rows["decode"])
+        found[f"{stem(result['gpu'])}-speedup.svg"] = Bars(title, bars)
     if "laptop" in recipes:
         goals = {
             "1.4873: the lecture's run, on an A100": 1.4873,
@@ -106,20 +100,3 @@ def pictures(results: list[dict], recipes: dict[str, dict]) -> dict[str, Picture
         }
         found["laptop.svg"] = Curves(recipes["laptop"]["curves"], goals)
     return found
-
-
-def two_cores(race: dict, decoders: list[dict]) -> Bars:
-    """The picture of the README: seconds to nanoGPT's loss, and tokens per second."""
-    lecture = [row for row in decoders if (row["model"], row["batch"]) == ("lecture", 1)]
-    slowest, fastest = (end(lecture, key=lambda row: row["tokens/s"]) for end in (min, max))
-    return Bars(
-        {
-            f"Training time to nanoGPT's final loss, {race['nanoGPT final loss']} (s)": {
-                "nanoGPT's CPU recipe": race["nanoGPT, s"],
-                "make train": race["quickstart, s to that loss"],
-            },
-            "Generation, the lecture's model, batch 1 (tokens/s)": {
-                row["implementation"]: row["tokens/s"] for row in (slowest, fastest)
-            },
-        }
-    )
