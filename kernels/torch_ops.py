@@ -236,7 +236,7 @@ def _linear(x, weight, bias):
     """x @ weight^T + bias; a single row on a CPU by the fastest of PyTorch's routines.
 
     For fp32 that is a batch of two products: on an AMD EPYC, MKL computes a single one on one core.
-    For bf16 it is the matrix-vector product, 1.4 times as fast as oneDNN's product.
+    For bf16 it is the matrix-vector product, which is faster than oneDNN's matrix product.
     """
     if x.device.type != "cpu" or len(x) != 1 or (x.dtype == torch.float32 and len(weight) % 2):
         return F.linear(x, weight, bias)

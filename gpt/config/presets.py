@@ -90,7 +90,7 @@ _SPEEDRUN = replace(  # nanoGPT's size and data, to its best loss in as few step
     eval_interval=100,
 )
 
-_QUICKSTART = replace(  # half a minute on two CPU cores
+_QUICKSTART = replace(  # less than a minute on two CPU cores
     _SPEEDRUN,
     preset="quickstart",
     model=replace(_MODERN_MODEL, block_size=64, n_layer=3, n_head=2, n_embd=128),
